@@ -1,0 +1,176 @@
+"""What a federated data set is: plain arrays, checked once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+Features: TypeAlias = NDArray[np.floating[Any]]
+"""Samples first, then the shape of one sample: ``(n, *shape)``."""
+Targets: TypeAlias = NDArray[Any]
+"""``(n,)``: int64 class labels, or float64 regression targets."""
+Indices: TypeAlias = NDArray[np.int64]
+"""Sorted positions of one client's samples in the training set."""
+
+
+@final
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Dataset:
+    """Training and test samples in memory, normalised and checked.
+
+    Parameters
+    ----------
+    name
+        The name by which the data was loaded.
+    x_train, x_test
+        Features, ``(n, *shape)``, float32 or float64, finite, already normalised.
+    y_train, y_test
+        Class labels ``(n,)`` int64 in ``0 .. num_classes - 1``, or regression targets ``(n,)`` float64.
+    num_classes
+        Number of classes; ``None`` for regression, whose loss is half the squared error.
+    groups
+        The natural client of each training sample, ``(n,)`` int64; ``None`` where the data has none.
+    default_model
+        Name of the model to train when none is asked for.
+    facts
+        What is known in closed form about the data, such as the optimum of a quadratic.
+
+    Raises
+    ------
+    ValueError
+        If a part is empty, lengths or shapes differ, a number is NaN or infinite, or a label is out of range.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x, y = np.zeros((4, 3), np.float32), np.array([0, 1, 0, 1])
+    >>> data = Dataset(name="tiny", x_train=x, y_train=y, x_test=x, y_test=y, num_classes=2)
+    >>> data.shape, data.num_outputs
+    ((3,), 2)
+    """
+
+    name: str
+    x_train: Features
+    y_train: Targets
+    x_test: Features
+    y_test: Targets
+    num_classes: int | None
+    groups: NDArray[np.int64] | None = None
+    default_model: str = "logistic"
+    facts: Mapping[str, NDArray[np.float64] | float] = field(default_factory=dict)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one sample's features."""
+        return self.x_train.shape[1:]
+
+    @property
+    def num_outputs(self) -> int:
+        """Outputs that a model of this data has: one per class, or one for regression."""
+        return 1 if self.num_classes is None else self.num_classes
+
+    def __post_init__(self) -> None:
+        if self.num_classes is not None and self.num_classes < 2:
+            raise ValueError(
+                f"{self.name}: only {self.num_classes} class; give data with at least two different labels"
+            )
+        _check_part(self.name, "training", self.x_train, self.y_train, self.num_classes)
+        _check_part(self.name, "test", self.x_test, self.y_test, self.num_classes)
+        if self.x_test.shape[1:] != self.shape:
+            raise ValueError(
+                f"{self.name}: a test sample has shape {self.x_test.shape[1:]}, a training sample "
+                f"{self.shape}; give both the same features"
+            )
+        if self.groups is not None and self.groups.shape != self.y_train.shape:
+            raise ValueError(
+                f"{self.name}: {self.groups.size} groups for {self.y_train.size} training samples; "
+                "give one group per training sample"
+            )
+
+
+def _check_part(name: str, part: str, x: Features, y: Targets, num_classes: int | None) -> None:
+    """Raise a ValueError unless features and targets of one part are usable."""
+    if len(x) == 0 or x.ndim < 2:
+        raise ValueError(
+            f"{name}: the {part} features have shape {x.shape}; give at least one sample, "
+            "as an array (samples, features ...)"
+        )
+    if y.shape != (len(x),):
+        raise ValueError(
+            f"{name}: {len(x)} {part} samples but targets of shape {y.shape}; give one target per sample"
+        )
+    if not np.issubdtype(x.dtype, np.floating):
+        raise ValueError(f"{name}: {part} features are {x.dtype}; convert them to float32 or float64")
+    if not np.isfinite(x).all():
+        sample = int(np.nonzero(~np.isfinite(x))[0][0])
+        raise ValueError(
+            f"{name}: {part} sample {sample} has a NaN or infinite feature; "
+            "remove the sample or fill in the value"
+        )
+    if num_classes is None:
+        if not np.issubdtype(y.dtype, np.floating):
+            raise ValueError(f"{name}: {part} regression targets are {y.dtype}; convert them to float64")
+        if not np.isfinite(y).all():
+            sample = int(np.argmin(np.isfinite(y)))
+            raise ValueError(
+                f"{name}: {part} sample {sample} has a NaN or infinite target; remove the sample"
+            )
+    else:
+        if y.dtype != np.int64:
+            raise ValueError(f"{name}: {part} labels are {y.dtype}; convert them to int64")
+        if y.min() < 0 or y.max() >= num_classes:
+            sample = int(np.argmax((y < 0) | (y >= num_classes)))
+            raise ValueError(
+                f"{name}: label {y[sample]} of {part} sample {sample} is out of range; "
+                f"number the {num_classes} classes 0 to {num_classes - 1}"
+            )
+
+
+def train_test_split(
+    targets: Targets, test_fraction: float, rng: np.random.Generator
+) -> tuple[Indices, Indices]:
+    """Split samples at random, class by class if the targets are labels.
+
+    The test part has ``round(n * test_fraction)`` samples, shared among the classes by largest remainder;
+    a class never loses its last training sample.
+
+    Parameters
+    ----------
+    targets
+        ``(n,)``; integers are split class by class, floats without regard to their value.
+    test_fraction
+        Share of the samples in the test part.
+    rng
+        Generator of the split.
+
+    Returns
+    -------
+    tuple
+        Sorted indices of the training and of the test samples.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> train, test = train_test_split(np.repeat([0, 1], [8, 2]), 0.5, np.random.default_rng(0))
+    >>> len(train), np.bincount(np.repeat([0, 1], [8, 2])[test]).tolist()
+    (5, [4, 1])
+    """
+    n = len(targets)
+    stratified = np.issubdtype(targets.dtype, np.integer)
+    strata = np.unique(targets, return_inverse=True)[1] if stratified else np.zeros(n, np.int64)
+    sizes = np.bincount(strata)
+    share = sizes * test_fraction
+    tests = np.minimum(np.floor(share).astype(np.int64), sizes - 1)
+    can_give = np.flatnonzero(tests + 1 < sizes)
+    missing = max(0, round(n * test_fraction) - int(tests.sum()))
+    tests[can_give[np.argsort((tests - share)[can_give], kind="stable")][:missing]] += 1
+
+    shuffled = rng.permutation(n)
+    shuffled = shuffled[np.argsort(strata[shuffled], kind="stable")]
+    first = np.repeat(np.cumsum(sizes) - sizes, sizes)
+    is_test = np.arange(n) - first < np.repeat(tests, sizes)
+    return np.sort(shuffled[~is_test]), np.sort(shuffled[is_test])

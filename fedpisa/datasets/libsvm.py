@@ -1,0 +1,139 @@
+"""Files in LIBSVM's sparse text format, such as the Adult census data a9a."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from fedpisa.datasets.base import Dataset, train_test_split
+from fedpisa.streams import generator
+
+_ORIGIN = "https://www.csie.ntu.edu.tw/~cjlin/libsvmtools/datasets"
+
+
+def libsvm(
+    *,
+    seed: int,
+    data_dir: Path,
+    train_file: str,
+    test_file: str | None = None,
+    test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2,
+    regression: bool = False,
+) -> Dataset:
+    """Read LIBSVM files: one sample per line, as ``label index:value ...``, indices from 0 or from 1.
+
+    Features are used as they are (the LIBSVM page offers scaled files) and stored densely as float32. Labels
+    become 0, 1, ... in increasing order, as the training file has them.
+
+    Parameters
+    ----------
+    train_file, test_file
+        File names in ``data-dir``, or absolute paths.
+    test_fraction
+        Share of the training file kept for testing if there is no test file (stratified, seeded).
+    regression
+        Take the labels as real targets.
+
+    Raises
+    ------
+    ValueError
+        If a file is missing or malformed, or its labels do not fit.
+    """
+    paths = [_existing(data_dir / name) for name in (train_file, test_file) if name is not None]
+    parts = _read(paths, n_features=None)
+    x, y = parts[0]
+    if test_file is None:
+        by = y if regression else y.astype(np.int64)
+        train, test = train_test_split(by, test_fraction, generator(seed, "libsvm-split"))
+        parts = [(x[train], y[train]), (x[test], y[test])]
+    return _dataset("libsvm", parts, regression=regression, source=paths[-1])
+
+
+def a9a(*, data_dir: Path) -> Dataset:
+    """UCI Adult as LIBSVM's a9a: 123 binary features, income above 50,000 or not; 32,561 + 16,281 samples.
+
+    Features are 0 or 1 and used as they are; labels -1, +1 become 0, 1 (24 % are 1).
+
+    Raises
+    ------
+    ValueError
+        If a file is missing, malformed or incomplete.
+
+    References
+    ----------
+    B. Becker and R. Kohavi, Adult, UCI Machine Learning Repository, 1996 (CC BY 4.0).
+    """
+    expected = {"a9a": 32_561, "a9a.t": 16_281}
+    paths = [_existing(data_dir / name) for name in expected]
+    parts = _read(paths, n_features=123)  # feature 123 does not occur in the test file
+    for path, (_, y) in zip(paths, parts, strict=True):
+        if len(y) != expected[path.name]:
+            raise ValueError(
+                f"{path} has {len(y)} samples instead of {expected[path.name]}; "
+                f"download it again from {_ORIGIN}"
+            )
+    return _dataset("a9a", parts, regression=False, source=paths[-1])
+
+
+_Part = tuple[NDArray[np.float32], NDArray[np.float64]]
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise ValueError(
+            f"{path} does not exist; put the file there (LIBSVM's are at {_ORIGIN}) "
+            "or set data-dir to the folder that has it"
+        )
+    return path
+
+
+def _read(paths: list[Path], n_features: int | None) -> list[_Part]:
+    """Read files into dense features of one common width, and raw labels."""
+    from sklearn.datasets import load_svmlight_files
+
+    try:
+        columns = load_svmlight_files([str(path) for path in paths], n_features=n_features, dtype=np.float32)
+    except (ValueError, OverflowError, EOFError) as error:
+        names = " or ".join(map(str, paths))
+        raise ValueError(
+            f"{names} is not a complete LIBSVM file ({error}); download it again or check its format"
+        ) from error
+    return [
+        (x.toarray(), np.asarray(y, np.float64)) for x, y in zip(columns[::2], columns[1::2], strict=True)
+    ]
+
+
+def _dataset(name: str, parts: list[_Part], *, regression: bool, source: Path) -> Dataset:
+    (x_train, y_train), (x_test, y_test) = parts
+    if regression:
+        return Dataset(
+            name=name,
+            x_train=x_train,
+            y_train=y_train,
+            x_test=x_test,
+            y_test=y_test,
+            num_classes=None,
+            default_model="linear",
+        )
+    classes = np.unique(y_train)
+    if not np.array_equal(classes, np.round(classes)):
+        raise ValueError(f"{source} has labels that are not whole numbers; set regression = true")
+    unknown = np.setdiff1d(y_test, classes)
+    if unknown.size:
+        raise ValueError(
+            f"{source} has label {unknown[0]:g}, which no training sample has; "
+            "remove those samples or give a matching test file"
+        )
+    return Dataset(
+        name=name,
+        x_train=x_train,
+        y_train=np.searchsorted(classes, y_train),
+        x_test=x_test,
+        y_test=np.searchsorted(classes, y_test),
+        num_classes=len(classes),
+        default_model="logistic",
+    )

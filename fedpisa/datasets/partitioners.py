@@ -1,0 +1,472 @@
+"""Ways to deal training samples out to clients: pure functions of labels and a generator.
+
+A partitioner maps labels ``(n,)`` to one sorted int64 index array per client. Indices are disjoint and every
+client gets at least one sample; only ``labels_per_client`` can leave samples out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedpisa.datasets.base import Features, Indices, Targets
+from fedpisa.typing import NonNegative, Positive, PositiveInt
+
+_ATTEMPTS = 1000  # of a Dirichlet split to give every client its minimum
+
+
+def iid(labels: Targets, num_clients: int, rng: np.random.Generator) -> list[Indices]:
+    """Shuffle the samples and deal them out evenly; sizes differ by at most one.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> [len(part) for part in iid(np.zeros(10, int), 3, np.random.default_rng(0))]
+    [4, 3, 3]
+    """
+    n = _check(labels, num_clients)
+    owner = np.empty(n, np.int64)
+    owner[rng.permutation(n)] = np.repeat(np.arange(num_clients), _even(n, num_clients))
+    return _collect(owner, num_clients)
+
+
+def label_dirichlet(
+    labels: Targets,
+    num_clients: int,
+    rng: np.random.Generator,
+    *,
+    dirichlet_alpha: Positive = 0.5,
+    min_partition_size: PositiveInt = 10,
+) -> list[Indices]:
+    """Deal each class out by its own Dirichlet draw over the clients, with NIID-Bench's balancing.
+
+    Class by class, ``p ~ Dir(dirichlet_alpha, ..., dirichlet_alpha)`` over the clients; ``p`` is set to zero
+    for clients that already have ``n / num_clients`` samples or more, scaled to sum 1, and the shuffled class
+    is cut at its cumulative sums. The whole draw is repeated until every client has its minimum.
+
+    Parameters
+    ----------
+    dirichlet_alpha
+        Concentration: small gives each class to few clients, large to all alike.
+    min_partition_size
+        Smallest number of samples of a client.
+
+    Raises
+    ------
+    ValueError
+        If the minimum is impossible, or not met by any of 1,000 draws.
+
+    References
+    ----------
+    Q. Li et al., Federated Learning on Non-IID Data Silos: An Experimental Study, ICDE 2022.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> labels = np.repeat(np.arange(10), 100)
+    >>> parts = label_dirichlet(labels, 5, np.random.default_rng(0))
+    >>> sum(map(len, parts)), min(map(len, parts)) >= 10
+    (1000, True)
+    """
+    n = _check_classes(labels, num_clients)
+    _check_minimum(n, num_clients, min_partition_size)
+    _, labels = np.unique(labels, return_inverse=True)
+    class_sizes = np.bincount(labels)
+    fair_share = n / num_clients
+    best = 0
+    for _ in range(_ATTEMPTS):
+        counts = np.zeros((len(class_sizes), num_clients), np.int64)
+        sizes = np.zeros(num_clients, np.int64)
+        for row, class_size in zip(counts, class_sizes, strict=True):
+            shares = rng.dirichlet(np.full(num_clients, dirichlet_alpha)) * (sizes < fair_share)
+            if not shares.sum() > 0:  # a tiny alpha gave all of the class to clients that are full
+                break
+            row[:] = _cut(shares, int(class_size))
+            sizes += row
+        else:
+            best = max(best, int(sizes.min()))
+            if best >= min_partition_size:
+                return _deal(labels, counts, rng)
+    raise _unmet(best, num_clients, min_partition_size, dirichlet_alpha)
+
+
+def client_dirichlet(
+    labels: Targets, num_clients: int, rng: np.random.Generator, *, dirichlet_alpha: Positive = 0.5
+) -> list[Indices]:
+    """Give each client its own Dirichlet draw over the classes; sizes differ by at most one.
+
+    Client i draws ``p_i ~ Dir(dirichlet_alpha * C * p)``, with ``p`` the global label distribution, so that
+    the clients' mean is ``p``; for balanced classes this is the symmetric Dirichlet. Its labels are drawn
+    from ``p_i`` without replacement: a class that runs out is left out of ``p_i``, and where nothing of
+    ``p_i`` is left the remaining samples are drawn alike. Clients draw in random order, and all samples are
+    dealt out: the last ones to draw are therefore nearer to what is left than to their ``p_i``.
+
+    Parameters
+    ----------
+    dirichlet_alpha
+        Concentration: small gives each client few classes, large gives all the same mixture.
+
+    References
+    ----------
+    T.-M. H. Hsu et al., Measuring the Effects of Non-Identical Data Distribution for Federated Visual
+    Classification, arXiv:1909.06335.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> labels = np.repeat(np.arange(10), 100)
+    >>> [len(part) for part in client_dirichlet(labels, 4, np.random.default_rng(0))]
+    [250, 250, 250, 250]
+    """
+    n = _check_classes(labels, num_clients)
+    _, labels = np.unique(labels, return_inverse=True)
+    left = np.bincount(labels)
+    mixtures = rng.dirichlet(dirichlet_alpha * left * (len(left) / n), num_clients)
+    sizes = _even(n, num_clients)
+    counts = np.zeros((len(left), num_clients), np.int64)
+    for client in rng.permutation(num_clients):
+        missing = int(sizes[client])
+        while missing:
+            shares = mixtures[client] * (left > 0)
+            if not shares.sum() > 0:
+                shares = left.astype(np.float64)
+            drawn = np.minimum(rng.multinomial(missing, shares / shares.sum()), left)
+            counts[:, client] += drawn
+            left -= drawn
+            missing -= int(drawn.sum())
+    return _deal(labels, counts, rng)
+
+
+def labels_per_client(
+    labels: Targets, num_clients: int, rng: np.random.Generator, *, labels_per_client: PositiveInt = 2
+) -> list[Indices]:
+    """Give each client samples of exactly K classes (NIID-Bench's #C = K).
+
+    Client i holds class ``i mod C`` and K - 1 further classes drawn at random; each class is shuffled and
+    split evenly among the clients that hold it. Samples of a class that nobody holds are left out, which can
+    only happen with fewer clients than classes.
+
+    Parameters
+    ----------
+    labels_per_client
+        Number of classes K of each client.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than K classes, or a class has fewer samples than holders.
+
+    References
+    ----------
+    Q. Li et al., Federated Learning on Non-IID Data Silos: An Experimental Study, ICDE 2022.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> labels = np.repeat(np.arange(3), 6)
+    >>> parts = labels_per_client(labels, 6, np.random.default_rng(0), labels_per_client=1)
+    >>> [np.unique(labels[part]).tolist() for part in parts]
+    [[0], [1], [2], [0], [1], [2]]
+    """
+    _check_classes(labels, num_clients)
+    values, labels = np.unique(labels, return_inverse=True)
+    num_classes = len(values)
+    if labels_per_client > num_classes:
+        raise ValueError(
+            f"labels-per-client = {labels_per_client} but there are {num_classes} classes; "
+            f"set labels-per-client to at most {num_classes}"
+        )
+    clients = np.arange(num_clients)
+    preference = rng.random((num_clients, num_classes))
+    preference[clients, clients % num_classes] = -1.0  # its own class comes first
+    chosen = np.argsort(preference, axis=1)[:, :labels_per_client]
+    holds = np.zeros((num_classes, num_clients), bool)
+    holds[chosen, clients[:, None]] = True
+
+    counts = np.zeros(holds.shape, np.int64)
+    for k, class_size in enumerate(np.bincount(labels)):
+        holders = np.flatnonzero(holds[k])
+        if class_size < len(holders):
+            raise ValueError(
+                f"class {values[k]} has {class_size} samples for {len(holders)} clients that hold it; "
+                "lower num-clients or labels-per-client"
+            )
+        if len(holders):
+            counts[k, holders] = _even(int(class_size), len(holders))
+    return _deal(labels, counts, rng)
+
+
+def shards(
+    labels: Targets, num_clients: int, rng: np.random.Generator, *, shards_per_client: PositiveInt = 2
+) -> list[Indices]:
+    """Sort by label, cut into equal shards, and deal the shards out at random (McMahan et al.).
+
+    There are ``num_clients * shards_per_client`` shards, whose sizes differ by at most one; samples of the
+    same label are in random order.
+
+    Parameters
+    ----------
+    shards_per_client
+        Number of shards of each client.
+
+    Raises
+    ------
+    ValueError
+        If there are more shards than samples.
+
+    References
+    ----------
+    B. McMahan et al., Communication-Efficient Learning of Deep Networks from Decentralized Data,
+    AISTATS 2017.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> labels = np.repeat(np.arange(4), 5)
+    >>> parts = shards(labels, 2, np.random.default_rng(0))
+    >>> [len(np.unique(labels[part])) for part in parts]
+    [2, 2]
+    """
+    n = _check_classes(labels, num_clients)
+    num_shards = num_clients * shards_per_client
+    if num_shards > n:
+        raise ValueError(
+            f"{num_shards} shards need as many samples but there are {n}; "
+            f"lower num-clients to at most {n // shards_per_client} or lower shards-per-client"
+        )
+    shuffled = rng.permutation(n)
+    by_label = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    shard_owner = rng.permutation(np.repeat(np.arange(num_clients), shards_per_client))
+    owner = np.empty(n, np.int64)
+    owner[by_label] = np.repeat(shard_owner, _even(n, num_shards))
+    return _collect(owner, num_clients)
+
+
+def quantity_dirichlet(
+    labels: Targets,
+    num_clients: int,
+    rng: np.random.Generator,
+    *,
+    dirichlet_alpha: Positive = 0.5,
+    min_partition_size: PositiveInt = 10,
+) -> list[Indices]:
+    """Deal shuffled samples out in sizes drawn from a Dirichlet distribution (NIID-Bench's quantity skew).
+
+    ``q ~ Dir(dirichlet_alpha, ..., dirichlet_alpha)`` over the clients; the shuffled samples are cut at its
+    cumulative sums. The draw is repeated until every client has its minimum.
+
+    Parameters
+    ----------
+    dirichlet_alpha
+        Concentration: small gives a few clients nearly everything, large gives equal sizes.
+    min_partition_size
+        Smallest number of samples of a client.
+
+    Raises
+    ------
+    ValueError
+        If the minimum is impossible, or not met by any of 1,000 draws.
+
+    References
+    ----------
+    Q. Li et al., Federated Learning on Non-IID Data Silos: An Experimental Study, ICDE 2022.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> parts = quantity_dirichlet(np.zeros(1000, int), 5, np.random.default_rng(0))
+    >>> sum(map(len, parts)), min(map(len, parts)) >= 10
+    (1000, True)
+    """
+    n = _check(labels, num_clients)
+    _check_minimum(n, num_clients, min_partition_size)
+    best = 0
+    for _ in range(_ATTEMPTS):
+        sizes = _cut(rng.dirichlet(np.full(num_clients, dirichlet_alpha)), n)
+        best = max(best, int(sizes.min()))
+        if best >= min_partition_size:
+            owner = np.empty(n, np.int64)
+            owner[rng.permutation(n)] = np.repeat(np.arange(num_clients), sizes)
+            return _collect(owner, num_clients)
+    raise _unmet(best, num_clients, min_partition_size, dirichlet_alpha)
+
+
+def feature_noise(
+    labels: Targets, num_clients: int, rng: np.random.Generator, *, noise_std: NonNegative = 0.1
+) -> list[Indices]:
+    """Deal the samples out evenly; client i's features then get noise that grows with i (NIID-Bench).
+
+    The indices are those of ``iid``; ``add_feature_noise`` makes the noise.
+
+    Parameters
+    ----------
+    noise_std
+        Standard deviation of the last client's noise, in units of the normalised features.
+
+    References
+    ----------
+    Q. Li et al., Federated Learning on Non-IID Data Silos: An Experimental Study, ICDE 2022.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> [len(part) for part in feature_noise(np.zeros(10, int), 3, np.random.default_rng(0))]
+    [4, 3, 3]
+    """
+    return iid(labels, num_clients, rng)
+
+
+def natural(
+    labels: Targets,
+    num_clients: int,
+    rng: np.random.Generator,
+    *,
+    groups: NDArray[np.int64] | None,
+) -> list[Indices]:
+    """Give each natural client of the data (writer, hospital, generated client) its own samples.
+
+    Clients are in the order of their group's number. Nothing is drawn.
+
+    Raises
+    ------
+    ValueError
+        If the data has no groups, or not as many as there are clients.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> groups = np.array([7, 3, 7, 3])
+    >>> [part.tolist() for part in natural(np.zeros(4), 2, np.random.default_rng(0), groups=groups)]
+    [[1, 3], [0, 2]]
+    """
+    _check(labels, num_clients)
+    if groups is None:
+        raise ValueError(
+            "partitioner natural needs data with natural clients and this data has none; "
+            "use another partitioner, such as iid, or name a group-column"
+        )
+    values, owner = np.unique(groups, return_inverse=True)
+    if len(values) != num_clients:
+        raise ValueError(
+            f"the data has {len(values)} natural clients but num-clients = {num_clients}; "
+            f"set num-clients = {len(values)}"
+        )
+    return _collect(owner, num_clients)
+
+
+def add_feature_noise(
+    x: Features, partition: Sequence[Indices], rng: np.random.Generator, *, noise_std: float = 0.1
+) -> Features:
+    """Return the features with Gaussian noise whose level grows with the client.
+
+    Client i of N gets noise of standard deviation ``noise_std * i / (N - 1)``: none for the first,
+    ``noise_std`` for the last, as in NIID-Bench's code (its paper writes a variance ``noise_std * i / N``).
+    The noise is drawn once, so that a sample looks the same in every round; the test set stays clean.
+
+    Parameters
+    ----------
+    x
+        Training features ``(n, *shape)``; not changed.
+    partition
+        Indices of each client.
+    rng
+        Generator of the noise.
+    noise_std
+        Standard deviation of the last client's noise.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x = np.zeros((4, 1), np.float32)
+    >>> noisy = add_feature_noise(x, [np.array([0, 1]), np.array([2, 3])], np.random.default_rng(0))
+    >>> (noisy != x).ravel().tolist()
+    [False, False, True, True]
+    """
+    noisy = x.copy()
+    for client, indices in enumerate(partition):
+        std = noise_std * client / max(1, len(partition) - 1)
+        noise = rng.standard_normal((len(indices), *x.shape[1:]), np.float32)
+        noisy[indices] += (std * noise).astype(x.dtype)
+    return noisy
+
+
+EFFECTS: Mapping[Callable[..., list[Indices]], Callable[..., Features]] = {feature_noise: add_feature_noise}
+"""Partitioners whose clients also see changed features, and the function that changes them."""
+
+
+def _check(labels: Targets, num_clients: int) -> int:
+    """Return the number of samples, at least one per client."""
+    n = len(labels)
+    if num_clients < 1:
+        raise ValueError(f"num-clients = {num_clients}; set it to at least 1")
+    if num_clients > n:
+        raise ValueError(
+            f"{n} training samples are too few for {num_clients} clients; set num-clients to at most {n}"
+        )
+    return n
+
+
+def _check_classes(labels: Targets, num_clients: int) -> int:
+    """Return the number of samples, whose targets must be class labels."""
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(
+            "a partitioner by label needs class labels and this data has regression targets; "
+            "use partitioner iid, quantity-dirichlet, feature-noise or natural"
+        )
+    return _check(labels, num_clients)
+
+
+def _check_minimum(n: int, num_clients: int, minimum: int) -> None:
+    if num_clients * minimum > n:
+        raise ValueError(
+            f"{n} samples cannot give each of {num_clients} clients min-partition-size = {minimum}; set "
+            f"min-partition-size to at most {n // num_clients} or num-clients to at most {n // minimum}"
+        )
+
+
+def _unmet(best: int, num_clients: int, minimum: int, alpha: float) -> ValueError:
+    lower = f"lower min-partition-size to {best}, " if best else ""
+    return ValueError(
+        f"no draw of {_ATTEMPTS} with dirichlet-alpha = {alpha:g} gave each of {num_clients} clients "
+        f"min-partition-size = {minimum} samples (the best gave {best}); {lower}raise dirichlet-alpha "
+        "or lower num-clients"
+    )
+
+
+def _even(n: int, parts: int) -> NDArray[np.int64]:
+    """Sizes of ``parts`` parts of ``n`` samples that differ by at most one, larger ones first."""
+    return n // parts + (np.arange(parts) < n % parts).astype(np.int64)
+
+
+def _cut(shares: NDArray[np.float64], n: int) -> NDArray[np.int64]:
+    """Sizes of the parts of ``n`` samples cut at the cumulative shares."""
+    ends = np.floor(np.cumsum(shares / shares.sum()) * n).astype(np.int64)
+    ends[-1] = n
+    sizes: NDArray[np.int64] = np.diff(np.minimum(ends, n), prepend=0)
+    return sizes
+
+
+def _deal(labels: Targets, counts: NDArray[np.int64], rng: np.random.Generator) -> list[Indices]:
+    """Give client i ``counts[k, i]`` random samples of class k; samples not counted stay out."""
+    num_classes, num_clients = counts.shape
+    owner = np.full(len(labels), num_clients)
+    shuffled = rng.permutation(len(labels))
+    by_class = np.split(
+        shuffled[np.argsort(labels[shuffled], kind="stable")],
+        np.cumsum(np.bincount(labels, minlength=num_classes))[:-1],
+    )
+    for members, row in zip(by_class, counts, strict=True):
+        owner[members[: row.sum()]] = np.repeat(np.arange(num_clients), row)
+    return _collect(owner, num_clients)
+
+
+def _collect(owner: NDArray[np.int64], num_clients: int) -> list[Indices]:
+    """Sorted indices of each client from each sample's owner; owners beyond the last client are left out."""
+    order = np.argsort(owner, kind="stable")
+    ends = np.searchsorted(owner[order], np.arange(num_clients + 1))
+    parts = [order[start:end] for start, end in pairwise(ends)]
+    assert all(len(part) for part in parts), "a client without samples"
+    return parts
