@@ -1,0 +1,625 @@
+"""Finding the parts of a run by name: algorithms, datasets, partitioners, models, preconditioners, optimizers.
+
+There is no registry. A *component* is a public function or a frozen dataclass that lives in the package of its
+*family*; its *keys* are its own parameters, so that what a configuration may say is written down once, in the
+signature. ``module:attribute`` names a component of the user's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import importlib
+import inspect
+import math
+import operator
+import os
+import pkgutil
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType, ModuleType
+from typing import Any, Final, final
+
+import pydantic
+import pydantic_core
+
+INJECTED: Final = frozenset(
+    {"seed", "data_dir", "num_clients", "rng", "labels", "groups", "shape", "num_outputs"}
+)
+"""Parameters that the run fills in where a signature names them; they are not keys."""
+
+
+@final
+class _Required:
+    def __repr__(self) -> str:
+        return "REQUIRED"
+
+
+REQUIRED: Final = _Required()
+"""The default of a key that has none."""
+
+
+@final
+@dataclass(frozen=True)
+class Key:
+    """One thing that a configuration can set: its kebab-case name, annotation, default and meaning."""
+
+    name: str
+    annotation: object = Any
+    default: object = REQUIRED
+    doc: str = ""
+
+
+@final
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of a component's factory.
+
+    It is a plain value (only ``key``), a component of another family that the key's value names (``key`` and
+    ``family``), a dataclass whose parameters are the whole's own (only ``nested``), or injected (none of these).
+    """
+
+    name: str
+    key: Key | None = None
+    family: str | None = None
+    nested: Component | None = None
+    default: object = REQUIRED
+
+
+@final
+@dataclass(frozen=True)
+class Component:
+    """A named part of a run.
+
+    ``read`` takes a finished object apart again: it gives the values of its factory's parameters.
+    """
+
+    family: str
+    name: str
+    factory: Callable[..., object]
+    summary: str = ""
+    parameters: tuple[Parameter, ...] = ()
+    read: Callable[[Any], Mapping[str, object]] = field(default=vars, repr=False, compare=False)
+
+    @property
+    def keys(self) -> tuple[Key, ...]:
+        """The keys, with those of the parts that are chosen by default."""
+        return tuple(keys_of(self).values())
+
+    def __str__(self) -> str:
+        return f"{self.family} {self.name!r}"
+
+
+# --------------------------------------------------------------------------------------------------- names
+
+
+def kebab(name: str) -> str:
+    """Return the name that users see for a Python name.
+
+    Examples
+    --------
+    >>> kebab("label_dirichlet"), kebab("NewtonSchulz"), kebab("RMSProp"), kebab("lambda_")
+    ('label-dirichlet', 'newton-schulz', 'rmsprop', 'lambda')
+    """
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", name.rstrip("_")).replace("_", "-").lower()
+
+
+def nearest(name: str, candidates: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` for the candidate nearest to a misspelt name, or nothing.
+
+    Examples
+    --------
+    >>> nearest("sigm", ["rho", "sigma"])
+    "; did you mean 'sigma'?"
+    """
+    close = difflib.get_close_matches(kebab(name), list(candidates), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+# ------------------------------------------------------------------------------------------------ families
+
+
+def available(family: str) -> dict[str, Component]:
+    """Return the components of a family by name; its modules are imported only now.
+
+    Parameters
+    ----------
+    family
+        ``algorithm``, ``dataset``, ``partitioner``, ``model``, ``preconditioner`` or ``optimizer``.
+
+    Examples
+    --------
+    >>> sorted(available("model"))[:3]
+    ['leaf-cnn', 'linear', 'logistic']
+    """
+    return dict(_collected(family))
+
+
+@functools.cache
+def _collected(family: str) -> Mapping[str, Component]:
+    if family not in _FAMILIES:
+        raise ValueError(
+            f"unknown family {family!r}{nearest(family, _FAMILIES)} (families: {', '.join(_FAMILIES)})"
+        )
+    found = sorted(_FAMILIES[family](), key=lambda component: component.name)
+    return MappingProxyType({component.name: component for component in found})
+
+
+def find(family: str, name: str) -> Component:
+    """Return the component of that name, or the user's own for ``module:attribute``.
+
+    A module of the user's may lie in the current directory.
+
+    Raises
+    ------
+    ValueError
+        If there is no such component.
+
+    Examples
+    --------
+    >>> find("model", "mlp").keys[0].default
+    (200, 200)
+    >>> find("model", "collections:OrderedDict").name
+    'collections:OrderedDict'
+    """
+    if ":" in name:
+        return inspect_component(family, name, _import_attribute(family, name))
+    known = _collected(family)
+    if name in known:
+        return known[name]
+    if family == "model":
+        from fedpisa.models import torchvision_models
+
+        found = torchvision_models.find(name, known)
+        if found is not None:
+            return found
+    raise ValueError(
+        f"unknown {family} {name!r}{nearest(name, known)} (available: {', '.join(known)}; or your own as 'module:attribute')"
+    )
+
+
+def _import_attribute(family: str, name: str) -> Any:
+    module, _, attribute = name.partition(":")
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        found = operator.attrgetter(attribute)(importlib.import_module(module))
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        raise ValueError(
+            f"{family} {name!r} cannot be imported: {_one_line(error)} (expected 'module:attribute', with the module "
+            "installed or in the current directory)"
+        ) from error
+    if not callable(found):
+        raise ValueError(f"{family} {name!r} is a {type(found).__name__}; it must be a function or a class")
+    return found
+
+
+def _modules(package: str) -> Iterator[ModuleType]:
+    for info in pkgutil.iter_modules(importlib.import_module(package).__path__):
+        if not info.name.startswith("_"):
+            yield importlib.import_module(f"{package}.{info.name}")
+
+
+def _functions(family: str, modules: Iterable[ModuleType], returns: str) -> Iterator[Component]:
+    """Yield the public functions that the modules define and that say they return ``returns``."""
+    for module in modules:
+        for name, function in vars(module).items():
+            if (
+                inspect.isfunction(function)
+                and function.__module__ == module.__name__
+                and not name.startswith("_")
+            ):
+                annotation = function.__annotations__.get("return")
+                if returns in (annotation, getattr(annotation, "__name__", None)):
+                    yield inspect_component(family, kebab(name), function)
+
+
+def _final_classes(module: ModuleType, base: type) -> Iterator[type]:
+    """Yield the final subclasses of ``base`` that a module defines itself."""
+    for value in vars(module).values():
+        if inspect.isclass(value) and issubclass(value, base) and value.__module__ == module.__name__:
+            if getattr(value, "__final__", False):
+                yield value
+
+
+def _algorithms() -> Iterator[Component]:
+    from fedpisa.strategies.base import Algorithm
+
+    for module in _modules("fedpisa.strategies"):
+        for cls in _final_classes(module, Algorithm):
+            yield inspect_component("algorithm", kebab(module.__name__.rpartition(".")[2]), cls)
+
+
+def _preconditioners() -> Iterator[Component]:
+    from fedpisa.clients import preconditioners
+
+    for cls in _final_classes(preconditioners, preconditioners.Preconditioner):
+        yield inspect_component("preconditioner", name_of(cls), cls)
+
+
+def _optimizers() -> Iterable[Component]:
+    from fedpisa.strategies import optimizers
+
+    return optimizers.components()
+
+
+_FAMILIES: Final[Mapping[str, Callable[[], Iterable[Component]]]] = {
+    "algorithm": _algorithms,
+    "dataset": lambda: _functions("dataset", _modules("fedpisa.datasets"), "Dataset"),
+    "partitioner": lambda: _functions(
+        "partitioner", [importlib.import_module("fedpisa.datasets.partitioners")], "list[Indices]"
+    ),
+    "model": lambda: _functions("model", _modules("fedpisa.models"), "nn.Module"),
+    "preconditioner": _preconditioners,
+    "optimizer": _optimizers,
+}
+
+FAMILIES: Final = tuple(_FAMILIES)
+"""The names of the families."""
+
+
+# ------------------------------------------------------------------------------------------- introspection
+
+
+def name_of(part: object) -> str:
+    """Return the component name of a class or an instance: its own ``name`` if it has one, else from its class.
+
+    Examples
+    --------
+    >>> class NewtonSchulz: ...
+    >>> name_of(NewtonSchulz()), name_of(NewtonSchulz)
+    ('newton-schulz', 'newton-schulz')
+    """
+    own = getattr(part, "name", None)
+    return own if isinstance(own, str) else kebab((part if isinstance(part, type) else type(part)).__name__)
+
+
+def inspect_component(
+    family: str, name: str, factory: Callable[..., object], like: object = None
+) -> Component:
+    """Describe a function or a dataclass by its signature.
+
+    Parameters
+    ----------
+    family, name
+        What the component is and what users call it.
+    factory
+        A function, a dataclass or another class. Its parameters are keys, except the injected ones.
+    like
+        An object that the factory made, whose values become the defaults.
+
+    Examples
+    --------
+    >>> def ring(shape: tuple[int, ...], num_outputs: int, *, width: int = 3) -> object:
+    ...     '''Make a ring.'''
+    >>> component = inspect_component("model", "ring", ring)
+    >>> component.summary, [key.name for key in component.keys]
+    ('Make a ring.', ['width'])
+    """
+    docs = parameter_docs(inspect.getdoc(factory) or "")
+    is_dataclass = isinstance(factory, type) and dataclasses.is_dataclass(factory)
+    found = (
+        _dataclass_parameters(factory) if isinstance(factory, type) and is_dataclass else _signature(factory)
+    )
+    parameters = tuple(
+        _parameter(
+            parameter,
+            annotation,
+            default if like is None else getattr(like, parameter),
+            docs.get(parameter, ""),
+        )
+        for parameter, annotation, default in found
+    )
+    # The docstring that a dataclass writes itself is only its signature.
+    text = (
+        ""
+        if is_dataclass and (factory.__doc__ or "").startswith(f"{factory.__name__}(")
+        else inspect.getdoc(factory)
+    )
+    return Component(family, name, factory, (text or "").partition("\n")[0].strip(), parameters)
+
+
+def _parameter(name: str, annotation: object, default: object, doc: str) -> Parameter:
+    if name in INJECTED:
+        return Parameter(name, default=default)
+    family = vars(annotation).get("family") if isinstance(annotation, type) else None
+    if isinstance(family, str):
+        return Parameter(
+            name,
+            Key(kebab(name), str, default if default is REQUIRED else name_of(default), doc),
+            family,
+            default=default,
+        )
+    whole = annotation if dataclasses.is_dataclass(annotation) else type(default)
+    if isinstance(whole, type) and dataclasses.is_dataclass(whole):
+        part = inspect_component("part", name_of(whole), whole, None if default is REQUIRED else default)
+        return Parameter(name, nested=part)
+    return Parameter(name, Key(kebab(name), annotation, default, doc))
+
+
+def _dataclass_parameters(cls: type) -> Iterator[tuple[str, object, object]]:
+    for item in dataclasses.fields(cls):
+        if item.init:
+            owner = next(base for base in cls.__mro__ if item.name in vars(base).get("__annotations__", {}))
+            default: object = REQUIRED
+            if item.default is not dataclasses.MISSING:
+                default = item.default
+            elif item.default_factory is not dataclasses.MISSING:
+                default = item.default_factory()
+            yield (
+                item.name,
+                _evaluate(item.type, vars(sys.modules[owner.__module__]), cls, item.name),
+                default,
+            )
+
+
+def _signature(factory: Callable[..., object]) -> Iterator[tuple[str, object, object]]:
+    try:
+        signature = inspect.signature(factory)
+    except (TypeError, ValueError):  # a builtin that does not tell its parameters
+        return
+    made_by = factory.__init__ if isinstance(factory, type) else inspect.unwrap(factory)
+    namespace = getattr(made_by, "__globals__", {})
+    for name, parameter in signature.parameters.items():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        # The annotation of an injected parameter is not needed, and may name what is imported for type checkers only.
+        annotation = Any if name in INJECTED else _evaluate(parameter.annotation, namespace, factory, name)
+        yield name, annotation, REQUIRED if parameter.default is parameter.empty else parameter.default
+
+
+def _evaluate(annotation: object, namespace: Mapping[str, object], factory: object, name: str) -> object:
+    if annotation is inspect.Parameter.empty:
+        return Any
+    if not isinstance(annotation, str):
+        return annotation
+    try:
+        return eval(annotation, dict(namespace))
+    except Exception as error:
+        raise ValueError(
+            f"the annotation {annotation!r} of parameter {name!r} of {getattr(factory, '__name__', factory)!r} cannot be "
+            f"evaluated ({_one_line(error)}): import what it names at the top of the module"
+        ) from error
+
+
+def parameter_docs(text: str) -> dict[str, str]:
+    """Return what the "Parameters" section of a numpy-style docstring says about each parameter.
+
+    Examples
+    --------
+    >>> parameter_docs("Do.\\n\\nParameters\\n----------\\na, b\\n    Two\\n    numbers.\\nc : int\\n    Three.")
+    {'a': 'Two numbers.', 'b': 'Two numbers.', 'c': 'Three.'}
+    """
+    section = re.search(r"^Parameters\n-{3,}\n(.*?)(?=^\S.*\n-{3,}\n|\Z)", text, re.MULTILINE | re.DOTALL)
+    docs: dict[str, str] = {}
+    names: list[str] = []
+    for line in section[1].splitlines() if section else ():
+        if line and not line[0].isspace():
+            names = [name.strip() for name in line.partition(":")[0].split(",")]
+        elif line.strip():
+            docs |= {name: f"{docs.get(name, '')} {line.strip()}".strip() for name in names}
+    return docs
+
+
+# ----------------------------------------------------------------------------------------- values and objects
+
+
+def keys_of(component: Component, values: Mapping[str, object] = MappingProxyType({})) -> dict[str, Key]:
+    """Return the keys of a component and of the parts that ``values`` choose.
+
+    Examples
+    --------
+    >>> list(keys_of(find("model", "logistic")))
+    ['bias']
+    """
+    keys: dict[str, Key] = {}
+    for parameter in component.parameters:
+        if parameter.key:
+            keys[parameter.key.name] = parameter.key
+        part = _part(parameter, values)
+        if part:
+            keys |= keys_of(part, values)
+    return keys
+
+
+def _part(parameter: Parameter, values: Mapping[str, object]) -> Component | None:
+    """Return the component that makes a parameter's value, for a parameter that is not a plain value."""
+    if parameter.family is None or parameter.key is None:
+        return parameter.nested
+    name = values.get(parameter.key.name)
+    if name is None:
+        name = parameter.key.default
+    if not isinstance(name, str):
+        raise ValueError(
+            f"key {parameter.key.name!r} = {_show(name)}: must be the name of a {parameter.family}"
+        )
+    chosen = find(parameter.family, name)
+    if name != parameter.key.default or parameter.default is REQUIRED:
+        return chosen
+    return _with_defaults(chosen, chosen.read(parameter.default))
+
+
+def _with_defaults(component: Component, defaults: Mapping[str, object]) -> Component:
+    parameters = tuple(
+        dataclasses.replace(
+            item, key=dataclasses.replace(item.key, default=defaults.get(item.name, item.key.default))
+        )
+        if item.key and item.family is None
+        else item
+        for item in component.parameters
+    )
+    return dataclasses.replace(component, parameters=parameters)
+
+
+def check(key: Key, value: object) -> object:
+    """Return a value converted to a key's annotation.
+
+    Numbers written as integers are fine for a float; ``true`` is not a number and neither is a string.
+
+    Raises
+    ------
+    ValueError
+        If the value does not fit, in one line that says what would.
+
+    Examples
+    --------
+    >>> check(Key("widths", tuple[int, ...]), [32, 16])
+    (32, 16)
+    >>> check(Key("sigma", float), 1)
+    1.0
+    >>> check(Key("sigma", float), "1")
+    Traceback (most recent call last):
+    ...
+    ValueError: key 'sigma' = '1': must be a valid number
+    """
+    given = plain(value)
+    if isinstance(given, float) and math.isnan(given):
+        raise ValueError(f"key {key.name!r} = nan: must be a number")
+    try:
+        # JSON's rules in strict mode are TOML's: integers are fine for floats, arrays for tuples, nothing else converts.
+        return _adapter(key.annotation).validate_json(
+            pydantic_core.to_json(given, inf_nan_mode="constants"), strict=True
+        )
+    except pydantic.ValidationError as error:
+        wanted = dict.fromkeys(item["msg"].removeprefix("Input should be ") for item in error.errors())
+        raise ValueError(f"key {key.name!r} = {_show(given)}: must be {' or '.join(wanted)}") from None
+    except pydantic_core.PydanticSerializationError:
+        raise ValueError(
+            f"key {key.name!r}: a {type(value).__name__} cannot be written in a configuration"
+        ) from None
+
+
+def _adapter(annotation: object) -> pydantic.TypeAdapter[Any]:
+    return pydantic.TypeAdapter(annotation, config=pydantic.ConfigDict(arbitrary_types_allowed=True))
+
+
+def plain(value: object) -> object:
+    """Return a value as TOML would hold it: tuples as lists, NumPy scalars as numbers, paths as strings.
+
+    Examples
+    --------
+    >>> plain({"widths": (200, 100)})
+    {'widths': [200, 100]}
+    """
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(name): plain(item) for name, item in value.items() if item is not None}
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if type(value).__module__ == "numpy":
+        return getattr(value, "tolist", lambda: value)()
+    return value
+
+
+def settle(component: Component, values: Mapping[str, object]) -> dict[str, object]:
+    """Return the checked value of every key of a component, with defaults filled in.
+
+    ``None`` stands for the default.
+
+    Raises
+    ------
+    ValueError
+        For an unknown key, a bad value, or a key without default that is not given.
+
+    Examples
+    --------
+    >>> settle(find("model", "mlp"), {"widths": [64]})
+    {'widths': (64,)}
+    """
+    given = {name: value for name, value in values.items() if value is not None}
+    keys = keys_of(component, given)
+    refuse_unknown(given, keys, component)
+    missing = [name for name, key in keys.items() if key.default is REQUIRED and name not in given]
+    if missing:
+        raise ValueError(f"{component} needs the key {missing[0]!r}, which has no default")
+    return {name: check(key, given[name]) if name in given else key.default for name, key in keys.items()}
+
+
+def refuse_unknown(given: Iterable[str], keys: Mapping[str, Key], component: Component) -> None:
+    """Raise a ValueError for the given keys that are not among a component's."""
+    for name in given:
+        if name in keys:
+            continue
+        takes = f"it takes: {', '.join(keys)}" if keys else "it takes no keys"
+        users = owners(name, [component.family, *(p.family for p in component.parameters if p.family)])
+        if users:
+            raise ValueError(f"key {name!r} is not used by {component}, only by {users}; {takes}")
+        raise ValueError(f"unknown key {name!r} for {component}{nearest(name, keys)}; {takes}")
+
+
+def owners(name: str, families: Iterable[str] = FAMILIES) -> str:
+    """Say which components have a key of that name.
+
+    Examples
+    --------
+    >>> owners("widths", ["model"])
+    "model 'mlp'"
+    """
+    found = [
+        component
+        for family in families
+        for component in _collected(family).values()
+        if name in keys_of(component)
+    ]
+    # A key of a part that every algorithm may choose is best explained by the part itself.
+    return ", ".join(map(str, found))
+
+
+def build(
+    component: Component, values: Mapping[str, object] = MappingProxyType({}), **injected: object
+) -> Any:
+    """Make what a component describes: call its factory with the checked values of its keys.
+
+    Parameters
+    ----------
+    component
+        What to make.
+    values
+        Values by key; keys that are left out, or ``None``, take their defaults.
+    injected
+        Values of the run that are handed over where a signature names them, such as ``seed``.
+
+    Raises
+    ------
+    ValueError
+        For an unknown key, a bad value, or a required key or injected value that is missing.
+    """
+    return _make(component, settle(component, values), injected)
+
+
+def _make(component: Component, settled: Mapping[str, object], injected: Mapping[str, object]) -> object:
+    arguments: dict[str, object] = {}
+    for parameter in component.parameters:
+        part = _part(parameter, settled)
+        if part:
+            arguments[parameter.name] = _make(part, settled, injected)
+        elif parameter.key:
+            arguments[parameter.name] = settled[parameter.key.name]
+        elif parameter.name in injected:
+            arguments[parameter.name] = injected[parameter.name]
+        elif parameter.default is REQUIRED:
+            raise ValueError(f"{component} needs {parameter.name!r}, which is not known here")
+    return component.factory(**arguments)
+
+
+def resolve(component: Component, values: Mapping[str, object] = MappingProxyType({})) -> dict[str, object]:
+    """Return the value of every key, defaults filled in, as TOML would hold it (``None`` is left out).
+
+    Examples
+    --------
+    >>> resolve(find("model", "mlp"))
+    {'widths': [200, 200]}
+    """
+    return {name: plain(value) for name, value in settle(component, values).items() if value is not None}
+
+
+def _show(value: object) -> str:
+    return {True: "true", False: "false"}[value] if isinstance(value, bool) else repr(value)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
