@@ -393,7 +393,7 @@ def add_feature_noise(
     return noisy
 
 
-EFFECTS: Mapping[Callable[..., list[Indices]], Callable[..., Features]] = {feature_noise: add_feature_noise}
+EFFECTS: Mapping[Callable[..., object], Callable[..., Features]] = {feature_noise: add_feature_noise}
 """Partitioners whose clients also see changed features, and the function that changes them."""
 
 

@@ -1,0 +1,66 @@
+"""Turning what a user's own data function returns into a Dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from fedpisa.datasets.base import Dataset, Features, Targets, train_test_split
+from fedpisa.streams import generator
+
+
+def as_dataset(name: str, made: object, seed: int) -> Dataset:
+    """Return a Dataset from one of ours, a PyTorch data set, or a (training, test) pair of PyTorch data sets.
+
+    A single PyTorch data set is split 80/20, stratified and drawn from the seed. Features are used as they
+    come. Integer targets are classes, numbered from 0; targets with a decimal point are regression.
+
+    Raises
+    ------
+    ValueError
+        If it is none of these, or its samples are not pairs of equally shaped features and one target.
+    """
+    if isinstance(made, Dataset):
+        return made
+    if isinstance(made, tuple) and len(made) == 2:
+        (x_train, y_train), (x_test, y_test) = (_stack(name, part) for part in made)
+    else:
+        x, y = _stack(name, made)
+        train, test = train_test_split(y, 0.2, generator(seed, "own-split"))
+        x_train, y_train, x_test, y_test = x[train], y[train], x[test], y[test]
+    regression = y_train.dtype.kind == "f"
+    return Dataset(
+        name=name,
+        x_train=x_train,
+        y_train=y_train,
+        x_test=x_test,
+        y_test=y_test,
+        num_classes=None if regression else 1 + int(max(y_train.max(), y_test.max())),
+        default_model="linear" if regression else "logistic",
+    )
+
+
+def _stack(name: str, dataset: Any) -> tuple[Features, Targets]:
+    """Return all features and targets of a map-style PyTorch data set."""
+    if not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
+        raise ValueError(
+            f"dataset {name} gave a {type(dataset).__name__}; return a fedpisa Dataset, a map-style torch "
+            "Dataset, or a pair (training, test) of torch Datasets"
+        )
+    if len(dataset) == 0:
+        raise ValueError(f"dataset {name} is empty; return at least two samples")
+    samples: Sequence[Any] = [dataset[index] for index in range(len(dataset))]
+    try:
+        x = np.stack([np.asarray(features) for features, _ in samples])
+        y = np.array([np.asarray(target).item() for _, target in samples])
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"dataset {name} does not give (features, target) pairs of one shape ({error}); "
+            "resize or pad the features and give one number as target"
+        ) from error
+    if x.dtype.kind not in "fiub" or y.dtype.kind not in "fiub":
+        raise ValueError(f"dataset {name} gives {x.dtype} features and {y.dtype} targets; give numbers")
+    x = x if x.dtype in (np.float32, np.float64) else x.astype(np.float32)
+    return x, y.astype(np.float64 if y.dtype.kind == "f" else np.int64)
