@@ -54,3 +54,29 @@ def torch_seed(seed: int, name: str, *counters: int) -> int:
     True
     """
     return stream_key(seed, name, *counters) >> 65
+
+
+def hashed(key: int, *counters: np.ndarray | int) -> np.ndarray:
+    """Return 64 random bits per entry of the broadcast ``counters``, each a pure function of its counters.
+
+    A chain of SplitMix64 finalisers (Steele, Lea and Flood 2014). It draws for many clients in one call
+    what it draws for each of them alone.
+
+    Examples
+    --------
+    >>> both = hashed(1, np.array([[0], [7]]), np.arange(3))
+    >>> bool((both[1] == hashed(1, 7, np.arange(3))).all())
+    True
+    """
+    state = np.asarray(key & (2**64 - 1), dtype=np.uint64)
+    with np.errstate(over="ignore"):
+        for counter in counters:
+            state = _mix(state ^ _mix(np.asarray(counter).astype(np.uint64)))
+    return state
+
+
+def _mix(bits: np.ndarray) -> np.ndarray:
+    bits = bits + np.uint64(0x9E3779B97F4A7C15)
+    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return bits ^ (bits >> np.uint64(31))

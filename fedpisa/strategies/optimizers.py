@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import operator
 import re
 import types
 import typing
@@ -15,12 +17,14 @@ from pydantic import Field
 
 from fedpisa.components import REQUIRED, Component, Key, Parameter, kebab, nearest
 
-_LEFT_OUT: Final = {
+LEFT_OUT: Final = {
     "lbfgs": "it evaluates the loss several times per step, and here a step has one gradient",
     "sparse-adam": "it takes sparse gradients only",
 }
-# These choose how a step is computed, not which step is taken.
-_NOT_KEYS: Final = frozenset({"params", "foreach", "fused", "capturable", "differentiable"})
+"""Optimizers of torch that cannot be used here, and why."""
+
+# These choose how a step is computed, not which step is taken; and nobody maximises a loss.
+_NOT_KEYS: Final = frozenset({"params", "foreach", "fused", "capturable", "differentiable", "maximize"})
 _KEY_NAMES: Final = {"lr": "learning-rate"}
 
 
@@ -59,7 +63,7 @@ class Optimizer:
         """Return the optimizer of these parameters."""
         classes = _classes()
         if self.name not in classes:
-            reason = f": {_LEFT_OUT[self.name]}" if self.name in _LEFT_OUT else nearest(self.name, classes)
+            reason = f": {LEFT_OUT[self.name]}" if self.name in LEFT_OUT else nearest(self.name, classes)
             raise ValueError(f"no optimizer {self.name!r}{reason} (available: {', '.join(classes)})")
         try:
             return classes[self.name](list(parameters), **self.options)
@@ -78,7 +82,7 @@ def _classes() -> dict[str, type[torch.optim.Optimizer]]:
         and issubclass(value, torch.optim.Optimizer)
         and value is not torch.optim.Optimizer
     }
-    return {name: found[name] for name in sorted(found) if name not in _LEFT_OUT}
+    return {name: found[name] for name in sorted(found) if name not in LEFT_OUT}
 
 
 def _name(class_name: str) -> str:
@@ -132,7 +136,7 @@ def without_tensors(annotation: Any) -> Any:
         return annotation
     kept = tuple(without_tensors(argument) for argument in arguments if argument is not torch.Tensor)
     if origin in (Union, types.UnionType):
-        return Union[kept]
+        return functools.reduce(operator.or_, kept)
     return origin[kept] if origin is not None else annotation
 
 

@@ -1,0 +1,1 @@
+"""What `flwr run` starts: the same algorithms on real nodes."""

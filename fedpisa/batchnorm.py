@@ -1,0 +1,99 @@
+"""BatchNorm that leaves padding out of its statistics.
+
+Clients with unequal mini-batches are stacked by padding. A padded row must change neither the batch's
+statistics nor the running ones, so the layers are told which rows are real.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import final
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+_mask_B: ContextVar[Tensor | None] = ContextVar("mask_B", default=None)
+
+
+@contextmanager
+def real_rows(mask_B: Tensor) -> Iterator[None]:
+    """Tell every `MaskedBatchNorm` inside which rows of the mini-batch are samples: ``mask_B`` ``(B,)`` of 0, 1."""
+    token = _mask_B.set(mask_B)
+    try:
+        yield
+    finally:
+        _mask_B.reset(token)
+
+
+@final
+class MaskedBatchNorm(nn.Module):
+    r"""`torch.nn.BatchNorm{1,2,3}d` over the real rows of a padded mini-batch.
+
+    ``mean = sum_b m_b x_b / M``, ``var = sum_b m_b (x_b - mean)^2 / M``, ``M`` the number of real values
+    per channel; the running variance takes the unbiased estimate, as PyTorch's does. A single value per
+    channel, which PyTorch refuses, is normalised to zero and leaves the running variance's estimate at 0.
+
+    Parameters
+    ----------
+    source
+        The layer to replace; its parameters and buffers are taken over under their own names.
+
+    Examples
+    --------
+    >>> layer = MaskedBatchNorm(nn.BatchNorm1d(1))
+    >>> x = torch.tensor([[1.0], [3.0], [99.0]])
+    >>> with real_rows(torch.tensor([1.0, 1.0, 0.0])):
+    ...     layer(x)[:2].detach().round(decimals=3).flatten().tolist()
+    [-1.0, 1.0]
+    """
+
+    def __init__(self, source: _BatchNorm) -> None:
+        super().__init__()
+        self.eps, self.momentum = source.eps, source.momentum
+        self.weight, self.bias = source.weight, source.bias
+        for name in ("running_mean", "running_var", "num_batches_tracked"):
+            self.register_buffer(name, getattr(source, name))
+        self.train(source.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise ``x`` ``(B, C, ...)`` per channel."""
+        per_channel = (1, -1) + (1,) * (x.dim() - 2)
+        if not self.training and self.running_mean is not None:
+            mean, var = self.running_mean, self.running_var
+        else:
+            mean, var = self._batch_statistics(x)
+        y = (x - mean.view(per_channel)) * torch.rsqrt(var + self.eps).view(per_channel)
+        if self.weight is not None:
+            y = y * self.weight.view(per_channel) + self.bias.view(per_channel)
+        return y
+
+    def _batch_statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        mask_B = _mask_B.get()
+        mask_B = x.new_ones(x.shape[0]) if mask_B is None else mask_B.to(x.dtype)
+        mask = mask_B.view(-1, *(1,) * (x.dim() - 1))
+        over = [0, *range(2, x.dim())]
+        count = mask_B.sum() * (x[0, 0].numel())
+        mean = (x * mask).sum(over) / count
+        deviation = (x - mean.view((1, -1) + (1,) * (x.dim() - 2))) * mask
+        var = (deviation * deviation).sum(over) / count
+        if self.training and self.running_mean is not None:
+            self._track(mean.detach(), var.detach() * count / (count - 1).clamp(min=1))
+        return mean, var
+
+    def _track(self, mean: Tensor, unbiased_var: Tensor) -> None:
+        self.num_batches_tracked.add_(1)
+        rate = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
+        self.running_mean.copy_((1 - rate) * self.running_mean + rate * mean)
+        self.running_var.copy_((1 - rate) * self.running_var + rate * unbiased_var)
+
+
+def mask_batchnorms(module: nn.Module) -> nn.Module:
+    """Replace every BatchNorm below ``module`` (or itself) by a `MaskedBatchNorm`; names stay."""
+    if isinstance(module, _BatchNorm):
+        return MaskedBatchNorm(module)
+    for name, child in module.named_children():
+        setattr(module, name, mask_batchnorms(child))
+    return module

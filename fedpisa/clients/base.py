@@ -1,0 +1,92 @@
+"""A client's side of an algorithm, as pure functions of named tensors.
+
+Shapes: ``P`` parameters, ``C`` mini-batches whose gradients one local step averages, ``B`` samples of a
+mini-batch, ``()`` scalars. Everything here is written for one client; an engine may run it for many at
+once under `torch.func.vmap`, so there is no input or output, no randomness of its own, and no branch on
+the value of a tensor.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol, Self
+
+import torch
+from torch import Tensor
+
+from fedpisa.clients.schedule import Schedule
+
+Arrays = Mapping[str, Tensor]
+"""Named tensors: flat vectors ``(P,)`` or scalars ``()``."""
+
+
+class MiniBatches(NamedTuple):
+    """The samples of one local step: ``C`` mini-batches of ``B``, padded.
+
+    ``weight_CB`` is ``1 / (c |b|)`` for a sample of mini-batch ``b``, ``c`` the number of mini-batches that
+    are there, and 0 for padding: the weighted sum over all samples is the mean of the mini-batch means.
+    """
+
+    x: Tensor
+    y_CB: Tensor
+    weight_CB: Tensor
+
+    @property
+    def count(self) -> Tensor:
+        """Number ``c`` of mini-batches that are there, a scalar ``()``."""
+        return (self.weight_CB.sum(-1) > 0).sum().to(self.weight_CB.dtype)
+
+
+class Gradient(Protocol):
+    """The client's stochastic gradient."""
+
+    def __call__(self, params_P: Tensor, batch: MiniBatches) -> tuple[Tensor, Tensor]:
+        """Return the mean loss ``()`` and the mean gradient ``(P,)`` over the mini-batches at ``params_P``."""
+        ...
+
+
+class Outcome(NamedTuple):
+    """What a client's round leaves: an upload, its own new state, and scalars to report."""
+
+    upload: Arrays
+    state: Arrays
+    metrics: Arrays
+
+
+class LocalUpdate(ABC):
+    """One client's work in one round: `start`, then `step` for each local step, then `finish`.
+
+    The names ``params`` (what the server broadcasts and the final model's name) and, in uploads of
+    algorithms that average models, ``params`` again, are shared with Flower's own strategies. Buffers of
+    the module are threaded through by the engine and averaged by the server; an algorithm never sees them.
+    """
+
+    @abstractmethod
+    def schedule(self) -> Schedule:
+        """Return which of its samples a client uses in a round."""
+
+    def at_round(self, server_round: int) -> Self:
+        """Return the update with its hyper-parameters of ``server_round`` (1, 2, ...)."""
+        return self
+
+    def init(self, params_P: Tensor) -> Arrays:
+        """Return the client's own state before its first round; by default it has none."""
+        return {}
+
+    @abstractmethod
+    def start(self, down: Arrays, state: Arrays) -> Arrays:
+        """Return the round's working variables from the broadcast and the client's state."""
+
+    @abstractmethod
+    def step(self, gradient: Gradient, down: Arrays, state: Arrays, work: Arrays, batch: MiniBatches) -> Arrays:
+        """Return the working variables after one local step."""
+
+    @abstractmethod
+    def finish(self, down: Arrays, state: Arrays, work: Arrays) -> Outcome:
+        """Return the upload, the client's new state and its metrics."""
+
+
+def scalar_like(params_P: Tensor, value: float = 0.0) -> Tensor:
+    """Return a scalar ``()`` of the parameters' dtype and device."""
+    return torch.full((), value, dtype=params_P.dtype, device=params_P.device)

@@ -1,0 +1,56 @@
+"""The client of FedSGD: it sends one mean gradient."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, final
+
+import torch
+
+from fedpisa.clients.base import Arrays, Gradient, LocalUpdate, MiniBatches, Outcome
+from fedpisa.clients.schedule import Periodic
+from fedpisa.typing import NonNegative, PositiveInt
+
+
+@final
+@dataclass(frozen=True)
+class MeanGradient(LocalUpdate):
+    """One mean gradient at the global model ``w``: ``g = mean_b grad f_i(w; B_b) + mu w``.
+
+    Parameters
+    ----------
+    batch_size
+        Samples per mini-batch, or ``"full"``.
+    batches_per_round
+        Number of periodic mini-batches averaged, or ``"all"``.
+    mu
+        Local L2 coefficient.
+
+    Examples
+    --------
+    >>> update, down = MeanGradient(), {"params": torch.tensor([4.0])}
+    >>> work = update.step(lambda v, b: (v @ v / 2, v), down, {}, update.start(down, {}), None)
+    >>> update.finish(down, {}, work).upload["gradient"]
+    tensor([4.])
+    """
+
+    batch_size: PositiveInt | Literal["full"] = 32
+    batches_per_round: PositiveInt | Literal["all"] = 1
+    mu: NonNegative = 0.0
+
+    def schedule(self) -> Periodic:
+        """Return periodic mini-batches."""
+        return Periodic(self.batch_size, self.batches_per_round)
+
+    def start(self, down: Arrays, state: Arrays) -> Arrays:
+        """Begin with nothing."""
+        return {"gradient": torch.zeros_like(down["params"])}
+
+    def step(self, gradient: Gradient, down: Arrays, state: Arrays, work: Arrays, batch: MiniBatches) -> Arrays:
+        """Evaluate the gradient at the global model."""
+        _, g_P = gradient(down["params"], batch)
+        return {"gradient": g_P + self.mu * down["params"] if self.mu else g_P}
+
+    def finish(self, down: Arrays, state: Arrays, work: Arrays) -> Outcome:
+        """Upload the gradient."""
+        return Outcome(work, state, {})

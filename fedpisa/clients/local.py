@@ -1,0 +1,83 @@
+"""One client's round, the plain way: the reference that every faster engine is held to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedpisa import streams
+from fedpisa.clients.base import Arrays, LocalUpdate, MiniBatches, Outcome
+from fedpisa.clients.gradients import AutogradGradient
+from fedpisa.task import Task
+
+BUFFERS = "buffers"
+"""Name under which a module's buffers travel, down and up."""
+
+
+@final
+@dataclass(frozen=True)
+class Client:
+    """What one client is made of.
+
+    Parameters
+    ----------
+    task
+        Module and loss.
+    update
+        The algorithm's local update.
+    x, y
+        Its own samples.
+    client_id
+        Its number, which names its random streams.
+    seed
+        The run's seed.
+    """
+
+    task: Task
+    update: LocalUpdate
+    x: Tensor
+    y: Tensor
+    client_id: int
+    seed: int
+
+    def run_round(self, server_round: int, down: Arrays, state: Arrays) -> Outcome:
+        """Return the outcome of one round, buffers in the upload and ``train-loss``, ``local-steps`` in the metrics."""
+        update = self.update.at_round(server_round)
+        sizes, ids = np.array([len(self.x)]), np.array([self.client_id])
+        plan = update.schedule().plan(sizes, ids, server_round, self.seed)
+        index_KCB = torch.from_numpy(plan.index_SKCB[0]).to(self.x.device)
+        weight_KCB = torch.from_numpy(plan.weight_SKCB[0]).to(self.x)
+        down = dict(down)
+        buffers_Q = down.pop(BUFFERS, down["params"].new_zeros(0))
+        work, losses = update.start(down, state), []
+        with seeded(self.seed, server_round, self.client_id):
+            for index_CB, weight_CB in zip(index_KCB, weight_KCB, strict=True):
+                gradient = AutogradGradient(self.task, buffers_Q)
+                batch = MiniBatches(self.x[index_CB], self.y[index_CB], weight_CB)
+                work = update.step(gradient, down, state, work, batch)
+                buffers_Q = gradient.buffers_Q
+                losses += [] if gradient.loss is None else [gradient.loss]
+        outcome = update.finish(down, state, work)
+        return Outcome(
+            upload={**outcome.upload, BUFFERS: buffers_Q} if len(buffers_Q) else outcome.upload,
+            state=outcome.state,
+            metrics={
+                **outcome.metrics,
+                "train-loss": torch.stack(losses).mean(),
+                "local-steps": torch.tensor(float(plan.gradients_S[0])),
+            },
+        )
+
+
+@contextmanager
+def seeded(seed: int, *counters: int) -> Iterator[None]:
+    """Seed torch's own generator, which dropout draws from, and put it back afterwards."""
+    with torch.random.fork_rng():
+        torch.manual_seed(streams.torch_seed(seed, "dropout", *counters))
+        yield

@@ -1,0 +1,88 @@
+r"""Local stochastic gradient descent, the client of FedAvg and its relatives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, final
+
+import torch
+from torch import Tensor
+
+from fedpisa.clients.base import Arrays, Gradient, LocalUpdate, MiniBatches, Outcome
+from fedpisa.clients.schedule import Epochs
+from fedpisa.typing import NonNegative, Positive, PositiveInt, Probability
+
+
+@final
+@dataclass(frozen=True)
+class LocalSGDUpdate(LocalUpdate):
+    r"""SGD on the client's own samples, starting at the global model ``w``.
+
+    ``v_0 = w``, ``g = grad f_i(v_k; B_k) + weight-decay v_k (+ mu_prox (v_k - w))``,
+    ``m = momentum m + g``, ``v_{k+1} = v_k - learning-rate m``; uploads ``v_K``.
+
+    The proximal term is there when the server's config carries ``proximal-mu``, as Flower's FedProx sends
+    it. The momentum buffer starts at zero every round, as a fresh `torch.optim.SGD` would.
+
+    Parameters
+    ----------
+    learning_rate
+        Step size.
+    momentum
+        Heavy-ball momentum in [0, 1].
+    weight_decay
+        Local L2 coefficient, added to the gradient.
+    batch_size
+        Samples per mini-batch, or ``"full"``.
+    local_epochs
+        Passes over the client's samples per round.
+    local_steps
+        Number of mini-batch steps per round; takes the place of ``local_epochs`` when given.
+
+    References
+    ----------
+    McMahan et al., Communication-Efficient Learning of Deep Networks from Decentralized Data, 2017.
+
+    Examples
+    --------
+    One step of length 0.5 on ``f(v) = v^2 / 2`` from ``w = 4``:
+
+    >>> update = LocalSGDUpdate(learning_rate=0.5)
+    >>> down = {"params": torch.tensor([4.0])}
+    >>> work = update.step(lambda v, b: (v @ v / 2, v), down, {}, update.start(down, {}), None)
+    >>> update.finish(down, {}, work).upload["params"]
+    tensor([2.])
+    """
+
+    learning_rate: Positive = 0.1
+    momentum: Probability = 0.0
+    weight_decay: NonNegative = 0.0
+    batch_size: PositiveInt | Literal["full"] = 32
+    local_epochs: PositiveInt = 1
+    local_steps: PositiveInt | None = None
+
+    def schedule(self) -> Epochs:
+        """Return shuffled epochs."""
+        return Epochs(self.batch_size, self.local_epochs, self.local_steps)
+
+    def start(self, down: Arrays, state: Arrays) -> Arrays:
+        """Begin at the global model."""
+        work = {"v": down["params"]}
+        return {**work, "m": torch.zeros_like(down["params"])} if self.momentum else work
+
+    def step(self, gradient: Gradient, down: Arrays, state: Arrays, work: Arrays, batch: MiniBatches) -> Arrays:
+        """Take one SGD step."""
+        v_P = work["v"]
+        _, g_P = gradient(v_P, batch)
+        if self.weight_decay:
+            g_P = g_P + self.weight_decay * v_P
+        if "proximal-mu" in down:
+            g_P = g_P + down["proximal-mu"] * (v_P - down["params"])
+        if not self.momentum:
+            return {"v": v_P - self.learning_rate * g_P}
+        m_P: Tensor = self.momentum * work["m"] + g_P
+        return {"v": v_P - self.learning_rate * m_P, "m": m_P}
+
+    def finish(self, down: Arrays, state: Arrays, work: Arrays) -> Outcome:
+        """Upload the local model."""
+        return Outcome({"params": work["v"]}, state, {})

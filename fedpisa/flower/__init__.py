@@ -1,0 +1,1 @@
+"""How fedpisa's tensors travel in Flower's messages."""

@@ -1,0 +1,114 @@
+"""The one place that touches what Flower keeps private; tested against the range of releases we accept.
+
+- `ensure_identity`: outside a Flower process a `Message` cannot be made, because it asks a process-wide
+  task identity for the run. The in-process Grids give the process one if it has none.
+- `stamp`: Flower numbers a message when it is pushed to a SuperLink; an in-process Grid does it itself.
+- `TensorArray`: an `Array` that holds a tensor and encodes it only when somebody asks for bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import version
+from io import BytesIO
+from typing import Any, final
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, Message
+from torch import Tensor
+
+try:
+    from flwr.supercore.run import Run
+    from flwr.supercore.task_identity import TaskIdentity
+except ImportError as error:
+    raise ImportError(
+        f"flwr {version('flwr')} does not fit: fedpisa needs flwr>=1.41,<1.43; "
+        "install it with: pip install 'flwr>=1.41,<1.43'"
+    ) from error
+
+__all__ = ["Run", "TensorArray", "ensure_identity", "payload_bytes", "stamp", "to_record", "to_tensor", "to_tensors"]
+
+SERVER_NODE_ID = 1
+"""Flower's own number for the server; clients are numbered from the next one on."""
+FIRST_CLIENT_NODE_ID = 2
+
+
+def ensure_identity() -> None:
+    """Give this process a Flower task identity, unless it has one."""
+    for name, value in (("_task_id", 0), ("_run_id", 0), ("_node_id", SERVER_NODE_ID)):
+        if getattr(TaskIdentity, name) is None:
+            setattr(TaskIdentity, name, value)
+
+
+def stamp(message: Message, message_id: str) -> Message:
+    """Give a message its number."""
+    message.metadata.__dict__["_message_id"] = message_id
+    return message
+
+
+@final
+class TensorArray(Array):
+    """A Flower array around a tensor: bytes are made when asked for, and a tensor passes through as it is.
+
+    Examples
+    --------
+    >>> array = TensorArray(torch.ones(2))
+    >>> array.shape, array.dtype, array.numpy().tolist(), len(array.data) > 8
+    ((2,), 'float32', [1.0, 1.0], True)
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.__dict__.update(
+            tensor=tensor,
+            dtype=str(tensor.dtype).removeprefix("torch."),
+            shape=tuple(tensor.shape),
+            stype="numpy.ndarray",
+            _is_dirty=True,
+        )
+
+    @property
+    def data(self) -> bytes:  # type: ignore[override]
+        """The array in NumPy's own format."""
+        buffer = BytesIO()
+        np.save(buffer, self.__dict__["tensor"].detach().cpu().numpy(), allow_pickle=False)
+        return buffer.getvalue()
+
+    def numpy(self) -> np.ndarray[Any, Any]:
+        """Return a copy as a NumPy array."""
+        copy: np.ndarray[Any, Any] = self.__dict__["tensor"].detach().cpu().numpy().copy()
+        return copy
+
+
+def to_record(arrays: Mapping[str, Tensor]) -> ArrayRecord:
+    """Wrap named tensors without encoding them."""
+    record = ArrayRecord()
+    for name, tensor in arrays.items():
+        record[name] = TensorArray(tensor)
+    return record
+
+
+def to_tensor(array: Array, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return an array as a tensor of ``dtype`` on ``device``."""
+    if isinstance(array, TensorArray):
+        tensor: Tensor = array.__dict__["tensor"]
+    else:
+        tensor = torch.from_numpy(array.numpy())
+    return tensor.to(dtype=dtype, device=device)
+
+
+def to_tensors(
+    record: Mapping[str, Array], dtype: torch.dtype, device: torch.device | str = "cpu"
+) -> dict[str, Tensor]:
+    """Return a record's arrays as tensors of ``dtype`` on ``device``."""
+    return {name: to_tensor(array, dtype, torch.device(device)) for name, array in record.items()}
+
+
+def payload_bytes(arrays: Mapping[str, Array | Tensor]) -> int:
+    """Return the bytes of the numbers in named arrays, without any format's headers."""
+    total = 0
+    for array in arrays.values():
+        dtype = str(array.dtype).removeprefix("torch.")
+        itemsize = 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize
+        total += int(np.prod(array.shape, dtype=np.int64)) * itemsize
+    return total

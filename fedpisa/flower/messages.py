@@ -1,0 +1,130 @@
+"""A round's messages as two objects, so that a thousand clients need not be a thousand objects.
+
+A `Broadcast` is one content for many nodes and a `StackedReplies` their replies along a first axis ``S``.
+Both are iterables of ordinary Flower messages: whoever iterates gets them one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from flwr.app import ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from torch import Tensor
+
+from fedpisa.clients.base import Arrays
+from fedpisa.flower.compat import stamp, to_record, to_tensor
+
+ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
+"""Names of the records in a message, Flower's own."""
+NUM_EXAMPLES, SERVER_ROUND = "num-examples", "server-round"
+"""Flower's words for ``n_i`` and the number of the round."""
+
+
+@final
+@dataclass(frozen=True)
+class Broadcast:
+    """The same training instruction for several nodes."""
+
+    content: RecordDict
+    node_ids: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.node_ids)
+
+    def __iter__(self) -> Iterator[Message]:
+        for node_id in self.node_ids:
+            message = Message(self.content, node_id, MessageType.TRAIN)
+            yield stamp(message, f"{self.content[CONFIG][SERVER_ROUND]}-{node_id}")
+
+
+@final
+@dataclass(frozen=True)
+class StackedReplies:
+    """Training replies, stacked.
+
+    Parameters
+    ----------
+    requests
+        What is replied to, in the same order.
+    node_ids
+        Who replied.
+    uploads_S
+        Named uploads, each ``(S, P)`` or ``(S,)``.
+    num_examples_S
+        Sample counts, float64.
+    metrics_S
+        Named scalars of each client.
+    """
+
+    requests: Iterable[Message]
+    node_ids: Sequence[int]
+    uploads_S: Arrays
+    num_examples_S: Tensor
+    metrics_S: Arrays
+
+    def __len__(self) -> int:
+        return len(self.node_ids)
+
+    def __iter__(self) -> Iterator[Message]:
+        counts = self.num_examples_S.tolist()
+        columns = {name: values.tolist() for name, values in self.metrics_S.items()}
+        for row, request in enumerate(self.requests):
+            upload = {name: stack[row] for name, stack in self.uploads_S.items()}
+            metrics = {name: float(column[row]) for name, column in columns.items()}
+            yield reply_to(request, upload, int(counts[row]), metrics)
+
+
+def reply_to(request: Message, upload: Arrays, num_examples: int, metrics: Mapping[str, float]) -> Message:
+    """Return a client's training reply."""
+    record = MetricRecord({NUM_EXAMPLES: num_examples, **metrics})
+    return Message(RecordDict({ARRAYS: to_record(upload), METRICS: record}), reply_to=request)
+
+
+def stack_replies(
+    messages: Iterable[Message], dtype: torch.dtype, device: torch.device | str = "cpu"
+) -> StackedReplies | None:
+    """Stack replies in the order of their nodes, those with an error left out; ``None`` if there are none.
+
+    Raises
+    ------
+    ValueError
+        If two replies have different arrays or metrics.
+    """
+    replies = [message for message in messages if not message.has_error()]
+    if not replies:
+        return None
+    replies.sort(key=lambda message: message.metadata.src_node_id)
+    arrays = [message.content.array_records[ARRAYS] for message in replies]
+    metrics = [message.content.metric_records[METRICS] for message in replies]
+    for message, array, metric in zip(replies, arrays, metrics, strict=True):
+        if array.keys() != arrays[0].keys() or metric.keys() != metrics[0].keys():
+            raise ValueError(
+                f"the reply of node {message.metadata.src_node_id} carries {sorted(array)} and {sorted(metric)}, "
+                f"others {sorted(arrays[0])} and {sorted(metrics[0])}; run the same ClientApp on all nodes"
+            )
+    where = torch.device(device)
+    return StackedReplies(
+        requests=[],
+        node_ids=[message.metadata.src_node_id for message in replies],
+        uploads_S={
+            name: torch.stack([to_tensor(array[name], dtype, where) for array in arrays]) for name in arrays[0]
+        },
+        num_examples_S=torch.tensor([float(metric[NUM_EXAMPLES]) for metric in metrics], dtype=torch.float64),
+        metrics_S={
+            name: torch.tensor([float(metric[name]) for metric in metrics], dtype=torch.float64)
+            for name in metrics[0]
+            if name != NUM_EXAMPLES
+        },
+    )
+
+
+def scalars(config: ConfigRecord, dtype: torch.dtype, device: torch.device | str = "cpu") -> Arrays:
+    """Return a config's floats as scalars ``()``: hyper-parameters that a server sends, such as ``proximal-mu``."""
+    return {
+        name: torch.tensor(value, dtype=dtype, device=device)
+        for name, value in config.items()
+        if isinstance(value, float)
+    }

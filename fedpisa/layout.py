@@ -1,0 +1,90 @@
+"""The bridge between a module and the flat vector that the algorithms work on.
+
+Shapes: ``P`` parameters, ``Q`` buffer entries.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+
+@final
+@dataclass(frozen=True)
+class ParamLayout:
+    """Names, shapes and dtypes of a module's tensors, in the order in which they lie in a flat vector.
+
+    Parameters
+    ----------
+    names, shapes, dtypes
+        One entry per tensor, in the module's own order.
+
+    Examples
+    --------
+    >>> layout = ParamLayout.of_parameters(nn.Linear(3, 2))
+    >>> layout.size, layout.names
+    (8, ('weight', 'bias'))
+    >>> layout.unflatten(torch.arange(8.0))["bias"]
+    tensor([6., 7.])
+    """
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    dtypes: tuple[torch.dtype, ...]
+
+    @classmethod
+    def of(cls, named: Iterable[tuple[str, Tensor]]) -> ParamLayout:
+        """Return the layout of named tensors."""
+        entries = [(name, tuple(tensor.shape), tensor.dtype) for name, tensor in named]
+        return cls(
+            names=tuple(name for name, _, _ in entries),
+            shapes=tuple(shape for _, shape, _ in entries),
+            dtypes=tuple(dtype for _, _, dtype in entries),
+        )
+
+    @classmethod
+    def of_parameters(cls, module: nn.Module) -> ParamLayout:
+        """Return the layout of a module's parameters; tied parameters appear once."""
+        return cls.of(module.named_parameters())
+
+    @classmethod
+    def of_buffers(cls, module: nn.Module) -> ParamLayout:
+        """Return the layout of a module's buffers (such as BatchNorm's running statistics)."""
+        return cls.of(module.named_buffers())
+
+    @property
+    def sizes(self) -> list[int]:
+        """Number of entries of each tensor."""
+        return [prod(shape) for shape in self.shapes]
+
+    @property
+    def size(self) -> int:
+        """Length of the flat vector: ``P`` (or ``Q`` for buffers)."""
+        return sum(self.sizes)
+
+    @property
+    def fingerprint(self) -> str:
+        """Short digest of names, shapes and dtypes: two vectors mix only if theirs agree."""
+        text = repr((self.names, self.shapes, tuple(map(str, self.dtypes))))
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+    def flatten(self, tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> Tensor:
+        """Return the flat vector ``(P,)`` of ``tensors``, cast to ``dtype`` if given."""
+        parts = [tensors[name].reshape(-1) for name in self.names]
+        if dtype is not None:
+            parts = [part.to(dtype) for part in parts]
+        return torch.cat(parts) if parts else torch.zeros(0, dtype=dtype)
+
+    def unflatten(self, vector_P: Tensor) -> dict[str, Tensor]:
+        """Return views of ``vector_P`` ``(P,)`` under the module's names; integer tensors are rounded copies."""
+        parts = vector_P.split(self.sizes)
+        return {
+            name: part.view(shape) if dtype.is_floating_point else part.view(shape).round().to(dtype)
+            for name, shape, dtype, part in zip(self.names, self.shapes, self.dtypes, parts, strict=True)
+        }

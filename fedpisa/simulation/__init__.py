@@ -1,0 +1,1 @@
+"""Flower Grids within one process, and the rounds they carry."""

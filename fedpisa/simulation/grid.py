@@ -1,0 +1,108 @@
+"""What the in-process Grids share: nodes, messages, and the count of bytes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import final
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+
+from fedpisa.flower.compat import FIRST_CLIENT_NODE_ID, Run, ensure_identity, payload_bytes, stamp
+from fedpisa.flower.messages import Broadcast, StackedReplies
+
+
+@final
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes of the numbers in all arrays sent and received since the Grid was made."""
+
+    bytes_down: int = 0
+    bytes_up: int = 0
+
+
+class InProcessGrid(Grid, ABC):
+    """A Flower Grid whose nodes are clients in this process, answering at once.
+
+    Parameters
+    ----------
+    num_clients
+        ``N``; client ``i`` is node ``i + 2``, the server is node 1.
+    """
+
+    def __init__(self, num_clients: int) -> None:
+        ensure_identity()
+        self.num_clients = num_clients
+        self.traffic = Traffic()
+        self._run: Run | None = None
+        self._replies: dict[str, Message] = {}
+        self._pushed = 0
+
+    @abstractmethod
+    def exchange(self, requests: Broadcast | list[Message]) -> Iterable[Message]:
+        """Return the clients' replies, in the order of the requests."""
+
+    def set_run(self, run: Run) -> None:
+        """Set the run; the Grid itself has no use for it."""
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        """The run that was set."""
+        if self._run is None:
+            raise ValueError("this Grid belongs to no Flower run; call set_run first")
+        return self._run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """Return a new message to a client."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> range:
+        """Return all clients' node numbers."""
+        return range(FIRST_CLIENT_NODE_ID, FIRST_CLIENT_NODE_ID + self.num_clients)
+
+    def client_of(self, node_id: int) -> int:
+        """Return the client's number ``0 .. N-1`` of a node."""
+        client_id = node_id - FIRST_CLIENT_NODE_ID
+        if not 0 <= client_id < self.num_clients:
+            raise ValueError(f"there is no node {node_id}; this Grid has the nodes {self.get_node_ids()}")
+        return client_id
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        """Deliver messages and keep the replies; return the messages' numbers."""
+        numbered = []
+        for message in messages:
+            self._pushed += 1
+            numbered.append(stamp(message, str(self._pushed)))
+        for request, reply in zip(numbered, self.send_and_receive(numbered), strict=True):
+            self._replies[request.metadata.message_id] = reply
+        return [message.metadata.message_id for message in numbered]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        """Return the replies to these messages, each once."""
+        return [self._replies.pop(number) for number in message_ids if number in self._replies]
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Deliver messages and return the replies; ``timeout`` has no effect, every client answers."""
+        requests = messages if isinstance(messages, Broadcast) else list(messages)
+        replies = self.exchange(requests)
+        if isinstance(requests, Broadcast):
+            down = len(requests) * content_bytes(requests.content)
+        else:
+            down = sum(content_bytes(message.content) for message in requests)
+        if isinstance(replies, StackedReplies):
+            up = payload_bytes(replies.uploads_S)
+        else:
+            replies = list(replies)
+            up = sum(content_bytes(reply.content) for reply in replies if reply.has_content())
+        self.traffic = Traffic(self.traffic.bytes_down + down, self.traffic.bytes_up + up)
+        return replies
+
+
+def content_bytes(content: RecordDict) -> int:
+    """Return the bytes of the numbers in a content's arrays."""
+    return sum(payload_bytes(record) for record in content.array_records.values())

@@ -1,0 +1,111 @@
+"""The reference Grid: real client apps, one after the other, behind real records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import final
+
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from torch import Tensor
+
+from fedpisa.apps.handlers import STATE
+from fedpisa.flower.compat import to_tensor
+from fedpisa.flower.messages import Broadcast
+from fedpisa.simulation.grid import InProcessGrid
+
+
+@final
+class LoopGrid(InProcessGrid):
+    """Runs a Flower `ClientApp` for every message, arrays encoded on the way as they would be on a network.
+
+    Any client app runs on it. It is the oracle of the faster engines.
+
+    Parameters
+    ----------
+    client_app
+        The app.
+    num_clients
+        ``N``; client ``i`` finds ``partition-id = i`` and ``num-partitions = N`` in its node config.
+    run_config
+        Flower's run config, the same for all.
+    """
+
+    def __init__(
+        self, client_app: ClientApp, num_clients: int, run_config: Mapping[str, bool | float | int | str] = {}
+    ) -> None:
+        super().__init__(num_clients)
+        self.client_app = client_app
+        self.run_config = dict(run_config)
+        self.contexts: dict[int, Context] = {}
+
+    def context(self, client_id: int) -> Context:
+        """Return a client's context, which keeps its state between rounds."""
+        if client_id not in self.contexts:
+            self.contexts[client_id] = Context(
+                run_id=0,
+                node_id=self.get_node_ids()[client_id],
+                node_config={"partition-id": client_id, "num-partitions": self.num_clients},
+                state=RecordDict(),
+                run_config=dict(self.run_config),
+            )
+        return self.contexts[client_id]
+
+    def exchange(self, requests: Broadcast | list[Message]) -> Iterable[Message]:
+        """Call the client app for each message in turn.
+
+        Raises
+        ------
+        RuntimeError
+            If the client app fails, with the client and the cause.
+        """
+        replies = []
+        for request in requests:
+            client_id = self.client_of(request.metadata.dst_node_id)
+            if request.has_content():
+                request.content = transport(request.content)
+            try:
+                reply = self.client_app(request, self.context(client_id))
+            except Exception as error:
+                raise RuntimeError(
+                    f"client {client_id} failed on a {request.metadata.message_type!r} message: {error}"
+                ) from error
+            if reply.has_content():
+                reply.content = transport(reply.content)
+            replies.append(reply)
+        return replies
+
+    def weighted_sum(self, name: str, weights_N: Tensor) -> Tensor:
+        """Return ``sum_i weights_i state_i[name]``; see `fedpisa.strategies.base.ClientStates`."""
+        total = torch.zeros(())
+        for client_id, context in sorted(self.contexts.items()):
+            if STATE in context.state:
+                array = context.state.array_records[STATE][name]
+                value = to_tensor(array, getattr(torch, array.dtype), weights_N.device)
+                total = total + weights_N[client_id].to(value.dtype) * value
+        return total
+
+
+def transport(content: RecordDict) -> RecordDict:
+    """Return a copy of a content as it would come out of a network: arrays as bytes, nothing shared.
+
+    Examples
+    --------
+    >>> sent = RecordDict({"arrays": ArrayRecord([torch.zeros(2).numpy()])})
+    >>> received = transport(sent)
+    >>> received["arrays"]["0"].data == sent["arrays"]["0"].data, received["arrays"] is sent["arrays"]
+    (True, False)
+    """
+    copy = RecordDict()
+    for name, record in content.items():
+        if isinstance(record, ArrayRecord):
+            arrays = ArrayRecord()
+            for key, array in record.items():
+                arrays[key] = Array(array.dtype, tuple(array.shape), array.stype, array.data)
+            copy[name] = arrays
+        elif isinstance(record, MetricRecord):
+            copy[name] = MetricRecord(dict(record))
+        else:
+            copy[name] = ConfigRecord(dict(record))
+    return copy

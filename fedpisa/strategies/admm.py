@@ -1,0 +1,121 @@
+"""The server of PISA, shared by its named variants.
+
+Shapes: ``N`` clients, ``S`` of them in the round's cohort, ``P`` parameters.
+"""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import sqrt
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fedpisa.clients.base import Arrays
+from fedpisa.clients.pisa import PisaUpdate
+from fedpisa.layout import ParamLayout
+from fedpisa.strategies.base import Algorithm, ClientStates, Cohort, norm, weighted_mean
+from fedpisa.typing import NonNegative
+
+
+def solve_consensus(weights_S: Tensor, sigma_S: Tensor, z_SP: Tensor, lambda_: float) -> Tensor:
+    """Return PISA's (2.9): ``(sum alpha_i sigma_i z_i) / (sum alpha_i sigma_i + lambda)`` ``(P,)``.
+
+    Examples
+    --------
+    >>> solve_consensus(torch.tensor([0.5, 0.5]), torch.tensor([1.0, 1.0]), torch.tensor([[1.0], [5.0]]), 0.5)
+    tensor([2.])
+    """
+    stiffness_S = weights_S * sigma_S
+    return weighted_mean(stiffness_S, z_SP) / (float(stiffness_S.sum()) + lambda_)
+
+
+@dataclass(frozen=True)
+class ConsensusADMM(Algorithm, ABC):
+    r"""Close every round with the exact minimiser of the augmented Lagrangian in ``w`` (2.9).
+
+    ``w = (sum_i alpha_i sigma_i z_i) / (sum_i alpha_i sigma_i + lambda)``, ``z_i = w_i + pi_i / sigma_i``.
+    The first broadcast is (2.9) at ``w_i = w^0``, ``pi_i = 0``: ``sigma w^0 / (sigma + lambda)``.
+
+    Server state: ``params`` ``w``; with ``absent = "keep"`` also every client's last ``z_i`` ``(N, P)``,
+    ``sigma_i`` and ``n_i`` ``(N,)``, ``n_i = 0`` for a client not seen yet.
+
+    Parameters
+    ----------
+    local_update
+        PISA's client.
+    lambda_
+        Global L2 coefficient ``lambda``.
+    absent
+        What a client that is not in the round counts for: ``"keep"`` its last ``z_i``, ``"drop"`` nothing.
+        With every client in every round both are the same, bit for bit.
+    weighting
+        ``alpha_i``: by ``"num-examples"`` ``n_i / n``, or ``"uniform"``.
+    """
+
+    local_update: PisaUpdate = PisaUpdate()
+    lambda_: NonNegative = 0.0
+    absent: Literal["keep", "drop"] = "keep"
+    weighting: Literal["num-examples", "uniform"] = "num-examples"
+
+    @property
+    def regularization(self) -> float:
+        """Return ``lambda + mu``."""
+        return self.lambda_ + self.local_update.mu
+
+    def init(self, params_P: Tensor, layout: ParamLayout) -> Arrays:
+        """Return the first broadcast and an empty memory."""
+        sigma = self.local_update.sigma_at(0)
+        return {"params": params_P * (sigma / (sigma + self.lambda_))}
+
+    def weights(self, cohort: Cohort) -> Tensor:
+        """Return ``alpha_i`` over the cohort."""
+        return self._normalised(cohort.num_examples_S)
+
+    def step(self, server: Arrays, uploads_S: Arrays, cohort: Cohort) -> Arrays:
+        """Solve (2.9) over the clients seen so far, or over the round's alone."""
+        z_SP, n_S = uploads_S["z"], cohort.num_examples_S
+        sigma_S = torch.full_like(n_S, self.local_update.sigma_at(cohort.server_round))
+        memory: Arrays = {}
+        if self.absent == "keep":
+            memory = self._remember(server, z_SP, sigma_S, cohort)
+            z_SP, sigma_S, n_S = memory["z"], memory["sigma"], memory["num-examples"]
+        return {"params": solve_consensus(self._normalised(n_S), sigma_S, z_SP, self.lambda_), **memory}
+
+    def diagnostics(
+        self, before: Arrays, after: Arrays, metrics: Mapping[str, float], cohort: Cohort
+    ) -> dict[str, float]:
+        """Return the residuals and the augmented Lagrangian (2.6), estimated from the round's mini-batches."""
+        sigma = self.local_update.sigma_at(cohort.server_round)
+        ridge = self.lambda_ / 2 * norm(before["params"]) ** 2
+        return {
+            "sigma": sigma,
+            "primal_residual": sqrt(max(metrics["squared-drift"], 0.0)),
+            "dual_residual": sigma * norm(after["params"] - before["params"]),
+            "augmented_lagrangian": metrics["lagrangian"] + ridge,
+        }
+
+    def stationarity(self, server: Arrays, states: ClientStates, weights_N: Tensor) -> dict[str, float]:
+        """Return ``||sum_i alpha_i pi_i - lambda w||``, zero at a stationary point."""
+        weights_N = self._normalised(weights_N)
+        return {"stationarity": norm(states.weighted_sum("dual", weights_N) - self.lambda_ * server["params"])}
+
+    def _normalised(self, num_examples_N: Tensor) -> Tensor:
+        """Return ``alpha`` of the clients that are there (``n_i > 0``)."""
+        raw_N = num_examples_N if self.weighting == "num-examples" else (num_examples_N > 0).to(num_examples_N.dtype)
+        return raw_N / raw_N.sum()
+
+    def _remember(self, server: Arrays, z_SP: Tensor, sigma_S: Tensor, cohort: Cohort) -> Arrays:
+        """Write the replies into the rows of their clients."""
+        if "z" not in server:
+            many = cohort.num_clients
+            server = {
+                "z": z_SP.new_zeros(many, z_SP.shape[1]),
+                "sigma": sigma_S.new_zeros(many),
+                "num-examples": sigma_S.new_zeros(many),
+            }
+        rows = {"z": z_SP, "sigma": sigma_S, "num-examples": cohort.num_examples_S}
+        return {name: server[name].index_copy_(0, cohort.ids_S, row) for name, row in rows.items()}

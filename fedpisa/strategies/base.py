@@ -1,0 +1,128 @@
+"""The server's side of an algorithm, as pure functions of named tensors.
+
+Shapes: ``N`` clients, ``S`` of them in the round's cohort, ``P`` parameters.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol, final
+
+import torch
+from torch import Tensor
+
+from fedpisa.clients.base import Arrays, LocalUpdate
+from fedpisa.layout import ParamLayout
+
+
+@final
+@dataclass(frozen=True)
+class Cohort:
+    """The clients whose replies arrived in a round.
+
+    Parameters
+    ----------
+    ids_S
+        Their numbers in ``0 .. N-1``, ascending, as an integer tensor.
+    num_examples_S
+        Their sample counts ``n_i``, float64.
+    server_round
+        1, 2, ...
+    num_clients
+        ``N``.
+    layout
+        How the vectors ``(P,)`` are made up of the module's parameters.
+    """
+
+    ids_S: Tensor
+    num_examples_S: Tensor
+    server_round: int
+    num_clients: int
+    layout: ParamLayout
+
+
+class ClientStates(Protocol):
+    """Reading access to what all clients keep."""
+
+    def weighted_sum(self, name: str, weights_N: Tensor) -> Tensor:
+        """Return ``sum_i weights_i state_i[name]`` ``(P,)``; a client that never took part counts as zero."""
+        ...
+
+
+class Algorithm(ABC):
+    """A federated algorithm: a frozen dataclass of hyper-parameters, and three functions.
+
+    Its fields, those of its `local_update` included, are the keys of a configuration. The server's state
+    always has ``params``: the global model that is evaluated and returned.
+    """
+
+    local_update: LocalUpdate
+
+    @property
+    def regularization(self) -> float:
+        """Coefficient of ``||w||^2 / 2`` in the objective that the algorithm minimises."""
+        return 0.0
+
+    @abstractmethod
+    def init(self, params_P: Tensor, layout: ParamLayout) -> Arrays:
+        """Return the server's state before the first broadcast."""
+
+    def broadcast(self, server: Arrays) -> Arrays:
+        """Return what every client of the round receives: by default the global model."""
+        return {"params": server["params"]}
+
+    def weights(self, cohort: Cohort) -> Tensor:
+        """Return the cohort's weights ``alpha_i`` ``(S,)``, summing to 1: by default ``n_i / sum n_j``."""
+        return cohort.num_examples_S / cohort.num_examples_S.sum()
+
+    @abstractmethod
+    def step(self, server: Arrays, uploads_S: Arrays, cohort: Cohort) -> Arrays:
+        """Return the server's next state.
+
+        Parameters
+        ----------
+        server
+            The state; the step owns it and may write into its tensors.
+        uploads_S
+            The replies, stacked along a first axis ``S`` in the cohort's order.
+        cohort
+            Who replied.
+        """
+
+    def diagnostics(
+        self, before: Arrays, after: Arrays, metrics: Mapping[str, float], cohort: Cohort
+    ) -> dict[str, float]:
+        """Return further columns of the round's row, from what is at hand.
+
+        Parameters
+        ----------
+        before, after
+            The server's states around the step; of ``before`` only ``params`` is still valid.
+        metrics
+            The clients' metrics, averaged with `weights`.
+        cohort
+            Who replied.
+        """
+        return {}
+
+    def stationarity(self, server: Arrays, states: ClientStates, weights_N: Tensor) -> dict[str, float]:
+        """Return columns that need every client's state; asked for in rounds that are evaluated."""
+        return {}
+
+
+def weighted_mean(weights_S: Tensor, vectors_SP: Tensor) -> Tensor:
+    """Return ``sum_i weights_i vectors_i`` ``(P,)``.
+
+    Examples
+    --------
+    >>> weighted_mean(torch.tensor([0.25, 0.75]), torch.tensor([[4.0], [8.0]]))
+    tensor([7.])
+    """
+    return weights_S.to(vectors_SP.dtype) @ vectors_SP
+
+
+def norm(vector_P: Tensor) -> float:
+    """Return the Euclidean norm, summed in float64."""
+    return float(torch.linalg.vector_norm(vector_P, dtype=torch.float64))

@@ -1,0 +1,51 @@
+"""FedAvg: the weighted mean of locally trained models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+from torch import Tensor
+
+from fedpisa.clients.base import Arrays
+from fedpisa.clients.sgd import LocalSGDUpdate
+from fedpisa.layout import ParamLayout
+from fedpisa.strategies.base import Algorithm, Cohort, weighted_mean
+
+
+@final
+@dataclass(frozen=True)
+class FedAvg(Algorithm):
+    r"""Average the models after local SGD: ``w <- sum_{i in S} alpha_i v_i``, ``alpha_i = n_i / sum_S n_j``.
+
+    With more than one local step on heterogeneous data its fixed point is not the optimum.
+
+    Parameters
+    ----------
+    local_update
+        Local SGD.
+
+    References
+    ----------
+    McMahan et al., Communication-Efficient Learning of Deep Networks from Decentralized Data, 2017.
+
+    Examples
+    --------
+    Two clients of 1 and 3 samples that come back with 4 and 8 give ``(1 * 4 + 3 * 8) / 4``:
+
+    >>> import torch
+    >>> layout = ParamLayout.of([("weight", torch.zeros(1))])
+    >>> cohort = Cohort(torch.arange(2), torch.tensor([1.0, 3.0]), 1, 2, layout)
+    >>> FedAvg().step({"params": torch.zeros(1)}, {"params": torch.tensor([[4.0], [8.0]])}, cohort)
+    {'params': tensor([7.])}
+    """
+
+    local_update: LocalSGDUpdate = LocalSGDUpdate()
+
+    def init(self, params_P: Tensor, layout: ParamLayout) -> Arrays:
+        """Start at the initial model."""
+        return {"params": params_P}
+
+    def step(self, server: Arrays, uploads_S: Arrays, cohort: Cohort) -> Arrays:
+        """Average the uploads by samples."""
+        return {"params": weighted_mean(self.weights(cohort), uploads_S["params"])}

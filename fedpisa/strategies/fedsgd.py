@@ -1,0 +1,77 @@
+"""FedSGD: one step of any optimizer along the clients' mean gradient."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from fedpisa.clients.base import Arrays
+from fedpisa.clients.gradient import MeanGradient
+from fedpisa.layout import ParamLayout
+from fedpisa.strategies.base import Algorithm, Cohort, weighted_mean
+from fedpisa.strategies.optimizers import Optimizer
+
+
+@final
+@dataclass(frozen=True)
+class FedSGD(Algorithm):
+    r"""One optimizer step on the server: ``G = sum_i alpha_i grad F_i(w; B_i)``, ``w <- optimizer(w, G)``.
+
+    All of `torch.optim`'s first-order optimizers, with their own options as keys. It is centralised training
+    on large batches, and the yardstick of the paper's comparison.
+
+    Server state: ``params`` ``w`` and the optimizer's own tensors.
+
+    Parameters
+    ----------
+    local_update
+        One mean gradient.
+    optimizer
+        Rule of the step.
+
+    References
+    ----------
+    McMahan et al., Communication-Efficient Learning of Deep Networks from Decentralized Data, 2017.
+
+    Examples
+    --------
+    >>> algorithm = FedSGD(optimizer=Optimizer("sgd", {"lr": 0.5}))
+    >>> layout = ParamLayout.of([("weight", torch.zeros(1))])
+    >>> server = algorithm.init(torch.zeros(1), layout)
+    >>> cohort = Cohort(torch.arange(2), torch.tensor([1.0, 3.0]), 1, 2, layout)
+    >>> algorithm.step(server, {"gradient": torch.tensor([[4.0], [8.0]])}, cohort)["params"]
+    tensor([-3.5000])
+    """
+
+    local_update: MeanGradient = MeanGradient()
+    optimizer: Optimizer = Optimizer("sgd", {"lr": 0.1})
+
+    @property
+    def regularization(self) -> float:
+        """Return ``mu``."""
+        return self.local_update.mu
+
+    def init(self, params_P: Tensor, layout: ParamLayout) -> Arrays:
+        """Start at the initial model, the optimizer without memory."""
+        return {"params": params_P}
+
+    def step(self, server: Arrays, uploads_S: Arrays, cohort: Cohort) -> Arrays:
+        """Take one optimizer step along the mean gradient."""
+        gradient_P = weighted_mean(self.weights(cohort), uploads_S["gradient"])
+        tensors = cohort.layout.unflatten(server["params"])
+        params = {name: torch.nn.Parameter(value.clone()) for name, value in tensors.items()}
+        optimizer = self.optimizer.create(params.values())
+        for name, gradient in cohort.layout.unflatten(gradient_P).items():
+            params[name].grad = gradient
+            memory = {k.removeprefix(f"{name}/"): v for k, v in server.items() if k.startswith(f"{name}/")}
+            optimizer.state[params[name]].update(memory)
+        optimizer.step()
+        after = {"params": cohort.layout.flatten({name: value.detach() for name, value in params.items()})}
+        for name, value in params.items():
+            for key, memory in optimizer.state[value].items():
+                if memory is not None:
+                    after[f"{name}/{key}"] = torch.as_tensor(memory)
+        return after

@@ -1,0 +1,53 @@
+"""LocalSGD: the plain mean of models after K local steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from fedpisa.clients.base import Arrays
+from fedpisa.clients.sgd import LocalSGDUpdate
+from fedpisa.layout import ParamLayout
+from fedpisa.strategies.base import Algorithm, Cohort, weighted_mean
+
+
+@final
+@dataclass(frozen=True)
+class LocalSGD(Algorithm):
+    r"""Average the models after K local SGD steps: ``w <- (1/S) sum_i v_i``, whatever the clients' sizes.
+
+    Every client takes the same number of steps, 10 by default.
+
+    Parameters
+    ----------
+    local_update
+        Local SGD.
+
+    References
+    ----------
+    Stich, Local SGD Converges Fast and Communicates Little, 2019.
+
+    Examples
+    --------
+    >>> layout = ParamLayout.of([("weight", torch.zeros(1))])
+    >>> cohort = Cohort(torch.arange(2), torch.tensor([1.0, 3.0]), 1, 2, layout)
+    >>> LocalSGD().step({"params": torch.zeros(1)}, {"params": torch.tensor([[4.0], [8.0]])}, cohort)
+    {'params': tensor([6.])}
+    """
+
+    local_update: LocalSGDUpdate = LocalSGDUpdate(local_steps=10)
+
+    def init(self, params_P: Tensor, layout: ParamLayout) -> Arrays:
+        """Start at the initial model."""
+        return {"params": params_P}
+
+    def weights(self, cohort: Cohort) -> Tensor:
+        """Return ``1 / S`` for every client."""
+        return torch.full_like(cohort.num_examples_S, 1 / len(cohort.num_examples_S))
+
+    def step(self, server: Arrays, uploads_S: Arrays, cohort: Cohort) -> Arrays:
+        """Average the uploads."""
+        return {"params": weighted_mean(self.weights(cohort), uploads_S["params"])}

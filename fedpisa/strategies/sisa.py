@@ -1,0 +1,31 @@
+"""SISA: PISA with a second-moment preconditioner."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+from fedpisa.clients.pisa import PisaUpdate
+from fedpisa.clients.preconditioners import Adam
+from fedpisa.strategies.admm import ConsensusADMM
+
+
+@final
+@dataclass(frozen=True)
+class Sisa(ConsensusADMM):
+    r"""PISA preconditioned by the root of a second moment (Algorithm 2), Scheme III by default.
+
+    ``Q = sqrt(n_i / (1 - beta^t)) + eps``, ``n_i = beta n_i + (1 - beta) (pi_i + g)^2``: an adaptive step per
+    coordinate, with the consensus of PISA.
+
+    References
+    ----------
+    Zhou, Wang, Luo, Zhu, Li, Preconditioned Inexact Stochastic ADMM for Deep Models, arXiv 2502.10784.
+
+    Examples
+    --------
+    >>> Sisa().local_update.preconditioner.beta
+    0.999
+    """
+
+    local_update: PisaUpdate = PisaUpdate(preconditioner=Adam())

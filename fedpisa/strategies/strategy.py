@@ -1,0 +1,163 @@
+"""The Flower strategy around an algorithm: sampling, messages, the server's state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from logging import getLogger
+from typing import final
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+from fedpisa import streams
+from fedpisa.clients.base import Arrays
+from fedpisa.clients.local import BUFFERS
+from fedpisa.flower.compat import to_record, to_tensors
+from fedpisa.flower.messages import (
+    ARRAYS,
+    CONFIG,
+    SERVER_ROUND,
+    Broadcast,
+    StackedReplies,
+    stack_replies,
+)
+from fedpisa.layout import ParamLayout
+from fedpisa.strategies.base import Algorithm, Cohort, weighted_mean
+
+
+@final
+class AlgorithmStrategy(Strategy):
+    """Any `Algorithm` as a Flower strategy; it holds the server's state, the one thing that changes.
+
+    Parameters
+    ----------
+    algorithm
+        What to run.
+    layout
+        The module's parameters.
+    fraction_train
+        Share of the clients in a round: ``max(1, round(fraction * N))`` of them.
+    seed
+        The run's seed; who is sampled depends on it and the round alone.
+    device
+        Where the server's state lives.
+
+    Examples
+    --------
+    >>> from fedpisa.strategies.fedavg import FedAvg
+    >>> layout = ParamLayout.of([("weight", torch.zeros(3))])
+    >>> strategy = AlgorithmStrategy(FedAvg(), layout)
+    >>> strategy.server is None
+    True
+    """
+
+    def __init__(
+        self,
+        algorithm: Algorithm,
+        layout: ParamLayout,
+        *,
+        fraction_train: float = 1.0,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.algorithm = algorithm
+        self.layout = layout
+        self.fraction_train = fraction_train
+        self.seed = seed
+        self.device = torch.device(device)
+        self.server: Arrays | None = None
+        self._buffers: Arrays = {}
+        self._nodes: Iterable[int] = ()
+        self._client_of: dict[int, int] = {}
+
+    def summary(self) -> None:
+        """Log what is run."""
+        getLogger("flwr").info("\t└──> %s, %.2f of the clients per round", self.algorithm, self.fraction_train)
+
+    def start_from(self, arrays: ArrayRecord) -> ArrayRecord:
+        """Make the server's state from the initial model, and return the model that is broadcast first."""
+        tensors = to_tensors(arrays, self.layout.dtypes[0], self.device)
+        self.server = self.algorithm.init(tensors["params"], self.layout)
+        self._buffers = {BUFFERS: tensors[BUFFERS]} if BUFFERS in tensors else {}
+        return self._model()
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Sample the cohort and broadcast to it."""
+        if self.server is None:
+            self.start_from(arrays)
+        assert self.server is not None
+        nodes = grid.get_node_ids()
+        nodes = nodes if isinstance(nodes, range) else sorted(nodes)
+        self._number(nodes)
+        cohort_size = max(1, round(self.fraction_train * len(nodes)))
+        rng = streams.generator(self.seed, "sampling", server_round)
+        sampled = np.sort(rng.choice(len(nodes), cohort_size, replace=False, shuffle=False))
+        content = RecordDict(
+            {
+                ARRAYS: to_record({**self.algorithm.broadcast(self.server), **self._buffers}),
+                CONFIG: ConfigRecord({**config, SERVER_ROUND: server_round}),
+            }
+        )
+        return Broadcast(content, [nodes[position] for position in sampled])
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Take the server's step with the replies that arrived."""
+        assert self.server is not None
+        if isinstance(replies, StackedReplies):
+            stacked: StackedReplies | None = replies
+        else:
+            stacked = stack_replies(replies, self.layout.dtypes[0], self.device)
+        if stacked is None:
+            return None, None
+        cohort = Cohort(
+            ids_S=torch.tensor([self._client_of[node] for node in stacked.node_ids], device=self.device),
+            num_examples_S=stacked.num_examples_S.to(self.device),
+            server_round=server_round,
+            num_clients=len(self._client_of),
+            layout=self.layout,
+        )
+        uploads_S = dict(stacked.uploads_S)
+        weights_S = self.algorithm.weights(cohort)
+        if BUFFERS in uploads_S:
+            self._buffers = {BUFFERS: weighted_mean(weights_S, uploads_S.pop(BUFFERS))}
+        before = self.server
+        self.server = self.algorithm.step(before, uploads_S, cohort)
+        metrics = self._average(weights_S, stacked)
+        metrics |= self.algorithm.diagnostics(before, self.server, metrics, cohort)
+        return self._model(), MetricRecord({**metrics})
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Ask nobody: the server evaluates."""
+        return []
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Nothing to aggregate."""
+        return None
+
+    def _model(self) -> ArrayRecord:
+        assert self.server is not None
+        return to_record({"params": self.server["params"], **self._buffers})
+
+    def _number(self, nodes: range | list[int]) -> None:
+        """Give new nodes the next client numbers; a node keeps its number."""
+        if nodes != self._nodes:
+            for node in nodes:
+                self._client_of.setdefault(node, len(self._client_of))
+            self._nodes = nodes
+
+    def _average(self, weights_S: torch.Tensor, replies: StackedReplies) -> dict[str, float]:
+        """Return the clients' metrics averaged by weight; ``local-steps`` is the cohort's sum."""
+        names = list(replies.metrics_S)
+        table = torch.stack([replies.metrics_S[name].to(weights_S) for name in names])
+        means = dict(zip(names, (table @ weights_S).tolist(), strict=True))
+        means["local-steps"] = float(replies.metrics_S["local-steps"].sum())
+        return means

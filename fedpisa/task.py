@@ -1,0 +1,126 @@
+"""What is learned: a module, its loss, and how both are called with flat vectors.
+
+Shapes: ``P`` parameters, ``Q`` buffer entries, ``B`` samples of a mini-batch, ``n`` samples in all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, final
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from fedpisa.batchnorm import mask_batchnorms, real_rows
+from fedpisa.layout import ParamLayout
+
+Loss = Literal["cross-entropy", "binary", "half-squared-error"]
+
+
+def sample_losses(loss: Loss, outputs: Tensor, y_B: Tensor) -> Tensor:
+    r"""Return each sample's loss ``(B,)``.
+
+    ``cross-entropy``: ``-log softmax(o)_y``; ``binary``: ``log(1 + exp(-(2 y - 1) o))`` of one logit;
+    ``half-squared-error``: ``(o - y)^2 / 2``.
+
+    Examples
+    --------
+    >>> sample_losses("half-squared-error", torch.tensor([[3.0]]), torch.tensor([1.0]))
+    tensor([2.])
+    """
+    if loss == "cross-entropy":
+        return F.cross_entropy(outputs, y_B, reduction="none")
+    outputs = outputs.reshape(y_B.shape)
+    if loss == "binary":
+        return F.binary_cross_entropy_with_logits(outputs, y_B.to(outputs.dtype), reduction="none")
+    return 0.5 * (outputs - y_B) ** 2
+
+
+@final
+@dataclass(frozen=True)
+class Task:
+    """A module and its loss as functions of flat parameter and buffer vectors.
+
+    Parameters
+    ----------
+    module
+        The network; its BatchNorms are replaced in place by layers that know padding, its own tensors
+        serve only as initial values.
+    num_classes
+        Number of labels; ``None`` for regression.
+
+    Examples
+    --------
+    >>> task = Task(nn.Linear(3, 2), num_classes=2)
+    >>> task.layout.size, task.buffer_layout.size, task.loss(torch.zeros(1, 2))
+    (8, 0, 'cross-entropy')
+    """
+
+    module: nn.Module
+    num_classes: int | None
+    layout: ParamLayout = field(init=False)
+    buffer_layout: ParamLayout = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "module", mask_batchnorms(self.module))
+        object.__setattr__(self, "layout", ParamLayout.of_parameters(self.module))
+        object.__setattr__(self, "buffer_layout", ParamLayout.of_buffers(self.module))
+
+    def loss(self, outputs: Tensor) -> Loss:
+        """Return the loss that fits the outputs' width: one output for two classes is a logit."""
+        if self.num_classes is None:
+            return "half-squared-error"
+        return "binary" if self.num_classes == 2 and outputs.shape[-1] == 1 else "cross-entropy"
+
+    def initial_params(self) -> Tensor:
+        """Return the module's own parameters as a flat vector ``(P,)``."""
+        return self.layout.flatten({n: p.detach() for n, p in self.module.named_parameters()})
+
+    def initial_buffers(self) -> Tensor:
+        """Return the module's own buffers as a flat vector ``(Q,)`` of the parameters' dtype."""
+        dtype = self.layout.dtypes[0]
+        return self.buffer_layout.flatten(dict(self.module.named_buffers()), dtype)
+
+    def losses(
+        self, params: dict[str, Tensor], buffers_Q: Tensor, x: Tensor, y_B: Tensor, mask_B: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the samples' losses ``(B,)`` in training mode, and the buffers ``(Q,)`` after the pass."""
+        self.module.train()
+        if not self.buffer_layout.names:
+            outputs = functional_call(self.module, params, (x,))
+            return sample_losses(self.loss(outputs), outputs, y_B), buffers_Q
+        # The layers write into their buffers: give them copies.
+        buffers = {name: b.clone() for name, b in self.buffer_layout.unflatten(buffers_Q).items()}
+        with real_rows(mask_B):
+            outputs = functional_call(self.module, {**params, **buffers}, (x,))
+        return sample_losses(self.loss(outputs), outputs, y_B), self.buffer_layout.flatten(buffers, buffers_Q.dtype)
+
+    @torch.no_grad()
+    def evaluate(
+        self, params_P: Tensor, buffers_Q: Tensor, x: Tensor, y: Tensor, batch_size: int = 4096
+    ) -> dict[str, float]:
+        """Return the mean loss and, for classification, the accuracy on ``n`` samples.
+
+        Returns
+        -------
+        dict
+            ``loss`` and ``accuracy`` (in [0, 1]; absent for regression).
+        """
+        self.module.eval()
+        tensors = {**self.layout.unflatten(params_P), **self.buffer_layout.unflatten(buffers_Q)}
+        loss_sum = torch.zeros((), dtype=torch.float64, device=x.device)
+        correct = torch.zeros((), dtype=torch.float64, device=x.device)
+        for x_B, y_B in zip(x.split(batch_size), y.split(batch_size), strict=True):
+            outputs = functional_call(self.module, tensors, (x_B,))
+            kind = self.loss(outputs)
+            loss_sum += sample_losses(kind, outputs, y_B).sum(dtype=torch.float64)
+            if kind == "cross-entropy":
+                correct += (outputs.argmax(-1) == y_B).sum()
+            elif kind == "binary":
+                correct += ((outputs.reshape(y_B.shape) > 0) == (y_B > 0)).sum()
+        metrics = {"loss": loss_sum.item() / len(x)}
+        if self.num_classes is not None:
+            metrics["accuracy"] = correct.item() / len(x)
+        return metrics
