@@ -1,8 +1,8 @@
-"""Finding the parts of a run by name: algorithms, datasets, partitioners, models, preconditioners, optimizers.
+"""Finding the parts of a run by name: algorithms, datasets, partitioners, models, ...
 
-There is no registry. A *component* is a public function or a frozen dataclass that lives in the package of its
-*family*; its *keys* are its own parameters, so that what a configuration may say is written down once, in the
-signature. ``module:attribute`` names a component of the user's.
+There is no registry. A *component* is a public function or a frozen dataclass that lives in the package of
+its *family*; its *keys* are its own parameters, so that what a configuration may say is written down once,
+in the signature. ``module:attribute`` names a component of the user's.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import os
 import pkgutil
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType, ModuleType
 from typing import Any, Final, final
@@ -59,7 +59,7 @@ class Parameter:
     """One parameter of a component's factory.
 
     It is a plain value (only ``key``), a component of another family that the key's value names (``key`` and
-    ``family``), a dataclass whose parameters are the whole's own (only ``nested``), or injected (none of these).
+    ``family``), a dataclass whose keys are the whole's own (only ``nested``), or injected (none of these).
     """
 
     name: str
@@ -74,7 +74,8 @@ class Parameter:
 class Component:
     """A named part of a run.
 
-    ``read`` takes a finished object apart again: it gives the values of its factory's parameters.
+    ``read`` takes a finished object apart: it gives the arguments that the factory was called with. A
+    dataclass does without.
     """
 
     family: str
@@ -82,7 +83,7 @@ class Component:
     factory: Callable[..., object]
     summary: str = ""
     parameters: tuple[Parameter, ...] = ()
-    read: Callable[[Any], Mapping[str, object]] = field(default=vars, repr=False, compare=False)
+    read: Callable[[Any], Mapping[str, object]] | None = field(default=None, repr=False)
 
     @property
     def keys(self) -> tuple[Key, ...]:
@@ -93,7 +94,7 @@ class Component:
         return f"{self.family} {self.name!r}"
 
 
-# --------------------------------------------------------------------------------------------------- names
+# ------------------------------------------------------------------------------------------------ names
 
 
 def kebab(name: str) -> str:
@@ -119,7 +120,20 @@ def nearest(name: str, candidates: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-# ------------------------------------------------------------------------------------------------ families
+def name_of(part: object) -> str:
+    """Return the component name of a class or an instance: its own ``name``, or else its class's.
+
+    Examples
+    --------
+    >>> class NewtonSchulz: ...
+    >>> name_of(NewtonSchulz()), name_of(NewtonSchulz)
+    ('newton-schulz', 'newton-schulz')
+    """
+    own = getattr(part, "name", None)
+    return own if isinstance(own, str) else kebab((part if isinstance(part, type) else type(part)).__name__)
+
+
+# --------------------------------------------------------------------------------------------- families
 
 
 def available(family: str) -> dict[str, Component]:
@@ -141,9 +155,8 @@ def available(family: str) -> dict[str, Component]:
 @functools.cache
 def _collected(family: str) -> Mapping[str, Component]:
     if family not in _FAMILIES:
-        raise ValueError(
-            f"unknown family {family!r}{nearest(family, _FAMILIES)} (families: {', '.join(_FAMILIES)})"
-        )
+        listed = ", ".join(_FAMILIES)
+        raise ValueError(f"unknown family {family!r}{nearest(family, _FAMILIES)} (families: {listed})")
     found = sorted(_FAMILIES[family](), key=lambda component: component.name)
     return MappingProxyType({component.name: component for component in found})
 
@@ -168,17 +181,16 @@ def find(family: str, name: str) -> Component:
     if ":" in name:
         return inspect_component(family, name, _import_attribute(family, name))
     known = _collected(family)
-    if name in known:
-        return known[name]
-    if family == "model":
-        from fedpisa.models import torchvision_models
-
-        found = torchvision_models.find(name, known)
-        if found is not None:
-            return found
-    raise ValueError(
-        f"unknown {family} {name!r}{nearest(name, known)} (available: {', '.join(known)}; or your own as 'module:attribute')"
-    )
+    found = known.get(name)
+    if found is None and family in _FALLBACKS:
+        found = _FALLBACKS[family](name, known)
+    if found is None:
+        listed = ", ".join(known)
+        raise ValueError(
+            f"unknown {family} {name!r}{nearest(name, known)} "
+            f"(available: {listed}; or your own as 'module:attribute')"
+        )
+    return found
 
 
 def _import_attribute(family: str, name: str) -> Any:
@@ -187,13 +199,13 @@ def _import_attribute(family: str, name: str) -> Any:
         sys.path.append(os.getcwd())
     try:
         found = operator.attrgetter(attribute)(importlib.import_module(module))
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
+    except Exception as error:  # a module of the user's may fail in any way
         raise ValueError(
-            f"{family} {name!r} cannot be imported: {_one_line(error)} (expected 'module:attribute', with the module "
-            "installed or in the current directory)"
+            f"{family} {name!r} cannot be imported ({type(error).__name__}: {one_line(error)}): write "
+            "'module:attribute', with the module installed or in the current directory"
         ) from error
     if not callable(found):
-        raise ValueError(f"{family} {name!r} is a {type(found).__name__}; it must be a function or a class")
+        raise ValueError(f"{family} {name!r} is a {type(found).__name__}: it must be a function or a class")
     return found
 
 
@@ -207,11 +219,8 @@ def _functions(family: str, modules: Iterable[ModuleType], returns: str) -> Iter
     """Yield the public functions that the modules define and that say they return ``returns``."""
     for module in modules:
         for name, function in vars(module).items():
-            if (
-                inspect.isfunction(function)
-                and function.__module__ == module.__name__
-                and not name.startswith("_")
-            ):
+            defined_here = inspect.isfunction(function) and function.__module__ == module.__name__
+            if defined_here and not name.startswith("_"):
                 annotation = function.__annotations__.get("return")
                 if returns in (annotation, getattr(annotation, "__name__", None)):
                     yield inspect_component(family, kebab(name), function)
@@ -220,9 +229,9 @@ def _functions(family: str, modules: Iterable[ModuleType], returns: str) -> Iter
 def _final_classes(module: ModuleType, base: type) -> Iterator[type]:
     """Yield the final subclasses of ``base`` that a module defines itself."""
     for value in vars(module).values():
-        if inspect.isclass(value) and issubclass(value, base) and value.__module__ == module.__name__:
-            if getattr(value, "__final__", False):
-                yield value
+        defined_here = inspect.isclass(value) and value.__module__ == module.__name__
+        if defined_here and issubclass(value, base) and getattr(value, "__final__", False):
+            yield value
 
 
 def _algorithms() -> Iterator[Component]:
@@ -246,12 +255,16 @@ def _optimizers() -> Iterable[Component]:
     return optimizers.components()
 
 
+def _partitioners() -> Iterator[Component]:
+    return _functions(
+        "partitioner", [importlib.import_module("fedpisa.datasets.partitioners")], "list[Indices]"
+    )
+
+
 _FAMILIES: Final[Mapping[str, Callable[[], Iterable[Component]]]] = {
     "algorithm": _algorithms,
     "dataset": lambda: _functions("dataset", _modules("fedpisa.datasets"), "Dataset"),
-    "partitioner": lambda: _functions(
-        "partitioner", [importlib.import_module("fedpisa.datasets.partitioners")], "list[Indices]"
-    ),
+    "partitioner": _partitioners,
     "model": lambda: _functions("model", _modules("fedpisa.models"), "nn.Module"),
     "preconditioner": _preconditioners,
     "optimizer": _optimizers,
@@ -261,24 +274,36 @@ FAMILIES: Final = tuple(_FAMILIES)
 """The names of the families."""
 
 
-# ------------------------------------------------------------------------------------------- introspection
+def _torchvision_model(name: str, known: Iterable[str]) -> Component | None:
+    from fedpisa.models import torchvision_models
+
+    return torchvision_models.find(name, known)
 
 
-def name_of(part: object) -> str:
-    """Return the component name of a class or an instance: its own ``name`` if it has one, else from its class.
+def _left_out_optimizer(name: str, known: Iterable[str]) -> None:
+    from fedpisa.strategies import optimizers
 
-    Examples
-    --------
-    >>> class NewtonSchulz: ...
-    >>> name_of(NewtonSchulz()), name_of(NewtonSchulz)
-    ('newton-schulz', 'newton-schulz')
-    """
-    own = getattr(part, "name", None)
-    return own if isinstance(own, str) else kebab((part if isinstance(part, type) else type(part)).__name__)
+    if name in optimizers.LEFT_OUT:
+        raise ValueError(f"optimizer {name!r} is left out: {optimizers.LEFT_OUT[name]}; take another")
+
+
+# Where to look for a name that the family itself does not have.
+_FALLBACKS: Final[Mapping[str, Callable[[str, Iterable[str]], Component | None]]] = {
+    "model": _torchvision_model,
+    "optimizer": _left_out_optimizer,
+}
+
+
+# ---------------------------------------------------------------------------------------- introspection
 
 
 def inspect_component(
-    family: str, name: str, factory: Callable[..., object], like: object = None
+    family: str,
+    name: str,
+    factory: Callable[..., object],
+    *,
+    like: object = None,
+    injected: Collection[str] = INJECTED,
 ) -> Component:
     """Describe a function or a dataclass by its signature.
 
@@ -290,6 +315,8 @@ def inspect_component(
         A function, a dataclass or another class. Its parameters are keys, except the injected ones.
     like
         An object that the factory made, whose values become the defaults.
+    injected
+        Names of the parameters that are not keys.
 
     Examples
     --------
@@ -299,90 +326,88 @@ def inspect_component(
     >>> component.summary, [key.name for key in component.keys]
     ('Make a ring.', ['width'])
     """
-    docs = parameter_docs(inspect.getdoc(factory) or "")
-    is_dataclass = isinstance(factory, type) and dataclasses.is_dataclass(factory)
-    found = (
-        _dataclass_parameters(factory) if isinstance(factory, type) and is_dataclass else _signature(factory)
-    )
+    # A dataclass inherits fields, and what is said about them.
+    texts = [_docstring(part) for part in reversed(getattr(factory, "__mro__", (factory,)))]
+    docs = {parameter: doc for text in texts for parameter, doc in parameter_docs(text).items()}
     parameters = tuple(
-        _parameter(
+        Parameter(parameter, default=default)
+        if parameter in injected
+        else _parameter(
             parameter,
             annotation,
             default if like is None else getattr(like, parameter),
             docs.get(parameter, ""),
         )
-        for parameter, annotation, default in found
+        for parameter, annotation, default in _signature(factory, injected)
     )
-    # The docstring that a dataclass writes itself is only its signature.
-    text = (
-        ""
-        if is_dataclass and (factory.__doc__ or "").startswith(f"{factory.__name__}(")
-        else inspect.getdoc(factory)
-    )
-    return Component(family, name, factory, (text or "").partition("\n")[0].strip(), parameters)
+    return Component(family, name, factory, texts[-1].partition("\n")[0].strip(), parameters)
 
 
 def _parameter(name: str, annotation: object, default: object, doc: str) -> Parameter:
-    if name in INJECTED:
-        return Parameter(name, default=default)
     family = vars(annotation).get("family") if isinstance(annotation, type) else None
     if isinstance(family, str):
-        return Parameter(
-            name,
-            Key(kebab(name), str, default if default is REQUIRED else name_of(default), doc),
-            family,
-            default=default,
-        )
+        chosen = default if default is REQUIRED else name_of(default)
+        return Parameter(name, Key(kebab(name), str, chosen, doc), family, default=default)
     whole = annotation if dataclasses.is_dataclass(annotation) else type(default)
     if isinstance(whole, type) and dataclasses.is_dataclass(whole):
-        part = inspect_component("part", name_of(whole), whole, None if default is REQUIRED else default)
-        return Parameter(name, nested=part)
+        like = None if default is REQUIRED else default
+        return Parameter(name, nested=inspect_component("part", name_of(whole), whole, like=like))
     return Parameter(name, Key(kebab(name), annotation, default, doc))
 
 
-def _dataclass_parameters(cls: type) -> Iterator[tuple[str, object, object]]:
+def _signature(
+    factory: Callable[..., object], injected: Collection[str]
+) -> Iterator[tuple[str, object, object]]:
+    """Yield name, annotation and default of each parameter."""
+    if isinstance(factory, type) and dataclasses.is_dataclass(factory):
+        yield from _fields(factory, injected)
+        return
+    try:
+        signature = inspect.signature(factory)
+    except (TypeError, ValueError):  # a builtin that does not tell its parameters
+        return
+    made_by = getattr(factory, "__init__", None) if isinstance(factory, type) else inspect.unwrap(factory)
+    namespace = getattr(made_by, "__globals__", {})
+    for name, parameter in signature.parameters.items():
+        if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            # The annotation of an injected one is not needed, and may name what only type checkers import.
+            annotation = Any if name in injected else _evaluate(parameter.annotation, namespace, factory)
+            yield name, annotation, REQUIRED if parameter.default is parameter.empty else parameter.default
+
+
+def _fields(cls: type, injected: Collection[str]) -> Iterator[tuple[str, object, object]]:
+    assert dataclasses.is_dataclass(cls)
     for item in dataclasses.fields(cls):
         if item.init:
             owner = next(base for base in cls.__mro__ if item.name in vars(base).get("__annotations__", {}))
+            namespace = vars(sys.modules[owner.__module__])
+            annotation = Any if item.name in injected else _evaluate(item.type, namespace, cls)
             default: object = REQUIRED
             if item.default is not dataclasses.MISSING:
                 default = item.default
             elif item.default_factory is not dataclasses.MISSING:
                 default = item.default_factory()
-            yield (
-                item.name,
-                _evaluate(item.type, vars(sys.modules[owner.__module__]), cls, item.name),
-                default,
-            )
+            yield item.name, annotation, default
 
 
-def _signature(factory: Callable[..., object]) -> Iterator[tuple[str, object, object]]:
-    try:
-        signature = inspect.signature(factory)
-    except (TypeError, ValueError):  # a builtin that does not tell its parameters
-        return
-    made_by = factory.__init__ if isinstance(factory, type) else inspect.unwrap(factory)
-    namespace = getattr(made_by, "__globals__", {})
-    for name, parameter in signature.parameters.items():
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            continue
-        # The annotation of an injected parameter is not needed, and may name what is imported for type checkers only.
-        annotation = Any if name in INJECTED else _evaluate(parameter.annotation, namespace, factory, name)
-        yield name, annotation, REQUIRED if parameter.default is parameter.empty else parameter.default
-
-
-def _evaluate(annotation: object, namespace: Mapping[str, object], factory: object, name: str) -> object:
+def _evaluate(annotation: object, namespace: Mapping[str, object], factory: object) -> object:
     if annotation is inspect.Parameter.empty:
         return Any
     if not isinstance(annotation, str):
         return annotation
     try:
         return eval(annotation, dict(namespace))
-    except Exception as error:
+    except Exception as error:  # an annotation is any expression
         raise ValueError(
-            f"the annotation {annotation!r} of parameter {name!r} of {getattr(factory, '__name__', factory)!r} cannot be "
-            f"evaluated ({_one_line(error)}): import what it names at the top of the module"
+            f"the annotation {annotation!r} of {getattr(factory, '__name__', factory)} cannot be evaluated "
+            f"({one_line(error)}): import what it names at the top of the module"
         ) from error
+
+
+def _docstring(part: object) -> str:
+    text = inspect.cleandoc(getattr(part, "__doc__", None) or "")
+    # The docstring that a dataclass writes itself is only its signature.
+    return "" if text.startswith(f"{getattr(part, '__name__', '')}(") else text
 
 
 def parameter_docs(text: str) -> dict[str, str]:
@@ -390,10 +415,11 @@ def parameter_docs(text: str) -> dict[str, str]:
 
     Examples
     --------
-    >>> parameter_docs("Do.\\n\\nParameters\\n----------\\na, b\\n    Two\\n    numbers.\\nc : int\\n    Three.")
-    {'a': 'Two numbers.', 'b': 'Two numbers.', 'c': 'Three.'}
+    >>> docs = parameter_docs(inspect.getdoc(inspect_component))
+    >>> docs["injected"]
+    'Names of the parameters that are not keys.'
     """
-    section = re.search(r"^Parameters\n-{3,}\n(.*?)(?=^\S.*\n-{3,}\n|\Z)", text, re.MULTILINE | re.DOTALL)
+    section = re.search(r"^Parameters\n-{3,}\n(.*?)(?=^\S[^\n]*\n-{3,}\n|\Z)", text, re.M | re.S)
     docs: dict[str, str] = {}
     names: list[str] = []
     for line in section[1].splitlines() if section else ():
@@ -404,10 +430,12 @@ def parameter_docs(text: str) -> dict[str, str]:
     return docs
 
 
-# ----------------------------------------------------------------------------------------- values and objects
+# --------------------------------------------------------------------------------------- keys and values
+
+_NOTHING: Final[Mapping[str, object]] = MappingProxyType({})
 
 
-def keys_of(component: Component, values: Mapping[str, object] = MappingProxyType({})) -> dict[str, Key]:
+def keys_of(component: Component, values: Mapping[str, object] = _NOTHING) -> dict[str, Key]:
     """Return the keys of a component and of the parts that ``values`` choose.
 
     Examples
@@ -434,20 +462,21 @@ def _part(parameter: Parameter, values: Mapping[str, object]) -> Component | Non
         name = parameter.key.default
     if not isinstance(name, str):
         raise ValueError(
-            f"key {parameter.key.name!r} = {_show(name)}: must be the name of a {parameter.family}"
+            f"key {parameter.key.name!r} = {show(name)}: must be the name of one of "
+            f"{', '.join(_collected(parameter.family))}"
         )
     chosen = find(parameter.family, name)
     if name != parameter.key.default or parameter.default is REQUIRED:
         return chosen
+    if chosen.read is None:
+        return inspect_component(chosen.family, name, chosen.factory, like=parameter.default)
     return _with_defaults(chosen, chosen.read(parameter.default))
 
 
-def _with_defaults(component: Component, defaults: Mapping[str, object]) -> Component:
+def _with_defaults(component: Component, arguments: Mapping[str, object]) -> Component:
     parameters = tuple(
-        dataclasses.replace(
-            item, key=dataclasses.replace(item.key, default=defaults.get(item.name, item.key.default))
-        )
-        if item.key and item.family is None
+        dataclasses.replace(item, key=dataclasses.replace(item.key, default=arguments[item.name]))
+        if item.key and item.name in arguments
         else item
         for item in component.parameters
     )
@@ -479,25 +508,24 @@ def check(key: Key, value: object) -> object:
     if isinstance(given, float) and math.isnan(given):
         raise ValueError(f"key {key.name!r} = nan: must be a number")
     try:
-        # JSON's rules in strict mode are TOML's: integers are fine for floats, arrays for tuples, nothing else converts.
-        return _adapter(key.annotation).validate_json(
-            pydantic_core.to_json(given, inf_nan_mode="constants"), strict=True
-        )
+        # JSON's strict rules are right for TOML: integers do for floats, arrays for tuples, and that is all.
+        text = pydantic_core.to_json(given, inf_nan_mode="constants")
+        return _adapter(key.annotation).validate_json(text, strict=True)
     except pydantic.ValidationError as error:
         wanted = dict.fromkeys(item["msg"].removeprefix("Input should be ") for item in error.errors())
-        raise ValueError(f"key {key.name!r} = {_show(given)}: must be {' or '.join(wanted)}") from None
+        raise ValueError(f"key {key.name!r} = {show(given)}: must be {' or '.join(wanted)}") from None
     except pydantic_core.PydanticSerializationError:
-        raise ValueError(
-            f"key {key.name!r}: a {type(value).__name__} cannot be written in a configuration"
-        ) from None
+        raise ValueError(f"key {key.name!r}: a {type(value).__name__} cannot be configured") from None
 
 
-def _adapter(annotation: object) -> pydantic.TypeAdapter[Any]:
+def _adapter(annotation: Any) -> pydantic.TypeAdapter[Any]:
+    if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
+        return pydantic.TypeAdapter(annotation)
     return pydantic.TypeAdapter(annotation, config=pydantic.ConfigDict(arbitrary_types_allowed=True))
 
 
 def plain(value: object) -> object:
-    """Return a value as TOML would hold it: tuples as lists, NumPy scalars as numbers, paths as strings.
+    """Return a value as TOML would hold it: tuples as lists, NumPy's numbers as numbers, paths as strings.
 
     Examples
     --------
@@ -510,8 +538,9 @@ def plain(value: object) -> object:
         return {str(name): plain(item) for name, item in value.items() if item is not None}
     if isinstance(value, os.PathLike):
         return os.fspath(value)
-    if type(value).__module__ == "numpy":
-        return getattr(value, "tolist", lambda: value)()
+    if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
+        numbers: object = value.tolist()
+        return numbers
     return value
 
 
@@ -532,23 +561,23 @@ def settle(component: Component, values: Mapping[str, object]) -> dict[str, obje
     """
     given = {name: value for name, value in values.items() if value is not None}
     keys = keys_of(component, given)
-    refuse_unknown(given, keys, component)
-    missing = [name for name, key in keys.items() if key.default is REQUIRED and name not in given]
-    if missing:
-        raise ValueError(f"{component} needs the key {missing[0]!r}, which has no default")
+    for name in given:
+        if name not in keys:
+            raise ValueError(_unknown(name, keys, component))
+    for name, key in keys.items():
+        if key.default is REQUIRED and name not in given:
+            meaning = f" ({key.doc})" if key.doc else ""
+            raise ValueError(f"{component} needs the key {name!r}{meaning}, which has no default: set it")
     return {name: check(key, given[name]) if name in given else key.default for name, key in keys.items()}
 
 
-def refuse_unknown(given: Iterable[str], keys: Mapping[str, Key], component: Component) -> None:
-    """Raise a ValueError for the given keys that are not among a component's."""
-    for name in given:
-        if name in keys:
-            continue
-        takes = f"it takes: {', '.join(keys)}" if keys else "it takes no keys"
-        users = owners(name, [component.family, *(p.family for p in component.parameters if p.family)])
-        if users:
-            raise ValueError(f"key {name!r} is not used by {component}, only by {users}; {takes}")
-        raise ValueError(f"unknown key {name!r} for {component}{nearest(name, keys)}; {takes}")
+def _unknown(name: str, keys: Mapping[str, Key], component: Component) -> str:
+    takes = f"it takes: {', '.join(keys)}" if keys else "it takes no keys"
+    families = [component.family, *(item.family for item in component.parameters if item.family)]
+    users = owners(name, [family for family in families if family in _FAMILIES])
+    if users:
+        return f"key {name!r} is not used by {component}, but by {users}; {takes}"
+    return f"unknown key {name!r} for {component}{nearest(name, keys)}; {takes}"
 
 
 def owners(name: str, families: Iterable[str] = FAMILIES) -> str:
@@ -556,22 +585,34 @@ def owners(name: str, families: Iterable[str] = FAMILIES) -> str:
 
     Examples
     --------
-    >>> owners("widths", ["model"])
-    "model 'mlp'"
+    >>> owners("bias", ["model"])
+    'model linear, logistic'
     """
-    found = [
-        component
+    found = {
+        family: [owner for owner, component in _collected(family).items() if name in keys_of(component)]
         for family in families
-        for component in _collected(family).values()
-        if name in keys_of(component)
-    ]
-    # A key of a part that every algorithm may choose is best explained by the part itself.
-    return ", ".join(map(str, found))
+    }
+    return " and ".join(f"{family} {', '.join(names)}" for family, names in found.items() if names)
 
 
-def build(
-    component: Component, values: Mapping[str, object] = MappingProxyType({}), **injected: object
-) -> Any:
+def resolve(component: Component, values: Mapping[str, object] = _NOTHING) -> dict[str, object]:
+    """Return the value of every key, defaults filled in, as TOML would hold it (``None`` is left out).
+
+    Examples
+    --------
+    >>> resolve(find("model", "mlp"))
+    {'widths': [200, 200]}
+    """
+    settled = {name: plain(value) for name, value in settle(component, values).items()}
+    return {name: value for name, value in settled.items() if not _has_none(value)}
+
+
+def _has_none(value: object) -> bool:
+    """Tell whether a plain value holds a None, which TOML cannot write; only a default can."""
+    return value is None or (isinstance(value, list) and any(map(_has_none, value)))
+
+
+def build(component: Component, values: Mapping[str, object] = _NOTHING, **injected: object) -> Any:
     """Make what a component describes: call its factory with the checked values of its keys.
 
     Parameters
@@ -587,6 +628,11 @@ def build(
     ------
     ValueError
         For an unknown key, a bad value, or a required key or injected value that is missing.
+
+    Examples
+    --------
+    >>> build(find("model", "linear"), {"bias": True}, shape=(3,), num_outputs=1)[1].bias.shape
+    torch.Size([1])
     """
     return _make(component, settle(component, values), injected)
 
@@ -606,20 +652,17 @@ def _make(component: Component, settled: Mapping[str, object], injected: Mapping
     return component.factory(**arguments)
 
 
-def resolve(component: Component, values: Mapping[str, object] = MappingProxyType({})) -> dict[str, object]:
-    """Return the value of every key, defaults filled in, as TOML would hold it (``None`` is left out).
-
-    Examples
-    --------
-    >>> resolve(find("model", "mlp"))
-    {'widths': [200, 200]}
-    """
-    return {name: plain(value) for name, value in settle(component, values).items() if value is not None}
-
-
-def _show(value: object) -> str:
+def show(value: object) -> str:
+    """Return a value as an error message writes it."""
     return {True: "true", False: "false"}[value] if isinstance(value, bool) else repr(value)
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    r"""Return an error's message without line breaks.
+
+    Examples
+    --------
+    >>> one_line(ValueError("two\nlines"))
+    'two lines'
+    """
     return " ".join(str(error).split()) or type(error).__name__

@@ -16,18 +16,19 @@ __all__ = ["build"]
 def build(name: str, shape: tuple[int, ...], num_outputs: int, seed: int, **options: object) -> nn.Module:
     """Return a model with initial weights that depend on ``seed`` and on nothing else.
 
-    The weights are drawn in float32 on the CPU, so that they are the same whatever a run's dtype and device; torch's
-    global generator is left as it was.
+    The weights are drawn in float32 on the CPU, so that they are the same whatever a run's dtype and device;
+    torch's global generator is left as it was. The model is in training mode.
 
     Parameters
     ----------
     name
-        ``logistic``, ``mlp``, ...; a model of torchvision's; or ``module:callable``, called with ``shape`` and
-        ``num_outputs`` where its signature names them.
+        ``logistic``, ``mlp``, ...; a model of torchvision's; or ``module:callable``, called with ``shape``
+        and ``num_outputs`` where its signature names them.
     shape
         Shape of one sample.
     num_outputs
-        Number of classes, or 1 for a regression. With two classes a model may have one output, the logit of class 1.
+        Number of classes, or 1 for a regression. With two classes a model may have one output, the logit of
+        class 1.
     seed
         The run's seed.
     options

@@ -6,9 +6,9 @@ from torch import nn
 
 
 def simple_cnn(shape: tuple[int, ...], num_outputs: int) -> nn.Module:
-    """Convolutional network of NIID-Bench [1]_: 6 and 16 filters of 5x5 with pooling, then 120 and 84 units.
+    """NIID-Bench's convolutional network: 6 and 16 filters of 5x5 with pooling, then 120 and 84 units.
 
-    Convolutions are not padded; each is followed by ReLU and 2x2 max-pooling.
+    As in [1]_, convolutions are not padded; each is followed by ReLU and 2x2 max-pooling.
 
     Parameters
     ----------
@@ -44,10 +44,10 @@ def simple_cnn(shape: tuple[int, ...], num_outputs: int) -> nn.Module:
 
 
 def leaf_cnn(shape: tuple[int, ...], num_outputs: int) -> nn.Module:
-    """Convolutional network of FedAvg [1]_ and LEAF [2]_: 32 and 64 filters of 5x5 with pooling, then 512 units.
+    """Convolutional network of FedAvg and LEAF: 32 and 64 filters of 5x5 with pooling, then 512 units.
 
-    Convolutions keep the image's size; each is followed by ReLU and 2x2 max-pooling. On 28x28 grey images with ten
-    classes it has the 1,663,370 parameters of [1]_.
+    As in [1]_ and [2]_, convolutions keep the image's size and each is followed by ReLU and 2x2 max-pooling.
+    On 28x28 grey images with ten classes it has the 1,663,370 parameters of [1]_.
 
     Parameters
     ----------
@@ -63,8 +63,8 @@ def leaf_cnn(shape: tuple[int, ...], num_outputs: int) -> nn.Module:
 
     References
     ----------
-    .. [1] McMahan, Moore, Ramage, Hampson, Aguera y Arcas, "Communication-Efficient Learning of Deep Networks from
-       Decentralized Data", AISTATS 2017.
+    .. [1] McMahan, Moore, Ramage, Hampson, Aguera y Arcas, "Communication-Efficient Learning of Deep
+       Networks from Decentralized Data", AISTATS 2017.
     .. [2] Caldas et al., "LEAF: A Benchmark for Federated Settings", 2018, arXiv 1812.01097.
 
     Examples
@@ -84,7 +84,7 @@ def leaf_cnn(shape: tuple[int, ...], num_outputs: int) -> nn.Module:
 def _image(model: str, shape: tuple[int, ...], smallest: int) -> tuple[int, int, int]:
     if len(shape) != 3:
         raise ValueError(
-            f"model {model!r} needs images of shape (channels, height, width), and a sample has shape {shape}: "
+            f"model {model!r} needs images (channels, height, width), and a sample has shape {shape}: "
             "set model = 'mlp' or take a dataset of images"
         )
     channels, height, width = shape

@@ -1,7 +1,7 @@
 """Models that are linear in their weights: convex problems.
 
-Their weights start at zero, as is usual for a convex problem: the first loss is then known (``log(C)``) and does
-not depend on the seed.
+Their weights start at zero, as is usual for a convex problem: the first loss is then known (``log(C)`` for C
+classes) and does not depend on the seed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def _zeros(inputs: int, outputs: int, bias: bool) -> nn.Module:
 
 
 def linear(shape: tuple[int, ...], num_outputs: int, *, bias: bool = False) -> nn.Module:
-    r"""Linear regression: :math:`\hat y = W x + b` on the flattened input, starting at zero.
+    """Linear regression ``W x (+ b)`` on the flattened input, starting at zero.
 
     Parameters
     ----------
@@ -39,10 +39,10 @@ def linear(shape: tuple[int, ...], num_outputs: int, *, bias: bool = False) -> n
 
 
 def logistic(shape: tuple[int, ...], num_outputs: int, *, bias: bool = True) -> nn.Module:
-    r"""Logistic regression on the flattened input, starting at zero.
+    """Logistic regression on the flattened input, starting at zero.
 
-    With two classes there is one logit, that of class 1 (binary cross-entropy); with C > 2 classes there are C
-    (softmax cross-entropy).
+    With two classes there is one logit, that of class 1 (binary cross-entropy); with C > 2 classes there
+    are C (softmax cross-entropy).
 
     Parameters
     ----------
@@ -67,6 +67,6 @@ def logistic(shape: tuple[int, ...], num_outputs: int, *, bias: bool = True) -> 
     """
     if num_outputs < 2:
         raise ValueError(
-            f"model 'logistic' needs at least 2 classes, not {num_outputs}: for a regression set model = 'linear'"
+            f"model 'logistic' needs at least 2 classes, not {num_outputs}: for a regression set 'linear'"
         )
     return _zeros(math.prod(shape), 1 if num_outputs == 2 else num_outputs, bias)

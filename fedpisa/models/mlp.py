@@ -28,8 +28,8 @@ def mlp(
 
     References
     ----------
-    .. [1] McMahan, Moore, Ramage, Hampson, Aguera y Arcas, "Communication-Efficient Learning of Deep Networks from
-       Decentralized Data", AISTATS 2017.
+    .. [1] McMahan, Moore, Ramage, Hampson, Aguera y Arcas, "Communication-Efficient Learning of Deep
+       Networks from Decentralized Data", AISTATS 2017.
 
     Examples
     --------
@@ -44,9 +44,10 @@ def mlp(
 
 
 def tabular_mlp(shape: tuple[int, ...], num_outputs: int) -> nn.Module:
-    """Multi-layer perceptron with hidden widths 32, 16 and 8: the model for tabular data of NIID-Bench [1]_.
+    """NIID-Bench's multi-layer perceptron for tabular data: hidden widths 32, 16 and 8.
 
-    As there, weights are drawn from a normal distribution with standard deviation 0.1, and biases are 0.1.
+    As in the code of [1]_, weights are drawn from a normal distribution with standard deviation 0.1, and
+    biases are 0.1.
 
     Parameters
     ----------

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from fedpisa.components import Component, Parameter, nearest
+from fedpisa.components import Component, Parameter, nearest, one_line
 
 if TYPE_CHECKING:
     from torch import nn
@@ -48,10 +48,10 @@ def _torchvision(otherwise: str) -> Any:
     try:
         import torchvision.models
     except (ImportError, RuntimeError, AttributeError) as error:
-        # A torchvision that was built for another torch fails here: "operator torchvision::nms does not exist".
+        # A torchvision built for another torch fails here: "operator torchvision::nms does not exist".
         raise ValueError(
-            f"{otherwise}, and torchvision's models cannot be used: {' '.join(str(error).split())}: install torch and "
-            "torchvision together, in one command, from the same index"
+            f"{otherwise}, and torchvision's models cannot be used ({one_line(error)}): "
+            "install torch and torchvision together, in one command, from the same index"
         ) from error
     return torchvision.models
 
@@ -74,7 +74,7 @@ def _create(name: str, shape: tuple[int, ...], num_outputs: int) -> nn.Module:
 
 
 def _see_grey(model: nn.Module, name: str) -> None:
-    """Replace the first convolution by one for grey images, as if a grey image were shown in all three channels."""
+    """Make the first convolution take grey images, as if these were shown in all three channels."""
     from torch import nn
 
     path, first = next(((p, m) for p, m in model.named_modules() if isinstance(m, nn.Conv2d)), (None, None))
