@@ -17,8 +17,8 @@ from fedpisa.datasets.base import Indices, Targets
 class Heterogeneity:
     """Indices of heterogeneity of N clients with n_i samples each, n in all, and C classes.
 
-    ``p_i`` is the label distribution of client i and ``p = sum_i (n_i/n) p_i`` that of all together. The label
-    indices are ``None`` for regression.
+    ``p_i`` is the label distribution of client i and ``p = sum_i (n_i/n) p_i`` that of all together. The
+    label indices are ``None`` for regression.
 
     Parameters
     ----------

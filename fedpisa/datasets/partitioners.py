@@ -443,9 +443,11 @@ def _even(n: int, parts: int) -> NDArray[np.int64]:
 
 def _cut(shares: NDArray[np.float64], n: int) -> NDArray[np.int64]:
     """Sizes of the parts of ``n`` samples cut at the cumulative shares."""
-    ends = np.floor(np.cumsum(shares / shares.sum()) * n).astype(np.int64)
-    ends[-1] = n
-    sizes: NDArray[np.int64] = np.diff(np.minimum(ends, n), prepend=0)
+    ends = np.cumsum(shares)
+    ends /= ends[
+        -1
+    ]  # exactly 1 from the last positive share on, so that rounding gives nothing to a zero share
+    sizes: NDArray[np.int64] = np.diff(np.floor(ends * n).astype(np.int64), prepend=0)
     return sizes
 
 

@@ -169,8 +169,9 @@ def _read(
         *(zipfile.BadZipFile, tarfile.TarError, pickle.UnpicklingError),
     ) as error:
         raise ValueError(
-            f"{class_name} cannot be read from {data_dir} nor downloaded to it ({_first_line(error)}); connect to "
-            f"a network, put the original files there ({files}) in place of damaged ones, or change data-dir"
+            f"{class_name} cannot be read from {data_dir} nor downloaded to it ({_first_line(error)}); "
+            f"connect to a network, put the original files there ({files}) in place of damaged ones, "
+            "or set data-dir"
         ) from error
     return [
         (np.asarray(part.data), np.asarray(part.labels if class_name == "SVHN" else part.targets, np.int64))
