@@ -67,8 +67,8 @@ def file(
     x, labels, groups = arrays["x"], arrays["y"], arrays.get("groups")
     if len(x) != len(labels) or (groups is not None and len(groups) != len(labels)):
         raise ValueError(f"{path} has {len(x)} samples but {len(labels)} labels; give one label per sample")
-    if labels.size == 0:
-        raise ValueError(f"{path} has no samples; give at least two")
+    if len(labels) == 0:
+        raise _empty(path)
     classes, y = _targets(path, labels)
     owner = None if groups is None else np.unique(groups, return_inverse=True)[1].astype(np.int64)
     if "x_test" in arrays:
@@ -130,6 +130,8 @@ def _read_table(path: Path, label_column: str, group_column: str | None) -> _Arr
         raise ValueError(f"{path} needs the extra parquet; run pip install 'fedpisa[parquet]'") from error
     except (OSError, ValueError) as error:  # pandas' and pyarrow's errors of a malformed file are ValueErrors
         raise ValueError(f"{path} cannot be read ({' '.join(str(error).split())}); check the file") from error
+    if table.empty:
+        raise _empty(path)
     chosen = {"label-column": label_column}
     if group_column is not None:
         chosen["group-column"] = group_column
@@ -152,6 +154,10 @@ def _read_table(path: Path, label_column: str, group_column: str | None) -> _Arr
         "y": _plain(table[label_column].to_numpy()),
     }
     return arrays if group_column is None else arrays | {"groups": _plain(table[group_column].to_numpy())}
+
+
+def _empty(path: Path) -> ValueError:
+    return ValueError(f"{path} has no samples; give at least two of every class")
 
 
 def _plain(values: NDArray[Any]) -> NDArray[Any]:

@@ -447,8 +447,7 @@ def _cut(shares: NDArray[np.float64], n: int) -> NDArray[np.int64]:
     ends /= ends[
         -1
     ]  # exactly 1 from the last positive share on, so that rounding gives nothing to a zero share
-    sizes: NDArray[np.int64] = np.diff(np.floor(ends * n).astype(np.int64), prepend=0)
-    return sizes
+    return np.diff(np.floor(ends * n), prepend=0.0).astype(np.int64)
 
 
 def _deal(labels: Targets, counts: NDArray[np.int64], rng: np.random.Generator) -> list[Indices]:
