@@ -1,0 +1,10 @@
+"""``python -m fedpisa``: the same as the command ``fedpisa``."""
+
+from __future__ import annotations
+
+import sys
+
+from fedpisa.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,379 @@
+"""The command ``fedpisa``.
+
+``--help`` has to answer at once, so whatever is heavy (torch, flwr, pandas, matplotlib) is imported by the
+command that needs it, not here.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import statistics
+import sys
+import textwrap
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import click
+import typer
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from rich.table import Table
+
+    from fedpisa.components import Component, Key
+    from fedpisa.config import RunConfig
+    from fedpisa.datasets import Heterogeneity
+    from fedpisa.results import Result
+
+MOST_ROWS = 25
+"""Clients that ``fedpisa partition`` lists one by one."""
+MOST_LABELS = 12
+"""Labels that it counts one by one."""
+
+app = typer.Typer(
+    name="fedpisa",
+    help="Federated learning under data heterogeneity: PISA, SISA and their competitors on Flower.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class XAxis(StrEnum):
+    """What curves can be drawn against."""
+
+    ROUND = "round"
+    BYTES = "bytes"
+    LOCAL_STEPS = "local-steps"
+    SECONDS = "seconds"
+
+
+class Family(StrEnum):
+    """What ``fedpisa list`` can list."""
+
+    ALGORITHMS = "algorithms"
+    DATASETS = "datasets"
+    PARTITIONERS = "partitioners"
+    MODELS = "models"
+    PRECONDITIONERS = "preconditioners"
+    OPTIMIZERS = "optimizers"
+
+
+File = Annotated[
+    Path | None, typer.Argument(metavar="[FILE.toml]", help="Keys in a TOML file.", show_default=False)
+]
+Keys = Annotated[
+    list[str] | None,
+    typer.Option(
+        "-c",
+        "--config",
+        metavar="'key=value ...'",
+        help="Keys, in place of the file's; may be repeated.",
+        show_default=False,
+    ),
+]
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the whole traceback of an error.")] = False,
+) -> None:
+    if version:
+        from fedpisa import __version__
+
+        typer.echo(f"fedpisa {__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command()
+def demo(
+    out: Annotated[
+        Path | None,
+        typer.Option(help="A new directory.", show_default="fedpisa-demo, or the next free number"),
+    ] = None,
+) -> None:
+    """Compare FedAvg, LocalSGD and SISA on one non-IID split of real data, in less than a minute."""
+    from rich.console import Console
+
+    from fedpisa import demo as demonstration
+    from fedpisa.console import RunConsole
+    from fedpisa.results import free_directory
+
+    directory = out or free_directory("fedpisa-demo")
+    with _keeping(directory), RunConsole() as console:
+        results = demonstration.run_demo(directory, on_event=console)
+    terminal = Console(highlight=False, soft_wrap=True)
+    terminal.print()
+    terminal.print(demonstration.table(results))
+    terminal.print(f"\nBudget: {demonstration.BUDGET}.", markup=False)
+    terminal.print(f"Picture: {directory / 'convergence.png'}", markup=False)
+    terminal.print(f"Runs: {', '.join(str(directory / name) for name in results)}", markup=False)
+    for result in results.values():
+        _refuse_diverged(result)
+
+
+@app.command()
+def run(
+    file: File = None,
+    config: Keys = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="A new directory for the result.", show_default="runs/<algorithm>-<dataset>-<seed>"
+        ),
+    ] = None,
+) -> None:
+    """Train, with live progress; without arguments SISA on the embedded data."""
+    settings = _config(file, config)
+    from fedpisa.console import RunConsole
+    from fedpisa.results import free_directory, require_free
+
+    name = f"{settings.algorithm}-{settings.dataset}-{settings.seed}"
+    directory = require_free(out) if out else free_directory(Path("runs") / re.sub(r"[^\w.-]+", "-", name))
+    from fedpisa.runner import run as train
+
+    with _keeping(directory), RunConsole() as console:
+        result = train(settings, directory, on_event=console)
+        if result.status == "interrupted":
+            raise KeyboardInterrupt
+    _refuse_diverged(result)
+    typer.echo(f"result: {directory}")
+
+
+@app.command()
+def partition(
+    file: File = None,
+    config: Keys = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Draw the split into a .png, .pdf or .svg.", show_default=False)
+    ] = None,
+) -> None:
+    """Show how a configuration splits the data among clients, and how unlike the clients are."""
+    settings = _config(file, config)
+    from rich.console import Console
+
+    from fedpisa import datasets, plots
+
+    picture = plots.picture_path(out)
+    data = settings.load_dataset()
+    parts = settings.build_partition(data)
+    split = datasets.heterogeneity(data.y_train, parts, data.num_classes)
+    terminal = Console(highlight=False, soft_wrap=True)
+    terminal.print(
+        f"{settings.dataset}: {split.sizes.sum():,} training samples on {settings.num_clients} clients "
+        f"by {settings.partitioner}, seed {settings.seed}\n",
+        markup=False,
+    )
+    if settings.num_clients <= MOST_ROWS:
+        terminal.print(_clients_table(split))
+        terminal.print()
+    terminal.print(_indices_table(split))
+    if picture is not None:
+        plots.plot_partition(data.y_train, parts, data.num_classes, picture)
+        terminal.print(f"\npicture: {picture}", markup=False)
+
+
+def _clients_table(split: Heterogeneity) -> Table:
+    """Return a row per client: its size and, where they are few, how many samples of each label it holds."""
+    table = _table("client", "samples")
+    counts = split.label_counts
+    if counts is not None and counts.shape[1] <= MOST_LABELS:
+        for label in range(counts.shape[1]):
+            table.add_column(f"label {label}" if label == 0 else str(label), justify="right")
+    elif counts is not None:
+        table.add_column("labels", justify="right")
+    for client, size in enumerate(split.sizes):
+        cells: list[str] = []
+        if counts is not None and counts.shape[1] <= MOST_LABELS:
+            cells = [str(number) if number else "." for number in counts[client]]
+        elif counts is not None:
+            cells = [str((counts[client] > 0).sum())]
+        table.add_row(str(client), str(size), *cells)
+    return table
+
+
+def _indices_table(split: Heterogeneity) -> Table:
+    """Return the heterogeneity indices, one per row, each with its range."""
+    sizes = split.sizes
+    table = _table("index", "value", "range")
+    table.add_row("samples per client, least / median / most", _three(sizes), "")
+    if split.label_counts is not None:
+        table.add_row(
+            "labels per client, least / median / most", _three((split.label_counts > 0).sum(axis=1)), ""
+        )
+    table.add_row("effective number of clients", f"{split.effective_clients:.2f}", f"1 to {len(sizes)}")
+    for name, value, top in (
+        ("Jensen-Shannon distance to all labels, mean", split.jensen_shannon, 1),
+        ("Hellinger distance to all labels, mean", split.hellinger, 1),
+        ("earth mover's distance to all labels", split.earth_mover, 2),
+    ):
+        if value is not None:
+            table.add_row(name, f"{value:.3f}", f"0 to {top}")
+    return table
+
+
+def _three(numbers: NDArray[np.int64]) -> str:
+    return f"{numbers.min()} / {statistics.median(numbers.tolist()):g} / {numbers.max()}"
+
+
+def _table(first: str, *others: str) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column(first)
+    for name in others:
+        table.add_column(name, justify="right")
+    return table
+
+
+@app.command()
+def plot(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="DIR...", help="Directories of runs, or a directory that holds them."),
+    ],
+    x: Annotated[XAxis, typer.Option(help="What to draw against; sums over the rounds.")] = XAxis.ROUND,
+    y: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A column of metrics.jsonl, one panel each; may be repeated.",
+            show_default="test-accuracy (or test-loss) and train-loss",
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="A .png, .pdf or .svg; replaced if it exists.")] = Path(
+        "curves.png"
+    ),
+) -> None:
+    """Draw convergence curves of one or more runs."""
+    from fedpisa import plots
+    from fedpisa.results import load_result
+
+    results = [load_result(directory) for directory in _run_directories(runs)]
+    targets = {result.config.target_accuracy for result in results}
+    plots.plot_curves(
+        dict(zip(plots.curve_labels(results), results, strict=True)),
+        x=x.value,
+        y=[column.replace("-", "_") for column in y] if y else None,
+        path=out,
+        target_accuracy=targets.pop() if len(targets) == 1 else None,
+    )
+    typer.echo(f"picture: {out}")
+
+
+@app.command("list")
+def list_(
+    family: Annotated[Family | None, typer.Argument(help="What to list.", show_default="all")] = None,
+) -> None:
+    """List algorithms, data sets, partitioners, models, preconditioners and optimizers with their keys."""
+    from fedpisa.components import available
+
+    for kind in Family if family is None else [family]:
+        typer.echo(typer.style(f"{kind.value}:", bold=True))
+        for component in available(kind.value.removesuffix("s")).values():
+            _describe(component)
+        typer.echo()
+
+
+def _describe(component: Component) -> None:
+    """Print a component's name and summary, and its keys with their defaults below."""
+    keys = "  ".join(_show_key(key) for key in component.keys)
+    width = max(60, shutil.get_terminal_size((110, 24)).columns)
+    for first, text in ((f"  {component.name:<19} ", _plain_text(component.summary)), (" " * 22, keys)):
+        for line in textwrap.wrap(
+            text, width, initial_indent=first, subsequent_indent=" " * 22, break_on_hyphens=False
+        ):
+            typer.echo(line)
+
+
+def _plain_text(summary: str) -> str:
+    """Return a docstring's first line without its markup."""
+    return re.sub(r":math:|`| \[\d+\]_", "", summary)
+
+
+def _show_key(key: Key) -> str:
+    from fedpisa.components import REQUIRED, plain
+
+    if key.default is REQUIRED:
+        return f"{key.name}=(needed)"
+    if key.default is None:
+        return f"{key.name}=(none)"
+    value = plain(key.default)
+    text = {True: "true", False: "false"}[value] if isinstance(value, bool) else str(value)
+    return f"{key.name}={text}".replace(" ", "")
+
+
+def _run_directories(paths: Sequence[Path]) -> Iterator[Path]:
+    """Yield each directory, or the runs in it if it is not a run itself."""
+    for path in paths:
+        inside = [] if (path / "config.toml").exists() else sorted(path.glob("*/config.toml"))
+        yield from [file.parent for file in inside] or [path]
+
+
+@contextmanager
+def _keeping(directory: Path) -> Iterator[None]:
+    """Turn Ctrl-C into an exit that says what is left."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        kept = f"the rounds so far are kept in {directory}" if directory.exists() else "nothing was written"
+        typer.echo(f"interrupted: {kept}", err=True)
+        raise typer.Exit(130) from None
+
+
+def _refuse_diverged(result: Result) -> None:
+    if result.status == "diverged":
+        typer.echo(
+            f"error: {result.config.algorithm} diverged, its rounds so far are kept in {result.directory}: "
+            "take smaller steps (a lower learning-rate, or a higher sigma or rho)",
+            err=True,
+        )
+        raise typer.Exit(1)
+
+
+def _config(file: Path | None, assignments: Sequence[str] | None) -> RunConfig:
+    from fedpisa.config import load_config, parse_overrides
+
+    changes: dict[str, object] = {}
+    for text in assignments or ():
+        changes |= parse_overrides(text)
+    return load_config(file, changes)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code: 0, 1 (diverged), 2 (bad input) or 130 (interrupted).
+
+    Parameters
+    ----------
+    arguments
+        What follows the command's name; ``sys.argv`` by default.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words  # accepted anywhere, also after the command
+    words = [word for word in words if word != "--debug"]
+    try:
+        code: Any = app(words, prog_name="fedpisa", standalone_mode=False)
+    except click.ClickException as error:
+        return _fail(error.format_message(), error.exit_code)
+    except OSError as error:
+        if debug:
+            raise
+        return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), 2)
+    except ValueError as error:
+        if debug:
+            raise
+        return _fail(str(error), 2)
+    return code if isinstance(code, int) else 0
+
+
+def _fail(message: str, code: int) -> int:
+    typer.echo(f"error: {' '.join(message.split())}", err=True)
+    return code

@@ -1,0 +1,139 @@
+"""What a run says while it trains: a live line on a terminal, a few plain lines elsewhere."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, final
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from fedpisa.results import Result, Row
+    from fedpisa.runner import Event, RunStarted
+
+PLAIN_LINES = 6
+"""Rounds that are reported, besides the last, where nobody watches."""
+
+
+@final
+class RunConsole:
+    """Shows the events of one run after another; give it to ``fedpisa.run`` as ``on_event``.
+
+    Parameters
+    ----------
+    console
+        Where to write; standard error by default.
+    clock
+        Seconds that only grow.
+
+    Examples
+    --------
+    >>> with RunConsole() as console:  # doctest: +SKIP
+    ...     fedpisa.run({"algorithm": "sisa"}, on_event=console)
+    """
+
+    def __init__(
+        self, console: Console | None = None, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self._console = console or Console(stderr=True, highlight=False, soft_wrap=True)
+        self._clock = clock
+        self._progress: Progress | None = None
+        self._task = TaskID(0)
+        self._began = 0.0
+        self._accuracy: float | None = None
+
+    def __enter__(self) -> RunConsole:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop()
+
+    def __call__(self, event: Event) -> None:
+        """Show one event."""
+        from fedpisa.runner import RoundFinished, RunFinished, RunStarted
+
+        if isinstance(event, RunStarted):
+            self._start(event)
+        elif isinstance(event, RoundFinished):
+            self._round(event.row, event.num_server_rounds)
+        elif isinstance(event, RunFinished):
+            self._stop()
+            self._console.print(escape(summary(event.result)))
+
+    def _start(self, event: RunStarted) -> None:
+        self._stop()
+        config = event.config
+        self._console.print(
+            f"{config.algorithm} on {config.dataset}: {config.num_clients} clients by {config.partitioner}, "
+            f"{event.num_train:,} training and {event.num_test:,} test samples, "
+            f"{event.num_parameters:,} parameters, {event.engine} engine on {event.device}",
+            markup=False,
+        )
+        self._began, self._accuracy = self._clock(), None
+        if self._console.is_terminal:
+            columns = (
+                TextColumn("round {task.completed:.0f}/{task.total:.0f}"),
+                BarColumn(bar_width=24),
+                TextColumn("{task.fields[measured]}"),
+                TextColumn("ETA"),
+                TimeRemainingColumn(),
+            )
+            self._progress = Progress(*columns, console=self._console, transient=True)
+            self._task = self._progress.add_task("", total=config.num_server_rounds, measured="")
+            self._progress.start()
+
+    def _round(self, row: Row, num_server_rounds: int) -> None:
+        number = int(row["round"] or 0)
+        accuracy = row.get("test_accuracy")
+        self._accuracy = self._accuracy if accuracy is None else float(accuracy)
+        if number == 0:
+            return
+        parts = []
+        if (loss := row.get("train_loss")) is not None:
+            parts.append(f"train loss {loss:.4g}")
+        if self._accuracy is not None:
+            parts.append(f"test accuracy {self._accuracy:.1%}")
+        elif (loss := row.get("test_loss")) is not None:
+            parts.append(f"test loss {loss:.4g}")
+        parts.append(f"{number / max(self._clock() - self._began, 1e-9):.3g} rounds/s")
+        measured = "  ".join(parts)
+        if self._progress is not None:
+            self._progress.update(self._task, completed=number, measured=measured)
+        elif number == num_server_rounds or number % math.ceil(num_server_rounds / PLAIN_LINES) == 0:
+            width = len(str(num_server_rounds))
+            self._console.print(f"round {number:{width}}/{num_server_rounds}  {measured}", markup=False)
+
+    def _stop(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+
+def summary(result: Result) -> str:
+    """Return how a run ended, in one line."""
+    rounds = max((int(row["round"] or 0) for row in result.rows), default=0)
+    ends = {
+        "finished": f"finished {rounds} rounds",
+        "diverged": f"diverged: loss or parameters were no longer finite in round {rounds}",
+        "interrupted": f"was interrupted after {rounds} rounds",
+    }
+    parts = [f"{ends.get(result.status, result.status)} in {result.total('seconds'):.1f} s"]
+    accuracy, best = result.last("test_accuracy"), result.best("test_accuracy")
+    if accuracy is not None and best is not None:
+        parts.append(f"test accuracy {accuracy:.1%}" + (f" (best {best:.1%})" if best > accuracy else ""))
+    elif (loss := result.last("test_loss")) is not None:
+        parts.append(f"test loss {loss:.4g}")
+    if (loss := result.last("train_loss")) is not None:
+        parts.append(f"train loss {loss:.4g}")
+    target = result.config.target_accuracy
+    if target is not None:
+        reached = result.rounds_to(target)
+        parts.append(f"{target:.4g} {'not reached' if reached is None else f'reached in round {reached}'}")
+    return f"{result.config.algorithm} {', '.join(parts)}"
