@@ -515,7 +515,9 @@ def check(key: Key, value: object) -> object:
         wanted = dict.fromkeys(item["msg"].removeprefix("Input should be ") for item in error.errors())
         raise ValueError(f"key {key.name!r} = {show(given)}: must be {' or '.join(wanted)}") from None
     except pydantic_core.PydanticSerializationError:
-        raise ValueError(f"key {key.name!r}: a {type(value).__name__} cannot be configured") from None
+        raise ValueError(
+            f"key {key.name!r}: a value of type {type(value).__name__} cannot be configured"
+        ) from None
 
 
 def _adapter(annotation: Any) -> pydantic.TypeAdapter[Any]:
@@ -563,36 +565,70 @@ def settle(component: Component, values: Mapping[str, object]) -> dict[str, obje
     keys = keys_of(component, given)
     for name in given:
         if name not in keys:
-            raise ValueError(_unknown(name, keys, component))
+            users = used_elsewhere(name, parts_of(component, given))
+            takes = f"it takes: {', '.join(keys)}" if keys else "it takes no keys"
+            raise ValueError(
+                f"{users}; {takes}"
+                if users
+                else f"unknown key {name!r} for {component}{nearest(name, keys)} ({takes})"
+            )
     for name, key in keys.items():
         if key.default is REQUIRED and name not in given:
-            meaning = f" ({key.doc})" if key.doc else ""
+            meaning = f" ({key.doc.rstrip('.')})" if key.doc else ""
             raise ValueError(f"{component} needs the key {name!r}{meaning}, which has no default: set it")
     return {name: check(key, given[name]) if name in given else key.default for name, key in keys.items()}
 
 
-def _unknown(name: str, keys: Mapping[str, Key], component: Component) -> str:
-    takes = f"it takes: {', '.join(keys)}" if keys else "it takes no keys"
-    families = [component.family, *(item.family for item in component.parameters if item.family)]
-    users = owners(name, [family for family in families if family in _FAMILIES])
-    if users:
-        return f"key {name!r} is not used by {component}, but by {users}; {takes}"
-    return f"unknown key {name!r} for {component}{nearest(name, keys)}; {takes}"
-
-
-def owners(name: str, families: Iterable[str] = FAMILIES) -> str:
-    """Say which components have a key of that name.
+def parts_of(component: Component, values: Mapping[str, object] = _NOTHING) -> list[Component]:
+    """Return a component and the components that its keys choose.
 
     Examples
     --------
-    >>> owners("bias", ["model"])
-    'model linear, logistic'
+    >>> [str(part) for part in parts_of(find("algorithm", "sisa"), {"preconditioner": "rmsprop"})]
+    ["algorithm 'sisa'", "preconditioner 'rmsprop'"]
+    """
+    found = [component] if component.family in _FAMILIES else []
+    for parameter in component.parameters:
+        part = _part(parameter, values)
+        found += parts_of(part, values) if part else []
+    return found
+
+
+def owners(name: str) -> dict[str, list[str]]:
+    """Return, by family, the components that have a key of that name.
+
+    Examples
+    --------
+    >>> owners("bias")
+    {'model': ['linear', 'logistic']}
     """
     found = {
-        family: [owner for owner, component in _collected(family).items() if name in keys_of(component)]
-        for family in families
+        family: [owner for owner, component in available(family).items() if name in keys_of(component)]
+        for family in FAMILIES
     }
-    return " and ".join(f"{family} {', '.join(names)}" for family, names in found.items() if names)
+    return {family: names for family, names in found.items() if names}
+
+
+def used_elsewhere(name: str, chosen: Iterable[Component]) -> str:
+    """Say which components, other than the chosen ones, have a key of that name; empty if none has.
+
+    Examples
+    --------
+    >>> used_elsewhere("widths", [find("model", "linear")])
+    "key 'widths' is not used by model 'linear' (but by mlp)"
+    """
+    found = owners(name)
+    if not found:
+        return ""
+    others = [
+        f"{part} (but by {', '.join(found[part.family])})"
+        for part in chosen
+        if part.family in found and part.name not in found[part.family]
+    ]
+    if others:
+        return f"key {name!r} is not used by {' or '.join(others)}"
+    everywhere = [f"{family} {', '.join(names)}" for family, names in found.items()]
+    return f"key {name!r} is only used by {' and '.join(everywhere)}"
 
 
 def resolve(component: Component, values: Mapping[str, object] = _NOTHING) -> dict[str, object]:

@@ -230,15 +230,16 @@ class RunConfig:
         valid = {*run_keys(), *(name for own in keys for name in own)}
         for name in given:
             if name not in valid or name in run_keys():
-                raise ValueError(self._unknown(name, given[name], sorted(valid), chosen))
+                parts = [part for component in chosen for part in components.parts_of(component, values)]
+                raise ValueError(self._unknown(name, given[name], sorted(valid), parts))
         resolved: dict[str, object] = {}
         for component, own in zip(chosen, keys, strict=True):
             its = components.resolve(component, {name: values[name] for name in own if name in values})
             for name, value in its.items():
                 if resolved.setdefault(name, value) != value:
                     raise ValueError(
-                        f"key {name!r} has two defaults, {components.show(resolved[name])} and, for {component}, "
-                        f"{components.show(value)}: set it"
+                        f"key {name!r} has two defaults, {components.show(resolved[name])} and, for "
+                        f"{component}, {components.show(value)}: set it"
                     )
         return {name: value for name, value in resolved.items() if name not in run_keys()}
 
@@ -246,16 +247,15 @@ class RunConfig:
     def _unknown(name: str, value: object, valid: list[str], chosen: list[Component]) -> str:
         listed = f"valid keys: {', '.join(valid)}"
         if isinstance(value, Mapping):
-            return f"[{name}] is a table, and keys are flat: write its keys without it; {listed}"
+            return f"[{name}] is a table, and keys are flat: write its keys without it"
         if name in valid:
-            return f"key {name!r} is set as the run's key and as an option: set it once"
+            return f"key {name!r} is the run's own: set it once, and not among the options"
         users = components.owners(name)
         if not users:
-            return f"unknown key {name!r}{components.nearest(name, valid)}; {listed}"
-        if users.startswith("model ") and all(component.family != "model" for component in chosen):
-            return f"key {name!r} is used by {users}: name the model too, as in model = 'mlp'"
-        here = ", ".join(map(str, chosen))
-        return f"key {name!r} is not used by {here}, but by {users}; {listed}"
+            return f"unknown key {name!r}{components.nearest(name, valid)} ({listed})"
+        if list(users) == ["model"] and all(part.family != "model" for part in chosen):
+            return f"key {name!r} is used by the models {', '.join(users['model'])}: set the key 'model' too"
+        return f"{components.used_elsewhere(name, chosen)}; {listed}"
 
 
 def run_keys() -> Mapping[str, Key]:

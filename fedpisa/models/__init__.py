@@ -67,7 +67,9 @@ def create(
         torch.default_generator.manual_seed(torch_seed(seed, "initial-weights"))
         model = components.build(component, values, shape=shape, num_outputs=num_outputs, seed=seed)
         if not isinstance(model, nn.Module):
-            raise ValueError(f"{component} gave a {type(model).__name__}: it must give a torch.nn.Module")
+            raise ValueError(
+                f"{component} gave an object of type {type(model).__name__}: it must give a torch.nn.Module"
+            )
         _check_output(component, model, shape, num_outputs)
     return model
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar, Final, Union, final
 import torch
 from pydantic import Field
 
-from fedpisa.components import REQUIRED, Component, Key, Parameter, kebab, nearest
+from fedpisa.components import REQUIRED, Component, Key, Parameter, kebab, nearest, one_line
 
 LEFT_OUT: Final = {
     "lbfgs": "it evaluates the loss several times per step, and here a step has one gradient",
@@ -68,10 +68,7 @@ class Optimizer:
         try:
             return classes[self.name](list(parameters), **self.options)
         except (ValueError, TypeError, RuntimeError) as error:
-            options = ", ".join(f"{name}={value!r}" for name, value in self.options.items())
-            raise ValueError(
-                f"optimizer {self.name!r} refuses ({options}): {' '.join(str(error).split())}"
-            ) from error
+            raise ValueError(f"optimizer {self.name!r} refuses: {one_line(error)}") from error
 
 
 def _classes() -> dict[str, type[torch.optim.Optimizer]]:
