@@ -50,23 +50,29 @@ class MaskedBatchNorm(nn.Module):
     [-1.0, 1.0]
     """
 
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    num_batches_tracked: Tensor | None
+
     def __init__(self, source: _BatchNorm) -> None:
         super().__init__()
         self.eps, self.momentum = source.eps, source.momentum
-        self.weight, self.bias = source.weight, source.bias
-        for name in ("running_mean", "running_var", "num_batches_tracked"):
-            self.register_buffer(name, getattr(source, name))
+        self.weight: nn.Parameter | None = source.weight
+        self.bias: nn.Parameter | None = source.bias
+        self.register_buffer("running_mean", source.running_mean)
+        self.register_buffer("running_var", source.running_var)
+        self.register_buffer("num_batches_tracked", source.num_batches_tracked)
         self.train(source.training)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``x`` ``(B, C, ...)`` per channel."""
         per_channel = (1, -1) + (1,) * (x.dim() - 2)
-        if not self.training and self.running_mean is not None:
+        if not self.training and self.running_mean is not None and self.running_var is not None:
             mean, var = self.running_mean, self.running_var
         else:
             mean, var = self._batch_statistics(x)
         y = (x - mean.view(per_channel)) * torch.rsqrt(var + self.eps).view(per_channel)
-        if self.weight is not None:
+        if self.weight is not None and self.bias is not None:
             y = y * self.weight.view(per_channel) + self.bias.view(per_channel)
         return y
 
@@ -79,13 +85,15 @@ class MaskedBatchNorm(nn.Module):
         mean = (x * mask).sum(over) / count
         deviation = (x - mean.view((1, -1) + (1,) * (x.dim() - 2))) * mask
         var = (deviation * deviation).sum(over) / count
-        if self.training and self.running_mean is not None:
+        if self.training:
             self._track(mean.detach(), var.detach() * count / (count - 1).clamp(min=1))
         return mean, var
 
     def _track(self, mean: Tensor, unbiased_var: Tensor) -> None:
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
         self.num_batches_tracked.add_(1)
-        rate = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
+        rate = self.num_batches_tracked.reciprocal() if self.momentum is None else self.momentum
         self.running_mean.copy_((1 - rate) * self.running_mean + rate * mean)
         self.running_var.copy_((1 - rate) * self.running_var + rate * unbiased_var)
 

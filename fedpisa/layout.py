@@ -83,7 +83,7 @@ class ParamLayout:
 
     def unflatten(self, vector_P: Tensor) -> dict[str, Tensor]:
         """Return views of ``vector_P`` ``(P,)`` under the module's names; integer tensors are rounded copies."""
-        parts = vector_P.split(self.sizes)
+        parts = torch.split(vector_P, self.sizes)
         return {
             name: part.view(shape) if dtype.is_floating_point else part.view(shape).round().to(dtype)
             for name, shape, dtype, part in zip(self.names, self.shapes, self.dtypes, parts, strict=True)

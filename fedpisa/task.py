@@ -95,7 +95,23 @@ class Task:
         buffers = {name: b.clone() for name, b in self.buffer_layout.unflatten(buffers_Q).items()}
         with real_rows(mask_B):
             outputs = functional_call(self.module, {**params, **buffers}, (x,))
-        return sample_losses(self.loss(outputs), outputs, y_B), self.buffer_layout.flatten(buffers, buffers_Q.dtype)
+        return sample_losses(self.loss(outputs), outputs, y_B), self.buffer_layout.flatten(
+            buffers, buffers_Q.dtype
+        )
+
+    def eval_losses(
+        self, params_P: Tensor, buffers_Q: Tensor, x: Tensor, y_B: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the samples' losses and whether each is classified correctly, both ``(B,)``, in evaluation mode."""
+        self.module.eval()
+        tensors = {**self.layout.unflatten(params_P), **self.buffer_layout.unflatten(buffers_Q)}
+        outputs = functional_call(self.module, tensors, (x,))
+        loss = self.loss(outputs)
+        if loss == "cross-entropy":
+            correct_B = outputs.argmax(-1) == y_B
+        else:
+            correct_B = (outputs.reshape(y_B.shape) > 0) == (y_B > 0)
+        return sample_losses(loss, outputs, y_B), correct_B
 
     @torch.no_grad()
     def evaluate(
@@ -108,19 +124,9 @@ class Task:
         dict
             ``loss`` and ``accuracy`` (in [0, 1]; absent for regression).
         """
-        self.module.eval()
-        tensors = {**self.layout.unflatten(params_P), **self.buffer_layout.unflatten(buffers_Q)}
-        loss_sum = torch.zeros((), dtype=torch.float64, device=x.device)
-        correct = torch.zeros((), dtype=torch.float64, device=x.device)
-        for x_B, y_B in zip(x.split(batch_size), y.split(batch_size), strict=True):
-            outputs = functional_call(self.module, tensors, (x_B,))
-            kind = self.loss(outputs)
-            loss_sum += sample_losses(kind, outputs, y_B).sum(dtype=torch.float64)
-            if kind == "cross-entropy":
-                correct += (outputs.argmax(-1) == y_B).sum()
-            elif kind == "binary":
-                correct += ((outputs.reshape(y_B.shape) > 0) == (y_B > 0)).sum()
-        metrics = {"loss": loss_sum.item() / len(x)}
-        if self.num_classes is not None:
-            metrics["accuracy"] = correct.item() / len(x)
-        return metrics
+        totals = torch.zeros(2, dtype=torch.float64, device=x.device)
+        for x_B, y_B in zip(torch.split(x, batch_size), torch.split(y, batch_size), strict=True):
+            losses_B, correct_B = self.eval_losses(params_P, buffers_Q, x_B, y_B)
+            totals += torch.stack([losses_B.sum(dtype=torch.float64), correct_B.sum(dtype=torch.float64)])
+        loss, accuracy = (totals / len(x)).tolist()
+        return {"loss": loss} if self.num_classes is None else {"loss": loss, "accuracy": accuracy}

@@ -33,7 +33,7 @@ class MiniBatches(NamedTuple):
     weight_CB: Tensor
 
     @property
-    def count(self) -> Tensor:
+    def num_batches(self) -> Tensor:
         """Number ``c`` of mini-batches that are there, a scalar ``()``."""
         return (self.weight_CB.sum(-1) > 0).sum().to(self.weight_CB.dtype)
 
@@ -79,7 +79,9 @@ class LocalUpdate(ABC):
         """Return the round's working variables from the broadcast and the client's state."""
 
     @abstractmethod
-    def step(self, gradient: Gradient, down: Arrays, state: Arrays, work: Arrays, batch: MiniBatches) -> Arrays:
+    def step(
+        self, gradient: Gradient, down: Arrays, state: Arrays, work: Arrays, batch: MiniBatches
+    ) -> Arrays:
         """Return the working variables after one local step."""
 
     @abstractmethod

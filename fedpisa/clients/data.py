@@ -47,7 +47,8 @@ class ClientData:
 
         Examples
         --------
-        >>> data = ClientData.of(np.arange(3.0)[:, None], np.arange(3), [np.array([2]), np.array([0, 1])], torch.float32)
+        >>> x, y = np.arange(3.0)[:, None], np.arange(3)
+        >>> data = ClientData.of(x, y, [np.array([2]), np.array([0, 1])], torch.float32)
         >>> data.client(1)[0].flatten().tolist()
         [0.0, 1.0]
         """

@@ -46,7 +46,9 @@ class MeanGradient(LocalUpdate):
         """Begin with nothing."""
         return {"gradient": torch.zeros_like(down["params"])}
 
-    def step(self, gradient: Gradient, down: Arrays, state: Arrays, work: Arrays, batch: MiniBatches) -> Arrays:
+    def step(
+        self, gradient: Gradient, down: Arrays, state: Arrays, work: Arrays, batch: MiniBatches
+    ) -> Arrays:
         """Evaluate the gradient at the global model."""
         _, g_P = gradient(down["params"], batch)
         return {"gradient": g_P + self.mu * down["params"] if self.mu else g_P}

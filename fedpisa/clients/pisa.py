@@ -85,7 +85,9 @@ class PisaUpdate(LocalUpdate):
 
     def __post_init__(self) -> None:
         if self.gamma > 1:
-            raise ValueError(f"gamma = {self.gamma} would shrink sigma; give a value in (0, 1], 1 keeps sigma")
+            raise ValueError(
+                f"gamma = {self.gamma} would shrink sigma; give a value in (0, 1], 1 keeps sigma"
+            )
 
     def sigma_at(self, server_round: int) -> float:
         """Return ``sigma_i^{l+1}`` of (2.12) for ``server_round = l + 1``; round 0 is the start.
@@ -116,13 +118,15 @@ class PisaUpdate(LocalUpdate):
         drift = {"drift": torch.zeros_like(down["params"]), "value": zero, "steps": zero}
         return {**drift, **_without(state, "dual")}
 
-    def step(self, gradient: Gradient, down: Arrays, state: Arrays, work: Arrays, batch: MiniBatches) -> Arrays:
+    def step(
+        self, gradient: Gradient, down: Arrays, state: Arrays, work: Arrays, batch: MiniBatches
+    ) -> Arrays:
         """Take one preconditioned step on the proximal sub-problem."""
         drift_P = work["drift"]
         v_P = down["params"] + drift_P
         loss, g_P = gradient(v_P, batch)
         if self.gradient_reduction == "sum":
-            loss, g_P = loss * batch.count, g_P * batch.count
+            loss, g_P = loss * batch.num_batches, g_P * batch.num_batches
         if self.mu:
             loss, g_P = loss + self.mu / 2 * (v_P * v_P).sum(), g_P + self.mu * v_P
         q_P = state["dual"] + g_P

@@ -75,7 +75,7 @@ def _permutations(sizes_S: Ints, ids_S: Ints, epoch: int, seed: int, name: str) 
 
 
 def _take(shuffled_M: Ints, begin_S: Ints, start: Ints, stop: Ints) -> tuple[Ints, NDArray[np.bool_]]:
-    """Return the positions at ``start .. stop - 1`` (each ``(S, ...)``) of every client, padded along a new last axis."""
+    """Return every client's positions ``start .. stop - 1`` (each ``(S, ...)``), padded along a new last axis."""
     slot = np.arange(int((stop - start).max()))
     there = slot < (stop - start)[..., None]
     offset = begin_S.reshape(-1, *(1,) * start.ndim) + start[..., None]
@@ -106,7 +106,9 @@ class Periodic(Schedule):
     def plan(self, sizes_S: Ints, ids_S: Ints, server_round: int, seed: int) -> Plan:
         """Return the round's samples; see `Schedule.plan`."""
         count_S = num_batches(sizes_S, self.batch_size)
-        per_step_S = count_S if self.batches_per_round == "all" else np.full_like(count_S, self.batches_per_round)
+        per_step_S = (
+            count_S if self.batches_per_round == "all" else np.full_like(count_S, self.batches_per_round)
+        )
         shuffled_M, begin_S = _permutations(sizes_S, ids_S, 0, seed, "mini-batches")
         c = np.arange(int(per_step_S.max()))
         k = np.arange(self.local_steps)
@@ -152,17 +154,21 @@ class Epochs(Schedule):
         weight = np.zeros(index.shape)
         for epoch in range(epochs):
             # A client's epochs are numbered through its rounds, so no two of them share a shuffle.
-            shuffled_M, begin_S = _permutations(sizes_S, ids_S, (server_round - 1) * 2**20 + epoch, seed, "epochs")
+            shuffled_M, begin_S = _permutations(
+                sizes_S, ids_S, (server_round - 1) * 2**20 + epoch, seed, "epochs"
+            )
             batch = np.arange(int(count_S.max()))
             step_SK = epoch * count_S[:, None] + batch
             there_SK = (batch < count_S[:, None]) & (step_SK < steps_S[:, None])
             start_SK = np.minimum(batch * width, sizes_S[:, None])
             stop_SK = np.where(there_SK, np.minimum(start_SK + width, sizes_S[:, None]), start_SK)
-            taken, there = _take(shuffled_M, begin_S, np.where(there_SK, start_SK, 0), np.where(there_SK, stop_SK, 0))
+            taken, there = _take(
+                shuffled_M, begin_S, np.where(there_SK, start_SK, 0), np.where(there_SK, stop_SK, 0)
+            )
             client, batch_of = np.nonzero(there_SK)
             size = taken.shape[-1]
             index[client, step_SK[client, batch_of], 0, :size] = taken[client, batch_of]
-            weight[client, step_SK[client, batch_of], 0, :size] = (
-                there[client, batch_of] / there[client, batch_of].sum(-1, keepdims=True)
-            )
+            weight[client, step_SK[client, batch_of], 0, :size] = there[client, batch_of] / there[
+                client, batch_of
+            ].sum(-1, keepdims=True)
         return Plan(index, weight, steps_S)

@@ -70,7 +70,9 @@ class LocalSGDUpdate(LocalUpdate):
         work = {"v": down["params"]}
         return {**work, "m": torch.zeros_like(down["params"])} if self.momentum else work
 
-    def step(self, gradient: Gradient, down: Arrays, state: Arrays, work: Arrays, batch: MiniBatches) -> Arrays:
+    def step(
+        self, gradient: Gradient, down: Arrays, state: Arrays, work: Arrays, batch: MiniBatches
+    ) -> Arrays:
         """Take one SGD step."""
         v_P = work["v"]
         _, g_P = gradient(v_P, batch)

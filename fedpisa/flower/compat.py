@@ -27,7 +27,16 @@ except ImportError as error:
         "install it with: pip install 'flwr>=1.41,<1.43'"
     ) from error
 
-__all__ = ["Run", "TensorArray", "ensure_identity", "payload_bytes", "stamp", "to_record", "to_tensor", "to_tensors"]
+__all__ = [
+    "Run",
+    "TensorArray",
+    "ensure_identity",
+    "payload_bytes",
+    "stamp",
+    "to_record",
+    "to_tensor",
+    "to_tensors",
+]
 
 SERVER_NODE_ID = 1
 """Flower's own number for the server; clients are numbered from the next one on."""

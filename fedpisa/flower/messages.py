@@ -37,7 +37,7 @@ class Broadcast:
     def __iter__(self) -> Iterator[Message]:
         for node_id in self.node_ids:
             message = Message(self.content, node_id, MessageType.TRAIN)
-            yield stamp(message, f"{self.content[CONFIG][SERVER_ROUND]}-{node_id}")
+            yield stamp(message, f"{self.content.config_records[CONFIG][SERVER_ROUND]!s}-{node_id}")
 
 
 @final
@@ -110,15 +110,23 @@ def stack_replies(
         requests=[],
         node_ids=[message.metadata.src_node_id for message in replies],
         uploads_S={
-            name: torch.stack([to_tensor(array[name], dtype, where) for array in arrays]) for name in arrays[0]
+            name: torch.stack([to_tensor(array[name], dtype, where) for array in arrays])
+            for name in arrays[0]
         },
-        num_examples_S=torch.tensor([float(metric[NUM_EXAMPLES]) for metric in metrics], dtype=torch.float64),
-        metrics_S={
-            name: torch.tensor([float(metric[name]) for metric in metrics], dtype=torch.float64)
-            for name in metrics[0]
-            if name != NUM_EXAMPLES
-        },
+        num_examples_S=_column(metrics, NUM_EXAMPLES),
+        metrics_S={name: _column(metrics, name) for name in metrics[0] if name != NUM_EXAMPLES},
     )
+
+
+def _column(metrics: Sequence[MetricRecord], name: str) -> Tensor:
+    """Return one scalar of every client ``(S,)``, float64."""
+    values = []
+    for metric in metrics:
+        value = metric[name]
+        if isinstance(value, list):
+            raise ValueError(f"metric {name!r} of a reply is a list; report one number per client")
+        values.append(float(value))
+    return torch.tensor(values, dtype=torch.float64)
 
 
 def scalars(config: ConfigRecord, dtype: torch.dtype, device: torch.device | str = "cpu") -> Arrays:

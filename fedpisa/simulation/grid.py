@@ -56,7 +56,12 @@ class InProcessGrid(Grid, ABC):
         return self._run
 
     def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
     ) -> Message:
         """Return a new message to a client."""
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
@@ -86,7 +91,9 @@ class InProcessGrid(Grid, ABC):
         """Return the replies to these messages, each once."""
         return [self._replies.pop(number) for number in message_ids if number in self._replies]
 
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
         """Deliver messages and return the replies; ``timeout`` has no effect, every client answers."""
         requests = messages if isinstance(messages, Broadcast) else list(messages)
         replies = self.exchange(requests)

@@ -11,7 +11,7 @@ from flwr.clientapp import ClientApp
 from torch import Tensor
 
 from fedpisa.apps.handlers import STATE
-from fedpisa.flower.compat import to_tensor
+from fedpisa.clients.base import Arrays
 from fedpisa.flower.messages import Broadcast
 from fedpisa.simulation.grid import InProcessGrid
 
@@ -76,13 +76,21 @@ class LoopGrid(InProcessGrid):
             replies.append(reply)
         return replies
 
+    def state(self, client_id: int) -> Arrays | None:
+        """Return one client's state; see `fedpisa.strategies.base.ClientStates`."""
+        context = self.contexts.get(client_id)
+        if context is None or STATE not in context.state:
+            return None
+        record = context.state.array_records[STATE]
+        return {name: torch.from_numpy(array.numpy()) for name, array in record.items()}
+
     def weighted_sum(self, name: str, weights_N: Tensor) -> Tensor:
         """Return ``sum_i weights_i state_i[name]``; see `fedpisa.strategies.base.ClientStates`."""
-        total = torch.zeros(())
-        for client_id, context in sorted(self.contexts.items()):
-            if STATE in context.state:
-                array = context.state.array_records[STATE][name]
-                value = to_tensor(array, getattr(torch, array.dtype), weights_N.device)
+        total = torch.zeros((), device=weights_N.device)
+        for client_id in sorted(self.contexts):
+            state = self.state(client_id)
+            if state is not None:
+                value = state[name].to(weights_N.device)
                 total = total + weights_N[client_id].to(value.dtype) * value
         return total
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import final
 
-import torch
 from torch import Tensor
 
 from fedpisa.clients.base import Arrays
@@ -57,3 +56,7 @@ class StackedStates:
         """Return ``sum_i weights_i state_i[name]``; see `fedpisa.strategies.base.ClientStates`."""
         stack = self._stacks[name]
         return weights_N.to(stack.dtype) @ stack
+
+    def row(self, client_id: int) -> Arrays:
+        """Return one client's state, as views."""
+        return {name: stack[client_id] for name, stack in self._stacks.items()}

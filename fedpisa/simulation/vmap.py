@@ -84,6 +84,10 @@ class VmapGrid(InProcessGrid):
         """Return ``sum_i weights_i state_i[name]``; see `fedpisa.strategies.base.ClientStates`."""
         return torch.zeros(()) if self.states is None else self.states.weighted_sum(name, weights_N)
 
+    def state(self, client_id: int) -> Arrays | None:
+        """Return one client's state; see `fedpisa.strategies.base.ClientStates`."""
+        return None if self.states is None else self.states.row(client_id)
+
     def _received(self, content: Mapping[str, Any]) -> dict[str, Tensor]:
         dtype, device = self.data.x.dtype, self.data.x.device
         return {**to_tensors(content[ARRAYS], dtype, device), **scalars(content[CONFIG], dtype, device)}
@@ -219,7 +223,7 @@ def refuse_unstackable(task: Task, data: ClientData) -> None:
         layer = entered[-1] if entered else "the model's loss or backward pass"
         cause = " ".join(str(error).split())[:200]
         raise ValueError(
-            f"{layer} cannot run for stacked clients ({cause}); use engine = \"loop\", or replace the layer"
+            f'{layer} cannot run for stacked clients ({cause}); use engine = "loop", or replace the layer'
         ) from error
     finally:
         for hook in hooks:

@@ -17,7 +17,7 @@ from torch import Tensor
 from fedpisa.clients.base import Arrays
 from fedpisa.clients.pisa import PisaUpdate
 from fedpisa.layout import ParamLayout
-from fedpisa.strategies.base import Algorithm, ClientStates, Cohort, norm, weighted_mean
+from fedpisa.strategies.base import Algorithm, ClientStates, Cohort, Objective, norm, weighted_mean
 from fedpisa.typing import NonNegative
 
 
@@ -88,10 +88,19 @@ class ConsensusADMM(Algorithm, ABC):
     def diagnostics(
         self, before: Arrays, after: Arrays, metrics: Mapping[str, float], cohort: Cohort
     ) -> dict[str, float]:
-        """Return the residuals and the augmented Lagrangian (2.6), estimated from the round's mini-batches."""
+        """Return the residuals and the augmented Lagrangian (2.6), estimated from the round's mini-batches.
+
+        ``primal_residual`` is ``sqrt(sum alpha_i ||w_i - w||^2)`` over the cohort, ``dual_residual``
+        ``sigma ||w^{l+1} - w^l||``. For the Lagrangian, ``F_i(w_i)`` is taken to first order from the gradients
+        that were evaluated anyway.
+        """
         sigma = self.local_update.sigma_at(cohort.server_round)
         ridge = self.lambda_ / 2 * norm(before["params"]) ** 2
+        others = {
+            name: value for name, value in metrics.items() if name not in ("squared-drift", "lagrangian")
+        }
         return {
+            **others,
             "sigma": sigma,
             "primal_residual": sqrt(max(metrics["squared-drift"], 0.0)),
             "dual_residual": sigma * norm(after["params"] - before["params"]),
@@ -100,12 +109,40 @@ class ConsensusADMM(Algorithm, ABC):
 
     def stationarity(self, server: Arrays, states: ClientStates, weights_N: Tensor) -> dict[str, float]:
         """Return ``||sum_i alpha_i pi_i - lambda w||``, zero at a stationary point."""
-        weights_N = self._normalised(weights_N)
-        return {"stationarity": norm(states.weighted_sum("dual", weights_N) - self.lambda_ * server["params"])}
+        return {
+            "stationarity": norm(states.weighted_sum("dual", weights_N) - self.lambda_ * server["params"])
+        }
+
+    def exact_diagnostics(
+        self, server: Arrays, states: ClientStates, objective: Objective, weights_N: Tensor
+    ) -> dict[str, float]:
+        """Return `Algorithm.exact_diagnostics` and, where every ``z_i`` is kept, (2.6) at the state reached.
+
+        A client that never took part has ``w_i = w``, ``pi_i = 0``.
+        """
+        columns = super().exact_diagnostics(server, states, objective, weights_N)
+        if "z" not in server:
+            return columns
+        w_P, mu = server["params"], self.local_update.mu
+        total = self.lambda_ / 2 * norm(w_P) ** 2
+        for client_id, alpha in enumerate(weights_N.tolist()):
+            state = states.state(client_id)
+            seen = state is not None and bool(server["num-examples"][client_id] > 0)
+            dual_P = state["dual"] if state is not None and seen else torch.zeros_like(w_P)
+            sigma = float(server["sigma"][client_id])
+            local_P = server["z"][client_id] - dual_P / sigma if seen else w_P
+            drift_P = local_P - w_P
+            loss = objective.client_loss(client_id, local_P) + mu / 2 * norm(local_P) ** 2
+            total += alpha * (loss + float(dual_P @ drift_P) + sigma / 2 * norm(drift_P) ** 2)
+        return {**columns, "exact_augmented_lagrangian": total}
 
     def _normalised(self, num_examples_N: Tensor) -> Tensor:
         """Return ``alpha`` of the clients that are there (``n_i > 0``)."""
-        raw_N = num_examples_N if self.weighting == "num-examples" else (num_examples_N > 0).to(num_examples_N.dtype)
+        raw_N = (
+            num_examples_N
+            if self.weighting == "num-examples"
+            else (num_examples_N > 0).to(num_examples_N.dtype)
+        )
         return raw_N / raw_N.sum()
 
     def _remember(self, server: Arrays, z_SP: Tensor, sigma_S: Tensor, cohort: Cohort) -> Arrays:

@@ -50,6 +50,22 @@ class ClientStates(Protocol):
         """Return ``sum_i weights_i state_i[name]`` ``(P,)``; a client that never took part counts as zero."""
         ...
 
+    def state(self, client_id: int) -> Arrays | None:
+        """Return one client's state, ``None`` if it never took part."""
+        ...
+
+
+class Objective(Protocol):
+    """The clients' losses over all of their samples."""
+
+    def client_loss(self, client_id: int, params_P: Tensor) -> float:
+        """Return ``f_i``."""
+        ...
+
+    def value_and_gradient(self, params_P: Tensor, weights_N: Tensor) -> tuple[float, Tensor]:
+        """Return ``sum_i weights_i f_i`` and its gradient ``(P,)``."""
+        ...
+
 
 class Algorithm(ABC):
     """A federated algorithm: a frozen dataclass of hyper-parameters, and three functions.
@@ -94,7 +110,7 @@ class Algorithm(ABC):
     def diagnostics(
         self, before: Arrays, after: Arrays, metrics: Mapping[str, float], cohort: Cohort
     ) -> dict[str, float]:
-        """Return further columns of the round's row, from what is at hand.
+        """Return the round's columns, from what is at hand: by default the clients' metrics.
 
         Parameters
         ----------
@@ -105,11 +121,26 @@ class Algorithm(ABC):
         cohort
             Who replied.
         """
-        return {}
+        return dict(metrics)
 
     def stationarity(self, server: Arrays, states: ClientStates, weights_N: Tensor) -> dict[str, float]:
         """Return columns that need every client's state; asked for in rounds that are evaluated."""
         return {}
+
+    def exact_diagnostics(
+        self, server: Arrays, states: ClientStates, objective: Objective, weights_N: Tensor
+    ) -> dict[str, float]:
+        """Return columns that need all of the clients' samples; asked for on demand.
+
+        ``objective`` ``F(w) = sum_i alpha_i f_i(w) + regularization/2 ||w||^2`` and ``gradient_norm``
+        ``||grad F(w)||`` at the global model.
+        """
+        w_P = server["params"]
+        value, gradient_P = objective.value_and_gradient(w_P, weights_N)
+        return {
+            "objective": value + self.regularization / 2 * norm(w_P) ** 2,
+            "gradient_norm": norm(gradient_P + self.regularization * w_P),
+        }
 
 
 def weighted_mean(weights_S: Tensor, vectors_SP: Tensor) -> Tensor:

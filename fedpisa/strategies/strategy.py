@@ -11,6 +11,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
+from torch import Tensor
 
 from fedpisa import streams
 from fedpisa.clients.base import Arrays
@@ -75,7 +76,9 @@ class AlgorithmStrategy(Strategy):
 
     def summary(self) -> None:
         """Log what is run."""
-        getLogger("flwr").info("\t└──> %s, %.2f of the clients per round", self.algorithm, self.fraction_train)
+        getLogger("flwr").info(
+            "\t└──> %s, %.2f of the clients per round", self.algorithm, self.fraction_train
+        )
 
     def start_from(self, arrays: ArrayRecord) -> ArrayRecord:
         """Make the server's state from the initial model, and return the model that is broadcast first."""
@@ -130,8 +133,8 @@ class AlgorithmStrategy(Strategy):
         before = self.server
         self.server = self.algorithm.step(before, uploads_S, cohort)
         metrics = self._average(weights_S, stacked)
-        metrics |= self.algorithm.diagnostics(before, self.server, metrics, cohort)
-        return self._model(), MetricRecord({**metrics})
+        columns = self.algorithm.diagnostics(before, self.server, metrics, cohort)
+        return self._model(), MetricRecord({**columns})
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -142,6 +145,11 @@ class AlgorithmStrategy(Strategy):
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Nothing to aggregate."""
         return None
+
+    def weights_of_all(self, sizes_N: Tensor) -> Tensor:
+        """Return the algorithm's weights ``alpha`` ``(N,)`` if every client took part."""
+        ids_N = torch.arange(len(sizes_N), device=sizes_N.device)
+        return self.algorithm.weights(Cohort(ids_N, sizes_N.double(), 0, len(sizes_N), self.layout))
 
     def _model(self) -> ArrayRecord:
         assert self.server is not None
@@ -154,7 +162,7 @@ class AlgorithmStrategy(Strategy):
                 self._client_of.setdefault(node, len(self._client_of))
             self._nodes = nodes
 
-    def _average(self, weights_S: torch.Tensor, replies: StackedReplies) -> dict[str, float]:
+    def _average(self, weights_S: Tensor, replies: StackedReplies) -> dict[str, float]:
         """Return the clients' metrics averaged by weight; ``local-steps`` is the cohort's sum."""
         names = list(replies.metrics_S)
         table = torch.stack([replies.metrics_S[name].to(weights_S) for name in names])

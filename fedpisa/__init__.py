@@ -1,0 +1,33 @@
+"""Federated learning under data heterogeneity: PISA and its competitors, simulated and deployed on Flower."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fedpisa.config import RunConfig, load_config
+    from fedpisa.demo import run_demo
+    from fedpisa.results import Result, load_result
+    from fedpisa.runner import run
+
+__version__ = "0.1.0"
+__all__ = ["Result", "RunConfig", "__version__", "load_config", "load_result", "run", "run_demo"]
+
+_HOMES = {
+    "Result": "results",
+    "RunConfig": "config",
+    "load_config": "config",
+    "load_result": "results",
+    "run": "runner",
+    "run_demo": "demo",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: ``import fedpisa`` itself stays quick."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fedpisa' has no attribute {name!r}")
+    value = getattr(import_module(f"fedpisa.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
