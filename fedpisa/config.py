@@ -159,7 +159,9 @@ class RunConfig:
             component, self._values_of(component), seed=self.seed, num_clients=self.num_clients
         )
         if not isinstance(algorithm, Algorithm):
-            raise ValueError(f"{component} is a {type(algorithm).__name__}: it must give an Algorithm")
+            raise ValueError(
+                f"{component} gave an object of type {type(algorithm).__name__}: it must give an Algorithm"
+            )
         return algorithm
 
     def load_dataset(self) -> Dataset:

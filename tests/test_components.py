@@ -35,7 +35,7 @@ from fedpisa.typing import Fraction, NonNegative, Positive, PositiveInt
 
 
 @dataclass(frozen=True)
-class Spice(ABC):
+class Spice(ABC):  # noqa: B024
     """A spice.
 
     Parameters
