@@ -431,7 +431,7 @@ def test_data_partition_and_model_come_from_the_seed() -> None:
     other = config.replace({"seed": 1}).build_partition(data)
     assert not all(np.array_equal(a, b) for a, b in zip(parts, other, strict=True))
     first, second = (dict(config.build_model(data).named_parameters()) for _ in range(2))
-    assert [*first.values()][0].shape == (5, 64)
+    assert next(iter(first.values())).shape == (5, 64)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
