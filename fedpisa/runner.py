@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,23 +15,19 @@ from typing import Any, final
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, Context
+from flwr.app import ArrayRecord
 from numpy.typing import NDArray
 
 from fedpisa.apps.handlers import make_client_app
-from fedpisa.clients.data import ClientData
-from fedpisa.clients.local import BUFFERS, Client
+from fedpisa.clients.local import BUFFERS
 from fedpisa.config import RunConfig, load_config
 from fedpisa.diagnostics import FullObjective
-from fedpisa.flower.compat import to_record, to_tensors
+from fedpisa.federation import Federation
+from fedpisa.flower.compat import to_tensors
 from fedpisa.results import Result, Row, RunDirectory, Status, require_free
-from fedpisa.simulation.grid import Traffic
 from fedpisa.simulation.loop import LoopGrid
 from fedpisa.simulation.rounds import Round, rounds
-from fedpisa.simulation.vmap import VmapGrid
-from fedpisa.strategies.base import Algorithm
-from fedpisa.strategies.strategy import AlgorithmStrategy
-from fedpisa.task import Task
+from fedpisa.simulation.vmap import UnstackableError, VmapGrid
 
 
 @final
@@ -114,7 +110,7 @@ def run(
             directory,
             config=simulation.config,
             facts=_facts(simulation),
-            partition=simulation.partition,
+            partition=simulation.federation.partition,
         )
     tell(simulation.started())
     rows: list[Row] = []
@@ -134,14 +130,14 @@ def run(
         if files is not None:
             files.write_model(parameters)
             files.update(status=status, seconds=time.perf_counter() - begin, finished=_now())
-    result = Result(simulation.config, rows, parameters, simulation.partition, status, directory)
+    result = Result(simulation.config, rows, parameters, simulation.federation.partition, status, directory)
     tell(RunFinished(result))
     return result
 
 
 @final
 class Simulation:
-    """A run's parts, built and checked, and its rounds.
+    """A federation on an in-process Grid, and its rounds.
 
     Parameters
     ----------
@@ -155,29 +151,11 @@ class Simulation:
     """
 
     def __init__(self, config: RunConfig) -> None:
-        self.device = resolve_device(config.device)
-        dtype = getattr(torch, config.dtype)
-        dataset = config.load_dataset()
-        self.config = config.with_model_of(dataset)
-        dataset, self.partition = self.config.split(dataset)
-        module = self.config.build_model(dataset).to(device=self.device, dtype=dtype)
-        self.task = Task(module, dataset.num_classes)
-        self.algorithm: Algorithm = self.config.build_algorithm()
-        self.data = ClientData.of(dataset.x_train, dataset.y_train, self.partition, dtype, self.device)
-        everything = [np.arange(len(dataset.y_test))]
-        self.test = ClientData.of(dataset.x_test, dataset.y_test, everything, dtype, self.device)
-        self.grid = make_grid(self.config, self.task, self.algorithm, self.data)
-        self.strategy = AlgorithmStrategy(
-            self.algorithm,
-            self.task.layout,
-            fraction_train=config.fraction_train,
-            seed=config.seed,
-            device=self.device,
-        )
-        initial = {"params": self.task.initial_params()}
-        if self.task.buffer_layout.names:
-            initial[BUFFERS] = self.task.initial_buffers()
-        self.model: ArrayRecord = self.strategy.start_from(to_record(initial))
+        self.federation = Federation(config)
+        self.config = self.federation.config
+        self.grid = make_grid(self.federation)
+        self.strategy = self.federation.strategy()
+        self.model: ArrayRecord = self.strategy.start_from(self.federation.initial_model())
         self.diverged = False
 
     @property
@@ -189,51 +167,50 @@ class Simulation:
         """Return what is about to run."""
         return RunStarted(
             config=self.config,
-            num_parameters=self.task.layout.size,
-            num_train=len(self.data.y),
-            num_test=len(self.test.y),
+            num_parameters=self.federation.task.layout.size,
+            num_train=len(self.federation.data.y),
+            num_test=len(self.federation.test.y),
             engine=self.engine,
-            device=str(self.device),
+            device=str(self.federation.device),
         )
 
-    def rows(self) -> Any:
+    def rows(self) -> Iterator[Row]:
         """Yield the row of each round, the initial model's first; stop at divergence."""
         yield {"round": 0, **self._evaluate()}
-        before = self.grid.traffic
         for finished in rounds(self.strategy, self.grid, self.model, self.config.num_server_rounds):
             self.model = finished.arrays
-            row = self._row(finished, before)
-            before = self.grid.traffic
-            yield row
+            yield self._row(finished)
             if self.diverged:
                 return
 
     def parameters(self) -> dict[str, NDArray[Any]]:
         """Return the global model, buffers included, under the module's own names."""
         params_P, buffers_Q = self._vectors()
-        tensors = {**self.task.layout.unflatten(params_P), **self.task.buffer_layout.unflatten(buffers_Q)}
+        task = self.federation.task
+        tensors = {**task.layout.unflatten(params_P), **task.buffer_layout.unflatten(buffers_Q)}
         return {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
 
     def _vectors(self) -> tuple[torch.Tensor, torch.Tensor]:
-        tensors = to_tensors(self.model, self.data.x.dtype, self.device)
-        return tensors["params"], tensors.get(BUFFERS, self.data.x.new_zeros(0))
+        x = self.federation.test.x
+        tensors = to_tensors(self.model, x.dtype, x.device)
+        return tensors["params"], tensors.get(BUFFERS, x.new_zeros(0))
 
     def _evaluate(self) -> dict[str, float]:
         begin = time.perf_counter()
-        metrics = self.task.evaluate(*self._vectors(), self.test.x, self.test.y)
+        test = self.federation.test
+        metrics = self.federation.task.evaluate(*self._vectors(), test.x, test.y)
         row = {f"test_{name}": value for name, value in metrics.items()}
         row["evaluation_seconds"] = time.perf_counter() - begin
         return row
 
-    def _row(self, finished: Round, before: Traffic) -> Row:
+    def _row(self, finished: Round) -> Row:
         last = finished.server_round == self.config.num_server_rounds
         evaluated = last or finished.server_round % self.config.eval_every == 0
         metrics = {} if finished.train_metrics is None else dict(finished.train_metrics)
         row: dict[str, Any] = {"round": finished.server_round}
         row |= {name.replace("-", "_"): value for name, value in metrics.items()}
         row["local_steps"] = int(row.get("local_steps", 0))
-        row["bytes_up"] = self.grid.traffic.bytes_up - before.bytes_up
-        row["bytes_down"] = self.grid.traffic.bytes_down - before.bytes_down
+        row["bytes_up"], row["bytes_down"] = finished.bytes_up, finished.bytes_down
         row["seconds"] = finished.seconds
         params_P, buffers_Q = self._vectors()
         finite = bool(torch.isfinite(params_P).all()) and bool(np.isfinite(row.get("train_loss", 0.0)))
@@ -244,17 +221,19 @@ class Simulation:
         return row
 
     def _state_columns(self, buffers_Q: torch.Tensor) -> dict[str, float]:
-        assert self.strategy.server is not None
-        server = self.strategy.server
-        weights_N = self.strategy.weights_of_all(torch.from_numpy(self.data.sizes_N).to(self.device))
-        columns = self.algorithm.stationarity(server, self.grid, weights_N)
+        """Return the diagnostics that need every client's state, or all of its samples."""
+        server, data = self.strategy.server, self.federation.data
+        assert server is not None
+        algorithm = self.federation.algorithm
+        weights_N = self.strategy.weights_of_all(torch.from_numpy(data.sizes_N).to(data.x.device))
+        columns = algorithm.stationarity(server, self.grid, weights_N)
         if self.config.exact_diagnostics:
-            objective = FullObjective(self.task, self.data, buffers_Q)
-            columns |= self.algorithm.exact_diagnostics(server, self.grid, objective, weights_N)
+            objective = FullObjective(self.federation.task, data, buffers_Q)
+            columns |= algorithm.exact_diagnostics(server, self.grid, objective, weights_N)
         return columns
 
 
-def make_grid(config: RunConfig, task: Task, algorithm: Algorithm, data: ClientData) -> LoopGrid | VmapGrid:
+def make_grid(federation: Federation) -> LoopGrid | VmapGrid:
     """Return the engine's Grid; ``auto`` stacks the clients unless a layer cannot be stacked.
 
     Raises
@@ -262,43 +241,15 @@ def make_grid(config: RunConfig, task: Task, algorithm: Algorithm, data: ClientD
     ValueError
         If ``engine = "vmap"`` is asked for and a layer cannot be stacked.
     """
+    config, data = federation.config, federation.data
     if config.engine != "loop":
-        if config.engine == "vmap":
-            return VmapGrid(task, algorithm.local_update, data, config.seed)
-        with suppress(ValueError):
-            return VmapGrid(task, algorithm.local_update, data, config.seed)
-
-    def client_of(context: Context) -> Client:
-        client_id = int(context.node_config["partition-id"])
-        return Client(task, algorithm.local_update, *data.client(client_id), client_id, config.seed)
-
-    return LoopGrid(make_client_app(client_of), data.num_clients)
-
-
-def resolve_device(name: str) -> torch.device:
-    """Return the device of a name; ``auto`` is the first GPU, or else the CPU.
-
-    Raises
-    ------
-    ValueError
-        If there is no such device here.
-
-    Examples
-    --------
-    >>> resolve_device("cpu")
-    device(type='cpu')
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        cause = (" ".join(str(error).split()) or type(error).__name__).split(". ")[0][:150]
-        raise ValueError(
-            f'device {name!r} is not available ({cause}): use device = "cpu" or "auto"'
-        ) from error
-    return device
+        try:
+            return VmapGrid(federation.task, federation.algorithm.local_update, data, config.seed)
+        except UnstackableError:
+            if config.engine == "vmap":
+                raise
+    app = make_client_app(lambda context: federation.client(int(context.node_config["partition-id"])))
+    return LoopGrid(app, data.num_clients)
 
 
 def _facts(simulation: Simulation) -> dict[str, object]:
@@ -312,14 +263,14 @@ def _facts(simulation: Simulation) -> dict[str, object]:
         "processor": platform.processor() or platform.machine(),
         "cpus": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
-        "device": str(simulation.device),
+        "device": str(simulation.federation.device),
     }
-    if simulation.device.type == "cuda":
-        machine["gpu"] = torch.cuda.get_device_name(simulation.device)
+    if simulation.federation.device.type == "cuda":
+        machine["gpu"] = torch.cuda.get_device_name(simulation.federation.device)
     started = {
         "engine": simulation.engine,
-        "num_parameters": simulation.task.layout.size,
-        "layout": simulation.task.layout.fingerprint,
+        "num_parameters": simulation.federation.task.layout.size,
+        "layout": simulation.federation.task.layout.fingerprint,
         "started": _now(),
     }
     return {"seed": simulation.config.seed, "versions": versions, "machine": machine, **started}

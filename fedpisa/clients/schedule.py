@@ -143,10 +143,8 @@ class Epochs(Schedule):
     def plan(self, sizes_S: Ints, ids_S: Ints, server_round: int, seed: int) -> Plan:
         """Return the round's samples; see `Schedule.plan`."""
         count_S = num_batches(sizes_S, self.batch_size)
-        if self.local_steps is None:
-            steps_S = count_S * self.local_epochs
-        else:
-            steps_S = np.full_like(count_S, self.local_steps)
+        epochs_S = count_S * self.local_epochs
+        steps_S = epochs_S if self.local_steps is None else np.full_like(count_S, self.local_steps)
         epochs = int((-(-steps_S // count_S)).max())
         rows = int(steps_S.max())
         width = int(sizes_S.max() if self.batch_size == "full" else min(self.batch_size, int(sizes_S.max())))

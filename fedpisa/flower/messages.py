@@ -15,7 +15,7 @@ from flwr.app import ConfigRecord, Message, MessageType, MetricRecord, RecordDic
 from torch import Tensor
 
 from fedpisa.clients.base import Arrays
-from fedpisa.flower.compat import stamp, to_record, to_tensor
+from fedpisa.flower.compat import payload_bytes, stamp, to_record, to_tensor
 
 ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
 """Names of the records in a message, Flower's own."""
@@ -127,6 +127,19 @@ def _column(metrics: Sequence[MetricRecord], name: str) -> Tensor:
             raise ValueError(f"metric {name!r} of a reply is a list; report one number per client")
         values.append(float(value))
     return torch.tensor(values, dtype=torch.float64)
+
+
+def count_bytes(messages: Iterable[Message]) -> int:
+    """Return the bytes of the numbers in all arrays of the messages, without any format's headers."""
+    if isinstance(messages, Broadcast):
+        return len(messages) * _content_bytes(messages.content)
+    if isinstance(messages, StackedReplies):
+        return payload_bytes(messages.uploads_S)
+    return sum(_content_bytes(message.content) for message in messages if message.has_content())
+
+
+def _content_bytes(content: RecordDict) -> int:
+    return sum(payload_bytes(record) for record in content.array_records.values())
 
 
 def scalars(config: ConfigRecord, dtype: torch.dtype, device: torch.device | str = "cpu") -> Arrays:

@@ -1,26 +1,15 @@
-"""What the in-process Grids share: nodes, messages, and the count of bytes."""
+"""What the in-process Grids share: nodes and messages."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import final
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from fedpisa.flower.compat import FIRST_CLIENT_NODE_ID, Run, ensure_identity, payload_bytes, stamp
-from fedpisa.flower.messages import Broadcast, StackedReplies
-
-
-@final
-@dataclass(frozen=True)
-class Traffic:
-    """Bytes of the numbers in all arrays sent and received since the Grid was made."""
-
-    bytes_down: int = 0
-    bytes_up: int = 0
+from fedpisa.flower.compat import FIRST_CLIENT_NODE_ID, Run, ensure_identity, stamp
+from fedpisa.flower.messages import Broadcast
 
 
 class InProcessGrid(Grid, ABC):
@@ -35,7 +24,6 @@ class InProcessGrid(Grid, ABC):
     def __init__(self, num_clients: int) -> None:
         ensure_identity()
         self.num_clients = num_clients
-        self.traffic = Traffic()
         self._run: Run | None = None
         self._replies: dict[str, Message] = {}
         self._pushed = 0
@@ -95,21 +83,4 @@ class InProcessGrid(Grid, ABC):
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
         """Deliver messages and return the replies; ``timeout`` has no effect, every client answers."""
-        requests = messages if isinstance(messages, Broadcast) else list(messages)
-        replies = self.exchange(requests)
-        if isinstance(requests, Broadcast):
-            down = len(requests) * content_bytes(requests.content)
-        else:
-            down = sum(content_bytes(message.content) for message in requests)
-        if isinstance(replies, StackedReplies):
-            up = payload_bytes(replies.uploads_S)
-        else:
-            replies = list(replies)
-            up = sum(content_bytes(reply.content) for reply in replies if reply.has_content())
-        self.traffic = Traffic(self.traffic.bytes_down + down, self.traffic.bytes_up + up)
-        return replies
-
-
-def content_bytes(content: RecordDict) -> int:
-    """Return the bytes of the numbers in a content's arrays."""
-    return sum(payload_bytes(record) for record in content.array_records.values())
+        return self.exchange(messages if isinstance(messages, Broadcast) else list(messages))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import final
 
-from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
+
+from fedpisa.flower.messages import Broadcast, StackedReplies, count_bytes
 
 
 @final
@@ -25,6 +27,8 @@ class Round:
         The global model after it.
     train_metrics, evaluate_metrics
         What the strategy aggregated of the clients' metrics; ``None`` where it aggregated nothing.
+    bytes_down, bytes_up
+        Bytes of the numbers in all arrays sent for training, and received.
     seconds
         Time from the sampling to the new model, the clients' evaluation left out.
     """
@@ -33,6 +37,8 @@ class Round:
     arrays: ArrayRecord
     train_metrics: MetricRecord | None
     evaluate_metrics: MetricRecord | None
+    bytes_down: int
+    bytes_up: int
     seconds: float
 
 
@@ -58,12 +64,18 @@ def rounds(
     """
     for server_round in range(1, num_rounds + 1):
         begin = time.perf_counter()
-        requests = strategy.configure_train(server_round, arrays, ConfigRecord(), grid)
-        replies = grid.send_and_receive(requests, timeout=timeout)
+        requests = _held(strategy.configure_train(server_round, arrays, ConfigRecord(), grid))
+        replies = _held(grid.send_and_receive(requests, timeout=timeout))
         aggregated, train_metrics = strategy.aggregate_train(server_round, replies)
         arrays = arrays if aggregated is None else aggregated
         seconds = time.perf_counter() - begin
+        down, up = count_bytes(requests), count_bytes(replies)
         questions = list(strategy.configure_evaluate(server_round, arrays, ConfigRecord(), grid))
         answers = grid.send_and_receive(questions, timeout=timeout) if questions else []
         evaluate_metrics = strategy.aggregate_evaluate(server_round, answers)
-        yield Round(server_round, arrays, train_metrics, evaluate_metrics, seconds)
+        yield Round(server_round, arrays, train_metrics, evaluate_metrics, down, up, seconds)
+
+
+def _held(messages: Iterable[Message]) -> Iterable[Message]:
+    """Return messages that can be read twice."""
+    return messages if isinstance(messages, Broadcast | StackedReplies) else list(messages)

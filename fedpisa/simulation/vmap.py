@@ -36,6 +36,11 @@ from fedpisa.task import Task
 
 
 @final
+class UnstackableError(ValueError):
+    """A layer cannot run for stacked clients."""
+
+
+@final
 class VmapGrid(InProcessGrid):
     """Runs a cohort's local updates stacked, tensors passed on as they are.
 
@@ -52,7 +57,7 @@ class VmapGrid(InProcessGrid):
 
     Raises
     ------
-    ValueError
+    UnstackableError
         If a layer of the module cannot run stacked, by its name.
     """
 
@@ -193,7 +198,7 @@ def refuse_unstackable(task: Task, data: ClientData) -> None:
 
     Raises
     ------
-    ValueError
+    UnstackableError
         With the innermost layer that failed and the fix.
     """
     entered: list[str] = []

@@ -1,0 +1,103 @@
+"""A federation: what a configuration builds before anything is trained."""
+
+from __future__ import annotations
+
+from typing import final
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord
+from numpy.typing import NDArray
+
+from fedpisa.clients.data import ClientData
+from fedpisa.clients.local import BUFFERS, Client
+from fedpisa.config import RunConfig
+from fedpisa.flower.compat import to_record
+from fedpisa.strategies.base import Algorithm
+from fedpisa.strategies.strategy import AlgorithmStrategy
+from fedpisa.task import Task
+
+
+@final
+class Federation:
+    """The algorithm, the model and the clients' data of a configuration, checked against each other.
+
+    Parameters
+    ----------
+    config
+        The run's configuration.
+
+    Raises
+    ------
+    ValueError
+        If the configuration or the data is unusable.
+
+    Examples
+    --------
+    >>> federation = Federation(RunConfig(model="logistic", num_clients=4))
+    >>> federation.data.num_clients, federation.task.layout.size
+    (4, 650)
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        self.device = resolve_device(config.device)
+        self.algorithm: Algorithm = config.build_algorithm()
+        dtype: torch.dtype = getattr(torch, config.dtype)
+        dataset = config.load_dataset()
+        self.config = config.with_model_of(dataset)
+        self.partition: list[NDArray[np.int64]]
+        dataset, self.partition = self.config.split(dataset)
+        module = self.config.build_model(dataset).to(device=self.device, dtype=dtype)
+        self.task = Task(module, dataset.num_classes)
+        self.data = ClientData.of(dataset.x_train, dataset.y_train, self.partition, dtype, self.device)
+        everything = [np.arange(len(dataset.y_test))]
+        self.test = ClientData.of(dataset.x_test, dataset.y_test, everything, dtype, self.device)
+
+    def client(self, client_id: int) -> Client:
+        """Return one client."""
+        return Client(
+            self.task, self.algorithm.local_update, *self.data.client(client_id), client_id, self.config.seed
+        )
+
+    def strategy(self) -> AlgorithmStrategy:
+        """Return the algorithm's Flower strategy."""
+        return AlgorithmStrategy(
+            self.algorithm,
+            self.task.layout,
+            fraction_train=self.config.fraction_train,
+            seed=self.config.seed,
+            device=self.device,
+        )
+
+    def initial_model(self) -> ArrayRecord:
+        """Return the module's own weights, and its buffers if it has any."""
+        model = {"params": self.task.initial_params()}
+        if self.task.buffer_layout.names:
+            model[BUFFERS] = self.task.initial_buffers()
+        return to_record(model)
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device of a name; ``auto`` is the first GPU, or else the CPU.
+
+    Raises
+    ------
+    ValueError
+        If there is no such device here.
+
+    Examples
+    --------
+    >>> resolve_device("cpu")
+    device(type='cpu')
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        cause = (" ".join(str(error).split()) or type(error).__name__).split(". ")[0][:150]
+        raise ValueError(
+            f'device {name!r} is not available ({cause}): use device = "cpu" or "auto"'
+        ) from error
+    return device
