@@ -80,10 +80,10 @@ class RunConsole:
         if self._console.is_terminal:
             columns = (
                 TextColumn("round {task.completed:.0f}/{task.total:.0f}"),
-                BarColumn(bar_width=24),
+                BarColumn(bar_width=10),
                 TextColumn("{task.fields[measured]}"),
                 TextColumn("ETA"),
-                TimeRemainingColumn(),
+                TimeRemainingColumn(compact=True),
             )
             self._progress = Progress(*columns, console=self._console, transient=True)
             self._task = self._progress.add_task("", total=config.num_server_rounds, measured="")
@@ -105,7 +105,8 @@ class RunConsole:
         parts.append(f"{number / max(self._clock() - self._began, 1e-9):.3g} rounds/s")
         measured = "  ".join(parts)
         if self._progress is not None:
-            self._progress.update(self._task, completed=number, measured=measured)
+            short = measured.replace("train ", "").replace("test ", "")  # the line fits 80 columns
+            self._progress.update(self._task, completed=number, measured=short)
         elif number == num_server_rounds or number % math.ceil(num_server_rounds / PLAIN_LINES) == 0:
             width = len(str(num_server_rounds))
             self._console.print(f"round {number:{width}}/{num_server_rounds}  {measured}", markup=False)
