@@ -241,7 +241,7 @@ def label_axes(ax: Axes, x: str, y: str) -> None:
     if x == "local-steps":
         ax.xaxis.set_major_formatter(EngFormatter(sep=""))
     if name.endswith("accuracy"):
-        ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        ax.yaxis.set_major_formatter(PercentFormatter(1))
     elif _all_positive(ax):
         ax.set_yscale("log")
         # 0.05, 0.1, 0.2 over a few decades; powers of ten alone over many.
