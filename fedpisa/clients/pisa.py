@@ -72,7 +72,7 @@ class PisaUpdate(LocalUpdate):
     """
 
     preconditioner: Preconditioner = Identity()
-    sigma: Positive = 1.0
+    sigma: Positive = 0.3
     rho: NonNegative = 10.0
     gamma: Positive = 1.0
     gamma_every: PositiveInt = 1

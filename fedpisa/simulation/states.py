@@ -24,6 +24,7 @@ class StackedStates:
 
     Examples
     --------
+    >>> import torch
     >>> states = StackedStates({"dual": torch.zeros(2)}, num_clients=3)
     >>> states.write(torch.tensor([1]), {"dual": torch.ones(1, 2)})
     >>> states.read(torch.tensor([1, 2]))["dual"].tolist()

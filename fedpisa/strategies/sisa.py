@@ -28,4 +28,4 @@ class Sisa(ConsensusADMM):
     0.999
     """
 
-    local_update: PisaUpdate = PisaUpdate(preconditioner=Adam())
+    local_update: PisaUpdate = PisaUpdate(preconditioner=Adam(), rho=100.0)
