@@ -72,16 +72,17 @@ class MaskedBatchNorm(nn.Module):
         else:
             mean, var = self._batch_statistics(x)
         y = (x - mean.view(per_channel)) * torch.rsqrt(var + self.eps).view(per_channel)
-        if self.weight is not None and self.bias is not None:
-            y = y * self.weight.view(per_channel) + self.bias.view(per_channel)
-        return y
+        if self.weight is not None:
+            y = y * self.weight.view(per_channel)
+        return y if self.bias is None else y + self.bias.view(per_channel)
 
     def _batch_statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
         mask_B = _mask_B.get()
         mask_B = x.new_ones(x.shape[0]) if mask_B is None else mask_B.to(x.dtype)
         mask = mask_B.view(-1, *(1,) * (x.dim() - 1))
         over = [0, *range(2, x.dim())]
-        count = mask_B.sum() * (x[0, 0].numel())
+        # A mini-batch that is not there has statistics 0, not 0 / 0: its gradient is weighted by 0, and 0 * nan is nan.
+        count = (mask_B.sum() * x[0, 0].numel()).clamp(min=1)
         mean = (x * mask).sum(over) / count
         deviation = (x - mean.view((1, -1) + (1,) * (x.dim() - 2))) * mask
         var = (deviation * deviation).sum(over) / count
@@ -93,7 +94,7 @@ class MaskedBatchNorm(nn.Module):
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
             return
         self.num_batches_tracked.add_(1)
-        rate = self.num_batches_tracked.reciprocal() if self.momentum is None else self.momentum
+        rate = 1 / self.num_batches_tracked.to(mean) if self.momentum is None else self.momentum
         self.running_mean.copy_((1 - rate) * self.running_mean + rate * mean)
         self.running_var.copy_((1 - rate) * self.running_var + rate * unbiased_var)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from fedpisa.batchnorm import mask_batchnorms, real_rows
+from fedpisa.batchnorm import MaskedBatchNorm, mask_batchnorms, real_rows
 from fedpisa.layout import ParamLayout
 
 Loss = Literal["cross-entropy", "binary", "half-squared-error"]
@@ -74,6 +74,13 @@ class Task:
             return "half-squared-error"
         return "binary" if self.num_classes == 2 and outputs.shape[-1] == 1 else "cross-entropy"
 
+    @property
+    def mixes_samples(self) -> bool:
+        """Whether a mini-batch is more than its samples, because the module takes or keeps statistics of it."""
+        return bool(self.buffer_layout.names) or any(
+            isinstance(layer, MaskedBatchNorm) for layer in self.module.modules()
+        )
+
     def initial_params(self) -> Tensor:
         """Return the module's own parameters as a flat vector ``(P,)``."""
         return self.layout.flatten({n: p.detach() for n, p in self.module.named_parameters()})
@@ -88,16 +95,13 @@ class Task:
     ) -> tuple[Tensor, Tensor]:
         """Return the samples' losses ``(B,)`` in training mode, and the buffers ``(Q,)`` after the pass."""
         self.module.train()
-        if not self.buffer_layout.names:
-            outputs = functional_call(self.module, params, (x,))
-            return sample_losses(self.loss(outputs), outputs, y_B), buffers_Q
         # The layers write into their buffers: give them copies.
         buffers = {name: b.clone() for name, b in self.buffer_layout.unflatten(buffers_Q).items()}
         with real_rows(mask_B):
             outputs = functional_call(self.module, {**params, **buffers}, (x,))
-        return sample_losses(self.loss(outputs), outputs, y_B), self.buffer_layout.flatten(
-            buffers, buffers_Q.dtype
-        )
+        if buffers:
+            buffers_Q = self.buffer_layout.flatten(buffers, buffers_Q.dtype)
+        return sample_losses(self.loss(outputs), outputs, y_B), buffers_Q
 
     def eval_losses(
         self, params_P: Tensor, buffers_Q: Tensor, x: Tensor, y_B: Tensor

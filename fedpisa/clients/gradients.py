@@ -52,7 +52,7 @@ class AutogradGradient:
 class StackedGradient:
     """The same under `torch.func.vmap`: padded mini-batches, and all ``C`` of them in one pass.
 
-    A module with buffers sees its mini-batches one by one, because its statistics are theirs.
+    A module with BatchNorm sees its mini-batches one by one, because its statistics are theirs.
     """
 
     task: Task
@@ -61,7 +61,7 @@ class StackedGradient:
 
     def __call__(self, params_P: Tensor, batch: MiniBatches) -> tuple[Tensor, Tensor]:
         """Return the mean loss ``()`` and gradient ``(P,)`` over the mini-batches; see `Gradient`."""
-        if not self.task.buffer_layout.names or batch.weight_CB.shape[0] == 1:
+        if not self.task.mixes_samples or batch.weight_CB.shape[0] == 1:
             parts = [(batch.x.flatten(0, 1), batch.y_CB.flatten(0, 1), batch.weight_CB.flatten(0, 1))]
         else:
             parts = list(zip(*batch, strict=True))

@@ -1,0 +1,250 @@
+"""What the tests of the algorithms share: the table of all of them, and small federations to run them on.
+
+The table is made from what `fedpisa.components` finds, and each algorithm's variants from its own keys: an
+algorithm that is added is in it, with every choice that its keys offer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from types import SimpleNamespace
+from typing import Any, Literal, get_args, get_origin
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fedpisa import components
+from fedpisa.apps.handlers import STATE, make_client_app
+from fedpisa.clients.data import ClientData
+from fedpisa.clients.local import BUFFERS, Client
+from fedpisa.flower.compat import to_record, to_tensors
+from fedpisa.simulation.loop import LoopGrid
+from fedpisa.simulation.rounds import rounds
+from fedpisa.simulation.vmap import VmapGrid
+from fedpisa.strategies.base import Algorithm
+from fedpisa.strategies.strategy import AlgorithmStrategy
+from fedpisa.task import Task
+
+# Values of an algorithm's keys, where it has them, that suit the small problems.
+BASE: Mapping[str, object] = {"batch-size": 4, "learning-rate": 0.05, "sigma": 1.0, "rho": 2.0}
+# Further values to try, one at a time, where it has the key; choices among words are found by themselves.
+FURTHER: Mapping[str, Sequence[object]] = {
+    "batch-size": ["full"],
+    "batches-per-round": [3, "all"],
+    "gamma": [0.9],
+    "lambda": [0.1],
+    "local-epochs": [2],
+    "local-steps": [3],
+    "momentum": [0.9],
+    "mu": [0.1],
+    "optimizer": ["adam"],
+    "weight-decay": [0.1],
+}
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+SIZES = (7, 1, 50, 2, 5, 12)
+
+
+@dataclass(frozen=True)
+class Case:
+    """An algorithm with some of its keys set."""
+
+    name: str
+    values: Mapping[str, object]
+
+    def __str__(self) -> str:
+        return "-".join([self.name, *(f"{key}={value}" for key, value in self.values.items())])
+
+    def build(self, **more: object) -> Algorithm:
+        """Return the algorithm; ``more`` keys, in snake_case, are set where it has them."""
+        component = components.find("algorithm", self.name)
+        own = components.keys_of(component, self.values)
+        wanted = {**BASE, **self.values, **{key.replace("_", "-"): value for key, value in more.items()}}
+        return components.build(component, {key: value for key, value in wanted.items() if key in own})
+
+
+@cache
+def cases() -> list[Case]:
+    found = []
+    for name, component in components.available("algorithm").items():
+        found.append(Case(name, {}))
+        for key in components.keys_of(component).values():
+            choices = get_args(key.annotation) if get_origin(key.annotation) is Literal else ()
+            if key.name == "preconditioner":
+                choices = tuple(components.available("preconditioner"))
+            found += [
+                Case(name, {key.name: value})
+                for value in (*choices, *FURTHER.get(key.name, ()))
+                if value != key.default
+            ]
+        # Keys whose effects meet.
+        keys = components.keys_of(component)
+        if {"local-steps", "batches-per-round"} <= keys.keys():
+            found.append(Case(name, {"local-steps": 2, "batches-per-round": "all"}))
+        if {"local-steps", "momentum", "weight-decay"} <= keys.keys():
+            found.append(Case(name, {"local-steps": 5, "momentum": 0.9, "weight-decay": 0.1}))
+        if {"absent", "gamma", "lambda"} <= keys.keys():
+            found += [Case(name, {"absent": a, "gamma": 0.9, "lambda": 0.1}) for a in ("keep", "drop")]
+    return found
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "case" in metafunc.fixturenames:
+        metafunc.parametrize("case", cases(), ids=str)
+    if "dtype" in metafunc.fixturenames:
+        metafunc.parametrize("dtype", list(DTYPES))
+    if "engine" in metafunc.fixturenames:
+        metafunc.parametrize("engine", ["loop", "vmap"])
+
+
+@dataclass
+class Federation:
+    """A model, data, an algorithm and an engine."""
+
+    algorithm: Any
+    module: nn.Module
+    x: np.ndarray
+    y: np.ndarray
+    partition: Sequence[np.ndarray]
+    engine: str
+    dtype: torch.dtype = torch.float64
+    num_classes: int | None = 3
+    fraction: float = 1.0
+    seed: int = 0
+    task: Task = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.task = Task(self.module.to(self.dtype), self.num_classes)
+        self.data = ClientData.of(self.x, self.y, [np.asarray(p) for p in self.partition], self.dtype)
+        update = self.algorithm.local_update
+        if self.engine == "vmap":
+            self.grid: Any = VmapGrid(self.task, update, self.data, self.seed)
+        else:
+            self.grid = LoopGrid(
+                make_client_app(lambda context: self.client(int(context.node_config["partition-id"]))),
+                self.data.num_clients,
+            )
+        self.strategy = AlgorithmStrategy(
+            self.algorithm, self.task.layout, fraction_train=self.fraction, seed=self.seed
+        )
+        self.history: list[Any] = []
+
+    def client(self, client_id: int) -> Client:
+        return Client(
+            self.task, self.algorithm.local_update, *self.data.client(client_id), client_id, self.seed
+        )
+
+    @property
+    def initial(self) -> Any:
+        model = {"params": self.task.initial_params()}
+        if self.task.buffer_layout.names:
+            model[BUFFERS] = self.task.initial_buffers()
+        return to_record(model)
+
+    def run(self, num_rounds: int) -> Federation:
+        self.history = list(rounds(self.strategy, self.grid, self.initial, num_rounds))
+        return self
+
+    def rounds(self, num_rounds: int) -> Iterator[Any]:
+        return rounds(self.strategy, self.grid, self.initial, num_rounds)
+
+    def model(self) -> dict[str, Tensor]:
+        """Return ``params``, and ``buffers`` if there are any."""
+        return to_tensors(self.history[-1].arrays, self.dtype)
+
+    @property
+    def params(self) -> Tensor:
+        return self.model()["params"]
+
+    def states(self) -> list[dict[str, Tensor]]:
+        """Return a copy of every client's state; empty for a client that has none."""
+        states = [self.grid.state(client_id) or {} for client_id in range(self.data.num_clients)]
+        return [{name: value.clone() for name, value in state.items()} for state in states]
+
+    def set_states(self, states: Sequence[Mapping[str, Tensor]]) -> None:
+        """Give every client a state."""
+        if self.engine == "loop":
+            for client_id, state in enumerate(states):
+                self.grid.context(client_id).state[STATE] = to_record(state)
+        else:
+            from fedpisa.simulation.states import StackedStates
+
+            initial = self.algorithm.local_update.init(torch.zeros_like(self.task.initial_params()))
+            self.grid.states = StackedStates(initial, len(states))
+            stacked = {name: torch.stack([state[name] for state in states]) for name in initial}
+            self.grid.states.write(torch.arange(len(states)), stacked)
+
+
+def split(sizes: Sequence[int]) -> list[np.ndarray]:
+    """Return consecutive index ranges of these sizes."""
+    return np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
+
+
+def mlp(seed: int = 0, inputs: int = 4, outputs: int = 3) -> nn.Module:
+    """A smooth network whose initial weights depend on the seed alone."""
+    return fill(nn.Sequential(nn.Linear(inputs, 6), nn.Tanh(), nn.Linear(6, outputs)), seed)
+
+
+def fill(module: nn.Module, seed: int = 0) -> nn.Module:
+    """Draw a module's parameters."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(0.5 * torch.randn(parameter.shape, generator=generator))
+    return module
+
+
+def blobs(
+    sizes: Sequence[int] = SIZES, shape: tuple[int, ...] = (4,), num_classes: int = 3
+) -> dict[str, Any]:
+    """Heterogeneous clients' samples: each client has its own centre and its own mix of labels."""
+    rng = np.random.default_rng(1)
+    x = [rng.normal(rng.normal(size=shape), 1.0, (size, *shape)) for size in sizes]
+    y = [rng.choice(num_classes, size, p=rng.dirichlet(np.ones(num_classes))) for size in sizes]
+    return {
+        "x": np.concatenate(x),
+        "y": np.concatenate(y).astype(np.int64),
+        "partition": split(sizes),
+        "num_classes": num_classes,
+    }
+
+
+def make(algorithm: Any, engine: str, *, module: Callable[[], nn.Module] = mlp, **more: Any) -> Federation:
+    """Return a federation on `blobs`, or on whatever ``more`` says."""
+    return Federation(algorithm, module(), **{**blobs(), "engine": engine, **more})
+
+
+def relative(got: Tensor, wanted: Tensor) -> float:
+    """Return ``||got - wanted|| / ||wanted||``."""
+    scale = float(wanted.double().norm()) or 1.0
+    return float((got.double() - wanted.double()).norm()) / scale
+
+
+def row_of(outcome: Any, row: int) -> dict[str, Tensor]:
+    """Return one client's part of a stacked outcome."""
+    return {
+        f"{part}/{name}": value[row]
+        for part in ("upload", "state", "metrics")
+        for name, value in getattr(outcome, part).items()
+    }
+
+
+@pytest.fixture
+def lab() -> SimpleNamespace:
+    """The helpers of this module."""
+    return SimpleNamespace(
+        SIZES=SIZES,
+        Case=Case,
+        Federation=Federation,
+        blobs=blobs,
+        dtypes=DTYPES,
+        fill=fill,
+        make=make,
+        mlp=mlp,
+        relative=relative,
+        row_of=row_of,
+        split=split,
+    )
