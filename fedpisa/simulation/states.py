@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import final
 
+import torch
 from torch import Tensor
 
 from fedpisa.clients.base import Arrays
@@ -38,6 +39,8 @@ class StackedStates:
             else value.expand(num_clients, *value.shape).clone()
             for name, value in initial.items()
         }
+        device = next((value.device for value in initial.values()), None)
+        self._seen_N = torch.zeros(num_clients, dtype=torch.bool, device=device)
 
     def read(self, ids_S: Tensor) -> dict[str, Tensor]:
         """Return copies of the rows of these clients."""
@@ -52,12 +55,15 @@ class StackedStates:
             )
         for name, stack in self._stacks.items():
             stack.index_copy_(0, ids_S, states_S[name])
+        self._seen_N[ids_S] = True
 
     def weighted_sum(self, name: str, weights_N: Tensor) -> Tensor:
         """Return ``sum_i weights_i state_i[name]``; see `fedpisa.strategies.base.ClientStates`."""
         stack = self._stacks[name]
-        return weights_N.to(stack.dtype) @ stack
+        return (weights_N * self._seen_N).to(stack.dtype) @ stack
 
-    def row(self, client_id: int) -> Arrays:
-        """Return one client's state, as views."""
+    def row(self, client_id: int) -> Arrays | None:
+        """Return one client's state, as views; ``None`` if it was never written."""
+        if not self._seen_N[client_id]:
+            return None
         return {name: stack[client_id] for name, stack in self._stacks.items()}

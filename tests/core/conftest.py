@@ -25,6 +25,7 @@ from fedpisa.flower.compat import to_record, to_tensors
 from fedpisa.simulation.loop import LoopGrid
 from fedpisa.simulation.rounds import rounds
 from fedpisa.simulation.vmap import VmapGrid
+from fedpisa.strategies.admm import ConsensusADMM
 from fedpisa.strategies.base import Algorithm
 from fedpisa.strategies.strategy import AlgorithmStrategy
 from fedpisa.task import Task
@@ -94,6 +95,9 @@ def cases() -> list[Case]:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "case" in metafunc.fixturenames:
         metafunc.parametrize("case", cases(), ids=str)
+    if "dual_case" in metafunc.fixturenames:
+        with_duals = [case for case in cases() if isinstance(case.build(), ConsensusADMM)]
+        metafunc.parametrize("dual_case", with_duals, ids=str)
     if "dtype" in metafunc.fixturenames:
         metafunc.parametrize("dtype", list(DTYPES))
     if "engine" in metafunc.fixturenames:
@@ -184,7 +188,7 @@ def split(sizes: Sequence[int]) -> list[np.ndarray]:
 
 
 def mlp(seed: int = 0, inputs: int = 4, outputs: int = 3) -> nn.Module:
-    """A smooth network whose initial weights depend on the seed alone."""
+    """Return a smooth network whose initial weights depend on the seed alone."""
     return fill(nn.Sequential(nn.Linear(inputs, 6), nn.Tanh(), nn.Linear(6, outputs)), seed)
 
 
@@ -234,7 +238,7 @@ def row_of(outcome: Any, row: int) -> dict[str, Tensor]:
 
 @pytest.fixture
 def lab() -> SimpleNamespace:
-    """The helpers of this module."""
+    """Return the helpers of this module."""
     return SimpleNamespace(
         SIZES=SIZES,
         Case=Case,

@@ -46,24 +46,35 @@ def batchnorm_mlp(**options: Any) -> nn.Module:
     return nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6, **options), nn.Tanh(), nn.Linear(6, 3))
 
 
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"momentum": None}, {"affine": False}, {"track_running_stats": False}, {"bias": False}],
-    ids=str,
-)
-def test_engines_agree_with_batchnorm(lab: Any, case: Any, options: dict[str, Any]) -> None:
-    """Statistics are each mini-batch's own, also where several are averaged, and buffers are the model's."""
-    if options and case.values.keys() - {"batches-per-round"}:
-        pytest.skip("the layer's options are tried on the base variants")
+def assert_same_with_batchnorm(lab: Any, case: Any, **options: Any) -> None:
     loop, stacked = (
-        lab.make(case.build(), engine, module=lambda: lab.fill(batchnorm_mlp(**options)), fraction=0.5).run(
-            10
-        )
+        lab.make(case.build(), engine, module=lambda: lab.fill(batchnorm_mlp(**options)), fraction=0.5).run(5)
         for engine in ("loop", "vmap")
     )
     assert all(bool(torch.isfinite(value).all()) for value in loop.model().values())
     # A client of one sample has variance 0 and divides by sqrt(eps): rounding is amplified 300-fold there.
     assert_same(lab, loop, stacked, 1e-10)
+
+
+def test_engines_agree_with_batchnorm(lab: Any, case: Any) -> None:
+    """Statistics are each mini-batch's own, also where several are averaged, and buffers are the model's."""
+    assert_same_with_batchnorm(lab, case)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"momentum": None}, {"affine": False}, {"track_running_stats": False}],
+    ids=str,
+)
+@pytest.mark.parametrize(
+    ("algorithm", "values"),
+    [("fedavg", {}), ("fedsgd", {"batches-per-round": 3}), ("pisa", {"batches-per-round": "all"})],
+    ids=str,
+)
+def test_engines_agree_with_every_batchnorm(
+    lab: Any, algorithm: str, values: dict[str, Any], options: dict[str, Any]
+) -> None:
+    assert_same_with_batchnorm(lab, lab.Case(algorithm, values), **options)
 
 
 class Convolutional(nn.Module):

@@ -1,0 +1,250 @@
+"""What every algorithm keeps, whatever its keys: the table is in `conftest.py`, and finds them by itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fedpisa.clients.base import Arrays
+from fedpisa.simulation.vmap import run_cohort
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+
+STIFF = 50.0  # sigma above every client's curvature: rounding errors do not grow
+
+
+def linear(weight: Tensor) -> nn.Module:
+    module = nn.Linear(len(weight), 1, bias=False, dtype=torch.float64)
+    with torch.no_grad():
+        module.weight.copy_(weight)
+    return module
+
+
+def shrinks(case: Any) -> bool:
+    """Tell whether the algorithm pulls the model to zero: then only zero can be stationary for all clients."""
+    return bool({"lambda", "mu", "weight-decay"} & case.values.keys())
+
+
+# ---------------------------------------------------------------------------------------- stationarity
+
+
+def test_a_point_that_suits_every_client_stays(lab: Any, case: Any, engine: str) -> None:
+    """Every sample's gradient is exactly zero at ``w*``: nobody has a reason to move.
+
+    ``y = X w*`` in small integers, so that the residual is exactly zero; ``w* = 0`` where there is a
+    regularizer. Only the averages ``sum alpha_i w*`` may round.
+    """
+    algorithm = case.build(sigma=STIFF)
+    optimum = torch.zeros(4) if shrinks(case) else torch.tensor([1.0, -2.0, 3.0, 0.0])
+    x = np.random.default_rng(0).integers(-3, 4, (sum(lab.SIZES), 4)).astype(float)
+    federation = lab.Federation(
+        algorithm, linear(optimum), x, x @ optimum.numpy(), lab.split(lab.SIZES), engine, num_classes=None
+    )
+    for finished in federation.rounds(5):
+        moved = torch.from_numpy(finished.arrays["params"].numpy()) - optimum
+        assert float(moved.abs().max()) <= 1e-13
+        assert finished.train_metrics["train-loss"] <= 1e-26
+    for state in federation.states():
+        if "dual" in state:
+            assert float(state["dual"].abs().max()) <= 1e-12
+
+
+def test_the_optimum_with_its_multipliers_stays(lab: Any, dual_case: Any, engine: str) -> None:
+    """Heterogeneous clients: ``w_i = w*``, ``pi_i = -grad F_i(w*)``, ``sum alpha_i pi_i = lambda w*`` is stationary.
+
+    Least squares, full batches, the optimum from the normal equations. FedAvg has no such point:
+    its clients move away from it.
+    """
+    # Of one mini-batch the mean and the sum are the same.
+    algorithm = dual_case.build(batch_size="full", batches_per_round=1, sigma=STIFF)
+    rng = np.random.default_rng(2)
+    x, y = rng.normal(size=(sum(lab.SIZES), 4)), rng.normal(size=sum(lab.SIZES))
+    parts = lab.split(lab.SIZES)
+    uniform = algorithm.weighting == "uniform"
+    alpha = np.full(len(parts), 1 / len(parts)) if uniform else np.array(lab.SIZES) / sum(lab.SIZES)
+    mu, lambda_ = algorithm.local_update.mu, algorithm.lambda_
+    hessians = [x[p].T @ x[p] / len(p) + mu * np.eye(4) for p in parts]
+    targets = [x[p].T @ y[p] / len(p) for p in parts]
+    optimum = np.linalg.solve(
+        sum(a * h for a, h in zip(alpha, hessians, strict=True)) + lambda_ * np.eye(4),
+        sum(a * t for a, t in zip(alpha, targets, strict=True)),
+    )
+    duals = [t - h @ optimum for h, t in zip(hessians, targets, strict=True)]
+    assert np.allclose(alpha @ np.array(duals), lambda_ * optimum)
+    assert max(np.abs(dual).max() for dual in duals) > 0.1
+
+    start = torch.from_numpy(optimum)
+    federation = lab.Federation(algorithm, linear(start), x, y, parts, engine, num_classes=None)
+    initial = algorithm.local_update.init(start)
+    federation.set_states([{**initial, "dual": torch.from_numpy(dual)} for dual in duals])
+    federation.strategy.start_from(federation.initial)
+    federation.strategy.server = {"params": start}  # past the first broadcast, which lambda shrinks
+    for finished in federation.rounds(5):
+        assert lab.relative(torch.from_numpy(finished.arrays["params"].numpy()), start) <= 1e-13
+        assert finished.train_metrics["primal_residual"] <= 1e-13
+    for state, dual in zip(federation.states(), duals, strict=True):
+        assert lab.relative(state["dual"], torch.from_numpy(dual)) <= 1e-12
+
+
+# --------------------------------------------------------------------------------------------- symmetry
+
+
+def test_the_order_of_the_clients_does_not_matter(lab: Any, case: Any, engine: str) -> None:
+    """Renumbered clients with full batches: the same model, and everyone keeps its own state."""
+    algorithm = case.build(batch_size="full")
+    data = lab.blobs()
+    order = [3, 0, 5, 1, 4, 2]
+    plain = lab.make(algorithm, engine, **data).run(4)
+    renumbered = lab.make(
+        algorithm, engine, **{**data, "partition": [data["partition"][client] for client in order]}
+    ).run(4)
+    assert lab.relative(renumbered.params, plain.params) <= 1e-12
+    for got, client in zip(renumbered.states(), order, strict=True):
+        for name, wanted in plain.states()[client].items():
+            assert lab.relative(got[name], wanted) <= 1e-11, name
+
+
+def test_the_order_of_the_messages_does_not_matter(lab: Any, case: Any, engine: str) -> None:
+    """The same requests in another order: to the last bit the same model, and replies in the requests' order."""
+    models = []
+    for order in (slice(None), slice(None, None, -1)):
+        federation = lab.make(case.build(), engine)
+        model = federation.initial
+        for server_round in (1, 2):
+            broadcast = federation.strategy.configure_train(server_round, model, {}, federation.grid)
+            requests = list(broadcast)[order]
+            replies = list(federation.grid.send_and_receive(requests))
+            assert [r.metadata.src_node_id for r in replies] == [r.metadata.dst_node_id for r in requests]
+            model, _ = federation.strategy.aggregate_train(server_round, replies)
+        models.append(torch.from_numpy(model["params"].numpy()))
+    assert torch.equal(*models)
+
+
+def after(federation: Any, num_rounds: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return the next broadcast and the stacked states."""
+    federation.run(num_rounds)
+    down = dict(federation.algorithm.broadcast(federation.strategy.server))
+    everybody = torch.arange(federation.data.num_clients)
+    return down, federation.grid.states.read(everybody)
+
+
+def cohort(federation: Any, ids: list[int], down: Arrays, states: Arrays, data: Any = None) -> Any:
+    """Return the outcome of a cohort's third round."""
+    own = {name: value[ids] for name, value in states.items()}
+    algorithm, task = federation.algorithm, federation.task
+    return run_cohort(task, algorithm.local_update, data or federation.data, 0, np.array(ids), 3, down, own)
+
+
+def test_padding_does_not_matter(lab: Any, case: Any) -> None:
+    """A client alone, in a cohort, and in the loop engine: what it does is the same."""
+    federation = lab.make(case.build(), "vmap")
+    down, states = after(federation, 2)
+    everybody = list(range(len(lab.SIZES)))
+    together = cohort(federation, everybody, down, states)
+    for client_id in everybody:
+        inside = lab.row_of(together, client_id)
+        own = {name: value[client_id] for name, value in states.items()}
+        plain = federation.client(client_id).run_round(3, down, own)
+        reference = {
+            f"{part}/{name}": value
+            for part in ("upload", "state", "metrics")
+            for name, value in getattr(plain, part).items()
+        }
+        for alone in (lab.row_of(cohort(federation, [client_id], down, states), 0), reference):
+            assert alone.keys() == inside.keys()
+            for name, wanted in alone.items():
+                torch.testing.assert_close(inside[name].to(wanted), wanted, rtol=1e-11, atol=1e-13)
+
+
+def test_nothing_leaks_between_clients(lab: Any, case: Any) -> None:
+    """One client's samples become NaN: to the last bit, everybody else's outcome is what it was."""
+    federation = lab.make(case.build(), "vmap")
+    down, states = after(federation, 2)
+    everybody = list(range(len(lab.SIZES)))
+    clean = cohort(federation, everybody, down, states)
+    for spoilt in (0, 1, 2):
+        data = {**lab.blobs()}
+        data["x"] = data["x"].copy()
+        data["x"][data["partition"][spoilt]] = np.nan
+        dirty = cohort(federation, everybody, down, states, lab.make(case.build(), "loop", **data).data)
+        assert not bool(torch.isfinite(dirty.metrics["train-loss"][spoilt]))
+        for client_id in set(everybody) - {spoilt}:
+            wanted = lab.row_of(clean, client_id)
+            for name, got in lab.row_of(dirty, client_id).items():
+                assert torch.equal(got, wanted[name]), (client_id, name)
+
+
+def test_a_client_that_is_not_sampled_keeps_its_state(lab: Any, case: Any, engine: str) -> None:
+    """To the last bit, and one that was never sampled has none."""
+    federation = lab.make(case.build(), engine, fraction=0.5)
+    model = federation.strategy.start_from(federation.initial)
+    seen: set[int] = set()
+    for server_round in range(1, 5):
+        before = federation.states()
+        broadcast = federation.strategy.configure_train(server_round, model, {}, federation.grid)
+        sampled = {federation.grid.client_of(node) for node in broadcast.node_ids}
+        assert len(sampled) == 3
+        model, _ = federation.strategy.aggregate_train(
+            server_round, federation.grid.send_and_receive(broadcast)
+        )
+        seen |= sampled
+        for client_id, (old, new) in enumerate(zip(before, federation.states(), strict=True)):
+            if client_id not in seen:
+                assert federation.grid.state(client_id) is None
+            if client_id not in sampled:
+                assert old.keys() == new.keys()
+                assert all(torch.equal(old[name], new[name]) for name in old)
+
+
+# ----------------------------------------------------------------------------------------------- shapes
+
+
+def described(arrays: Arrays) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    return {name: (value.shape, value.dtype) for name, value in arrays.items()}
+
+
+def test_shapes_and_dtypes_are_stable(lab: Any, case: Any, engine: str, dtype: str) -> None:
+    federation = lab.make(case.build(), engine, dtype=lab.dtypes[dtype])
+    initial = described(federation.algorithm.local_update.init(federation.task.initial_params()))
+    server = None
+    for finished in federation.rounds(3):
+        params = finished.arrays["params"].numpy()
+        assert params.dtype == dtype
+        assert params.shape == (federation.task.layout.size,)
+        assert np.isfinite(params).all()
+        for state in federation.states():
+            assert described(state) == initial
+        previous, server = server, described(federation.strategy.server)
+        assert previous in (None, server)
+
+
+def test_an_initial_state_depends_on_shapes_alone(lab: Any, case: Any) -> None:
+    """Engines differ in when they make it: before the first round, or when a client is first sampled."""
+    update = case.build().local_update
+    a, b = update.init(torch.zeros(3)), update.init(torch.tensor([1.0, -5.0, 0.5]))
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("sizes", [(1,), (1, 1, 1), (2, 1), (7, 50), (50,), (1, 2, 7, 50)], ids=str)
+@pytest.mark.parametrize("batch_size", [1, 8, "full"])
+def test_clients_may_have_any_number_of_samples(lab: Any, sizes: tuple[int, ...], batch_size: Any) -> None:
+    for name in ("sisa", "fedavg", "fedsgd"):
+        algorithm = lab.Case(name, {}).build(batch_size=batch_size)
+        a, b = (lab.make(algorithm, engine, **lab.blobs(sizes)).run(3).params for engine in ("loop", "vmap"))
+        assert bool(torch.isfinite(a).all())
+        assert lab.relative(b, a) <= 1e-12
+
+
+def test_the_same_bits_for_absent_keep_and_drop_if_nobody_is_absent(
+    lab: Any, dual_case: Any, engine: str
+) -> None:
+    keep, drop = (
+        lab.make(dual_case.build(absent=absent), engine).run(4).params for absent in ("keep", "drop")
+    )
+    assert torch.equal(keep, drop)
