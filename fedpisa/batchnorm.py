@@ -103,6 +103,10 @@ def mask_batchnorms(module: nn.Module) -> nn.Module:
     """Replace every BatchNorm below ``module`` (or itself) by a `MaskedBatchNorm`; names stay."""
     if isinstance(module, _BatchNorm):
         return MaskedBatchNorm(module)
-    for name, child in module.named_children():
-        setattr(module, name, mask_batchnorms(child))
+    # A layer may stand under several names, and stays one layer.
+    masked = {layer: MaskedBatchNorm(layer) for layer in module.modules() if isinstance(layer, _BatchNorm)}
+    for parent in list(module.modules()):
+        for name, child in parent._modules.items():
+            if child in masked:
+                setattr(parent, name, masked[child])
     return module

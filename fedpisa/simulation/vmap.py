@@ -6,6 +6,7 @@ Shapes: ``S`` clients, ``P`` parameters, ``Q`` buffer entries, ``K`` local steps
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any, final
 
@@ -14,6 +15,7 @@ import torch
 from flwr.app import Message, MessageType
 from torch import Tensor, nn
 from torch.func import vmap
+from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils._pytree import tree_map
 
 from fedpisa.apps.handlers import evaluation_reply
@@ -38,6 +40,11 @@ from fedpisa.task import Task
 @final
 class UnstackableError(ValueError):
     """A layer cannot run for stacked clients."""
+
+    def __init__(self, layer: str, cause: str) -> None:
+        super().__init__(
+            f'{layer} cannot run for stacked clients ({cause}); use engine = "loop", or replace the layer'
+        )
 
 
 @final
@@ -204,6 +211,9 @@ def refuse_unstackable(task: Task, data: ClientData) -> None:
     entered: list[str] = []
     hooks = []
     for name, module in task.module.named_modules():
+        if isinstance(module, _InstanceNorm) and module.track_running_stats:
+            layer = f"{name or 'the model'} ({type(module).__name__})"
+            raise UnstackableError(layer, "its running statistics would count padding")
 
         def enter(module: nn.Module, inputs: Any, name: str = name) -> None:
             entered.append(f"{name or 'the model'} ({type(module).__name__})")
@@ -222,14 +232,14 @@ def refuse_unstackable(task: Task, data: ClientData) -> None:
         return StackedGradient(task, buffers_Q)(params_P, MiniBatches(*batch))[1]
 
     try:
-        with seeded(0):
+        with seeded(0), warnings.catch_warnings():
+            # What has no batching rule runs one client after the other, with this warning in every round.
+            warnings.filterwarnings("error", "There is a performance drop", UserWarning)
             vmap(gradient, randomness="different")(params, buffers, x, y, weight)
-    except RuntimeError as error:
+    except (RuntimeError, UserWarning) as error:
         layer = entered[-1] if entered else "the model's loss or backward pass"
         cause = " ".join(str(error).split())[:200]
-        raise ValueError(
-            f'{layer} cannot run for stacked clients ({cause}); use engine = "loop", or replace the layer'
-        ) from error
+        raise UnstackableError(layer, cause) from error
     finally:
         for hook in hooks:
             hook.remove()

@@ -55,7 +55,8 @@ class FedSGD(Algorithm):
         return self.local_update.mu
 
     def init(self, params_P: Tensor, layout: ParamLayout) -> Arrays:
-        """Start at the initial model, the optimizer without memory."""
+        """Start at the initial model, the optimizer without memory; refuse one that does not take the model."""
+        self.optimizer.create(layout.unflatten(params_P).values())
         return {"params": params_P}
 
     def step(self, server: Arrays, uploads_S: Arrays, cohort: Cohort) -> Arrays:
