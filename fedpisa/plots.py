@@ -60,6 +60,10 @@ _X_LABELS = {
     "local-steps": "local gradient evaluations, all clients",
     "seconds": "training time (s)",
 }
+_Y_LABELS = {
+    "gradient_norm": "gradient norm of the objective",
+    "stationarity": "norm of sum alpha pi - lambda w",
+}
 
 
 @contextmanager
@@ -234,7 +238,7 @@ def label_axes(ax: Axes, x: str, y: str) -> None:
 
     name = y.replace("_", " ").replace("-", " ")
     ax.set_xlabel(_X_LABELS.get(x, x))
-    ax.set_ylabel(name)
+    ax.set_ylabel(_Y_LABELS.get(y, name))
     ax.margins(x=0.02)
     if x == "round":
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))

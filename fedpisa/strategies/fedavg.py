@@ -42,6 +42,11 @@ class FedAvg(Algorithm):
 
     local_update: LocalSGDUpdate = LocalSGDUpdate()
 
+    @property
+    def regularization(self) -> float:
+        """Return the local ``weight-decay``: with one local step it is the objective's."""
+        return self.local_update.weight_decay
+
     def init(self, params_P: Tensor, layout: ParamLayout) -> Arrays:
         """Start at the initial model."""
         return {"params": params_P}

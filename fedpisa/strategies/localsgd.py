@@ -40,6 +40,11 @@ class LocalSGD(Algorithm):
 
     local_update: LocalSGDUpdate = LocalSGDUpdate(local_steps=10)
 
+    @property
+    def regularization(self) -> float:
+        """Return the local ``weight-decay``: with one local step it is the objective's."""
+        return self.local_update.weight_decay
+
     def init(self, params_P: Tensor, layout: ParamLayout) -> Arrays:
         """Start at the initial model."""
         return {"params": params_P}
