@@ -92,7 +92,15 @@ def table(results: Mapping[str, Result]) -> Table:
     target = COMMON["target-accuracy"]
     view = Table(box=None, pad_edge=False, header_style="bold")
     view.add_column("algorithm")
-    titles = ("final accuracy", "best", f"rounds to {target:.0%}", "objective", "its gradient", "MB up", "seconds")
+    titles = (
+        "final accuracy",
+        "best",
+        f"rounds to {target:.0%}",
+        "objective",
+        "its gradient",
+        "MB up",
+        "seconds",
+    )
     for title in titles:
         view.add_column(title, justify="right")
     for name, result in results.items():

@@ -45,6 +45,8 @@ def train(config: Any, out: Path, *, on_event: Callable[[object], None], stop: s
                 "bytes_down": 1e6,
                 "local_steps": 50,
                 "seconds": 0.1,
+                "objective": 0.8**number,
+                "gradient_norm": 0.5**number,
             }
         rows.append(row)
         directory.append(row)
@@ -209,10 +211,13 @@ def test_run_in_earnest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 def test_demo(fake: Callable[[str], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo"]) == 0
     out = capsys.readouterr().out
-    assert [line.split()[0] for line in out.splitlines()[1:5]] == ["algorithm", "fedavg", "localsgd", "sisa"]
+    names = ["fedavg", "localsgd", "sisa", "pisa"]
+    lines = out.splitlines()
+    header = next(number for number, line in enumerate(lines) if line.startswith("algorithm"))
+    assert [line.split()[0] for line in lines[header + 1 : header + 5]] == names
     assert "Budget: " in out
     assert (tmp_path / "fedpisa-demo" / "convergence.png").stat().st_size > 1000
-    runs = [load_result(f"fedpisa-demo/{name}").config for name in ("fedavg", "localsgd", "sisa")]
+    runs = [load_result(f"fedpisa-demo/{name}").config for name in names]
     shared = (
         "dataset",
         "model",
@@ -225,11 +230,12 @@ def test_demo(fake: Callable[[str], None], tmp_path: Path, capsys: pytest.Captur
     )
     for name in shared:
         assert len({getattr(config, name) for config in runs}) == 1, name
-    for key in ("dirichlet-alpha", "batch-size"):
+    for key in ("labels-per-client", "batch-size", "local-steps"):
         assert len({config.options[key] for config in runs}) == 1, key
-    steps = [config.options["local-steps"] for config in runs[:2]]
-    sisa = runs[2].options
-    assert {*steps, int(str(sisa["local-steps"])) * int(str(sisa["batches-per-round"]))} == {steps[0]}
+    assert {config.options["batches-per-round"] for config in runs[2:]} == {1}
+    assert {config.options["weight-decay"] for config in runs[:2]} == {
+        config.options["lambda"] for config in runs[2:]
+    }
     assert main(["demo"]) == 0
     assert (tmp_path / "fedpisa-demo-2" / "convergence.png").exists()
     assert main(["demo", "--out", "fedpisa-demo"]) == 2
