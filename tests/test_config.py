@@ -293,7 +293,7 @@ def test_replacing_a_part_keeps_what_the_new_one_takes_too() -> None:
         {"sigma": 0.5, "preconditioner": "rmsprop", "beta": 0.9}
     )
     plain = load_config(config, "preconditioner=identity").build_algorithm()
-    assert plain == Sisa(PisaUpdate(Identity(), sigma=0.5))
+    assert plain == Sisa(PisaUpdate(Identity(), sigma=0.5, rho=100.0))
 
 
 def test_changes_are_checked() -> None:
