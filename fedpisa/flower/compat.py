@@ -67,6 +67,9 @@ class TensorArray(Array):
     ((2,), 'float32', [1.0, 1.0], True)
     """
 
+    # Flower writes the class's name into the bytes, and the other side looks it up.
+    __qualname__ = Array.__qualname__
+
     def __init__(self, tensor: Tensor) -> None:
         self.__dict__.update(
             tensor=tensor,

@@ -143,9 +143,9 @@ def _content_bytes(content: RecordDict) -> int:
 
 
 def scalars(config: ConfigRecord, dtype: torch.dtype, device: torch.device | str = "cpu") -> Arrays:
-    """Return a config's floats as scalars ``()``: hyper-parameters that a server sends, such as ``proximal-mu``."""
+    """Return a config's numbers as scalars ``()``: hyper-parameters that a server sends, such as ``proximal-mu``."""
     return {
         name: torch.tensor(value, dtype=dtype, device=device)
         for name, value in config.items()
-        if isinstance(value, float)
+        if isinstance(value, int | float) and not isinstance(value, bool)
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from copy import deepcopy
 from typing import final
 
 import torch
@@ -113,7 +114,7 @@ def transport(content: RecordDict) -> RecordDict:
                 arrays[key] = Array(array.dtype, tuple(array.shape), array.stype, array.data)
             copy[name] = arrays
         elif isinstance(record, MetricRecord):
-            copy[name] = MetricRecord(dict(record))
+            copy[name] = MetricRecord(deepcopy(dict(record)))
         else:
-            copy[name] = ConfigRecord(dict(record))
+            copy[name] = ConfigRecord(deepcopy(dict(record)))
     return copy

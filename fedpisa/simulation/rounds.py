@@ -64,12 +64,14 @@ def rounds(
     """
     for server_round in range(1, num_rounds + 1):
         begin = time.perf_counter()
+        # Counted at once: clients and strategies may take the messages apart.
         requests = _held(strategy.configure_train(server_round, arrays, ConfigRecord(), grid))
+        down = count_bytes(requests)
         replies = _held(grid.send_and_receive(requests, timeout=timeout))
+        up = count_bytes(replies)
         aggregated, train_metrics = strategy.aggregate_train(server_round, replies)
         arrays = arrays if aggregated is None else aggregated
         seconds = time.perf_counter() - begin
-        down, up = count_bytes(requests), count_bytes(replies)
         questions = list(strategy.configure_evaluate(server_round, arrays, ConfigRecord(), grid))
         answers = grid.send_and_receive(questions, timeout=timeout) if questions else []
         evaluate_metrics = strategy.aggregate_evaluate(server_round, answers)

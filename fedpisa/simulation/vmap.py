@@ -83,6 +83,11 @@ class VmapGrid(InProcessGrid):
         for request in requests:
             if request.metadata.message_type == MessageType.EVALUATE:
                 replies[id(request)] = self._evaluate(request)
+            elif request.metadata.message_type != MessageType.TRAIN:
+                raise ValueError(
+                    f"a {request.metadata.message_type!r} message: stacked clients only train and evaluate; "
+                    "use a LoopGrid with a ClientApp of your own"
+                )
             else:
                 groups.setdefault(id(request.content), []).append(request)
         for group in groups.values():

@@ -70,6 +70,7 @@ class AlgorithmStrategy(Strategy):
         self.seed = seed
         self.device = torch.device(device)
         self.server: Arrays | None = None
+        self._model: ArrayRecord | None = None
         self._buffers: Arrays = {}
         self._nodes: Iterable[int] = ()
         self._client_of: dict[int, int] = {}
@@ -81,17 +82,17 @@ class AlgorithmStrategy(Strategy):
         )
 
     def start_from(self, arrays: ArrayRecord) -> ArrayRecord:
-        """Make the server's state from the initial model, and return the model that is broadcast first."""
+        """Make the server's state from an initial model, and return the model that is broadcast first."""
         tensors = to_tensors(arrays, self.layout.dtypes[0], self.device)
         self.server = self.algorithm.init(tensors["params"], self.layout)
         self._buffers = {BUFFERS: tensors[BUFFERS]} if BUFFERS in tensors else {}
-        return self._model()
+        return self._record()
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Sample the cohort and broadcast to it."""
-        if self.server is None:
+        """Sample the cohort and broadcast to it; a model other than the strategy's own starts it afresh."""
+        if arrays is not self._model:
             self.start_from(arrays)
         assert self.server is not None
         nodes = grid.get_node_ids()
@@ -134,7 +135,7 @@ class AlgorithmStrategy(Strategy):
         self.server = self.algorithm.step(before, uploads_S, cohort)
         metrics = self._average(weights_S, stacked)
         columns = self.algorithm.diagnostics(before, self.server, metrics, cohort)
-        return self._model(), MetricRecord({**columns})
+        return self._record(), MetricRecord({**columns})
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -151,9 +152,10 @@ class AlgorithmStrategy(Strategy):
         ids_N = torch.arange(len(sizes_N), device=sizes_N.device)
         return self.algorithm.weights(Cohort(ids_N, sizes_N.double(), 0, len(sizes_N), self.layout))
 
-    def _model(self) -> ArrayRecord:
+    def _record(self) -> ArrayRecord:
         assert self.server is not None
-        return to_record({"params": self.server["params"], **self._buffers})
+        self._model = to_record({"params": self.server["params"], **self._buffers})
+        return self._model
 
     def _number(self, nodes: range | list[int]) -> None:
         """Give new nodes the next client numbers; a node keeps its number."""

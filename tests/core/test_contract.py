@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fedpisa.clients.base import Arrays
+from fedpisa.simulation.rounds import rounds
 from fedpisa.simulation.vmap import run_cohort
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -82,9 +83,9 @@ def test_the_optimum_with_its_multipliers_stays(lab: Any, dual_case: Any, engine
     federation = lab.Federation(algorithm, linear(start), x, y, parts, engine, num_classes=None)
     initial = algorithm.local_update.init(start)
     federation.set_states([{**initial, "dual": torch.from_numpy(dual)} for dual in duals])
-    federation.strategy.start_from(federation.initial)
+    model = federation.strategy.start_from(federation.initial)
     federation.strategy.server = {"params": start}  # past the first broadcast, which lambda shrinks
-    for finished in federation.rounds(5):
+    for finished in rounds(federation.strategy, federation.grid, model, 5):
         assert lab.relative(torch.from_numpy(finished.arrays["params"].numpy()), start) <= 1e-13
         assert finished.train_metrics["primal_residual"] <= 1e-13
     for state, dual in zip(federation.states(), duals, strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -73,7 +74,7 @@ def test_periodic_cuts_once_and_takes_in_turn(sizes: list[int], batch_size: Any,
     for client, size in enumerate(sizes):
         count = counts[client]
         cut = history[client][:count]
-        assert sorted(sum(cut, [])) == list(range(size))
+        assert sorted(chain.from_iterable(cut)) == list(range(size))
         lengths = [len(batch) for batch in cut]
         assert max(lengths) - min(lengths) <= 1
         assert batch_size == "full" or max(lengths) <= batch_size
@@ -113,7 +114,7 @@ def test_all_batches_are_one_epoch_per_step(
     assert_well_formed(plan, sizes)
     for client, size in enumerate(sizes):
         for step in batches(plan, client):
-            assert sorted(sum(step, [])) == list(range(size))
+            assert sorted(chain.from_iterable(step)) == list(range(size))
 
 
 # ----------------------------------------------------------------------------------------------- epochs
@@ -133,7 +134,7 @@ def test_an_epoch_is_a_permutation(
         assert all(len(step) == 1 for step in steps)
         for epoch in range(local_epochs):
             own = [step[0] for step in steps[epoch * count : (epoch + 1) * count]]
-            assert sorted(sum(own, [])) == list(range(size))
+            assert sorted(chain.from_iterable(own)) == list(range(size))
             whole = size if batch_size == "full" else batch_size
             assert all(len(batch) == whole for batch in own[:-1])
 
