@@ -147,12 +147,15 @@ class ConsensusADMM(Algorithm, ABC):
 
     def _remember(self, server: Arrays, z_SP: Tensor, sigma_S: Tensor, cohort: Cohort) -> Arrays:
         """Write the replies into the rows of their clients."""
-        if "z" not in server:
-            many = cohort.num_clients
-            server = {
-                "z": z_SP.new_zeros(many, z_SP.shape[1]),
-                "sigma": sigma_S.new_zeros(many),
-                "num-examples": sigma_S.new_zeros(many),
-            }
         rows = {"z": z_SP, "sigma": sigma_S, "num-examples": cohort.num_examples_S}
-        return {name: server[name].index_copy_(0, cohort.ids_S, row) for name, row in rows.items()}
+        stacks = {name: _grown(server.get(name, row[:0]), cohort.num_clients) for name, row in rows.items()}
+        return {name: stacks[name].index_copy_(0, cohort.ids_S, row) for name, row in rows.items()}
+
+
+def _grown(stack: Tensor, length: int) -> Tensor:
+    """Return a stack with rows of zeros added up to ``length``: clients may join while a run goes on."""
+    if len(stack) == length:
+        return stack
+    grown = stack.new_zeros(length, *stack.shape[1:])
+    grown[: len(stack)] = stack
+    return grown
