@@ -17,7 +17,7 @@ STEPS = 10
 """Gradient evaluations of each client in each round."""
 
 L2 = 1e-3
-"""Coefficient of the objective's ``||w||^2 / 2``, the same for all: FedAvg has it on the clients, PISA on the server."""
+"""Coefficient of the objective's ``||w||^2 / 2``: FedAvg has it on the clients, PISA on the server."""
 
 COMMON: Mapping[str, Any] = {
     "dataset": "digits",
@@ -45,8 +45,8 @@ ALGORITHMS: Mapping[str, Mapping[str, Any]] = {
 PISA."""
 
 BUDGET = (
-    f"{COMMON['num-server-rounds']} rounds of {STEPS} full gradients per client, the same for all; one label per client, "
-    "the same split and initial weights, logistic regression with the same objective"
+    f"{COMMON['num-server-rounds']} rounds of {STEPS} full gradients per client, the same for all; one label per "
+    "client, the same split and initial weights, logistic regression with the same objective"
 )
 
 

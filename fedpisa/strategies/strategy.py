@@ -91,9 +91,18 @@ class AlgorithmStrategy(Strategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Sample the cohort and broadcast to it; a model other than the strategy's own starts it afresh."""
+        """Sample the cohort and broadcast to it.
+
+        A model that is not the strategy's own starts it afresh in round 1; later it takes the global model's
+        place, because whoever wraps a strategy may change the model between rounds.
+        """
         if arrays is not self._model:
-            self.start_from(arrays)
+            if self.server is None or server_round == 1:
+                self.start_from(arrays)
+            else:
+                tensors = to_tensors(arrays, self.layout.dtypes[0], self.device)
+                self.server = {**self.server, "params": tensors["params"]}
+                self._buffers = {name: tensors[name] for name in self._buffers}
         assert self.server is not None
         nodes = grid.get_node_ids()
         nodes = nodes if isinstance(nodes, range) else sorted(nodes)
