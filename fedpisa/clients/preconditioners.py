@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from math import inf
+from math import inf, log
 from typing import ClassVar, Literal, final
 
 import torch
 from torch import Tensor
 
 from fedpisa.clients.base import Arrays, scalar_like
-from fedpisa.typing import NonNegative, Positive, Probability
+from fedpisa.typing import Decay, NonNegative, Positive
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class RMSprop(Preconditioner):
     tensor([1.])
     """
 
-    beta: Probability = 0.999
+    beta: Decay = 0.999
     eps: NonNegative = 1e-8
 
     def init(self, params_P: Tensor) -> Arrays:
@@ -154,7 +154,7 @@ class Adam(Preconditioner):
     tensor([2.])
     """
 
-    beta: Probability = 0.999
+    beta: Decay = 0.999
     eps: NonNegative = 1e-8
     bias_correction: Literal["adam", "constant"] = "adam"
 
@@ -166,7 +166,9 @@ class Adam(Preconditioner):
         """Average the second moment and correct its bias."""
         n_P = self.beta * memory["second-moment"] + (1 - self.beta) * q_P * q_P
         count = memory["count"] + 1
-        share = 1 - self.beta**count if self.bias_correction == "adam" else 1 - self.beta
+        # 1 - beta^t, without the cancellation that costs float32 half of its digits.
+        log_beta = log(self.beta) if self.beta else -inf
+        share = -torch.expm1(count * log_beta) if self.bias_correction == "adam" else 1 - self.beta
         return _bounded_root(n_P / share, self.eta) + self.eps, {"second-moment": n_P, "count": count}
 
 

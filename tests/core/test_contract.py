@@ -100,10 +100,10 @@ def test_the_order_of_the_clients_does_not_matter(lab: Any, case: Any, engine: s
     algorithm = case.build(batch_size="full")
     data = lab.blobs()
     order = [3, 0, 5, 1, 4, 2]
-    plain = lab.make(algorithm, engine, **data).run(4)
+    plain = lab.make(algorithm, engine, **data).run(2)
     renumbered = lab.make(
         algorithm, engine, **{**data, "partition": [data["partition"][client] for client in order]}
-    ).run(4)
+    ).run(2)
     assert lab.relative(renumbered.params, plain.params) <= 1e-12
     for got, client in zip(renumbered.states(), order, strict=True):
         for name, wanted in plain.states()[client].items():
@@ -213,7 +213,7 @@ def test_shapes_and_dtypes_are_stable(lab: Any, case: Any, engine: str, dtype: s
     federation = lab.make(case.build(), engine, dtype=lab.dtypes[dtype])
     initial = described(federation.algorithm.local_update.init(federation.task.initial_params()))
     server = None
-    for finished in federation.rounds(3):
+    for finished in federation.rounds(2):
         params = finished.arrays["params"].numpy()
         assert params.dtype == dtype
         assert params.shape == (federation.task.layout.size,)
@@ -242,10 +242,8 @@ def test_clients_may_have_any_number_of_samples(lab: Any, sizes: tuple[int, ...]
         assert lab.relative(b, a) <= 1e-12
 
 
-def test_the_same_bits_for_absent_keep_and_drop_if_nobody_is_absent(
-    lab: Any, dual_case: Any, engine: str
-) -> None:
+def test_keep_and_drop_are_the_same_bits_if_nobody_is_absent(lab: Any, dual_case: Any) -> None:
     keep, drop = (
-        lab.make(dual_case.build(absent=absent), engine).run(4).params for absent in ("keep", "drop")
+        lab.make(dual_case.build(absent=absent), "vmap").run(3).params for absent in ("keep", "drop")
     )
     assert torch.equal(keep, drop)

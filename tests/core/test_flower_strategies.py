@@ -117,10 +117,12 @@ def test_the_proximal_term_acts(lab: Any, engine: str, mu: float) -> None:
     assert lab.relative(tensor(last.arrays), wanted) < 1e-13
 
 
-def test_our_strategy_runs_by_flowers_own_start(lab: Any, case: Any, engine: str) -> None:
+@pytest.mark.parametrize("name", ["sisa", "fedavg", "fedsgd"])
+def test_our_strategy_runs_by_flowers_own_start(lab: Any, name: str, engine: str) -> None:
     """`Strategy.start` and `rounds` are the same loop."""
-    ours = lab.make(case.build(), engine, fraction=0.5).run(3)
-    theirs = lab.make(case.build(), engine, fraction=0.5)
+    algorithm = lab.Case(name, {}).build()
+    ours, theirs = (lab.make(algorithm, engine, fraction=0.5) for _ in range(2))
+    ours.run(3)
     result = theirs.strategy.start(theirs.grid, theirs.initial, num_rounds=3)
     assert torch.equal(tensor(result.arrays), ours.params)
 
