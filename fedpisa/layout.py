@@ -50,8 +50,8 @@ class ParamLayout:
 
     @classmethod
     def of_parameters(cls, module: nn.Module) -> ParamLayout:
-        """Return the layout of a module's parameters; tied parameters appear once."""
-        return cls.of(module.named_parameters())
+        """Return the layout of a module's trainable parameters; tied parameters appear once, frozen ones not at all."""
+        return cls.of((name, tensor) for name, tensor in module.named_parameters() if tensor.requires_grad)
 
     @classmethod
     def of_buffers(cls, module: nn.Module) -> ParamLayout:

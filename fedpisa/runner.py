@@ -187,7 +187,8 @@ class Simulation:
         """Return the global model, buffers included, under the module's own names."""
         params_P, buffers_Q = self._vectors()
         task = self.federation.task
-        tensors = {**task.layout.unflatten(params_P), **task.buffer_layout.unflatten(buffers_Q)}
+        frozen = {name: tensor for name, tensor in task.module.named_parameters() if not tensor.requires_grad}
+        tensors = frozen | task.layout.unflatten(params_P) | task.buffer_layout.unflatten(buffers_Q)
         return {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
 
     def _vectors(self) -> tuple[torch.Tensor, torch.Tensor]:

@@ -251,6 +251,37 @@ def test_dropout_differs_between_clients_and_rounds(lab: Any, engine: str) -> No
     assert len(set(uploads)) > 2
 
 
+def test_frozen_parameters_stay(lab: Any, engine: str) -> None:
+    """A parameter without gradient is the module's own: not trained, not sent."""
+
+    def module() -> nn.Module:
+        model = lab.mlp()
+        model[0].weight.requires_grad_(False)
+        return model
+
+    federation = lab.make(lab.Case("sisa", {}).build(), engine, module=module).run(2)
+    assert "0.weight" not in federation.task.layout.names
+    assert torch.equal(federation.task.module[0].weight, module()[0].weight.double())
+    assert len(federation.params) == sum(p.numel() for p in module().parameters()) - 24
+    assert lab.relative(federation.params, federation.task.initial_params()) > 1e-3
+
+
+def test_a_result_has_the_frozen_parameters_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "frozen_model.py").write_text(
+        "from torch import nn\n"
+        "def build(shape, num_outputs):\n"
+        "    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, num_outputs))\n"
+        "    model[1].requires_grad_(False)\n"
+        "    return model\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    config = {"model": "frozen_model:build", "num-clients": 3}
+    short, long = (fedpisa.run({**config, "num-server-rounds": n}).parameters for n in (1, 3))
+    assert set(short) == {"1.weight", "1.bias", "3.weight", "3.bias"}
+    np.testing.assert_array_equal(short["1.weight"], long["1.weight"])
+    assert not np.array_equal(short["3.weight"], long["3.weight"])
+
+
 def test_rows_are_finite_json(tmp_path: Path) -> None:
     fedpisa.run({"num-server-rounds": 2, "model": "logistic", "fraction-train": 0.3}, out=tmp_path / "run")
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
