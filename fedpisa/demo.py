@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,15 +75,29 @@ def run_demo(out: str | Path, on_event: Callable[[Event], None] | None = None) -
     from fedpisa.runner import run
 
     directory = require_free(out)
-    results = {
-        name: run({"algorithm": name, **COMMON, **own}, directory / name, on_event=on_event)
-        for name, own in ALGORITHMS.items()
-    }
+    with _one_thread():
+        results = {
+            name: run({"algorithm": name, **COMMON, **own}, directory / name, on_event=on_event)
+            for name, own in ALGORITHMS.items()
+        }
     target = COMMON["target-accuracy"]
     # The gradient of the global objective vanishes at its optimum, and only there: a plateau is a bias.
     panels = ("test_accuracy", "gradient_norm")
     plot_curves(results, y=panels, path=directory / "convergence.png", target_accuracy=target)
     return results
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keep torch to one thread: 650 parameters are too few to share, and waiting for each other costs more."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def table(results: Mapping[str, Result]) -> Table:
