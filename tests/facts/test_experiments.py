@@ -1,0 +1,48 @@
+"""The studies in ``experiments/``: every file is a configuration, and what they claim of each other holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedpisa.config import load_config
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+
+
+@pytest.mark.parametrize(
+    "path", sorted(EXPERIMENTS.rglob("*.toml")), ids=lambda path: str(path.relative_to(EXPERIMENTS))
+)
+def test_every_study_is_a_configuration(path: Path) -> None:
+    assert load_config(path).num_server_rounds > 0
+
+
+def test_adult_label1_is_the_public_setting_averaged() -> None:
+    """``sigma/c, rho, lambda/c`` with c the sample-weighted mean number of mini-batches; the same federation."""
+    ours, public = (
+        load_config(EXPERIMENTS / "paper" / name)
+        for name in ("adult-label1.toml", "adult-label1-public.toml")
+    )
+    sizes = np.array([12360, 3921, 12360, 3920])
+    batches = sizes / sizes.sum() @ -(-sizes // 64)
+    assert batches == pytest.approx(162.2, abs=0.05)
+    assert ours.options["sigma"] == pytest.approx(float(public.options["sigma"]) / batches, rel=1e-3)
+    assert ours.options["lambda"] == pytest.approx(float(public.options["lambda"]) / batches, rel=1e-3)
+    changed = {name for name in public.options if public.options[name] != ours.options[name]}
+    assert changed == {"sigma", "lambda", "gradient-reduction", "bias-correction"}
+    assert ours.replace(public.to_mapping()) == public
+
+
+def test_adult_label1_fedavg_has_the_same_federation_and_budget() -> None:
+    ours, fedavg = (
+        load_config(EXPERIMENTS / "paper" / name)
+        for name in ("adult-label1.toml", "adult-label1-fedavg.toml")
+    )
+    shared = ("dataset", "model", "num-clients", "partitioner", "labels-per-client", "seed", "batch-size")
+    shared += ("num-server-rounds", "fraction-train", "dtype")
+    one, other = ours.to_mapping(), fedavg.to_mapping()
+    assert {name: one[name] for name in shared} == {name: other[name] for name in shared}
+    assert one["batches-per-round"] == "all"
+    assert other["local-epochs"] == 1
