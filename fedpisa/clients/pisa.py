@@ -8,7 +8,8 @@ from typing import Literal, final
 import torch
 from torch import Tensor
 
-from fedpisa.clients.base import Arrays, Gradient, LocalUpdate, MiniBatches, Outcome, scalar_like
+from fedpisa.clients.base import Arrays, Gradient, MiniBatches, Outcome, scalar_like
+from fedpisa.clients.dual import DualUpdate
 from fedpisa.clients.preconditioners import Identity, Preconditioner
 from fedpisa.clients.schedule import Periodic
 from fedpisa.typing import NonNegative, Positive, PositiveInt
@@ -16,7 +17,7 @@ from fedpisa.typing import NonNegative, Positive, PositiveInt
 
 @final
 @dataclass(frozen=True)
-class PisaUpdate(LocalUpdate):
+class PisaUpdate(DualUpdate):
     r"""PISA's client (2.10)-(2.14), all clients at the same point ``w``.
 
     ``g = grad F_i(w; B)``, ``w_i = w - (sigma I + rho Q)^{-1} (pi_i + g)``,

@@ -161,8 +161,10 @@ def run_cohort(
     def local_step(state: Arrays, work: Arrays, buffers_Q: Tensor, *batch: Tensor) -> Any:
         gradient = StackedGradient(task, buffers_Q)
         work = update.step(gradient, shared, state, work, MiniBatches(*batch))
-        loss = shared["params"].new_zeros(()) if gradient.loss is None else gradient.loss
-        return work, gradient.buffers_Q, loss
+        # The loss and whether there is one: a step may do without a gradient.
+        loss = shared["params"].new_zeros(())
+        seen = torch.stack([loss, loss] if gradient.loss is None else [gradient.loss, loss + 1])
+        return work, gradient.buffers_Q, seen
 
     def finish(state: Arrays, work: Arrays) -> Outcome:
         return update.finish(shared, state, work)
@@ -193,9 +195,8 @@ def run_cohort(
     upload = dict(outcome.upload)
     if buffers_SQ.shape[1]:
         upload[BUFFERS] = buffers_SQ
-    steps_S = torch.from_numpy(plan.steps_S[order_S]).to(loss_S)
     gradients_S = torch.from_numpy(plan.gradients_S[order_S]).to(loss_S)
-    metrics = {**outcome.metrics, "train-loss": loss_S / steps_S, "local-steps": gradients_S}
+    metrics = {**outcome.metrics, "train-loss": loss_S[:, 0] / loss_S[:, 1], "local-steps": gradients_S}
     in_order: Outcome = tree_map(lambda value: value[back], Outcome(upload, dict(outcome.state), metrics))
     return in_order
 

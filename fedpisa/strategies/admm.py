@@ -1,4 +1,4 @@
-"""The server of PISA, shared by its named variants.
+"""The server of PISA, shared by its named variants and by relatives whose clients send ``z_i`` too.
 
 Shapes: ``N`` clients, ``S`` of them in the round's cohort, ``P`` parameters.
 """
@@ -8,17 +8,14 @@ from __future__ import annotations
 from abc import ABC
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import sqrt
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from fedpisa.clients.base import Arrays
-from fedpisa.clients.pisa import PisaUpdate
-from fedpisa.layout import ParamLayout
-from fedpisa.strategies.base import Algorithm, ClientStates, Cohort, Objective, norm, weighted_mean
-from fedpisa.typing import NonNegative
+from fedpisa.strategies.base import ClientStates, Cohort, Objective, norm, weighted_mean
+from fedpisa.strategies.primaldual import PrimalDual, grown
 
 
 def solve_consensus(weights_S: Tensor, sigma_S: Tensor, z_SP: Tensor, lambda_: float) -> Tensor:
@@ -34,7 +31,7 @@ def solve_consensus(weights_S: Tensor, sigma_S: Tensor, z_SP: Tensor, lambda_: f
 
 
 @dataclass(frozen=True)
-class ConsensusADMM(Algorithm, ABC):
+class ConsensusADMM(PrimalDual, ABC):
     r"""Close every round with the exact minimiser of the augmented Lagrangian in ``w`` (2.9).
 
     ``w = (sum_i alpha_i sigma_i z_i) / (sum_i alpha_i sigma_i + lambda)``, ``z_i = w_i + pi_i / sigma_i``.
@@ -45,35 +42,12 @@ class ConsensusADMM(Algorithm, ABC):
 
     Parameters
     ----------
-    local_update
-        PISA's client.
-    lambda_
-        Global L2 coefficient ``lambda``.
     absent
         What a client that is not in the round counts for: ``"keep"`` its last ``z_i``, ``"drop"`` nothing.
         With every client in every round both are the same, bit for bit.
-    weighting
-        ``alpha_i``: by ``"num-examples"`` ``n_i / n``, or ``"uniform"``.
     """
 
-    local_update: PisaUpdate = PisaUpdate()
-    lambda_: NonNegative = 0.0
     absent: Literal["keep", "drop"] = "keep"
-    weighting: Literal["num-examples", "uniform"] = "num-examples"
-
-    @property
-    def regularization(self) -> float:
-        """Return ``lambda + mu``."""
-        return self.lambda_ + self.local_update.mu
-
-    def init(self, params_P: Tensor, layout: ParamLayout) -> Arrays:
-        """Return the first broadcast and an empty memory."""
-        sigma = self.local_update.sigma_at(0)
-        return {"params": params_P * (sigma / (sigma + self.lambda_))}
-
-    def weights(self, cohort: Cohort) -> Tensor:
-        """Return ``alpha_i`` over the cohort."""
-        return self._normalised(cohort.num_examples_S)
 
     def step(self, server: Arrays, uploads_S: Arrays, cohort: Cohort) -> Arrays:
         """Solve (2.9) over the clients seen so far, or over the round's alone."""
@@ -83,35 +57,22 @@ class ConsensusADMM(Algorithm, ABC):
         if self.absent == "keep":
             memory = self._remember(server, z_SP, sigma_S, cohort)
             z_SP, sigma_S, n_S = memory["z"], memory["sigma"], memory["num-examples"]
-        return {"params": solve_consensus(self._normalised(n_S), sigma_S, z_SP, self.lambda_), **memory}
+        raw_S = self.raw_weights(n_S)
+        return {"params": solve_consensus(raw_S / raw_S.sum(), sigma_S, z_SP, self.lambda_), **memory}
 
     def diagnostics(
         self, before: Arrays, after: Arrays, metrics: Mapping[str, float], cohort: Cohort
     ) -> dict[str, float]:
-        """Return the residuals and the augmented Lagrangian (2.6), estimated from the round's mini-batches.
+        """Return the residuals and, of clients that report ``lagrangian``, the augmented Lagrangian (2.6).
 
-        ``primal_residual`` is ``sqrt(sum alpha_i ||w_i - w||^2)`` over the cohort, ``dual_residual``
-        ``sigma ||w^{l+1} - w^l||``. For the Lagrangian, ``F_i(w_i)`` is taken to first order from the gradients
-        that were evaluated anyway.
+        It is estimated from the round's mini-batches, ``F_i(w_i)`` to first order from the gradients that were
+        evaluated anyway.
         """
-        sigma = self.local_update.sigma_at(cohort.server_round)
-        ridge = self.lambda_ / 2 * norm(before["params"]) ** 2
-        others = {
-            name: value for name, value in metrics.items() if name not in ("squared-drift", "lagrangian")
-        }
-        return {
-            **others,
-            "sigma": sigma,
-            "primal_residual": sqrt(max(metrics["squared-drift"], 0.0)),
-            "dual_residual": sigma * norm(after["params"] - before["params"]),
-            "augmented_lagrangian": metrics["lagrangian"] + ridge,
-        }
-
-    def stationarity(self, server: Arrays, states: ClientStates, weights_N: Tensor) -> dict[str, float]:
-        """Return ``||sum_i alpha_i pi_i - lambda w||``, zero at a stationary point."""
-        return {
-            "stationarity": norm(states.weighted_sum("dual", weights_N) - self.lambda_ * server["params"])
-        }
+        columns = super().diagnostics(before, after, metrics, cohort)
+        if "lagrangian" in columns:
+            ridge = self.lambda_ / 2 * norm(before["params"]) ** 2
+            columns["augmented_lagrangian"] = columns.pop("lagrangian") + ridge
+        return columns
 
     def exact_diagnostics(
         self, server: Arrays, states: ClientStates, objective: Objective, weights_N: Tensor
@@ -136,26 +97,8 @@ class ConsensusADMM(Algorithm, ABC):
             total += alpha * (loss + float(dual_P @ drift_P) + sigma / 2 * norm(drift_P) ** 2)
         return {**columns, "exact_augmented_lagrangian": total}
 
-    def _normalised(self, num_examples_N: Tensor) -> Tensor:
-        """Return ``alpha`` of the clients that are there (``n_i > 0``)."""
-        raw_N = (
-            num_examples_N
-            if self.weighting == "num-examples"
-            else (num_examples_N > 0).to(num_examples_N.dtype)
-        )
-        return raw_N / raw_N.sum()
-
     def _remember(self, server: Arrays, z_SP: Tensor, sigma_S: Tensor, cohort: Cohort) -> Arrays:
         """Write the replies into the rows of their clients."""
         rows = {"z": z_SP, "sigma": sigma_S, "num-examples": cohort.num_examples_S}
-        stacks = {name: _grown(server.get(name, row[:0]), cohort.num_clients) for name, row in rows.items()}
+        stacks = {name: grown(server.get(name, row[:0]), cohort.num_clients) for name, row in rows.items()}
         return {name: stacks[name].index_copy_(0, cohort.ids_S, row) for name, row in rows.items()}
-
-
-def _grown(stack: Tensor, length: int) -> Tensor:
-    """Return a stack with rows of zeros added up to ``length``: clients may join while a run goes on."""
-    if len(stack) == length:
-        return stack
-    grown = stack.new_zeros(length, *stack.shape[1:])
-    grown[: len(stack)] = stack
-    return grown

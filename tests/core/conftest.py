@@ -25,8 +25,8 @@ from fedpisa.flower.compat import to_record, to_tensors
 from fedpisa.simulation.loop import LoopGrid
 from fedpisa.simulation.rounds import rounds
 from fedpisa.simulation.vmap import VmapGrid
-from fedpisa.strategies.admm import ConsensusADMM
 from fedpisa.strategies.base import Algorithm
+from fedpisa.strategies.primaldual import PrimalDual
 from fedpisa.strategies.strategy import AlgorithmStrategy
 from fedpisa.task import Task
 
@@ -43,6 +43,9 @@ FURTHER: Mapping[str, Sequence[object]] = {
     "momentum": [0.9],
     "mu": [0.1],
     "optimizer": ["adam"],
+    "relaxation": [1.5],
+    "server-step": [0.5],
+    "skip-probability": [0.5],
     "weight-decay": [0.1],
 }
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -96,7 +99,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "case" in metafunc.fixturenames:
         metafunc.parametrize("case", cases(), ids=str)
     if "dual_case" in metafunc.fixturenames:
-        with_duals = [case for case in cases() if isinstance(case.build(), ConsensusADMM)]
+        with_duals = [case for case in cases() if isinstance(case.build(), PrimalDual)]
         metafunc.parametrize("dual_case", with_duals, ids=str)
     if "dtype" in metafunc.fixturenames:
         metafunc.parametrize("dtype", list(DTYPES))

@@ -16,7 +16,8 @@ from fedpisa.simulation.vmap import run_cohort
 pytestmark = pytest.mark.filterwarnings("error")
 
 
-STIFF = 50.0  # sigma above every client's curvature: rounding errors do not grow
+# sigma above every client's curvature, and steps that it allows: rounding errors do not grow.
+STIFF = {"sigma": 50.0, "learning_rate": 0.01}
 
 
 def linear(weight: Tensor) -> nn.Module:
@@ -40,7 +41,7 @@ def test_a_point_that_suits_every_client_stays(lab: Any, case: Any, engine: str)
     ``y = X w*`` in small integers, so that the residual is exactly zero; ``w* = 0`` where there is a
     regularizer. Only the averages ``sum alpha_i w*`` may round.
     """
-    algorithm = case.build(sigma=STIFF)
+    algorithm = case.build(**STIFF)
     optimum = torch.zeros(4) if shrinks(case) else torch.tensor([1.0, -2.0, 3.0, 0.0])
     x = np.random.default_rng(0).integers(-3, 4, (sum(lab.SIZES), 4)).astype(float)
     federation = lab.Federation(
@@ -61,8 +62,8 @@ def test_the_optimum_with_its_multipliers_stays(lab: Any, dual_case: Any, engine
     Least squares, full batches, the optimum from the normal equations. FedAvg has no such point:
     its clients move away from it.
     """
-    # Of one mini-batch the mean and the sum are the same.
-    algorithm = dual_case.build(batch_size="full", batches_per_round=1, sigma=STIFF)
+    # Of one mini-batch the mean and the sum are the same; a client that goes on alone goes elsewhere.
+    algorithm = dual_case.build(batch_size="full", batches_per_round=1, skip_probability=0.0, **STIFF)
     rng = np.random.default_rng(2)
     x, y = rng.normal(size=(sum(lab.SIZES), 4)), rng.normal(size=sum(lab.SIZES))
     parts = lab.split(lab.SIZES)
@@ -81,10 +82,18 @@ def test_the_optimum_with_its_multipliers_stays(lab: Any, dual_case: Any, engine
 
     start = torch.from_numpy(optimum)
     federation = lab.Federation(algorithm, linear(start), x, y, parts, engine, num_classes=None)
+    # A server that keeps duals keeps everyone's, or their weighted sum.
+    memory = dict(federation.run(1).strategy.server)
+    if "dual" in memory:
+        everyones = torch.from_numpy(np.array(duals))
+        sum_ = torch.from_numpy(alpha @ np.array(duals))
+        memory["dual"] = everyones if memory["dual"].ndim == 2 else sum_
+    kept = {name: value for name, value in memory.items() if name in ("dual", "num-examples")}
+    kept = kept if "dual" in kept else {}
     initial = algorithm.local_update.init(start)
     federation.set_states([{**initial, "dual": torch.from_numpy(dual)} for dual in duals])
     model = federation.strategy.start_from(federation.initial)
-    federation.strategy.server = {"params": start}  # past the first broadcast, which lambda shrinks
+    federation.strategy.server = {"params": start, **kept}  # past the first broadcast, which lambda shrinks
     for finished in rounds(federation.strategy, federation.grid, model, 5):
         assert lab.relative(torch.from_numpy(finished.arrays["params"].numpy()), start) <= 1e-13
         assert finished.train_metrics["primal_residual"] <= 1e-13
@@ -97,7 +106,8 @@ def test_the_optimum_with_its_multipliers_stays(lab: Any, dual_case: Any, engine
 
 def test_the_order_of_the_clients_does_not_matter(lab: Any, case: Any, engine: str) -> None:
     """Renumbered clients with full batches: the same model, and everyone keeps its own state."""
-    algorithm = case.build(batch_size="full")
+    # A client's own draws go by its number.
+    algorithm = case.build(batch_size="full", admm_share=1.0)
     data = lab.blobs()
     order = [3, 0, 5, 1, 4, 2]
     plain = lab.make(algorithm, engine, **data).run(2)

@@ -1,0 +1,117 @@
+r"""Clients that keep a dual, and local SGD on the augmented Lagrangian.
+
+Signs are the same everywhere: the dual ``pi_i`` enters as ``f_i(v) + <pi_i, v - w> + sigma/2 ||v - w||^2``, so at
+a solution ``pi_i = -grad F_i(w)``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedpisa.clients.base import Arrays, Gradient, LocalUpdate, MiniBatches, scalar_like
+from fedpisa.clients.sgd import SGDUpdate
+from fedpisa.typing import Positive
+
+
+class DualUpdate(LocalUpdate, ABC):
+    """A client's side of ``F_i(w_i) + <pi_i, w_i - w> + sigma/2 ||w_i - w||^2``; its state has ``dual`` ``pi_i``.
+
+    Its metrics have ``squared-drift``, ``||w_i - w||^2``.
+    """
+
+    sigma: Positive
+
+    @property
+    @abstractmethod
+    def mu(self) -> float:
+        """Local L2 coefficient: ``F_i = f_i + mu/2 ||w||^2``."""
+
+    def sigma_at(self, server_round: int) -> float:
+        """Return the penalty of a round (1, 2, ...); round 0 is the start."""
+        return self.sigma
+
+
+@dataclass(frozen=True)
+class LagrangianSGD(SGDUpdate, DualUpdate, ABC):
+    r"""SGD on ``f_i(v) + weight-decay/2 ||v||^2 + <pi_i, v - c> + sigma/2 ||v - c||^2`` from ``v = c``.
+
+    Then ``pi_i <- pi_i + sigma (v_K - c)``; ``c`` is the global model ``w`` unless an algorithm says otherwise.
+    State: ``dual`` ``pi_i`` ``(P,)``, zero at first.
+
+    Parameters
+    ----------
+    sigma
+        Penalty ``sigma``, the stiffness of the consensus.
+    """
+
+    sigma: Positive = 0.1
+
+    @property
+    def mu(self) -> float:
+        """Return ``weight-decay``."""
+        return self.weight_decay
+
+    def init(self, params_P: Tensor) -> Arrays:
+        """Return ``pi_i = 0``."""
+        return {"dual": torch.zeros_like(params_P)}
+
+    def centre(self, down: Arrays, state: Arrays) -> Tensor:
+        """Return ``c`` ``(P,)``, the point that the penalty pulls to: by default the global model."""
+        return down["params"]
+
+    def start(self, down: Arrays, state: Arrays) -> Arrays:
+        """Begin at ``c``: ``v - c = 0``."""
+        return super().start({**down, "params": torch.zeros_like(down["params"])}, state)
+
+    def step(
+        self, gradient: Gradient, down: Arrays, state: Arrays, work: Arrays, batch: MiniBatches
+    ) -> Arrays:
+        """Take one SGD step, ``v`` counted from ``c``: the dual would lose digits to a difference of large vectors."""
+        centre_P = self.centre(down, state)
+
+        def around_centre(params_P: Tensor, batch: MiniBatches) -> tuple[Tensor, Tensor]:
+            return gradient(centre_P + params_P, batch)
+
+        return super().step(around_centre, down, state, work, batch)
+
+    def correction(self, down: Arrays, state: Arrays, v_P: Tensor) -> Tensor:
+        """Return the gradient of what the Lagrangian adds to the loss, ``v`` counted from ``c``."""
+        correction_P = state["dual"] + self.sigma * v_P
+        if self.weight_decay:
+            correction_P = correction_P + self.weight_decay * self.centre(down, state)
+        return correction_P
+
+    def ascend(self, down: Arrays, state: Arrays, work: Arrays) -> tuple[Tensor, Tensor, Arrays]:
+        """Return ``v_K`` and the dual after its step, both ``(P,)``, and the metrics."""
+        drift_P = work["v"]
+        dual_P = state["dual"] + self.sigma * drift_P
+        return self.centre(down, state) + drift_P, dual_P, {"squared-drift": squared(drift_P)}
+
+
+def squared(vector_P: Tensor) -> Tensor:
+    """Return ``||vector||^2``, a scalar ``()``."""
+    return (vector_P * vector_P).sum()
+
+
+def own(state: Arrays, name: str, first_P: Tensor) -> Tensor:
+    """Return what the client kept under ``name``, or ``first`` in the round in which it takes part first.
+
+    A client's state begins at zero because nothing else is known before the first broadcast; the scalar ``seen``
+    tells one that has taken part.
+
+    Examples
+    --------
+    >>> state = {"z": torch.zeros(1), "seen": torch.zeros(())}
+    >>> own(state, "z", torch.ones(1)), own({**state, "seen": torch.ones(())}, "z", torch.ones(1))
+    (tensor([1.]), tensor([0.]))
+    """
+    return torch.where(state["seen"] > 0, state[name], first_P)
+
+
+def seen(params_P: Tensor) -> Tensor:
+    """Return the mark ``()`` of a client that has taken part; see `own`."""
+    return scalar_like(params_P, 1.0)

@@ -1,0 +1,130 @@
+r"""The client of FedGiA."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedpisa import streams
+from fedpisa.clients.base import Arrays, Gradient, MiniBatches, Outcome, scalar_like
+from fedpisa.clients.dual import DualUpdate, squared
+from fedpisa.clients.schedule import Ints, Periodic, Plan, Schedule
+from fedpisa.typing import NonNegative, Positive, PositiveInt, Probability
+
+
+@final
+@dataclass(frozen=True)
+class SomeGoOn(Schedule):
+    """One gradient for everyone, then ``more`` steps without samples for each client with probability ``share``.
+
+    Who goes on depends on the seed, the client and the round.
+
+    Examples
+    --------
+    >>> plan = SomeGoOn(Periodic(), more=3, share=0.5).plan(np.array([2, 2, 2]), np.arange(3), 1, seed=0)
+    >>> plan.steps_S.tolist(), plan.gradients_S.tolist()
+    ([1, 1, 4], [1, 1, 1])
+    """
+
+    gradient: Periodic
+    more: int
+    share: float
+
+    def plan(self, sizes_S: Ints, ids_S: Ints, server_round: int, seed: int) -> Plan:
+        """Return the round's samples; see `Schedule.plan`."""
+        index_S1CB, weight_S1CB, steps_S = self.gradient.plan(sizes_S, ids_S, server_round, seed)
+        key = streams.stream_key(seed, "who-goes-on")
+        draw_S = streams.hashed(key, ids_S, server_round, np.zeros_like(ids_S)) / 2.0**64
+        steps_S = steps_S + self.more * (draw_S < self.share)
+        padding = ((0, 0), (0, int(steps_S.max()) - 1), (0, 0), (0, 0))
+        return Plan(np.pad(index_S1CB, padding), np.pad(weight_S1CB, padding), steps_S)
+
+
+@final
+@dataclass(frozen=True)
+class FedGiAUpdate(DualUpdate):
+    r"""One gradient ``g`` at ``w``; then some clients take K inexact ADMM steps with it, the others one gradient step.
+
+    ADMM, K times: ``w_i = w - (g + pi_i) / (proximity + sigma)``, ``pi_i <- pi_i + sigma (w_i - w)``.
+    Gradient: ``w_i = w``, ``pi_i = -g``. Both upload ``z_i = w_i + pi_i / sigma``.
+
+    State: ``dual`` ``pi_i`` ``(P,)``, zero at first.
+
+    Parameters
+    ----------
+    sigma
+        Penalty ``sigma``, the stiffness of the consensus.
+    proximity
+        ``H_i = proximity I``, a bound of the clients' curvature.
+    admm_share
+        Probability with which a client takes the ADMM steps of a round.
+    mu
+        Local L2 coefficient: ``F_i = f_i + mu/2 ||w||^2``.
+    batch_size
+        Samples per mini-batch, or ``"full"``.
+    batches_per_round
+        Number of periodic mini-batches whose gradients ``g`` averages, or ``"all"``.
+    local_steps
+        ADMM steps K, the paper's ``k_0``.
+
+    Examples
+    --------
+    ``f(v) = v^2 / 2`` at ``w = 4``, ``sigma = proximity = 1``, two ADMM steps: ``w_i = 2``, ``pi_i = -2``; then
+    ``w_i = 3``, ``pi_i = -3``, ``z_i = 0``.
+
+    >>> update = FedGiAUpdate(sigma=1.0, proximity=1.0)
+    >>> down, state = {"params": torch.tensor([4.0])}, update.init(torch.zeros(1))
+    >>> work = update.start(down, state)
+    >>> for _ in range(3):
+    ...     work = update.step(lambda v, b: (v @ v / 2, v), down, state, work, None)
+    >>> outcome = update.finish(down, state, work)
+    >>> outcome.upload["z"], outcome.state["dual"]
+    (tensor([0.]), tensor([-3.]))
+    """
+
+    sigma: Positive = 1.0
+    proximity: NonNegative = 1.0
+    admm_share: Probability = 0.5
+    mu: NonNegative = 0.0
+    batch_size: PositiveInt | Literal["full"] = 32
+    batches_per_round: PositiveInt | Literal["all"] = "all"
+    local_steps: PositiveInt = 5
+
+    def schedule(self) -> SomeGoOn:
+        """Return periodic mini-batches for the gradient, and who takes ADMM steps after it."""
+        return SomeGoOn(Periodic(self.batch_size, self.batches_per_round), self.local_steps, self.admm_share)
+
+    def init(self, params_P: Tensor) -> Arrays:
+        """Return ``pi_i = 0``."""
+        return {"dual": torch.zeros_like(params_P)}
+
+    def start(self, down: Arrays, state: Arrays) -> Arrays:
+        """Begin with the dual alone; `step` takes a gradient where there is none yet."""
+        return {"dual": state["dual"]}
+
+    def step(
+        self, gradient: Gradient, down: Arrays, state: Arrays, work: Arrays, batch: MiniBatches
+    ) -> Arrays:
+        """Take the gradient, or else one ADMM step with it."""
+        w_P = down["params"]
+        if "gradient" not in work:
+            _, g_P = gradient(w_P, batch)
+            g_P = g_P + self.mu * w_P if self.mu else g_P
+            zero = {"drift": torch.zeros_like(w_P), "steps": scalar_like(w_P)}
+            return {**work, **zero, "gradient": g_P}
+        drift_P = -(work["gradient"] + work["dual"]) / (self.proximity + self.sigma)
+        dual_P = work["dual"] + self.sigma * drift_P
+        return {**work, "drift": drift_P, "dual": dual_P, "steps": work["steps"] + 1}
+
+    def finish(self, down: Arrays, state: Arrays, work: Arrays) -> Outcome:
+        """Upload ``z_i``; without ADMM steps, ``w_i = w`` and ``pi_i = -g``."""
+        dual_P = torch.where(work["steps"] > 0, work["dual"], -work["gradient"])
+        return Outcome(
+            upload={"z": down["params"] + (work["drift"] + dual_P / self.sigma)},
+            state={"dual": dual_P},
+            metrics={"squared-drift": squared(work["drift"])},
+        )

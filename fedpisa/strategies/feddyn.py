@@ -1,0 +1,75 @@
+"""FedDyn: dynamic regularisation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+from torch import Tensor
+
+from fedpisa.clients.base import Arrays
+from fedpisa.clients.feddyn import FedDynUpdate
+from fedpisa.strategies.base import Cohort, weighted_mean
+from fedpisa.strategies.primaldual import PrimalDual, grown
+
+
+@final
+@dataclass(frozen=True)
+class FedDyn(PrimalDual):
+    r"""Correct the mean of the cohort's models by the mean of all clients' duals.
+
+    Client: SGD on ``f_i(v) - <h_i, v> + sigma/2 ||v - w||^2``, ``h_i <- h_i - sigma (v_i - w)``; see `FedDynUpdate`.
+    Server: ``h <- h - sigma sum_{i in S} alpha_i (v_i - w)``, ``w <- sum_S alpha_i v_i / sum_S alpha_i - h / sigma``.
+
+    The paper's ``alpha`` is ``sigma`` here, and its means are plain. With weights, ``h = sum_i alpha_i h_i`` runs
+    over all ``N`` clients while the models' mean is over the cohort's alone; a fixed point has ``v_i = w`` and
+    ``h = 0``, the optimum, under partial participation too. The total ``sum_j n_j`` behind ``alpha_i`` is not
+    known before everyone was seen: until then it is ``N`` times the mean ``n_i`` of those seen, which for plain
+    means is the paper's ``1/N`` from the first round. With every client in every round it is `FedADMM`, round
+    by round. ``lambda`` is an extension: ``w`` is multiplied by ``sigma / (sigma + lambda)``.
+
+    The paper solves the client's problem exactly; here SGD takes a few steps, which changes the speed and not
+    the fixed point.
+
+    Server state: ``params`` ``w``; ``dual`` ``sum_i alpha_i pi_i = -h`` ``(P,)``; ``num-examples`` ``(N,)``, 0 for a
+    client not seen yet.
+
+    Costs: 1 vector up, 1 down, 1 in the client, 2 on the server; K gradients per round.
+
+    References
+    ----------
+    Acar et al., Federated Learning Based on Dynamic Regularization, ICLR 2021.
+
+    Examples
+    --------
+    Two clients of 1 and 3 samples that come back with 4 and 8 to ``w = 0``, ``sigma = 1``: the mean 7, and 7 again:
+
+    >>> import torch
+    >>> from fedpisa.layout import ParamLayout
+    >>> layout = ParamLayout.of([("weight", torch.zeros(1))])
+    >>> cohort = Cohort(torch.arange(2), torch.tensor([1.0, 3.0]), 1, 2, layout)
+    >>> algorithm = FedDyn(FedDynUpdate(sigma=1.0))
+    >>> server = algorithm.init(torch.zeros(1), layout)
+    >>> server = algorithm.step(server, {"params": torch.tensor([[4.0], [8.0]])}, cohort)
+    >>> server["params"], server["dual"]
+    (tensor([14.]), tensor([7.]))
+    """
+
+    local_update: FedDynUpdate = FedDynUpdate()
+
+    def step(self, server: Arrays, uploads_S: Arrays, cohort: Cohort) -> Arrays:
+        """Follow the mean dual, and correct the mean model by it."""
+        v_SP, w_P = uploads_S["params"], server["params"]
+        sigma = self.local_update.sigma_at(cohort.server_round)
+        n_N = grown(server.get("num-examples", cohort.num_examples_S[:0]), cohort.num_clients)
+        total = self._total(n_N)
+        n_N = n_N.index_copy_(0, cohort.ids_S, cohort.num_examples_S)
+        moved_P = weighted_mean(self.raw_weights(cohort.num_examples_S), v_SP - w_P)
+        dual_P = ((total * server["dual"] if total else 0) + sigma * moved_P) / self._total(n_N)
+        z_P = weighted_mean(self.weights(cohort), v_SP) + dual_P / sigma
+        return {"params": self.shrunk(z_P, cohort.server_round), "dual": dual_P, "num-examples": n_N}
+
+    def _total(self, num_examples_N: Tensor) -> float:
+        """Return the weights' sum over all clients, those not seen yet taken to be like the others."""
+        seen = int((num_examples_N > 0).sum())
+        return float(self.raw_weights(num_examples_N).sum()) * len(num_examples_N) / max(seen, 1)

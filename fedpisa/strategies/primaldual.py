@@ -1,0 +1,131 @@
+"""What the servers of the primal-dual family share.
+
+Shapes: ``N`` clients, ``S`` of them in the round's cohort, ``P`` parameters.
+"""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import sqrt
+from typing import Literal
+
+from torch import Tensor
+
+from fedpisa.clients.base import Arrays
+from fedpisa.clients.dual import DualUpdate
+from fedpisa.layout import ParamLayout
+from fedpisa.strategies.base import Algorithm, ClientStates, Cohort, norm, weighted_mean
+from fedpisa.typing import NonNegative
+
+
+@dataclass(frozen=True)
+class PrimalDual(Algorithm, ABC):
+    r"""Saddle point of ``sum_i alpha_i [F_i(w_i) + <pi_i, w_i - w> + sigma/2 ||w_i - w||^2] + lambda/2 ||w||^2``.
+
+    With the weight outside the brackets a client needs to know neither its own weight nor anyone else's, and
+    a saddle point has ``w_i = w``, ``pi_i = -grad F_i(w)`` and ``sum_i alpha_i pi_i = lambda w``: the optimum of
+    ``sum_i alpha_i F_i(w) + lambda/2 ||w||^2`` for any weights. For papers with plain means, ``alpha_i = 1/N``,
+    this is their algorithm as it stands.
+
+    Given the local models and the duals, the best ``w`` is ``sigma z / (sigma + lambda)`` with
+    ``z = sum_i alpha_i (w_i + pi_i / sigma)``. The first broadcast is that at ``w_i = w^0``, ``pi_i = 0``.
+
+    Parameters
+    ----------
+    local_update
+        The client.
+    lambda_
+        Global L2 coefficient ``lambda``.
+    weighting
+        ``alpha_i``: by ``"num-examples"`` ``n_i / n``, or ``"uniform"``.
+    """
+
+    local_update: DualUpdate
+    lambda_: NonNegative = 0.0
+    weighting: Literal["num-examples", "uniform"] = "num-examples"
+
+    @property
+    def regularization(self) -> float:
+        """Return ``lambda + mu``."""
+        return self.lambda_ + self.local_update.mu
+
+    def init(self, params_P: Tensor, layout: ParamLayout) -> Arrays:
+        """Return the first broadcast and an empty memory."""
+        return {"params": self.shrunk(params_P, 0)}
+
+    def shrunk(self, z_P: Tensor, server_round: int) -> Tensor:
+        """Return ``sigma z / (sigma + lambda)`` ``(P,)``, the proximal step of the global L2 term."""
+        sigma = self.local_update.sigma_at(server_round)
+        return z_P * (sigma / (sigma + self.lambda_))
+
+    def weights(self, cohort: Cohort) -> Tensor:
+        """Return ``alpha_i`` over the cohort."""
+        raw_S = self.raw_weights(cohort.num_examples_S)
+        return raw_S / raw_S.sum()
+
+    def raw_weights(self, num_examples_N: Tensor) -> Tensor:
+        """Return weights that are not normalised: ``n_i``, or 1 for everyone who is there (``n_i > 0``)."""
+        if self.weighting == "num-examples":
+            return num_examples_N
+        return (num_examples_N > 0).to(num_examples_N.dtype)
+
+    def diagnostics(
+        self, before: Arrays, after: Arrays, metrics: Mapping[str, float], cohort: Cohort
+    ) -> dict[str, float]:
+        """Return the residuals.
+
+        ``primal_residual`` is ``sqrt(sum alpha_i ||w_i - w||^2)`` over the cohort, ``dual_residual``
+        ``sigma ||w^{l+1} - w^l||``.
+        """
+        sigma = self.local_update.sigma_at(cohort.server_round)
+        return {
+            **{name: value for name, value in metrics.items() if name != "squared-drift"},
+            "sigma": sigma,
+            "primal_residual": sqrt(max(metrics["squared-drift"], 0.0)),
+            "dual_residual": sigma * norm(after["params"] - before["params"]),
+        }
+
+    def stationarity(self, server: Arrays, states: ClientStates, weights_N: Tensor) -> dict[str, float]:
+        """Return ``||sum_i alpha_i pi_i - lambda w||``, zero at a stationary point."""
+        return {
+            "stationarity": norm(states.weighted_sum("dual", weights_N) - self.lambda_ * server["params"])
+        }
+
+
+@dataclass(frozen=True)
+class TrackedConsensus(PrimalDual, ABC):
+    r"""Follow ``z = sum_i alpha_i z_i`` by the clients' changes: ``z += sum_{i in S} alpha_i (z_i^new - z_i)``.
+
+    The mean is over the clients seen so far, ``alpha_i = n_i / sum_seen n_j``, and ``w = sigma z / (sigma + lambda)``.
+    A client's first change is counted from the model that it received, and that is what it is taken to have
+    said before. No vector of a client is kept here, so a reply that is lost after the client has moved leaves
+    the mean off by its change.
+
+    Server state: ``params`` ``w``; ``mean`` ``z`` ``(P,)``; ``num-examples`` ``(N,)``, 0 for a client not seen yet.
+    """
+
+    def step(self, server: Arrays, uploads_S: Arrays, cohort: Cohort) -> Arrays:
+        """Move the mean by the round's changes."""
+        change_SP, n_S = uploads_S["change"], self.raw_weights(cohort.num_examples_S)
+        known_N = grown(server.get("num-examples", cohort.num_examples_S[:0]), cohort.num_clients)
+        mass = float(self.raw_weights(known_N).sum())
+        joined = float(n_S[known_N[cohort.ids_S] == 0].sum())
+        mean_P = (
+            (mass * server["mean"] if mass else 0) + joined * server["params"] + weighted_mean(n_S, change_SP)
+        ) / (mass + joined)
+        return {
+            "params": self.shrunk(mean_P, cohort.server_round),
+            "mean": mean_P,
+            "num-examples": known_N.index_copy_(0, cohort.ids_S, cohort.num_examples_S),
+        }
+
+
+def grown(stack: Tensor, length: int) -> Tensor:
+    """Return a stack with rows of zeros added up to ``length``: clients may join while a run goes on."""
+    if len(stack) == length:
+        return stack
+    longer = stack.new_zeros(length, *stack.shape[1:])
+    longer[: len(stack)] = stack
+    return longer
