@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fedpisa.clients.base import Arrays, Gradient, LocalUpdate, MiniBatches, Outcome, scalar_like
-from fedpisa.clients.preconditioners import Identity, Preconditioner
+from fedpisa.clients.preconditioners import Identity, Preconditioner, Slope
 from fedpisa.clients.schedule import Periodic
 from fedpisa.typing import NonNegative, Positive, PositiveInt
 
@@ -124,13 +124,16 @@ class PisaUpdate(LocalUpdate):
         """Take one preconditioned step on the proximal sub-problem."""
         drift_P = work["drift"]
         v_P = down["params"] + drift_P
-        loss, g_P = gradient(v_P, batch)
+        slope = self.preconditioner.evaluate(gradient, v_P, batch)
         if self.gradient_reduction == "sum":
-            loss, g_P = loss * batch.num_batches, g_P * batch.num_batches
+            slope = _times(batch.num_batches, slope)
+        loss, g_P, curvature_P, _ = slope
         if self.mu:
             loss, g_P = loss + self.mu / 2 * (v_P * v_P).sum(), g_P + self.mu * v_P
-        q_P = state["dual"] + g_P
-        scale_P, memory = self.preconditioner(q_P, g_P, _without(work, "drift", "value", "steps"))
+            slope = slope._replace(curvature_P=None if curvature_P is None else curvature_P + self.mu)
+        memory = _without(work, "drift", "value", "steps")
+        q_P, memory = self.preconditioner.direction(state["dual"] + g_P, slope, memory)
+        scale_P, memory = self.preconditioner(q_P, slope, memory)
         step_P = -(q_P + self.sigma * drift_P) / (self.sigma + self.rho * scale_P)
         # F_i(w_i) to first order along the path: the loss where it began, then <g, step> for each step.
         value = work["value"] + torch.where(work["steps"] == 0, loss, 0) + (g_P * step_P).sum()
@@ -147,6 +150,14 @@ class PisaUpdate(LocalUpdate):
             state={"dual": dual_P, **_without(work, "drift", "value", "steps")},
             metrics={"squared-drift": squared_drift, "lagrangian": lagrangian},
         )
+
+
+def _times(count: Tensor, slope: Slope) -> Slope:
+    """Return the sum over ``count`` mini-batches instead of their mean."""
+    curvature_P = None if slope.curvature_P is None else count * slope.curvature_P
+    return slope._replace(
+        loss=count * slope.loss, gradient_P=count * slope.gradient_P, curvature_P=curvature_P
+    )
 
 
 def _without(arrays: Arrays, *names: str) -> Arrays:

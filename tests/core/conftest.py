@@ -83,6 +83,11 @@ def cases() -> list[Case]:
             ]
         # Keys whose effects meet.
         keys = components.keys_of(component)
+        if "preconditioner" in keys and keys["preconditioner"].default == "identity":
+            found += [
+                Case(name, {"preconditioner": rule, "local-steps": 2, "batches-per-round": "all"})
+                for rule in components.available("preconditioner")
+            ]
         if {"local-steps", "batches-per-round"} <= keys.keys():
             found.append(Case(name, {"local-steps": 2, "batches-per-round": "all"}))
         if {"local-steps", "momentum", "weight-decay"} <= keys.keys():

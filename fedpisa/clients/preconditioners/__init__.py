@@ -1,0 +1,10 @@
+"""PISA's preconditioners: rules for ``Q`` in (2.11), one family to a file."""
+
+from __future__ import annotations
+
+from fedpisa.clients.preconditioners.base import Preconditioner, Slope
+from fedpisa.clients.preconditioners.fisher import Fisher
+from fedpisa.clients.preconditioners.identity import Identity
+from fedpisa.clients.preconditioners.moments import Adagrad, Adam, RMSprop
+
+__all__ = ["Adagrad", "Adam", "Fisher", "Identity", "Preconditioner", "RMSprop", "Slope"]
