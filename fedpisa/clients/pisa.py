@@ -124,13 +124,10 @@ class PisaUpdate(LocalUpdate):
         """Take one preconditioned step on the proximal sub-problem."""
         drift_P = work["drift"]
         v_P = down["params"] + drift_P
-        slope = self.preconditioner.evaluate(gradient, v_P, batch)
-        if self.gradient_reduction == "sum":
-            slope = _times(batch.num_batches, slope)
-        loss, g_P, curvature_P, _ = slope
+        slope = self._slope(gradient, v_P, batch)
+        loss, g_P = slope.loss, slope.gradient_P
         if self.mu:
             loss, g_P = loss + self.mu / 2 * (v_P * v_P).sum(), g_P + self.mu * v_P
-            slope = slope._replace(curvature_P=None if curvature_P is None else curvature_P + self.mu)
         memory = _without(work, "drift", "value", "steps")
         q_P, memory = self.preconditioner.direction(state["dual"] + g_P, slope, memory)
         scale_P, memory = self.preconditioner(q_P, slope, memory)
@@ -151,13 +148,17 @@ class PisaUpdate(LocalUpdate):
             metrics={"squared-drift": squared_drift, "lagrangian": lagrangian},
         )
 
-
-def _times(count: Tensor, slope: Slope) -> Slope:
-    """Return the sum over ``count`` mini-batches instead of their mean."""
-    curvature_P = None if slope.curvature_P is None else count * slope.curvature_P
-    return slope._replace(
-        loss=count * slope.loss, gradient_P=count * slope.gradient_P, curvature_P=curvature_P
-    )
+    def _slope(self, gradient: Gradient, v_P: Tensor, batch: MiniBatches) -> Slope:
+        """Return what the preconditioner looks at, of the mean over the mini-batches or of their sum."""
+        if self.gradient_reduction == "mean":
+            return self.preconditioner.evaluate(gradient, v_P, batch, self.mu)
+        # sum_b f_b + mu/2 ||v||^2 is c times (mean_b f_b + (mu/c)/2 ||v||^2).
+        count = batch.num_batches
+        slope = self.preconditioner.evaluate(gradient, v_P, batch, self.mu / count)
+        curvature_P = None if slope.curvature_P is None else count * slope.curvature_P
+        return slope._replace(
+            loss=count * slope.loss, gradient_P=count * slope.gradient_P, curvature_P=curvature_P
+        )
 
 
 def _without(arrays: Arrays, *names: str) -> Arrays:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fedpisa import streams
 from fedpisa.clients.base import Arrays
 from fedpisa.simulation.rounds import rounds
 from fedpisa.simulation.vmap import run_cohort
@@ -95,8 +96,15 @@ def test_the_optimum_with_its_multipliers_stays(lab: Any, dual_case: Any, engine
 # --------------------------------------------------------------------------------------------- symmetry
 
 
-def test_the_order_of_the_clients_does_not_matter(lab: Any, case: Any, engine: str) -> None:
-    """Renumbered clients with full batches: the same model, and everyone keeps its own state."""
+def test_the_order_of_the_clients_does_not_matter(
+    lab: Any, case: Any, engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Renumbered clients with full batches: the same model, and everyone keeps its own state.
+
+    What a client draws depends on its number: here all are given the draws of client 0.
+    """
+    keys = streams.step_keys
+    monkeypatch.setattr(streams, "step_keys", lambda seed, ids, *rest: keys(seed, 0 * ids, *rest))
     algorithm = case.build(batch_size="full")
     data = lab.blobs()
     order = [3, 0, 5, 1, 4, 2]

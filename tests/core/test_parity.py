@@ -12,11 +12,14 @@ import torch
 from torch import Tensor, nn
 
 import fedpisa
+from fedpisa import components
 from fedpisa.clients.schedule import Epochs, Periodic
 from fedpisa.flower.compat import to_record
 
 pytestmark = pytest.mark.filterwarnings("error")
 TOLERANCE = {"float32": 1e-6, "float64": 1e-12}
+# Rules that amplify rounding: the diagonal of a Hessian is a sum of larger terms of both signs.
+AMPLIFY = {"hutchinson": 10.0}
 
 
 def assert_same(lab: Any, loop: Any, stacked: Any, tolerance: float) -> None:
@@ -34,7 +37,8 @@ def test_engines_agree(lab: Any, case: Any, dtype: str) -> None:
         lab.make(case.build(), engine, dtype=lab.dtypes[dtype], fraction=0.5).run(10)
         for engine in ("loop", "vmap")
     )
-    assert_same(lab, loop, stacked, TOLERANCE[dtype])
+    rule = components.name_of(getattr(case.build().local_update, "preconditioner", None))
+    assert_same(lab, loop, stacked, TOLERANCE[dtype] * AMPLIFY.get(rule, 1.0))
     for a, b in zip(loop.history, stacked.history, strict=True):
         assert (a.bytes_up, a.bytes_down) == (b.bytes_up, b.bytes_down)
         assert a.train_metrics.keys() == b.train_metrics.keys()

@@ -10,10 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev
 
+import fedpisa
+from fedpisa import components, streams
 from fedpisa.clients.base import MiniBatches
 from fedpisa.clients.gradients import AutogradGradient, StackedGradient
 from fedpisa.clients.pisa import PisaUpdate
-from fedpisa.clients.preconditioners import Fisher
+from fedpisa.clients.preconditioners import Fisher, Hutchinson
+from fedpisa.clients.preconditioners import hutchinson as hutchinson_module
+from fedpisa.clients.preconditioners.hutchinson import rademacher
+from fedpisa.datasets.synthetic import quadratic
 from fedpisa.strategies.pisa import Pisa
 from fedpisa.task import Task
 
@@ -144,7 +149,7 @@ def test_fisher_is_an_explicit_loop_over_mini_batches(lab: Any, engine: str) -> 
         plan = update.schedule().plan(np.array([9]), np.array([0]), server_round, 0)
         rows = plan.index_SKCB[0, 0]
         g_C = np.array([x[b].T @ (x[b] @ w - y[b]) / len(b) for b in rows])
-        h = beta * h + (1 - beta) * ((g_C**2).mean(0) + mu)
+        h = beta * h + (1 - beta) * ((g_C + mu * w) ** 2).mean(0)
         assert (h > eta).any() or server_round == 1
         q = dual + g_C.mean(0) + mu * w
         step = -q / (sigma + rho * np.minimum(h, eta))
@@ -152,3 +157,196 @@ def test_fisher_is_an_explicit_loop_over_mini_batches(lab: Any, engine: str) -> 
         w = w + step + dual / sigma
     assert lab.relative(federation.params, torch.from_numpy(w)) <= 1e-13
     assert lab.relative(federation.states()[0]["curvature"], torch.from_numpy(h)) <= 1e-13
+
+
+# -------------------------------------------------------------------------------------------- hutchinson
+
+
+def splitmix64(seed: int, number: int) -> list[int]:
+    """Return the first outputs of SplitMix64 in Python's own integers."""
+    outputs, word = [], 2**64 - 1
+    for _ in range(number):
+        seed = seed + 0x9E3779B97F4A7C15 & word
+        z = (seed ^ seed >> 30) * 0xBF58476D1CE4E5B9 & word
+        z = (z ^ z >> 27) * 0x94D049BB133111EB & word
+        outputs.append(z ^ z >> 31)
+    return outputs
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**63 - 1, 2**63, 2**64 - 1])
+def test_signs_are_splitmix64s_top_bits(seed: int) -> None:
+    key = torch.from_numpy(np.array(seed, dtype=np.uint64).view(np.int64))
+    wanted = [-1 if bits >> 63 else 1 for bits in splitmix64(seed, 35)]
+    assert rademacher(key, 5, 7).flatten().tolist() == wanted
+
+
+def test_signs_are_fair_and_independent_of_each_other() -> None:
+    """Of every client, round, step, probe and coordinate: correlations within five standard errors."""
+    keys = torch.from_numpy(streams.step_keys(0, np.arange(50), 1, 20).copy()).flatten()
+    signs = torch.func.vmap(lambda key: rademacher(key, 4, 10))(keys).double().reshape(1000, 40)
+    assert float(signs.mean(0).abs().max()) <= 5 / 1000**0.5
+    correlation = signs.T @ signs / 1000 - torch.eye(40)
+    assert float(correlation.abs().max()) <= 5 / 1000**0.5
+    neighbours = (signs[1:] * signs[:-1]).mean(1)
+    assert abs(float(neighbours.mean())) <= 5 / (999 * 40) ** 0.5
+
+
+def test_keys_are_the_clients_own() -> None:
+    """They depend on the seed, the client, the round and the step, and not on the rest of the cohort."""
+    together = streams.step_keys(3, np.array([0, 4, 2]), 5, 3)
+    for row, client_id in enumerate((0, 4, 2)):
+        assert (streams.step_keys(3, np.array([client_id]), 5, 2) == together[row, :2]).all()
+    others = [streams.step_keys(seed, np.array([0, 4, 2]), t, 3) for seed, t in ((3, 6), (4, 5))]
+    assert len({*together.flat, *others[0].flat, *others[1].flat}) == 27
+
+
+class OneHot(nn.Module):
+    """A model whose Hessian is diagonal: every sample touches one parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight
+
+
+@pytest.mark.parametrize("kind", GRADIENTS)
+@pytest.mark.parametrize("probes", [1, 3])
+def test_a_diagonal_hessian_is_found_exactly(kind: str, probes: int) -> None:
+    """``v_j^2 = 1``: one probe is enough, whatever its signs."""
+    x = torch.diag(torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64))[None]
+    for key in range(5):
+        weight = torch.full((1, 3), 1 / 3, dtype=torch.float64)
+        batch = MiniBatches(x, torch.ones(1, 3, dtype=torch.float64), weight, torch.tensor(key))
+        task = Task(OneHot(), None)
+        slope = Hutchinson(probes=probes).evaluate(
+            GRADIENTS[kind](task, torch.zeros(0)), task.initial_params(), batch, 0.0
+        )
+        assert slope.curvature_P is not None
+        torch.testing.assert_close(
+            slope.curvature_P, torch.tensor([1.0, 4.0, 16.0]).double() / 3, rtol=1e-15, atol=0
+        )
+
+
+def test_the_mean_over_all_signs_is_the_diagonal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unbiased: over all ``2^P`` sign vectors the mean is exact, for a Hessian that is anything but diagonal."""
+    rng = np.random.default_rng(0)
+    x, y = torch.from_numpy(rng.normal(size=(1, 8, 6))), torch.from_numpy(rng.normal(size=(1, 8)))
+    batch = MiniBatches(x, y, torch.full((1, 8), 1 / 8, dtype=torch.float64))
+    task = Task(nn.Linear(6, 1, bias=False).double(), None)
+    every = torch.cartesian_prod(*[torch.tensor([-1, 1])] * 6)
+    monkeypatch.setattr(hutchinson_module, "rademacher", lambda key, rows, columns: every)
+    slope = Hutchinson(probes=64).evaluate(
+        StackedGradient(task, torch.zeros(0)), task.initial_params(), batch, 0.0
+    )
+    wanted = (x[0] ** 2).mean(0)
+    assert slope.curvature_P is not None
+    torch.testing.assert_close(slope.curvature_P, wanted, rtol=1e-13, atol=0)
+
+
+def test_the_mean_over_drawn_probes_approaches_the_diagonal() -> None:
+    """4000 probes of the run's own: within five standard errors ``sqrt(sum_{k != j} H_jk^2 / R)``."""
+    rng = np.random.default_rng(0)
+    x, y = torch.from_numpy(rng.normal(size=(1, 8, 6))), torch.from_numpy(rng.normal(size=(1, 8)))
+    batch = MiniBatches(x, y, torch.full((1, 8), 1 / 8, dtype=torch.float64), torch.tensor(3))
+    task = Task(nn.Linear(6, 1, bias=False).double(), None)
+    gradient = StackedGradient(task, torch.zeros(0))
+    slope = Hutchinson(probes=4000).evaluate(gradient, task.initial_params(), batch, 0.0)
+    matrix = x[0].T @ x[0] / 8
+    error = (matrix - matrix.diag().diag()).square().sum(1).div(4000).sqrt()
+    assert slope.curvature_P is not None
+    assert bool(((slope.curvature_P - matrix.diag()).abs() <= 5 * error).all())
+
+
+def test_hutchinson_is_newtons_method_on_diagonal_quadratics(lab: Any, engine: str) -> None:
+    """``f_i = h_i (w - c_i)^2 / 2`` in NumPy: memory, a ridge, ``eta``, and the sum over mini-batches."""
+    beta, sigma, rho, mu, eta = 0.5, 2.0, 3.0, 0.1, 3.0
+    x, y, sizes = np.array([[1.0], [2.0], [3.0], [1.0]]), np.array([1.0, 2.0, -1.0, 0.0]), (2, 2)
+    module = nn.Linear(1, 1, bias=False).double()
+    with torch.no_grad():
+        module.weight.fill_(2.0)
+    update = PisaUpdate(
+        Hutchinson(eta=eta, beta=beta),
+        sigma=sigma,
+        rho=rho,
+        mu=mu,
+        batch_size=1,
+        batches_per_round="all",
+        gradient_reduction="sum",
+    )
+    federation = lab.Federation(Pisa(update), module, x, y, lab.split(sizes), engine, num_classes=None).run(3)
+
+    w, dual, h = 2.0, np.zeros(2), np.zeros(2)
+    a, b = x[:, 0].reshape(2, 2), y.reshape(2, 2)
+    for _ in range(3):
+        q = dual + (a * (a * w - b)).sum(1) + mu * w
+        h = beta * h + (1 - beta) * ((a * a).sum(1) + mu)
+        step = -q / (sigma + rho * np.clip(h, 0, eta))
+        dual = dual + sigma * step
+        w = float(np.mean(w + step + dual / sigma))
+    assert abs(float(federation.params) - w) <= 1e-13
+    got = [float(state["curvature"]) for state in federation.states()]
+    np.testing.assert_allclose(got, h, rtol=1e-13)
+
+
+# ----------------------------------------------------------------------------------------- what PISA does
+
+
+def distance(values: dict[str, object], rounds: int) -> float:
+    """Return how far from the optimum of `quadratic` PISA ends, full batches, relative to the optimum."""
+    config = {
+        "algorithm": "pisa", "dataset": "quadratic", "partitioner": "natural", "num-clients": 8,
+        "dtype": "float64", "batch-size": "full", "eval-every": 1000, "num-server-rounds": rounds, **values,
+    }  # fmt: skip
+    result = fedpisa.run(config)
+    optimum = quadratic(seed=0, num_clients=8).facts["optimum"]
+    (got,) = result.parameters.values()
+    return float(np.linalg.norm(got.ravel() - optimum) / np.linalg.norm(optimum))
+
+
+@pytest.mark.parametrize("local_steps", [1, 3])
+@pytest.mark.parametrize("rule", ["fisher", "hutchinson"])
+def test_pisa_reaches_the_optimum(rule: str, local_steps: int) -> None:
+    values = {"preconditioner": rule, "sigma": 1.0, "rho": 1.0, "local-steps": local_steps}
+    assert distance(values, 150) <= 1e-8
+
+
+# ``Q`` grows with this power of the scale of the loss; ``rho Q`` has to grow with the first.
+POWERS = {"identity": 0, "fisher": 2}
+
+
+@pytest.mark.parametrize("rule", sorted(components.available("preconditioner")))
+def test_the_unit_of_the_loss_does_not_matter(lab: Any, rule: str) -> None:
+    """``(g, pi, sigma, lambda, mu)`` times c: the same iterates, and duals times c."""
+    c = 7.3
+    runs = []
+    for scale in (1.0, c):
+        keys: dict[str, object] = {
+            "preconditioner": rule,
+            "sigma": scale,
+            "rho": 2.0 * scale ** (1 - POWERS.get(rule, 1)),
+            "lambda": 0.2 * scale,
+            "mu": 0.1 * scale,
+            "batches-per-round": "all",
+            "local-steps": 2,
+            "gamma": 0.9,
+            "eps": 0.0,
+        }
+        keys = {
+            key: value
+            for key, value in keys.items()
+            if key in components.keys_of(components.find("algorithm", "pisa"), keys)
+        }
+        rng = np.random.default_rng(0)
+        x, y = rng.normal(size=(30, 4)) * scale**0.5, rng.normal(size=30) * scale**0.5
+        module = lab.fill(nn.Linear(4, 1, bias=False))
+        runs.append(
+            lab.Federation(
+                lab.Case("pisa", keys).build(), module, x, y, lab.split((7, 20, 3)), "vmap", num_classes=None
+            ).run(6)
+        )
+    plain, scaled = runs
+    assert lab.relative(scaled.params, plain.params) <= 1e-12
+    for a, b in zip(scaled.states(), plain.states(), strict=True):
+        assert lab.relative(a["dual"], c * b["dual"]) <= 1e-11

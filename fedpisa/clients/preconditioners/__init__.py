@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from fedpisa.clients.preconditioners.base import Preconditioner, Slope
 from fedpisa.clients.preconditioners.fisher import Fisher
+from fedpisa.clients.preconditioners.hutchinson import Hutchinson
 from fedpisa.clients.preconditioners.identity import Identity
 from fedpisa.clients.preconditioners.moments import Adagrad, Adam, RMSprop
 
-__all__ = ["Adagrad", "Adam", "Fisher", "Identity", "Preconditioner", "RMSprop", "Slope"]
+__all__ = ["Adagrad", "Adam", "Fisher", "Hutchinson", "Identity", "Preconditioner", "RMSprop", "Slope"]

@@ -27,7 +27,7 @@ class Slope(NamedTuple):
     gradient_P
         Its gradient, without dual and ridge.
     curvature_P
-        An estimate of its Hessian's diagonal, where the rule makes one.
+        An estimate of the diagonal of the Hessian of ``F_i``, where the rule makes one.
     layout
         How the vectors are made up of the module's parameters, where the rule needs it.
     """
@@ -61,8 +61,18 @@ class Preconditioner(ABC):
         """Return the memory before the first step; by default there is none."""
         return {}
 
-    def evaluate(self, gradient: Gradient, v_P: Tensor, batch: MiniBatches) -> Slope:
-        """Return what is looked at in ``v``: by default the loss and its gradient, and no more."""
+    def evaluate(self, gradient: Gradient, v_P: Tensor, batch: MiniBatches, mu: float | Tensor) -> Slope:
+        """Return what is looked at in ``v``: by default the loss and its gradient, and no more.
+
+        Parameters
+        ----------
+        gradient
+            Of the loss ``f_i``.
+        v_P, batch
+            Where, and on which samples.
+        mu
+            The ridge of ``F_i = f_i + mu/2 ||v||^2``; only ``curvature_P`` counts it, the rest is of ``f_i``.
+        """
         return Slope(*gradient(v_P, batch))
 
     def direction(self, q_P: Tensor, slope: Slope, memory: Arrays) -> tuple[Tensor, Arrays]:
@@ -78,7 +88,7 @@ class Preconditioner(ABC):
         q_P
             What is preconditioned: ``pi_i + g``, ``g`` the gradient of ``F_i``, or what `direction` returned.
         slope
-            What `evaluate` returned, with ``mu`` added to ``curvature_P``.
+            What `evaluate` returned.
         memory
             What this client's last call, or `init`, returned.
         """

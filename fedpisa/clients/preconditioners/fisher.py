@@ -18,11 +18,9 @@ from fedpisa.typing import Probability
 class Fisher(Preconditioner):
     r"""Diagonal of the empirical Fisher matrix: ``h = beta h + (1 - beta) mean_b g_b g_b``, ``Q = min(h, eta)``.
 
-    ``g_b`` are the gradients of ``f_i`` over the mini-batches of the step, ``batches-per-round`` of them: what
-    they differ in is where the loss is curved. A ridge counts with the curvature that it has,
-    ``mean_b g_b g_b + mu``. ``h`` starts at 0, and there is no correction for that.
-
-    Unlike the Hessian, ``Q`` grows with the square of the loss: ``rho`` has the unit of ``1 / f_i``.
+    ``g_b`` are the gradients of ``F_i`` over the step's mini-batches, ``batches-per-round`` of them. ``h`` starts
+    at 0, and there is no correction for that. Unlike a Hessian, ``Q`` grows with the square of the loss: where
+    the loss is multiplied by c, ``sigma`` is to be multiplied and ``rho`` to be divided by it.
 
     Parameters
     ----------
@@ -43,11 +41,13 @@ class Fisher(Preconditioner):
         """Return ``h = 0``."""
         return {"curvature": torch.zeros_like(params_P)}
 
-    def evaluate(self, gradient: Gradient, v_P: Tensor, batch: MiniBatches) -> Slope:
+    def evaluate(self, gradient: Gradient, v_P: Tensor, batch: MiniBatches, mu: float | Tensor) -> Slope:
         """Take every mini-batch's own gradient."""
         loss, gradients_CP = gradient.each(v_P, batch)
         count = batch.num_batches
-        return Slope(loss, gradients_CP.sum(0) / count, gradients_CP.square().sum(0) / count)
+        there_C = (batch.weight_CB.sum(-1) > 0).to(v_P.dtype)
+        squares_P = there_C @ (gradients_CP + mu * v_P).square()
+        return Slope(loss, gradients_CP.sum(0) / count, squares_P / count)
 
     def __call__(self, q_P: Tensor, slope: Slope, memory: Arrays) -> tuple[Tensor, Arrays]:
         """Average the squares."""
