@@ -35,14 +35,14 @@ def shrinks(case: Any) -> bool:
 # ---------------------------------------------------------------------------------------- stationarity
 
 
-def test_a_point_that_suits_every_client_stays(lab: Any, case: Any, engine: str) -> None:
+def test_a_point_that_suits_every_client_stays(lab: Any, exact_case: Any, engine: str) -> None:
     """Every sample's gradient is exactly zero at ``w*``: nobody has a reason to move.
 
     ``y = X w*`` in small integers, so that the residual is exactly zero; ``w* = 0`` where there is a
     regularizer. Only the averages ``sum alpha_i w*`` may round.
     """
-    algorithm = case.build(sigma=STIFF)
-    optimum = torch.zeros(4) if shrinks(case) else torch.tensor([1.0, -2.0, 3.0, 0.0])
+    algorithm = exact_case.build(sigma=STIFF)
+    optimum = torch.zeros(4) if shrinks(exact_case) else torch.tensor([1.0, -2.0, 3.0, 0.0])
     x = np.random.default_rng(0).integers(-3, 4, (sum(lab.SIZES), 4)).astype(float)
     federation = lab.Federation(
         algorithm, linear(optimum), x, x @ optimum.numpy(), lab.split(lab.SIZES), engine, num_classes=None
@@ -56,14 +56,14 @@ def test_a_point_that_suits_every_client_stays(lab: Any, case: Any, engine: str)
             assert float(state["dual"].abs().max()) <= 1e-12
 
 
-def test_the_optimum_with_its_multipliers_stays(lab: Any, dual_case: Any, engine: str) -> None:
+def test_the_optimum_with_its_multipliers_stays(lab: Any, exact_dual_case: Any, engine: str) -> None:
     """Heterogeneous clients: ``w_i = w*``, ``pi_i = -grad F_i(w*)``, ``sum alpha_i pi_i = lambda w*`` is stationary.
 
     Least squares, full batches, the optimum from the normal equations. FedAvg has no such point:
     its clients move away from it.
     """
     # Of one mini-batch the mean and the sum are the same.
-    algorithm = dual_case.build(batch_size="full", batches_per_round=1, sigma=STIFF)
+    algorithm = exact_dual_case.build(batch_size="full", batches_per_round=1, sigma=STIFF)
     rng = np.random.default_rng(2)
     x, y = rng.normal(size=(sum(lab.SIZES), 4)), rng.normal(size=sum(lab.SIZES))
     parts = lab.split(lab.SIZES)

@@ -7,5 +7,16 @@ from fedpisa.clients.preconditioners.fisher import Fisher
 from fedpisa.clients.preconditioners.hutchinson import Hutchinson
 from fedpisa.clients.preconditioners.identity import Identity
 from fedpisa.clients.preconditioners.moments import Adagrad, Adam, RMSprop
+from fedpisa.clients.preconditioners.newton_schulz import NewtonSchulz
 
-__all__ = ["Adagrad", "Adam", "Fisher", "Hutchinson", "Identity", "Preconditioner", "RMSprop", "Slope"]
+__all__ = [
+    "Adagrad",
+    "Adam",
+    "Fisher",
+    "Hutchinson",
+    "Identity",
+    "NewtonSchulz",
+    "Preconditioner",
+    "RMSprop",
+    "Slope",
+]
