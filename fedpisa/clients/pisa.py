@@ -84,6 +84,11 @@ class PisaUpdate(LocalUpdate):
     gradient_reduction: Literal["mean", "sum"] = "mean"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.preconditioner, Preconditioner):
+            raise ValueError(
+                f"the preconditioner is a {type(self.preconditioner).__name__}: it must be a Preconditioner, a "
+                "subclass of fedpisa.clients.preconditioners.Preconditioner"
+            )
         if self.gamma > 1:
             raise ValueError(
                 f"gamma = {self.gamma} would shrink sigma; give a value in (0, 1], 1 keeps sigma"
