@@ -243,10 +243,11 @@ def _algorithms() -> Iterator[Component]:
 
 
 def _preconditioners() -> Iterator[Component]:
-    from fedpisa.clients import preconditioners
+    from fedpisa.clients.preconditioners import Preconditioner
 
-    for cls in _final_classes(preconditioners, preconditioners.Preconditioner):
-        yield inspect_component("preconditioner", name_of(cls), cls)
+    for module in _modules("fedpisa.clients.preconditioners"):
+        for cls in _final_classes(module, Preconditioner):
+            yield inspect_component("preconditioner", name_of(cls), cls)
 
 
 def _optimizers() -> Iterable[Component]:

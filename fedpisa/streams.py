@@ -75,6 +75,20 @@ def hashed(key: int, *counters: np.ndarray | int) -> np.ndarray:
     return state
 
 
+def step_keys(seed: int, ids_S: np.ndarray, server_round: int, num_steps: int) -> np.ndarray:
+    """Return 64 random bits, as int64 ``(S, K)``, for every local step of every client of a round.
+
+    Examples
+    --------
+    >>> both = step_keys(0, np.array([3, 5]), server_round=1, num_steps=2)
+    >>> bool((both[1] == step_keys(0, np.array([5]), 1, 2)[0]).all()), len(set(both.ravel()))
+    (True, 4)
+    """
+    return hashed(stream_key(seed, "steps"), ids_S[:, None], server_round, np.arange(num_steps)).view(
+        np.int64
+    )
+
+
 def _mix(bits: np.ndarray) -> np.ndarray:
     bits = bits + np.uint64(0x9E3779B97F4A7C15)
     bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -1,7 +1,7 @@
 """A client's side of an algorithm, as pure functions of named tensors.
 
 Shapes: ``P`` parameters, ``C`` mini-batches whose gradients one local step averages, ``B`` samples of a
-mini-batch, ``()`` scalars. Everything here is written for one client; an engine may run it for many at
+mini-batch, ``R`` probes, ``()`` scalars. Everything here is written for one client; an engine may run it for many at
 once under `torch.func.vmap`, so there is no input or output, no randomness of its own, and no branch on
 the value of a tensor.
 """
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fedpisa.clients.schedule import Schedule
+from fedpisa.layout import ParamLayout
 
 Arrays = Mapping[str, Tensor]
 """Named tensors: flat vectors ``(P,)`` or scalars ``()``."""
@@ -26,11 +27,14 @@ class MiniBatches(NamedTuple):
 
     ``weight_CB`` is ``1 / (c |b|)`` for a sample of mini-batch ``b``, ``c`` the number of mini-batches that
     are there, and 0 for padding: the weighted sum over all samples is the mean of the mini-batch means.
+    ``key`` is 64 random bits of the seed, the client, the round and the step, the same in every engine: what
+    an algorithm draws is a function of it (see `fedpisa.clients.preconditioners.hutchinson.rademacher`).
     """
 
     x: Tensor
     y_CB: Tensor
     weight_CB: Tensor
+    key: Tensor = torch.tensor(0)
 
     @property
     def num_batches(self) -> Tensor:
@@ -39,10 +43,25 @@ class MiniBatches(NamedTuple):
 
 
 class Gradient(Protocol):
-    """The client's stochastic gradient."""
+    """The client's stochastic gradient, and what else can be had on the way to it."""
+
+    @property
+    def layout(self) -> ParamLayout:
+        """How a vector ``(P,)`` is made up of the module's parameters."""
+        ...
 
     def __call__(self, params_P: Tensor, batch: MiniBatches) -> tuple[Tensor, Tensor]:
         """Return the mean loss ``()`` and the mean gradient ``(P,)`` over the mini-batches at ``params_P``."""
+        ...
+
+    def each(self, params_P: Tensor, batch: MiniBatches) -> tuple[Tensor, Tensor]:
+        """Return the mean loss ``()`` and every mini-batch's own gradient ``(C, P)``, 0 for one not there."""
+        ...
+
+    def with_hessian(
+        self, params_P: Tensor, batch: MiniBatches, vectors_RP: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the mean loss, the mean gradient, and the mean Hessian times each of ``R`` vectors ``(R, P)``."""
         ...
 
 

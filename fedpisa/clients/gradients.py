@@ -3,19 +3,22 @@
 Both thread the module's buffers from one evaluation to the next and keep count of the loss; a new object
 is made for every local step, so nothing leaks between clients or rounds.
 
-Shapes: ``P`` parameters, ``Q`` buffer entries, ``C`` mini-batches, ``B`` samples of a mini-batch.
+Shapes: ``P`` parameters, ``Q`` buffer entries, ``C`` mini-batches, ``B`` samples of a mini-batch,
+``R`` vectors.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
-from torch.func import grad
+from torch.func import grad, vjp, vmap
 
 from fedpisa.clients.base import MiniBatches
+from fedpisa.layout import ParamLayout
 from fedpisa.task import Task
 
 
@@ -28,23 +31,59 @@ class AutogradGradient:
     buffers_Q: Tensor
     loss: Tensor | None = None
 
+    @property
+    def layout(self) -> ParamLayout:
+        """How the flat vectors are made up; see `Gradient`."""
+        return self.task.layout
+
     def __call__(self, params_P: Tensor, batch: MiniBatches) -> tuple[Tensor, Tensor]:
         """Return the mean loss ``()`` and gradient ``(P,)`` over the mini-batches; see `Gradient`."""
         point_P = params_P.detach().requires_grad_()
-        total_P, total, count = torch.zeros_like(params_P), params_P.new_zeros(()), 0
-        for x, y_B, weight_B in zip(*batch, strict=True):
-            real = weight_B > 0
-            if not bool(real.any()):
-                continue
-            losses_B, buffers_Q = self.task.losses(
-                self.task.layout.unflatten(point_P), self.buffers_Q, x[real], y_B[real], real[real]
-            )
-            self.buffers_Q = buffers_Q.detach()
-            loss = losses_B.mean()
+        total_P, total = torch.zeros_like(params_P), params_P.new_zeros(())
+        for _, loss in self._losses(point_P, batch):
             total_P += torch.autograd.grad(loss, point_P)[0]
-            total, count = total + loss.detach(), count + 1
-        self.loss = total / count
-        return self.loss, total_P / count
+            total += loss.detach()
+        self.loss = total / batch.num_batches
+        return self.loss, total_P / batch.num_batches
+
+    def each(self, params_P: Tensor, batch: MiniBatches) -> tuple[Tensor, Tensor]:
+        """Return the mean loss ``()`` and each mini-batch's gradient ``(C, P)``; see `Gradient`."""
+        point_P = params_P.detach().requires_grad_()
+        gradients_CP, total = params_P.new_zeros(len(batch.x), len(params_P)), params_P.new_zeros(())
+        for c, loss in self._losses(point_P, batch):
+            gradients_CP[c] = torch.autograd.grad(loss, point_P)[0]
+            total += loss.detach()
+        self.loss = total / batch.num_batches
+        return self.loss, gradients_CP
+
+    def with_hessian(
+        self, params_P: Tensor, batch: MiniBatches, vectors_RP: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the mean loss, gradient, and Hessian-vector products ``(R, P)``; see `Gradient`."""
+        point_P = params_P.detach().requires_grad_()
+        total_P, total_RP = torch.zeros_like(params_P), torch.zeros_like(vectors_RP)
+        total = params_P.new_zeros(())
+        for _, loss in self._losses(point_P, batch):
+            (gradient_P,) = torch.autograd.grad(loss, point_P, create_graph=True)
+            for r, vector_P in enumerate(vectors_RP):
+                # A loss that is linear in the parameters has a gradient that does not depend on them.
+                if gradient_P.requires_grad:
+                    total_RP[r] += torch.autograd.grad(gradient_P, point_P, vector_P, retain_graph=True)[0]
+            total_P += gradient_P.detach()
+            total += loss.detach()
+        self.loss = total / batch.num_batches
+        return self.loss, total_P / batch.num_batches, total_RP / batch.num_batches
+
+    def _losses(self, point_P: Tensor, batch: MiniBatches) -> Iterator[tuple[int, Tensor]]:
+        """Yield the number and the mean loss of each mini-batch that is there."""
+        for c, (x, y_B, weight_B) in enumerate(zip(*_samples(batch), strict=True)):
+            real = weight_B > 0
+            if bool(real.any()):
+                losses_B, buffers_Q = self.task.losses(
+                    self.task.layout.unflatten(point_P), self.buffers_Q, x[real], y_B[real], real[real]
+                )
+                self.buffers_Q = buffers_Q.detach()
+                yield c, losses_B.mean()
 
 
 @final
@@ -59,29 +98,91 @@ class StackedGradient:
     buffers_Q: Tensor
     loss: Tensor | None = None
 
+    @property
+    def layout(self) -> ParamLayout:
+        """How the flat vectors are made up; see `Gradient`."""
+        return self.task.layout
+
     def __call__(self, params_P: Tensor, batch: MiniBatches) -> tuple[Tensor, Tensor]:
         """Return the mean loss ``()`` and gradient ``(P,)`` over the mini-batches; see `Gradient`."""
-        if not self.task.mixes_samples or batch.weight_CB.shape[0] == 1:
-            parts = [(batch.x.flatten(0, 1), batch.y_CB.flatten(0, 1), batch.weight_CB.flatten(0, 1))]
-        else:
-            parts = list(zip(*batch, strict=True))
-        loss, gradient_P = self._weighted(params_P, *parts[0])
-        for part in parts[1:]:
-            more, more_P = self._weighted(params_P, *part)
-            loss, gradient_P = loss + more, gradient_P + more_P
-        self.loss = loss
-        return loss, gradient_P
+        params = self.task.layout.unflatten(params_P)
 
-    def _weighted(self, params_P: Tensor, x: Tensor, y_B: Tensor, weight_B: Tensor) -> tuple[Tensor, Tensor]:
+        def one(*part: Tensor) -> tuple[Tensor, ...]:
+            gradients, (loss, buffers_Q) = grad(self._weighted_loss(*part), has_aux=True)(params)
+            self._thread(buffers_Q, part[2])
+            return loss, self.task.layout.flatten(gradients)
+
+        self.loss, gradient_P = self._sum(one, batch)
+        return self.loss, gradient_P
+
+    def each(self, params_P: Tensor, batch: MiniBatches) -> tuple[Tensor, Tensor]:
+        """Return the mean loss ``()`` and each mini-batch's gradient ``(C, P)``; see `Gradient`."""
+        if self.task.mixes_samples:
+            parts = zip(*_samples(batch), strict=True)
+            losses, rows = zip(*(self(params_P, _alone(*part)) for part in parts), strict=True)
+            losses_C, gradients_CP = torch.stack(losses), torch.stack(rows)
+        else:
+            losses_C, gradients_CP = vmap(
+                lambda *part: StackedGradient(self.task, self.buffers_Q)(params_P, _alone(*part)),
+                randomness="different",
+            )(*_samples(batch))
+        self.loss = losses_C.sum()
+        return self.loss, gradients_CP * batch.num_batches
+
+    def with_hessian(
+        self, params_P: Tensor, batch: MiniBatches, vectors_RP: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the mean loss, gradient, and Hessian-vector products ``(R, P)``; see `Gradient`."""
+
+        def one(*part: Tensor) -> tuple[Tensor, ...]:
+            slope = grad(self._weighted_loss(*part), has_aux=True)
+            derived: Any = vjp(slope, params_P, has_aux=True)
+            gradient_P, pullback, (loss, buffers_Q) = derived
+            self._thread(buffers_Q, part[2])
+            return loss, gradient_P, vmap(pullback, randomness="different")(vectors_RP)[0]
+
+        self.loss, gradient_P, products_RP = self._sum(one, batch)
+        return self.loss, gradient_P, products_RP
+
+    def _sum(self, function: Callable[..., tuple[Tensor, ...]], batch: MiniBatches) -> tuple[Tensor, ...]:
+        """Return a function of samples, of all of them at once or summed over the mini-batches."""
+        x, y_CB, weight_CB = _samples(batch)
+        if not self.task.mixes_samples or len(weight_CB) == 1:
+            return function(x.flatten(0, 1), y_CB.flatten(0, 1), weight_CB.flatten(0, 1))
+        total = function(x[0], y_CB[0], weight_CB[0])
+        for part in zip(x[1:], y_CB[1:], weight_CB[1:], strict=True):
+            total = tuple(a + b for a, b in zip(total, function(*part), strict=True))
+        return total
+
+    def _weighted_loss(
+        self, x: Tensor, y_B: Tensor, weight_B: Tensor
+    ) -> Callable[[dict[str, Tensor] | Tensor], tuple[Tensor, tuple[Tensor, Tensor]]]:
+        """Return the weighted sum of the samples' losses as a function, with itself and the buffers beside it.
+
+        Its argument is the parameters by name, or the flat vector where derivatives of derivatives are wanted.
+        """
         real_B = (weight_B > 0).to(weight_B.dtype)
 
-        def weighted_loss(params: dict[str, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        def weighted_loss(params: dict[str, Tensor] | Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+            if isinstance(params, Tensor):
+                params = self.task.layout.unflatten(params)
             losses_B, buffers_Q = self.task.losses(params, self.buffers_Q, x, y_B, real_B)
             # A padded row may have an infinite loss; 0 * inf would spoil the sum.
             loss = torch.where(weight_B > 0, losses_B, 0).mul(weight_B).sum()
             return loss, (loss.detach(), buffers_Q)
 
-        gradients, (loss, buffers_Q) = grad(weighted_loss, has_aux=True)(self.task.layout.unflatten(params_P))
-        # A mini-batch that is not there leaves the buffers alone.
+        return weighted_loss
+
+    def _thread(self, buffers_Q: Tensor, weight_B: Tensor) -> None:
+        """Keep the buffers; a mini-batch that is not there leaves them alone."""
         self.buffers_Q = torch.where(weight_B.sum() > 0, buffers_Q, self.buffers_Q)
-        return loss, self.task.layout.flatten(gradients)
+
+
+def _samples(batch: MiniBatches) -> tuple[Tensor, Tensor, Tensor]:
+    """Return features, labels and weights."""
+    return batch.x, batch.y_CB, batch.weight_CB
+
+
+def _alone(x: Tensor, y_B: Tensor, weight_B: Tensor) -> MiniBatches:
+    """Return one mini-batch as all that there are."""
+    return MiniBatches(x[None], y_B[None], weight_B[None])

@@ -53,13 +53,15 @@ class Client:
         plan = update.schedule().plan(sizes, ids, server_round, self.seed)
         index_KCB = torch.from_numpy(plan.index_SKCB[0]).to(self.x.device)
         weight_KCB = torch.from_numpy(plan.weight_SKCB[0]).to(self.x)
+        key_SK = streams.step_keys(self.seed, ids, server_round, len(index_KCB))
+        key_K = torch.from_numpy(key_SK[0]).to(self.x.device)
         down = dict(down)
         buffers_Q = down.pop(BUFFERS, down["params"].new_zeros(0))
         work, losses = update.start(down, state), []
         with seeded(self.seed, server_round, self.client_id):
-            for index_CB, weight_CB in zip(index_KCB, weight_KCB, strict=True):
+            for index_CB, weight_CB, key in zip(index_KCB, weight_KCB, key_K, strict=True):
                 gradient = AutogradGradient(self.task, buffers_Q)
-                batch = MiniBatches(self.x[index_CB], self.y[index_CB], weight_CB)
+                batch = MiniBatches(self.x[index_CB], self.y[index_CB], weight_CB, key)
                 work = update.step(gradient, down, state, work, batch)
                 buffers_Q = gradient.buffers_Q
                 losses += [] if gradient.loss is None else [gradient.loss]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedpisa.clients.base import Arrays, Gradient, MiniBatches, Outcome, scalar_like
 from fedpisa.clients.dual import DualUpdate
-from fedpisa.clients.preconditioners import Identity, Preconditioner
+from fedpisa.clients.preconditioners import Identity, Preconditioner, Slope
 from fedpisa.clients.schedule import Periodic
 from fedpisa.typing import NonNegative, Positive, PositiveInt
 
@@ -85,6 +85,11 @@ class PisaUpdate(DualUpdate):
     gradient_reduction: Literal["mean", "sum"] = "mean"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.preconditioner, Preconditioner):
+            raise ValueError(
+                f"the preconditioner is a {type(self.preconditioner).__name__}: it must be a Preconditioner, a "
+                "subclass of fedpisa.clients.preconditioners.Preconditioner"
+            )
         if self.gamma > 1:
             raise ValueError(
                 f"gamma = {self.gamma} would shrink sigma; give a value in (0, 1], 1 keeps sigma"
@@ -125,13 +130,13 @@ class PisaUpdate(DualUpdate):
         """Take one preconditioned step on the proximal sub-problem."""
         drift_P = work["drift"]
         v_P = down["params"] + drift_P
-        loss, g_P = gradient(v_P, batch)
-        if self.gradient_reduction == "sum":
-            loss, g_P = loss * batch.num_batches, g_P * batch.num_batches
+        slope = self._slope(gradient, v_P, batch)
+        loss, g_P = slope.loss, slope.gradient_P
         if self.mu:
             loss, g_P = loss + self.mu / 2 * (v_P * v_P).sum(), g_P + self.mu * v_P
-        q_P = state["dual"] + g_P
-        scale_P, memory = self.preconditioner(q_P, g_P, _without(work, "drift", "value", "steps"))
+        memory = _without(work, "drift", "value", "steps")
+        q_P, memory = self.preconditioner.direction(state["dual"] + g_P, slope, memory)
+        scale_P, memory = self.preconditioner(q_P, slope, memory)
         step_P = -(q_P + self.sigma * drift_P) / (self.sigma + self.rho * scale_P)
         # F_i(w_i) to first order along the path: the loss where it began, then <g, step> for each step.
         value = work["value"] + torch.where(work["steps"] == 0, loss, 0) + (g_P * step_P).sum()
@@ -147,6 +152,18 @@ class PisaUpdate(DualUpdate):
             upload={"z": down["params"] + (drift_P + dual_P / self.sigma)},
             state={"dual": dual_P, **_without(work, "drift", "value", "steps")},
             metrics={"squared-drift": squared_drift, "lagrangian": lagrangian},
+        )
+
+    def _slope(self, gradient: Gradient, v_P: Tensor, batch: MiniBatches) -> Slope:
+        """Return what the preconditioner looks at, of the mean over the mini-batches or of their sum."""
+        if self.gradient_reduction == "mean":
+            return self.preconditioner.evaluate(gradient, v_P, batch, self.mu)
+        # sum_b f_b + mu/2 ||v||^2 is c times (mean_b f_b + (mu/c)/2 ||v||^2).
+        count = batch.num_batches
+        slope = self.preconditioner.evaluate(gradient, v_P, batch, self.mu / count)
+        curvature_P = None if slope.curvature_P is None else count * slope.curvature_P
+        return slope._replace(
+            loss=count * slope.loss, gradient_P=count * slope.gradient_P, curvature_P=curvature_P
         )
 
 

@@ -18,6 +18,7 @@ from torch.func import vmap
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils._pytree import tree_map
 
+from fedpisa import streams
 from fedpisa.apps.handlers import evaluation_reply
 from fedpisa.clients.base import Arrays, LocalUpdate, MiniBatches, Outcome
 from fedpisa.clients.data import ClientData
@@ -150,6 +151,8 @@ def run_cohort(
     device = data.x.device
     rows_SKCB = torch.from_numpy(plan.index_SKCB + data.begin_N[ids_S, None, None, None])[order_S].to(device)
     weight_SKCB = torch.from_numpy(plan.weight_SKCB[order_S]).to(data.x)
+    key_SK = streams.step_keys(seed, ids_S[order_S], server_round, int(plan.steps_S.max()))
+    keys = torch.from_numpy(key_SK).to(device)
     order = torch.from_numpy(order_S).to(device)
     states_S = {name: value[order] for name, value in states_S.items()}
     shared = dict(down)
@@ -175,7 +178,7 @@ def run_cohort(
         for k in range(int(plan.steps_S.max())):
             active = int((plan.steps_S > k).sum())
             rows_SCB = rows_SKCB[:active, k]
-            batch = (data.x[rows_SCB], data.y[rows_SCB], weight_SKCB[:active, k])
+            batch = (data.x[rows_SCB], data.y[rows_SCB], weight_SKCB[:active, k], keys[:active, k])
             if k == 0:
                 buffers_SQ = buffers_Q.expand(active, -1)
                 work, buffers_SQ, loss_S = vmap(first, randomness="different")(states_S, buffers_SQ, *batch)

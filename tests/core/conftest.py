@@ -86,6 +86,11 @@ def cases() -> list[Case]:
             ]
         # Keys whose effects meet.
         keys = components.keys_of(component)
+        if "preconditioner" in keys and keys["preconditioner"].default == "identity":
+            found += [
+                Case(name, {"preconditioner": rule, "local-steps": 2, "batches-per-round": "all"})
+                for rule in components.available("preconditioner")
+            ]
         if {"local-steps", "batches-per-round"} <= keys.keys():
             found.append(Case(name, {"local-steps": 2, "batches-per-round": "all"}))
         if {"local-steps", "momentum", "weight-decay"} <= keys.keys():
@@ -95,12 +100,27 @@ def cases() -> list[Case]:
     return found
 
 
+def has_duals(case: Case) -> bool:
+    return isinstance(case.build(), PrimalDual)
+
+
+def is_exact(case: Case) -> bool:
+    """Tell whether the clients follow something that vanishes with their gradients."""
+    rule = getattr(case.build().local_update, "preconditioner", None)
+    return rule is None or rule.exact
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "case" in metafunc.fixturenames:
-        metafunc.parametrize("case", cases(), ids=str)
-    if "dual_case" in metafunc.fixturenames:
-        with_duals = [case for case in cases() if isinstance(case.build(), PrimalDual)]
-        metafunc.parametrize("dual_case", with_duals, ids=str)
+    kinds: dict[str, list[Callable[[Case], bool]]] = {
+        "case": [],
+        "exact_case": [is_exact],
+        "dual_case": [has_duals],
+        "exact_dual_case": [has_duals, is_exact],
+    }
+    for name, conditions in kinds.items():
+        if name in metafunc.fixturenames:
+            chosen = [case for case in cases() if all(condition(case) for condition in conditions)]
+            metafunc.parametrize(name, chosen, ids=str)
     if "dtype" in metafunc.fixturenames:
         metafunc.parametrize("dtype", list(DTYPES))
     if "engine" in metafunc.fixturenames:

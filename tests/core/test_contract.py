@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fedpisa import streams
 from fedpisa.clients.base import Arrays
 from fedpisa.simulation.rounds import rounds
 from fedpisa.simulation.vmap import run_cohort
@@ -35,14 +36,14 @@ def shrinks(case: Any) -> bool:
 # ---------------------------------------------------------------------------------------- stationarity
 
 
-def test_a_point_that_suits_every_client_stays(lab: Any, case: Any, engine: str) -> None:
+def test_a_point_that_suits_every_client_stays(lab: Any, exact_case: Any, engine: str) -> None:
     """Every sample's gradient is exactly zero at ``w*``: nobody has a reason to move.
 
     ``y = X w*`` in small integers, so that the residual is exactly zero; ``w* = 0`` where there is a
     regularizer. Only the averages ``sum alpha_i w*`` may round.
     """
-    algorithm = case.build(**STIFF)
-    optimum = torch.zeros(4) if shrinks(case) else torch.tensor([1.0, -2.0, 3.0, 0.0])
+    algorithm = exact_case.build(**STIFF)
+    optimum = torch.zeros(4) if shrinks(exact_case) else torch.tensor([1.0, -2.0, 3.0, 0.0])
     x = np.random.default_rng(0).integers(-3, 4, (sum(lab.SIZES), 4)).astype(float)
     federation = lab.Federation(
         algorithm, linear(optimum), x, x @ optimum.numpy(), lab.split(lab.SIZES), engine, num_classes=None
@@ -56,14 +57,14 @@ def test_a_point_that_suits_every_client_stays(lab: Any, case: Any, engine: str)
             assert float(state["dual"].abs().max()) <= 1e-12
 
 
-def test_the_optimum_with_its_multipliers_stays(lab: Any, dual_case: Any, engine: str) -> None:
+def test_the_optimum_with_its_multipliers_stays(lab: Any, exact_dual_case: Any, engine: str) -> None:
     """Heterogeneous clients: ``w_i = w*``, ``pi_i = -grad F_i(w*)``, ``sum alpha_i pi_i = lambda w*`` is stationary.
 
     Least squares, full batches, the optimum from the normal equations. FedAvg has no such point:
     its clients move away from it.
     """
     # Of one mini-batch the mean and the sum are the same; a client that goes on alone goes elsewhere.
-    algorithm = dual_case.build(batch_size="full", batches_per_round=1, skip_probability=0.0, **STIFF)
+    algorithm = exact_dual_case.build(batch_size="full", batches_per_round=1, skip_probability=0.0, **STIFF)
     rng = np.random.default_rng(2)
     x, y = rng.normal(size=(sum(lab.SIZES), 4)), rng.normal(size=sum(lab.SIZES))
     parts = lab.split(lab.SIZES)
@@ -104,9 +105,15 @@ def test_the_optimum_with_its_multipliers_stays(lab: Any, dual_case: Any, engine
 # --------------------------------------------------------------------------------------------- symmetry
 
 
-def test_the_order_of_the_clients_does_not_matter(lab: Any, case: Any, engine: str) -> None:
-    """Renumbered clients with full batches: the same model, and everyone keeps its own state."""
-    # A client's own draws go by its number.
+def test_the_order_of_the_clients_does_not_matter(
+    lab: Any, case: Any, engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Renumbered clients with full batches: the same model, and everyone keeps its own state.
+
+    What a client draws depends on its number: here all are given the draws of client 0.
+    """
+    keys = streams.step_keys
+    monkeypatch.setattr(streams, "step_keys", lambda seed, ids, *rest: keys(seed, 0 * ids, *rest))
     algorithm = case.build(batch_size="full", admm_share=1.0)
     data = lab.blobs()
     order = [3, 0, 5, 1, 4, 2]

@@ -1,69 +1,20 @@
-r"""PISA's preconditioners ``Q`` with ``0 <= Q <= eta I``, from the second moment of ``q = pi_i + g``.
+r"""SISA's three schemes: ``Q`` is the root of a second moment of ``q = pi_i + g``.
 
-Shapes: ``P`` parameters, ``()`` scalars. All of them are diagonal here; ``Q`` is returned as its diagonal.
+Shapes: ``P`` parameters, ``()`` scalars.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from math import inf, log
-from typing import ClassVar, Literal, final
+from typing import Literal, final
 
 import torch
 from torch import Tensor
 
 from fedpisa.clients.base import Arrays, scalar_like
-from fedpisa.typing import Decay, NonNegative, Positive
-
-
-@dataclass(frozen=True)
-class Preconditioner(ABC):
-    """A rule for ``Q`` in (2.11), with memory of its own that lives in the client's state.
-
-    Parameters
-    ----------
-    eta
-        Upper bound of ``Q``, ``inf`` for none.
-    """
-
-    family: ClassVar[str] = "preconditioner"
-
-    eta: Positive = inf
-
-    def init(self, params_P: Tensor) -> Arrays:
-        """Return the memory before the first step; by default there is none."""
-        return {}
-
-    @abstractmethod
-    def __call__(self, q_P: Tensor, gradient_P: Tensor, memory: Arrays) -> tuple[Tensor, Arrays]:
-        """Return the diagonal of ``Q`` (``(P,)`` or ``()``) and the new memory.
-
-        Parameters
-        ----------
-        q_P
-            ``pi_i + g``, the direction that is preconditioned.
-        gradient_P
-            ``g`` alone.
-        memory
-            What this client's last call, or `init`, returned.
-        """
-
-
-@final
-@dataclass(frozen=True)
-class Identity(Preconditioner):
-    """Plain PISA: ``Q = min(1, eta) I``.
-
-    Examples
-    --------
-    >>> Identity(eta=0.5)(torch.ones(2), torch.ones(2), {})
-    (tensor(0.5000), {})
-    """
-
-    def __call__(self, q_P: Tensor, gradient_P: Tensor, memory: Arrays) -> tuple[Tensor, Arrays]:
-        """Return a constant."""
-        return scalar_like(q_P, min(1.0, self.eta)), {}
+from fedpisa.clients.preconditioners.base import Preconditioner, Slope
+from fedpisa.typing import Decay, NonNegative
 
 
 @final
@@ -80,7 +31,7 @@ class Adagrad(Preconditioner):
     --------
     >>> adagrad = Adagrad(eps=0.0)
     >>> q = torch.tensor([3.0])
-    >>> adagrad(q, q, adagrad.init(q))[0]
+    >>> adagrad(q, None, adagrad.init(q))[0]
     tensor([3.])
     """
 
@@ -90,7 +41,7 @@ class Adagrad(Preconditioner):
         """Return ``n = 0``."""
         return {"second-moment": torch.zeros_like(params_P)}
 
-    def __call__(self, q_P: Tensor, gradient_P: Tensor, memory: Arrays) -> tuple[Tensor, Arrays]:
+    def __call__(self, q_P: Tensor, slope: Slope, memory: Arrays) -> tuple[Tensor, Arrays]:
         """Accumulate the second moment."""
         n_P = memory["second-moment"] + q_P * q_P
         return _bounded_root(n_P, self.eta) + self.eps, {"second-moment": n_P}
@@ -112,7 +63,7 @@ class RMSprop(Preconditioner):
     --------
     >>> rmsprop = RMSprop(beta=0.75, eps=0.0)
     >>> q = torch.tensor([2.0])
-    >>> rmsprop(q, q, rmsprop.init(q))[0]
+    >>> rmsprop(q, None, rmsprop.init(q))[0]
     tensor([1.])
     """
 
@@ -123,7 +74,7 @@ class RMSprop(Preconditioner):
         """Return ``n = 0``."""
         return {"second-moment": torch.zeros_like(params_P)}
 
-    def __call__(self, q_P: Tensor, gradient_P: Tensor, memory: Arrays) -> tuple[Tensor, Arrays]:
+    def __call__(self, q_P: Tensor, slope: Slope, memory: Arrays) -> tuple[Tensor, Arrays]:
         """Average the second moment."""
         n_P = self.beta * memory["second-moment"] + (1 - self.beta) * q_P * q_P
         return _bounded_root(n_P, self.eta) + self.eps, {"second-moment": n_P}
@@ -150,7 +101,7 @@ class Adam(Preconditioner):
     --------
     >>> adam = Adam(beta=0.75, eps=0.0)
     >>> q = torch.tensor([2.0])
-    >>> adam(q, q, adam.init(q))[0]
+    >>> adam(q, None, adam.init(q))[0]
     tensor([2.])
     """
 
@@ -162,7 +113,7 @@ class Adam(Preconditioner):
         """Return ``n = 0``, ``t = 0``."""
         return {"second-moment": torch.zeros_like(params_P), "count": scalar_like(params_P)}
 
-    def __call__(self, q_P: Tensor, gradient_P: Tensor, memory: Arrays) -> tuple[Tensor, Arrays]:
+    def __call__(self, q_P: Tensor, slope: Slope, memory: Arrays) -> tuple[Tensor, Arrays]:
         """Average the second moment and correct its bias."""
         n_P = self.beta * memory["second-moment"] + (1 - self.beta) * q_P * q_P
         count = memory["count"] + 1

@@ -1,0 +1,22 @@
+"""PISA's preconditioners: rules for ``Q`` in (2.11), one family to a file."""
+
+from __future__ import annotations
+
+from fedpisa.clients.preconditioners.base import Preconditioner, Slope
+from fedpisa.clients.preconditioners.fisher import Fisher
+from fedpisa.clients.preconditioners.hutchinson import Hutchinson
+from fedpisa.clients.preconditioners.identity import Identity
+from fedpisa.clients.preconditioners.moments import Adagrad, Adam, RMSprop
+from fedpisa.clients.preconditioners.newton_schulz import NewtonSchulz
+
+__all__ = [
+    "Adagrad",
+    "Adam",
+    "Fisher",
+    "Hutchinson",
+    "Identity",
+    "NewtonSchulz",
+    "Preconditioner",
+    "RMSprop",
+    "Slope",
+]

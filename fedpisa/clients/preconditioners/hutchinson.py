@@ -1,0 +1,88 @@
+"""Second-order information from Hessian-vector products."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from fedpisa.clients.base import Arrays, Gradient, MiniBatches
+from fedpisa.clients.preconditioners.base import Preconditioner, Slope
+from fedpisa.typing import PositiveInt, Probability
+
+
+@final
+@dataclass(frozen=True)
+class Hutchinson(Preconditioner):
+    r"""Diagonal of the Hessian: ``h = beta h + (1 - beta) mean_r v_r (H v_r)``, ``Q = clip(h, 0, eta)``.
+
+    ``H`` is the Hessian of ``F_i`` on the step's mini-batches, ``v_r`` are vectors of random signs, drawn anew
+    from the seed, the client and the round: the estimate is unbiased, and exact where ``H`` is diagonal. ``h``
+    itself is not clipped, so that its noise still averages out. ``h`` starts at 0, and there is no correction
+    for that. Each probe costs about two gradients.
+
+    Parameters
+    ----------
+    beta
+        Memory of ``h``.
+    probes
+        Number of vectors ``v_r``.
+
+    References
+    ----------
+    Bekas, Kokiopoulou, Saad, An estimator for the diagonal of a matrix, 2007.
+
+    Examples
+    --------
+    >>> hutchinson = Hutchinson(beta=0.75)
+    >>> q = torch.ones(2)
+    >>> slope = Slope(torch.zeros(()), q, curvature_P=torch.tensor([4.0, -4.0]))
+    >>> hutchinson(q, slope, hutchinson.init(q))[0].tolist()
+    [1.0, 0.0]
+    """
+
+    beta: Probability = 0.9
+    probes: PositiveInt = 1
+
+    def init(self, params_P: Tensor) -> Arrays:
+        """Return ``h = 0``."""
+        return {"curvature": torch.zeros_like(params_P)}
+
+    def evaluate(self, gradient: Gradient, v_P: Tensor, batch: MiniBatches, mu: float | Tensor) -> Slope:
+        """Take Hessian-vector products beside the gradient."""
+        signs_RP = rademacher(batch.key, self.probes, len(v_P)).to(v_P.dtype)
+        loss, g_P, products_RP = gradient.with_hessian(v_P, batch, signs_RP)
+        return Slope(loss, g_P, (signs_RP * products_RP).mean(0) + mu)
+
+    def __call__(self, q_P: Tensor, slope: Slope, memory: Arrays) -> tuple[Tensor, Arrays]:
+        """Average the estimates."""
+        assert slope.curvature_P is not None
+        h_P = self.beta * memory["curvature"] + (1 - self.beta) * slope.curvature_P
+        return h_P.clamp(0.0, self.eta), {"curvature": h_P}
+
+
+def rademacher(key: Tensor, rows: int, columns: int) -> Tensor:
+    """Return signs ``(R, P)``, int64, a function of ``key`` ``()`` alone: the top bits of SplitMix64's output.
+
+    Arithmetic on integers, because under `torch.func.vmap` every client has a key of its own and no generator.
+
+    Examples
+    --------
+    >>> rademacher(torch.tensor(7), 2, 4)
+    tensor([[ 1,  1, -1, -1],
+            [ 1,  1,  1,  1]])
+    """
+    bits = torch.arange(1, rows * columns + 1, device=key.device).view(rows, columns)
+    bits = key + bits * _signed(0x9E3779B97F4A7C15)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        # int64 shifts keep the sign; the mask makes the shift logical.
+        bits = (bits ^ ((bits >> shift) & ((1 << (64 - shift)) - 1))) * _signed(factor)
+    # The last step of SplitMix64, an exclusive or with itself shifted by 31, leaves the top bit alone.
+    return 1 - 2 * (bits < 0).to(torch.int64)
+
+
+def _signed(bits: int) -> int:
+    """Return the int64 of the same 64 bits."""
+    return bits - (bits >> 63 << 64)

@@ -1,0 +1,33 @@
+"""NSISA: PISA along orthogonalised momentum."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+from fedpisa.clients.pisa import PisaUpdate
+from fedpisa.clients.preconditioners import NewtonSchulz
+from fedpisa.strategies.admm import ConsensusADMM
+
+
+@final
+@dataclass(frozen=True)
+class Nsisa(ConsensusADMM):
+    r"""PISA along momentum that five Newton-Schulz steps make orthogonal, for models made of matrices.
+
+    ``w_i = w - d / (sigma + rho (|d| + eps))``, ``d = NS5(h) sqrt(max(1, rows/cols)) + pi_i + mu w``,
+    ``h`` the Nesterov look-ahead of a momentum over the client's gradients; see `NewtonSchulz`. Server and duals
+    are PISA's.
+
+    References
+    ----------
+    Zhou, Wang, Luo, Zhu, Li, Preconditioned Inexact Stochastic ADMM for Deep Models, arXiv 2502.10784, and its
+    public code, where it trains language models with ``sigma`` 80, ``rho`` 100, ``momentum`` 0.95.
+
+    Examples
+    --------
+    >>> Nsisa().local_update.preconditioner.momentum
+    0.95
+    """
+
+    local_update: PisaUpdate = PisaUpdate(preconditioner=NewtonSchulz(), sigma=8.0, rho=100.0)

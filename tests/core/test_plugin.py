@@ -1,0 +1,143 @@
+"""A user's own parts: one file each, named ``module:Class``, and both engines run them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fedpisa
+from fedpisa.components import find, keys_of
+
+ROOT = Path(__file__).parents[2]
+SMALL = {"num-server-rounds": 3, "num-clients": 4, "model": "mlp", "widths": [8], "dtype": "float64"}
+
+ALGORITHM = '''
+"""FedAvg with a server that goes further: a client's update, a server, and a key for each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+from fedpisa.clients.base import Arrays, Gradient, LocalUpdate, MiniBatches, Outcome
+from fedpisa.clients.schedule import Epochs
+from fedpisa.layout import ParamLayout
+from fedpisa.strategies.base import Algorithm, Cohort, weighted_mean
+from fedpisa.typing import Positive, PositiveInt
+
+
+@final
+@dataclass(frozen=True)
+class Descent(LocalUpdate):
+    """Plain gradient steps that count themselves.
+
+    Parameters
+    ----------
+    step_size
+        Length of a step.
+    batch_size
+        Samples per mini-batch.
+    """
+
+    step_size: Positive = 0.1
+    batch_size: PositiveInt = 16
+
+    def schedule(self):
+        return Epochs(self.batch_size)
+
+    def init(self, params_P):
+        return {"rounds": params_P.new_zeros(())}
+
+    def start(self, down: Arrays, state: Arrays) -> Arrays:
+        return {"v": down["params"]}
+
+    def step(self, gradient: Gradient, down: Arrays, state: Arrays, work: Arrays, batch: MiniBatches) -> Arrays:
+        return {"v": work["v"] - self.step_size * gradient(work["v"], batch)[1]}
+
+    def finish(self, down: Arrays, state: Arrays, work: Arrays) -> Outcome:
+        return Outcome({"move": work["v"] - down["params"]}, {"rounds": state["rounds"] + 1}, {})
+
+
+@final
+@dataclass(frozen=True)
+class Further(Algorithm):
+    """Move by a multiple of the mean move.
+
+    Parameters
+    ----------
+    local_update
+        The client.
+    stride
+        The multiple.
+    """
+
+    local_update: Descent = Descent()
+    stride: Positive = 1.0
+
+    def init(self, params_P, layout: ParamLayout) -> Arrays:
+        return {"params": params_P}
+
+    def step(self, server: Arrays, uploads_S: Arrays, cohort: Cohort) -> Arrays:
+        move_P = weighted_mean(self.weights(cohort), uploads_S["move"])
+        return {"params": server["params"] + self.stride * move_P}
+'''
+
+
+@pytest.fixture
+def drop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return a function that drops a file into the current directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    return lambda name, text: (tmp_path / f"{name}.py").write_text(text)
+
+
+def on_both_engines(config: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Return the model of a run, the same from either engine."""
+    loop, stacked = (fedpisa.run({**SMALL, **config, "engine": engine}) for engine in ("loop", "vmap"))
+    assert loop.status == stacked.status == "finished"
+    for name, wanted in loop.parameters.items():
+        np.testing.assert_allclose(stacked.parameters[name], wanted, rtol=1e-11, atol=1e-13)
+    return dict(stacked.parameters)
+
+
+def test_an_algorithm_is_one_file(drop: Any) -> None:
+    drop("my_fedpisa_algorithm", ALGORITHM)
+    ours = {"algorithm": "my_fedpisa_algorithm:Further", "step-size": 0.2, "batch-size": 16}
+    got = on_both_engines(ours)
+    # With stride 1 it is FedAvg.
+    wanted = fedpisa.run({**SMALL, "algorithm": "fedavg", "learning-rate": 0.2, "batch-size": 16})
+    for name, value in wanted.parameters.items():
+        np.testing.assert_allclose(got[name], value, rtol=1e-10, atol=1e-12)
+    further = on_both_engines({**ours, "stride": 1.5})
+    assert any(not np.allclose(further[name], got[name]) for name in got)
+    with pytest.raises(ValueError, match="key 'stride' = -1: must be greater than 0"):
+        fedpisa.run({**SMALL, **ours, "stride": -1})
+
+
+def documented() -> str:
+    """Return the example of the documentation."""
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/preconditioner.md").read_text(), re.S)
+    return str(code)
+
+
+def test_the_documented_preconditioner_is_one_file(drop: Any) -> None:
+    drop("mine", documented())
+    config = {"algorithm": "pisa", "preconditioner": "mine:Magnitude", "rho": 20.0, "floor": 0.1}
+    got = on_both_engines(config)
+    plain = fedpisa.run({**SMALL, "algorithm": "pisa", "rho": 20.0})
+    assert any(not np.allclose(plain.parameters[name], got[name]) for name in got)
+    keys = keys_of(find("preconditioner", "mine:Magnitude"))
+    assert (list(keys), keys["floor"].doc) == (["eta", "floor"], "Added to ``Q``.")
+
+
+def test_what_is_no_preconditioner_is_refused(drop: Any) -> None:
+    drop("my_fedpisa_thing", "class Thing: ...\n")
+    with pytest.raises(
+        ValueError, match="the preconditioner is a Thing: it must be a Preconditioner"
+    ) as caught:
+        fedpisa.run({**SMALL, "algorithm": "pisa", "preconditioner": "my_fedpisa_thing:Thing"})
+    assert "\n" not in str(caught.value)
