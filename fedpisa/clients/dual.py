@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedpisa.clients.base import Arrays, Gradient, LocalUpdate, MiniBatches, scalar_like
+from fedpisa.clients.base import Arrays, LocalUpdate, scalar_like
 from fedpisa.clients.sgd import SGDUpdate
 from fedpisa.typing import Positive
 
@@ -67,23 +67,13 @@ class LagrangianSGD(SGDUpdate, DualUpdate, ABC):
         """Begin at ``c``: ``v - c = 0``."""
         return super().start({**down, "params": torch.zeros_like(down["params"])}, state)
 
-    def step(
-        self, gradient: Gradient, down: Arrays, state: Arrays, work: Arrays, batch: MiniBatches
-    ) -> Arrays:
-        """Take one SGD step, ``v`` counted from ``c``: the dual would lose digits to a difference of large vectors."""
-        centre_P = self.centre(down, state)
-
-        def around_centre(params_P: Tensor, batch: MiniBatches) -> tuple[Tensor, Tensor]:
-            return gradient(centre_P + params_P, batch)
-
-        return super().step(around_centre, down, state, work, batch)
+    def point(self, down: Arrays, state: Arrays, v_P: Tensor) -> Tensor:
+        """Return ``c + v``: the dual would lose digits to a difference of large vectors, so ``v`` counts from ``c``."""
+        return self.centre(down, state) + v_P
 
     def correction(self, down: Arrays, state: Arrays, v_P: Tensor) -> Tensor:
         """Return the gradient of what the Lagrangian adds to the loss, ``v`` counted from ``c``."""
-        correction_P = state["dual"] + self.sigma * v_P
-        if self.weight_decay:
-            correction_P = correction_P + self.weight_decay * self.centre(down, state)
-        return correction_P
+        return state["dual"] + self.sigma * v_P
 
     def ascend(self, down: Arrays, state: Arrays, work: Arrays) -> tuple[Tensor, Tensor, Arrays]:
         """Return ``v_K`` and the dual after its step, both ``(P,)``, and the metrics."""

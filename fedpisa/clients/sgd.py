@@ -55,6 +55,10 @@ class SGDUpdate(LocalUpdate, ABC):
         """Return what is added to the gradient at ``v`` ``(P,)``; ``None`` for nothing."""
         return None
 
+    def point(self, down: Arrays, state: Arrays, v_P: Tensor) -> Tensor:
+        """Return where the gradient is taken ``(P,)``: at ``v``, unless ``v`` is counted from somewhere else."""
+        return v_P
+
     def start(self, down: Arrays, state: Arrays) -> Arrays:
         """Begin at the global model."""
         work = {"v": down["params"], "steps": scalar_like(down["params"])}
@@ -65,9 +69,10 @@ class SGDUpdate(LocalUpdate, ABC):
     ) -> Arrays:
         """Take one SGD step."""
         v_P = work["v"]
-        _, g_P = gradient(v_P, batch)
+        point_P = self.point(down, state, v_P)
+        _, g_P = gradient(point_P, batch)
         if self.weight_decay:
-            g_P = g_P + self.weight_decay * v_P
+            g_P = g_P + self.weight_decay * point_P
         correction_P = self.correction(down, state, v_P)
         if correction_P is not None:
             g_P = g_P + correction_P
