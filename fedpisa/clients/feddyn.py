@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import final
+
 from fedpisa.clients.base import Arrays, Outcome
 from fedpisa.clients.dual import LagrangianSGD
 
