@@ -87,7 +87,7 @@ class FedGiAUpdate(DualUpdate):
     """
 
     sigma: Positive = 1.0
-    proximity: NonNegative = 1.0
+    proximity: NonNegative = 10.0
     admm_share: Probability = 0.5
     mu: NonNegative = 0.0
     batch_size: PositiveInt | Literal["full"] = 32

@@ -40,8 +40,8 @@ class LinearisedADMM(DualUpdate, ABC):
         Number of mini-batch steps per round; takes the place of ``local_epochs`` when given.
     """
 
-    sigma: Positive = 1.0
-    proximity: NonNegative = 10.0
+    sigma: Positive = 0.3
+    proximity: NonNegative = 3.0
     mu: NonNegative = 0.0
     batch_size: PositiveInt | Literal["full"] = 32
     local_epochs: PositiveInt = 1
@@ -97,6 +97,9 @@ class ICEADMMUpdate(LinearisedADMM):
     >>> work["drift"], update.finish(down, state, work).upload["z"]
     (tensor([-2.]), tensor([0.]))
     """
+
+    sigma: Positive = 2.0
+    proximity: NonNegative = 4.0
 
     def step(
         self, gradient: Gradient, down: Arrays, state: Arrays, work: Arrays, batch: MiniBatches
