@@ -39,7 +39,8 @@ class DualUpdate(LocalUpdate, ABC):
 class LagrangianSGD(SGDUpdate, DualUpdate, ABC):
     r"""SGD on ``f_i(v) + weight-decay/2 ||v||^2 + <pi_i, v - c> + sigma/2 ||v - c||^2`` from ``v = c``.
 
-    Then ``pi_i <- pi_i + sigma (v_K - c)``; ``c`` is the global model ``w`` unless an algorithm says otherwise.
+    Then ``pi_i <- pi_i + sigma (v_K - c)``; ``c``, the `centre`, is the global model ``w`` unless an algorithm says
+    otherwise.
     State: ``dual`` ``pi_i`` ``(P,)``, zero at first.
 
     Parameters
@@ -59,25 +60,13 @@ class LagrangianSGD(SGDUpdate, DualUpdate, ABC):
         """Return ``pi_i = 0``."""
         return {"dual": torch.zeros_like(params_P)}
 
-    def centre(self, down: Arrays, state: Arrays) -> Tensor:
-        """Return ``c`` ``(P,)``, the point that the penalty pulls to: by default the global model."""
-        return down["params"]
-
-    def start(self, down: Arrays, state: Arrays) -> Arrays:
-        """Begin at ``c``: ``v - c = 0``."""
-        return super().start({**down, "params": torch.zeros_like(down["params"])}, state)
-
-    def point(self, down: Arrays, state: Arrays, v_P: Tensor) -> Tensor:
-        """Return ``c + v``: the dual would lose digits to a difference of large vectors, so ``v`` counts from ``c``."""
-        return self.centre(down, state) + v_P
-
-    def correction(self, down: Arrays, state: Arrays, v_P: Tensor) -> Tensor:
-        """Return the gradient of what the Lagrangian adds to the loss, ``v`` counted from ``c``."""
-        return state["dual"] + self.sigma * v_P
+    def correction(self, down: Arrays, state: Arrays, drift_P: Tensor) -> Tensor:
+        """Return the gradient of what the Lagrangian adds to the loss."""
+        return state["dual"] + self.sigma * drift_P
 
     def ascend(self, down: Arrays, state: Arrays, work: Arrays) -> tuple[Tensor, Tensor, Arrays]:
         """Return ``v_K`` and the dual after its step, both ``(P,)``, and the metrics."""
-        drift_P = work["v"]
+        drift_P = work["drift"]
         dual_P = state["dual"] + self.sigma * drift_P
         return self.centre(down, state) + drift_P, dual_P, {"squared-drift": squared(drift_P)}
 

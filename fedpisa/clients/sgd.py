@@ -15,14 +15,17 @@ from fedpisa.typing import NonNegative, Positive, PositiveInt, Probability
 
 
 @dataclass(frozen=True)
-class SGDUpdate(LocalUpdate, ABC):
+class SGDSteps(LocalUpdate, ABC):
     r"""SGD on the client's own samples, starting at the global model ``w``, with room for a correction.
 
     ``v_0 = w``, ``g = grad f_i(v_k; B_k) + weight-decay v_k + correction``,
     ``m = momentum m + g``, ``v_{k+1} = v_k - learning-rate m``.
 
-    The momentum buffer starts at zero every round, as a fresh `torch.optim.SGD` would. Working variables:
-    ``v``, the number ``steps`` of steps taken, and ``m`` if there is momentum.
+    The momentum buffer starts at zero every round, as a fresh `torch.optim.SGD` would. Working variables: the
+    ``drift`` ``v_k - w`` (from `centre`, where that is not ``w``), because control variates and duals are made of
+    it and a difference of two models would cost them digits; the number ``steps`` of steps taken; with
+    momentum ``m``, the ``gain``
+    ``1 + momentum + momentum^2 + ...`` of the latest gradient so far, and the gains' sum ``length``.
 
     Parameters
     ----------
@@ -34,53 +37,77 @@ class SGDUpdate(LocalUpdate, ABC):
         Local L2 coefficient, added to the gradient.
     batch_size
         Samples per mini-batch, or ``"full"``.
-    local_epochs
-        Passes over the client's samples per round.
-    local_steps
-        Number of mini-batch steps per round; takes the place of ``local_epochs`` when given.
     """
 
     learning_rate: Positive = 0.1
     momentum: Probability = 0.0
     weight_decay: NonNegative = 0.0
     batch_size: PositiveInt | Literal["full"] = 32
+
+    def centre(self, down: Arrays, state: Arrays) -> Tensor:
+        """Return where the steps begin and the drift is counted from ``(P,)``: by default the global model."""
+        return down["params"]
+
+    def correction(self, down: Arrays, state: Arrays, drift_P: Tensor) -> Tensor | None:
+        """Return what is added to the gradient at ``centre + drift`` ``(P,)``; ``None`` for nothing."""
+        return None
+
+    def start(self, down: Arrays, state: Arrays) -> Arrays:
+        """Begin at the global model."""
+        zero = scalar_like(down["params"])
+        work = {"drift": torch.zeros_like(down["params"]), "steps": zero}
+        if not self.momentum:
+            return work
+        return {**work, "m": torch.zeros_like(down["params"]), "gain": zero, "length": zero}
+
+    def step(
+        self, gradient: Gradient, down: Arrays, state: Arrays, work: Arrays, batch: MiniBatches
+    ) -> Arrays:
+        """Take one SGD step."""
+        v_P = self.centre(down, state) + work["drift"]
+        _, g_P = gradient(v_P, batch)
+        if self.weight_decay:
+            g_P = g_P + self.weight_decay * v_P
+        correction_P = self.correction(down, state, work["drift"])
+        if correction_P is not None:
+            g_P = g_P + correction_P
+        steps = work["steps"] + 1
+        if not self.momentum:
+            return {"drift": work["drift"] - self.learning_rate * g_P, "steps": steps}
+        m_P = self.momentum * work["m"] + g_P
+        gain = self.momentum * work["gain"] + 1
+        path = {"steps": steps, "gain": gain, "length": work["length"] + gain}
+        return {"drift": work["drift"] - self.learning_rate * m_P, "m": m_P, **path}
+
+    def path_length(self, work: Arrays) -> Tensor:
+        r"""Return ``sum_k a_k`` ``()``, where ``w - v_K = learning-rate sum_k a_k g_k``.
+
+        So ``(w - v_K) / (learning-rate sum_k a_k)`` is a weighted mean of the round's gradients. Without
+        momentum it is K; with it ``a_k = (1 - momentum^(K-k)) / (1 - momentum)``, k from 0, in closed form
+        ``(K - momentum (1 - momentum^K) / (1 - momentum)) / (1 - momentum)``, which is summed up here because
+        the closed form loses digits.
+        """
+        return work.get("length", work["steps"])
+
+
+@dataclass(frozen=True)
+class SGDUpdate(SGDSteps, ABC):
+    """`SGDSteps` for a number of epochs or of steps.
+
+    Parameters
+    ----------
+    local_epochs
+        Passes over the client's samples per round.
+    local_steps
+        Number of mini-batch steps per round; takes the place of ``local_epochs`` when given.
+    """
+
     local_epochs: PositiveInt = 1
     local_steps: PositiveInt | None = None
 
     def schedule(self) -> Epochs:
         """Return shuffled epochs."""
         return Epochs(self.batch_size, self.local_epochs, self.local_steps)
-
-    def correction(self, down: Arrays, state: Arrays, v_P: Tensor) -> Tensor | None:
-        """Return what is added to the gradient at ``v`` ``(P,)``; ``None`` for nothing."""
-        return None
-
-    def point(self, down: Arrays, state: Arrays, v_P: Tensor) -> Tensor:
-        """Return where the gradient is taken ``(P,)``: at ``v``, unless ``v`` is counted from somewhere else."""
-        return v_P
-
-    def start(self, down: Arrays, state: Arrays) -> Arrays:
-        """Begin at the global model."""
-        work = {"v": down["params"], "steps": scalar_like(down["params"])}
-        return {**work, "m": torch.zeros_like(down["params"])} if self.momentum else work
-
-    def step(
-        self, gradient: Gradient, down: Arrays, state: Arrays, work: Arrays, batch: MiniBatches
-    ) -> Arrays:
-        """Take one SGD step."""
-        v_P = work["v"]
-        point_P = self.point(down, state, v_P)
-        _, g_P = gradient(point_P, batch)
-        if self.weight_decay:
-            g_P = g_P + self.weight_decay * point_P
-        correction_P = self.correction(down, state, v_P)
-        if correction_P is not None:
-            g_P = g_P + correction_P
-        steps = work["steps"] + 1
-        if not self.momentum:
-            return {"v": v_P - self.learning_rate * g_P, "steps": steps}
-        m_P = self.momentum * work["m"] + g_P
-        return {"v": v_P - self.learning_rate * m_P, "steps": steps, "m": m_P}
 
 
 @final
@@ -106,10 +133,10 @@ class LocalSGDUpdate(SGDUpdate):
     tensor([2.])
     """
 
-    def correction(self, down: Arrays, state: Arrays, v_P: Tensor) -> Tensor | None:
+    def correction(self, down: Arrays, state: Arrays, drift_P: Tensor) -> Tensor | None:
         """Return the proximal term, if the server asks for one."""
-        return down["proximal-mu"] * (v_P - down["params"]) if "proximal-mu" in down else None
+        return down["proximal-mu"] * drift_P if "proximal-mu" in down else None
 
     def finish(self, down: Arrays, state: Arrays, work: Arrays) -> Outcome:
         """Upload the local model."""
-        return Outcome({"params": work["v"]}, state, {})
+        return Outcome({"params": down["params"] + work["drift"]}, state, {})

@@ -5,17 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
-from torch import Tensor
-
-from fedpisa.clients.base import Arrays
 from fedpisa.clients.sgd import LocalSGDUpdate
-from fedpisa.layout import ParamLayout
-from fedpisa.strategies.base import Algorithm, Cohort, weighted_mean
+from fedpisa.strategies.averaging import ModelAveraging
 
 
 @final
 @dataclass(frozen=True)
-class FedAvg(Algorithm):
+class FedAvg(ModelAveraging):
     r"""Average the models after local SGD: ``w <- sum_{i in S} alpha_i v_i``, ``alpha_i = n_i / sum_S n_j``.
 
     With more than one local step on heterogeneous data its fixed point is not the optimum.
@@ -34,6 +30,8 @@ class FedAvg(Algorithm):
     Two clients of 1 and 3 samples that come back with 4 and 8 give ``(1 * 4 + 3 * 8) / 4``:
 
     >>> import torch
+    >>> from fedpisa.layout import ParamLayout
+    >>> from fedpisa.strategies.base import Cohort
     >>> layout = ParamLayout.of([("weight", torch.zeros(1))])
     >>> cohort = Cohort(torch.arange(2), torch.tensor([1.0, 3.0]), 1, 2, layout)
     >>> FedAvg().step({"params": torch.zeros(1)}, {"params": torch.tensor([[4.0], [8.0]])}, cohort)
@@ -41,16 +39,3 @@ class FedAvg(Algorithm):
     """
 
     local_update: LocalSGDUpdate = LocalSGDUpdate()
-
-    @property
-    def regularization(self) -> float:
-        """Return the local ``weight-decay``: with one local step it is the objective's."""
-        return self.local_update.weight_decay
-
-    def init(self, params_P: Tensor, layout: ParamLayout) -> Arrays:
-        """Start at the initial model."""
-        return {"params": params_P}
-
-    def step(self, server: Arrays, uploads_S: Arrays, cohort: Cohort) -> Arrays:
-        """Average the uploads by samples."""
-        return {"params": weighted_mean(self.weights(cohort), uploads_S["params"])}

@@ -8,15 +8,14 @@ from typing import final
 import torch
 from torch import Tensor
 
-from fedpisa.clients.base import Arrays
 from fedpisa.clients.sgd import LocalSGDUpdate
-from fedpisa.layout import ParamLayout
-from fedpisa.strategies.base import Algorithm, Cohort, weighted_mean
+from fedpisa.strategies.averaging import ModelAveraging
+from fedpisa.strategies.base import Cohort
 
 
 @final
 @dataclass(frozen=True)
-class LocalSGD(Algorithm):
+class LocalSGD(ModelAveraging):
     r"""Average the models after K local SGD steps: ``w <- (1/S) sum_i v_i``, whatever the clients' sizes.
 
     Every client takes the same number of steps, 10 by default.
@@ -32,6 +31,7 @@ class LocalSGD(Algorithm):
 
     Examples
     --------
+    >>> from fedpisa.layout import ParamLayout
     >>> layout = ParamLayout.of([("weight", torch.zeros(1))])
     >>> cohort = Cohort(torch.arange(2), torch.tensor([1.0, 3.0]), 1, 2, layout)
     >>> LocalSGD().step({"params": torch.zeros(1)}, {"params": torch.tensor([[4.0], [8.0]])}, cohort)
@@ -40,19 +40,6 @@ class LocalSGD(Algorithm):
 
     local_update: LocalSGDUpdate = LocalSGDUpdate(local_steps=10)
 
-    @property
-    def regularization(self) -> float:
-        """Return the local ``weight-decay``: with one local step it is the objective's."""
-        return self.local_update.weight_decay
-
-    def init(self, params_P: Tensor, layout: ParamLayout) -> Arrays:
-        """Start at the initial model."""
-        return {"params": params_P}
-
     def weights(self, cohort: Cohort) -> Tensor:
         """Return ``1 / S`` for every client."""
         return torch.full_like(cohort.num_examples_S, 1 / len(cohort.num_examples_S))
-
-    def step(self, server: Arrays, uploads_S: Arrays, cohort: Cohort) -> Arrays:
-        """Average the uploads."""
-        return {"params": weighted_mean(self.weights(cohort), uploads_S["params"])}

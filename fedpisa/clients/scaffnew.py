@@ -1,0 +1,101 @@
+"""The client of Scaffnew: local SGD, of a random number of steps, along ``g - h_i``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from fedpisa import streams
+from fedpisa.clients.base import Arrays, Outcome, scalar_like
+from fedpisa.clients.schedule import BatchSize, Epochs, Ints, Plan, Schedule
+from fedpisa.clients.sgd import SGDSteps
+from fedpisa.typing import Fraction
+
+
+@final
+@dataclass(frozen=True)
+class GeometricSteps(Schedule):
+    """Shuffled mini-batches for a random number of steps, the same for all clients: the round's coin tosses.
+
+    Communicating after each step with a certain probability makes the number of steps of a round geometric:
+    1, 2, ... with mean ``1 / probability``. It is drawn from the seed and the round, so nobody has to tell.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> sizes, ids = np.array([7, 2]), np.array([0, 1])
+    >>> [GeometricSteps(2, 0.5).plan(sizes, ids, t, seed=0).steps_S.tolist() for t in (1, 2, 3)]
+    [[2, 2], [1, 1], [2, 2]]
+    """
+
+    batch_size: BatchSize = 32
+    probability: float = 0.1
+
+    def plan(self, sizes_S: Ints, ids_S: Ints, server_round: int, seed: int) -> Plan:
+        """Return the round's samples; see `Schedule.plan`."""
+        rng = streams.generator(seed, "local-steps", server_round)
+        steps = int(rng.geometric(self.probability))
+        return Epochs(self.batch_size, local_steps=steps).plan(sizes_S, ids_S, server_round, seed)
+
+
+@final
+@dataclass(frozen=True)
+class ScaffnewUpdate(SGDSteps):
+    r"""SGD along ``g - h_i`` from ``w``; when the next ``w`` arrives, ``h_i <- h_i + (p / learning-rate) (w - v_i)``.
+
+    The client sends and keeps the one vector ``z_i = v_i - (learning-rate / p) h_i``; then the rule for
+    ``h_i`` reads ``h_i = (p / learning-rate) (w - z_i)``.
+
+    State: ``z`` ``(P,)`` and ``stiffness`` ``p / learning-rate`` of the round that made it, both zero at
+    first, so that ``h_i = stiffness (w - z)`` starts at zero.
+
+    Parameters
+    ----------
+    probability
+        Probability p of communicating after a local step; a round has ``1 / p`` steps in the mean.
+
+    References
+    ----------
+    Mishchenko, Malinovsky, Stich, Richtarik, ProxSkip: Yes! Local Gradient Steps Provably Lead to
+    Communication Acceleration! Finally!, ICML 2022, arXiv 2202.09357.
+
+    Examples
+    --------
+    One step of length 0.5 on ``f(v) = v^2 / 2`` from ``w = 4``, ``p = 1/2``: ``v = 2``, ``h = 0``. If the mean
+    stays at 4, then ``h = 1 * (4 - 2) = 2``, and ``v = 4 - 0.5 (4 - 2) = 3``, ``z = 3 - 2``.
+
+    >>> update, down = ScaffnewUpdate(learning_rate=0.5, probability=0.5), {"params": torch.tensor([4.0])}
+    >>> state = update.init(torch.zeros(1))
+    >>> for _ in range(2):
+    ...     work = update.step(lambda v, b: (v @ v / 2, v), down, state, update.start(down, state), None)
+    ...     state = update.finish(down, state, work).state
+    ...     print(state["z"])
+    tensor([2.])
+    tensor([1.])
+    """
+
+    probability: Fraction = 0.1
+
+    def schedule(self) -> GeometricSteps:
+        """Return a random number of mini-batches, the same for all."""
+        return GeometricSteps(self.batch_size, self.probability)
+
+    def init(self, params_P: Tensor) -> Arrays:
+        """Return ``h_i = 0``."""
+        return {"z": torch.zeros_like(params_P), "stiffness": scalar_like(params_P)}
+
+    def correction(self, down: Arrays, state: Arrays, drift_P: Tensor) -> Tensor:
+        """Return ``-h_i``."""
+        return state["stiffness"] * (state["z"] - down["params"])
+
+    def finish(self, down: Arrays, state: Arrays, work: Arrays) -> Outcome:
+        """Upload and keep ``z_i``."""
+        stiffness = self.probability / self.learning_rate
+        shift_P = self.correction(down, state, down["params"]) / stiffness
+        z_P = down["params"] + (work["drift"] + shift_P)
+        return Outcome(
+            {"z": z_P}, {"z": z_P, "stiffness": torch.full_like(state["stiffness"], stiffness)}, {}
+        )

@@ -1,0 +1,66 @@
+"""FedNova: clients that take more steps do not count more."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+from torch import Tensor
+
+from fedpisa.clients.base import Arrays
+from fedpisa.clients.fednova import NormalisedSGDUpdate
+from fedpisa.strategies.averaging import LocalTraining, Weighting, shares
+from fedpisa.strategies.base import Cohort, weighted_mean
+
+
+@final
+@dataclass(frozen=True)
+class FedNova(LocalTraining):
+    r"""Average normalised directions: ``w <- w - tau_eff sum_i alpha_i d_i``, ``tau_eff = sum_i alpha_i tau_i``.
+
+    ``d_i = (w - v_i) / tau_i`` with ``tau_i`` local steps (momentum's weights counted, see
+    `NormalisedSGDUpdate`). It takes out the bias from unequal numbers of local steps; that from local steps
+    as such, of the order of the learning rate, stays. With equal numbers it is FedAvg.
+
+    Costs: 1 vector up, 1 down, 0 in the client, 0 on the server; K gradients per round.
+
+    Choices: ``tau_eff`` is the weighted mean of the ``tau_i``, the paper's default, and there is no momentum
+    on the server. Only the round's clients are averaged, their weights renormalised.
+
+    Parameters
+    ----------
+    local_update
+        SGD that sends direction and length.
+    weighting
+        Clients' weights ``alpha_i``: by ``"num-examples"``, or ``"uniform"``.
+
+    References
+    ----------
+    Wang, Liu, Liang, Joshi, Poor, Tackling the Objective Inconsistency Problem in Heterogeneous Federated
+    Optimization, NeurIPS 2020, arXiv 2007.07481.
+
+    Examples
+    --------
+    Two clients of 1 and 3 samples, directions 4 and 8, of 1 and 5 steps: ``7 = 1/4 * 4 + 3/4 * 8``, ``4`` steps.
+
+    >>> import torch
+    >>> from fedpisa.layout import ParamLayout
+    >>> layout = ParamLayout.of([("weight", torch.zeros(1))])
+    >>> cohort = Cohort(torch.arange(2), torch.tensor([1.0, 3.0]), 1, 2, layout)
+    >>> uploads = {"direction": torch.tensor([[4.0], [8.0]]), "tau": torch.tensor([1.0, 5.0])}
+    >>> FedNova().step({"params": torch.zeros(1)}, uploads, cohort)
+    {'params': tensor([-28.])}
+    """
+
+    local_update: NormalisedSGDUpdate = NormalisedSGDUpdate()
+    weighting: Weighting = "num-examples"
+
+    def weights(self, cohort: Cohort) -> Tensor:
+        """Return ``alpha_i`` over the cohort."""
+        return shares(cohort.num_examples_S, self.weighting)
+
+    def step(self, server: Arrays, uploads_S: Arrays, cohort: Cohort) -> Arrays:
+        """Go along the mean direction for the mean number of steps."""
+        alpha_S = self.weights(cohort)
+        tau = weighted_mean(alpha_S, uploads_S["tau"])
+        return {"params": server["params"] - tau * weighted_mean(alpha_S, uploads_S["direction"])}

@@ -1,0 +1,103 @@
+"""SCAFFOLD: control variates take the drift out of local steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from fedpisa.clients.base import Arrays
+from fedpisa.clients.scaffold import ScaffoldUpdate
+from fedpisa.layout import ParamLayout
+from fedpisa.strategies.averaging import LocalTraining, Weighting, counts, remember, shares
+from fedpisa.strategies.base import Cohort, weighted_mean
+from fedpisa.typing import Positive
+
+
+@final
+@dataclass(frozen=True)
+class Scaffold(LocalTraining):
+    r"""Correct every local step by what the clients know of each other's gradients, ``g - c_i + c``.
+
+    Clients, option II: ``c_i <- c_i - c + (w - v_i) / (K learning-rate)``. Server:
+    ``w <- w + server-learning-rate sum_{i in S} alpha_i (v_i - w)`` and
+    ``c <- c + (|S|/N) sum_{i in S} alpha_i (change of c_i)``. The optimum is its fixed point, however
+    many local steps there are and however few clients take part.
+
+    Costs: 1 vector up, 2 down, 1 in the client, 1 on the server; K gradients per round.
+
+    Choices: all control variates start at zero. The paper sends the change of ``c_i`` as a second vector;
+    it is ``(w - v_i) / (K learning-rate) - c``, which the server has from the first, ``v_i - w``. The paper
+    weighs clients uniformly, ``weighting = "uniform"``; by default models and control variates are weighed
+    by samples, so that the fixed point is the optimum of ``sum_i (n_i/n) f_i``. For that ``c`` has to be
+    ``sum_i (n_i/n) c_i`` over all clients, also where only some take part and have not the mean size: the
+    server remembers the ``n_i`` it saw, takes their mean for those it did not see, and moves ``c`` by
+    ``sum_S n_i (change of c_i) / n``, which is the formula above for clients of one size. With momentum,
+    ``K learning-rate`` becomes the weight that the gradients have in ``w - v_i``.
+
+    Server state: ``params`` ``w``, ``control`` ``c``, ``num-examples`` ``n_i`` ``(N,)``, 0 for a client not
+    seen yet.
+
+    Parameters
+    ----------
+    local_update
+        SGD with control variates.
+    weighting
+        Clients' weights ``alpha_i``: by ``"num-examples"``, or ``"uniform"``.
+    server_learning_rate
+        Length of the server's step; 1 goes to the mean of the clients' models.
+
+    References
+    ----------
+    Karimireddy et al., SCAFFOLD: Stochastic Controlled Averaging for Federated Learning, ICML 2020,
+    arXiv 1910.06378.
+
+    Examples
+    --------
+    Two clients of 1 and 3 samples from ``w = 0``, each after two steps of length 0.5:
+    ``c_i = (0 - v_i) / 1`` is -4 and -8.
+
+    >>> layout = ParamLayout.of([("weight", torch.zeros(1))])
+    >>> cohort = Cohort(torch.arange(2), torch.tensor([1.0, 3.0]), 1, 2, layout)
+    >>> uploads = {"drift": torch.tensor([[4.0], [8.0]]), "length": torch.ones(2)}
+    >>> server = Scaffold().step(Scaffold().init(torch.zeros(1), layout), uploads, cohort)
+    >>> server["params"], server["control"]
+    (tensor([7.]), tensor([-7.]))
+    """
+
+    local_update: ScaffoldUpdate = ScaffoldUpdate()
+    weighting: Weighting = "num-examples"
+    server_learning_rate: Positive = 1.0
+
+    def init(self, params_P: Tensor, layout: ParamLayout) -> Arrays:
+        """Start at the initial model with ``c = 0``."""
+        return {"params": params_P, "control": torch.zeros_like(params_P)}
+
+    def broadcast(self, server: Arrays) -> Arrays:
+        """Return the global model and ``c``."""
+        return {"params": server["params"], "control": server["control"]}
+
+    def weights(self, cohort: Cohort) -> Tensor:
+        """Return ``alpha_i`` over the cohort."""
+        return shares(cohort.num_examples_S, self.weighting)
+
+    def step(self, server: Arrays, uploads_S: Arrays, cohort: Cohort) -> Arrays:
+        """Move the model to the clients' mean and ``c`` by the change of theirs."""
+        w_P, c_P = server["params"], server["control"]
+        drift_SP = uploads_S["drift"]
+        before = self._total(server["num-examples"]) if "num-examples" in server else 0.0
+        memory = remember(server, {"num-examples": cohort.num_examples_S}, cohort)
+        counts_S = counts(cohort.num_examples_S, self.weighting)
+        change_P = -weighted_mean(counts_S / uploads_S["length"], drift_SP) - float(counts_S.sum()) * c_P
+        return {
+            "params": w_P + self.server_learning_rate * weighted_mean(self.weights(cohort), drift_SP),
+            "control": (before * c_P + change_P) / self._total(memory["num-examples"]),
+            **memory,
+        }
+
+    def _total(self, num_examples_N: Tensor) -> float:
+        """Return what all clients count together; those not seen yet count the others' mean."""
+        counts_N = counts(num_examples_N, self.weighting)
+        return float(counts_N.sum() / (counts_N > 0).sum()) * len(counts_N)
