@@ -20,10 +20,17 @@ class LocalSGD(ModelAveraging):
 
     Every client takes the same number of steps, 10 by default.
 
+    Costs: 1 vector up, 1 down, 0 in the client, 1 on the server; K gradients per round.
+
     Parameters
     ----------
     local_update
         Local SGD.
+
+    Notes
+    -----
+    FedAvg's theory in its plainest form: the same number of steps for all, and clients count alike, so that what
+    it minimises is the mean over clients and not over samples.
 
     References
     ----------

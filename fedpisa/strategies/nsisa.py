@@ -19,6 +19,15 @@ class Nsisa(ConsensusADMM):
     ``h`` the Nesterov look-ahead of a momentum over the client's gradients; see `NewtonSchulz`. Server and duals
     are PISA's.
 
+    Costs: 1 vector up, 1 down, 3 in the client, N + 1 on the server; K gradients per round.
+
+    Notes
+    -----
+    For deep networks with large matrices and clients that are alike. The length of a client's gradient does not
+    count: where clients differ, it comes to rest elsewhere than at the optimum (for one row, where
+    ``sum_i alpha_i g_i / ||g_i|| = 0``). The five steps take at most ``15 min(rows, cols) rows cols``
+    multiplications per matrix, whatever the size of a mini-batch.
+
     References
     ----------
     Zhou, Wang, Luo, Zhu, Li, Preconditioned Inexact Stochastic ADMM for Deep Models, arXiv 2502.10784, and its

@@ -18,6 +18,14 @@ class Sisa(ConsensusADMM):
     ``Q = sqrt(n_i / (1 - beta^t)) + eps``, ``n_i = beta n_i + (1 - beta) (pi_i + g)^2``: an adaptive step per
     coordinate, with the consensus of PISA.
 
+    Costs: 1 vector up, 1 down, 2 in the client, N + 1 on the server; K gradients per round.
+
+    Notes
+    -----
+    For neural networks, where one step size does not suit all layers. The second moment is that of
+    ``pi_i + g``, which goes to zero at a solution, so that ``Q`` may: keep ``sigma`` large enough to be stable
+    alone.
+
     References
     ----------
     Zhou, Wang, Luo, Zhu, Li, Preconditioned Inexact Stochastic ADMM for Deep Models, arXiv 2502.10784.

@@ -1,0 +1,174 @@
+"""Write ``docs/algorithms.md`` from the docstrings: ``python docs/generate.py``."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from fedpisa.clients.base import LocalUpdate
+from fedpisa.clients.preconditioners import Preconditioner
+from fedpisa.components import REQUIRED, Component, Key, available, plain
+from fedpisa.strategies.base import Algorithm
+
+PAGE = Path(__file__).with_name("algorithms.md")
+HEAD = """\
+# Algorithms
+
+Generated from the docstrings by `python docs/generate.py`; edit those.
+
+Costs count vectors as long as the model, up and down per client and round; `N` is the number of clients, `K` that of
+local steps, of one mini-batch each unless `batches-per-round` says more. They are those of the default keys: what
+another preconditioner or optimizer keeps comes on top. `alpha_i` are the clients' weights, by default `n_i / n`.
+"""
+COSTS = re.compile(
+    r"(?P<up>.+?) vectors? up, (?P<down>.+?) down, (?P<client>.+?) in the client, "
+    r"(?P<server>.+?) on the server; (?P<gradients>.+?) gradients? per round\.?"
+)
+COLUMNS = {
+    "up": "vectors up",
+    "down": "down",
+    "client": "in the client",
+    "server": "on the server",
+    "gradients": "gradients per round",
+}
+
+
+def sections(part: object) -> dict[str, str]:
+    """Return a docstring's sections by title: ``""`` is what comes before them, without the line of costs."""
+    text = inspect.cleandoc(getattr(part, "__doc__", None) or "")
+    pieces = re.split(r"^(\S[^\n]*)\n-{3,}\n", text, flags=re.M)
+    found = {"": pieces[0], **dict(zip(pieces[1::2], pieces[2::2], strict=True))}
+    costs = re.search(r"^Costs: (.*?)(?=\n\n|\Z)", found[""], re.M | re.S)
+    if costs:
+        found[""] = found[""].replace(costs[0], "")
+        found["Costs"] = " ".join(costs[1].split())
+    return {title: re.sub(r"\n{3,}", "\n\n", markdown(body)).strip() for title, body in found.items()}
+
+
+def markdown(text: str) -> str:
+    """Return text with code as Markdown writes it."""
+    return text.replace("``", "`")
+
+
+def costs_of(component: Component) -> dict[str, str]:
+    """Return an algorithm's costs by column, empty where its docstring has no line of the fixed form."""
+    match = COSTS.fullmatch(sections(component.factory).get("Costs", ""))
+    return match.groupdict() if match else {}
+
+
+def own_keys(component: Component) -> Iterator[tuple[Key, str | None]]:
+    """Yield the keys of a component and of what it is made of, with the family of the part that one chooses.
+
+    The keys of such a part are not its own.
+    """
+    for parameter in component.parameters:
+        if parameter.key:
+            yield parameter.key, parameter.family
+        elif parameter.nested:
+            yield from own_keys(parameter.nested)
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """Return a Markdown table."""
+    head = list(head)
+    cells = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in cells)
+
+
+def key_table(component: Component) -> str:
+    """Return a table of keys, with defaults as TOML writes them."""
+    rows = ((f"`{key.name}`", default(key), markdown(key.doc)) for key, _ in own_keys(component))
+    return table(("key", "default", "meaning"), rows)
+
+
+def default(key: Key) -> str:
+    """Return a key's default as TOML writes it."""
+    if key.default is REQUIRED:
+        return "needed"
+    if key.default is None:
+        return ""
+    value = plain(key.default)
+    text = {True: "true", False: "false"}[value] if isinstance(value, bool) else str(value)
+    return f'`"{text}"`' if isinstance(value, str) else f"`{text}`"
+
+
+def ancestors(cls: type, base: type) -> list[type]:
+    """Return what a class inherits from below ``base``, itself first."""
+    return [item for item in cls.__mro__ if issubclass(item, base) and item is not base]
+
+
+def linked(classes: Iterable[type]) -> str:
+    """Return links to the classes' own sections."""
+    return ", ".join(f"[`{cls.__name__}`](#{cls.__name__.lower()})" for cls in classes)
+
+
+def algorithm_section(component: Component) -> Iterator[str]:
+    """Yield the paragraphs about an algorithm."""
+    made: Any = component.factory()
+    text = sections(component.factory)
+    yield f"## {component.name}"
+    yield text[""]
+    server, client = ancestors(type(made), Algorithm)[1:], ancestors(type(made.local_update), LocalUpdate)
+    parts = [f"the client is {linked(client[:1])}", *([f"the server {linked(server)}"] if server else [])]
+    yield f"Below: {', '.join(parts)}."
+    if "Notes" in text:
+        yield f"**When to choose it.** {text['Notes']}"
+    if "Costs" in text:
+        yield f"**Costs.** {text['Costs']}"
+    yield key_table(component)
+    for key, family in own_keys(component):
+        if family:
+            yield f"And the keys of the {family} that `{key.name}` names."
+    if "References" in text:
+        yield f"**References.** {text['References']}"
+
+
+def part_section(cls: type) -> Iterator[str]:
+    """Yield the paragraphs about a class that algorithms share."""
+    text = sections(cls)
+    yield f"### {cls.__name__}"
+    yield text[""]
+    if "References" in text:
+        yield f"**References.** {text['References']}"
+
+
+def preconditioner_section(component: Component) -> Iterator[str]:
+    """Yield the paragraphs about a preconditioner."""
+    text = sections(component.factory)
+    yield f"### {component.name}"
+    yield text[""]
+    yield key_table(component)
+    if "References" in text:
+        yield f"**References.** {text['References']}"
+
+
+def page() -> str:
+    """Return the whole page."""
+    algorithms = available("algorithm")
+    paragraphs = [HEAD.strip()]
+    rows = []
+    for name, component in algorithms.items():
+        costs = costs_of(component)
+        rows.append([f"[`{name}`](#{name})", *(costs.get(column, "") for column in COLUMNS)])
+    paragraphs.append(table(("algorithm", *COLUMNS.values()), rows))
+    parts: dict[type, None] = {}
+    for component in algorithms.values():
+        paragraphs += algorithm_section(component)
+        made: Any = component.factory()
+        parts |= dict.fromkeys(ancestors(type(made), Algorithm)[1:])
+        parts |= dict.fromkeys(ancestors(type(made.local_update), LocalUpdate))
+    paragraphs += ["## Servers and clients", "What the algorithms share; their keys are in the tables above."]
+    for cls in sorted(parts, key=lambda cls: cls.__name__):
+        paragraphs += part_section(cls)
+    paragraphs += ["## Preconditioners", sections(Preconditioner)[""]]
+    paragraphs.append("One of your own: see [preconditioner.md](preconditioner.md).")
+    for component in available("preconditioner").values():
+        paragraphs += preconditioner_section(component)
+    return "\n\n".join(paragraph for paragraph in paragraphs if paragraph) + "\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

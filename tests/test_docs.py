@@ -1,0 +1,107 @@
+"""The generated page is what the docstrings say, and the costs that they state are measured."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from fedpisa.components import available, inspect_component
+from fedpisa.config import RunConfig
+from fedpisa.federation import Federation
+from fedpisa.simulation.rounds import rounds
+from fedpisa.simulation.vmap import VmapGrid
+
+DOCS = Path(__file__).parents[1] / "docs"
+N = 3
+
+
+def load() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("fedpisa_docs_generate", DOCS / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+generate = load()
+COSTS: dict[str, Mapping[str, str]] = {
+    name: costs
+    for name, component in available("algorithm").items()
+    if (costs := generate.costs_of(component))
+}
+
+
+def test_the_page_is_up_to_date() -> None:
+    page = (DOCS / "algorithms.md").read_text(encoding="utf-8")
+    assert page == generate.page(), "run: python docs/generate.py"
+
+
+def test_every_algorithm_preconditioner_and_key_is_on_it() -> None:
+    page = generate.page()
+    for name, component in available("algorithm").items():
+        (section,) = re.findall(rf"^## {name}\n(.*?)(?=^## )", page, re.M | re.S)
+        assert all(f"| `{key.name}` |" in section for key, _ in generate.own_keys(component))
+    for name in available("preconditioner"):
+        assert f"\n### {name}\n" in page
+    assert "``" not in page
+
+
+def test_links_on_it_lead_somewhere() -> None:
+    page = generate.page()
+    anchors = {title.lower().replace(" ", "-") for title in re.findall(r"^#+ (.*)$", page, re.M)}
+    assert set(re.findall(r"\]\(#([^)]*)\)", page)) <= anchors
+    assert all((DOCS / name).exists() for name in re.findall(r"\]\(([^#)]*)\)", page))
+
+
+class Silent:
+    """Without a line of costs.
+
+    References
+    ----------
+    Nobody.
+    """
+
+
+def test_a_missing_line_of_costs_leaves_a_gap() -> None:
+    assert generate.costs_of(inspect_component("algorithm", "silent", Silent)) == {}
+    assert generate.sections(Silent) == {"": "Without a line of costs.", "References": "Nobody."}
+
+
+def vectors(text: str) -> int:
+    """Return the value of such as ``2 N + 1``."""
+    total = 0
+    for term in text.split("+"):
+        number, clients = re.fullmatch(r"\s*(\d*)\s*(N?)\s*", term).groups()  # type: ignore[union-attr]
+        total += int(number or 1) * (N if clients else 1)
+    return total
+
+
+@pytest.mark.parametrize("name", COSTS)
+def test_costs_are_what_a_round_moves_and_keeps(name: str) -> None:
+    """Vectors of the model's length, in two rounds with every client; scalars are not counted."""
+    federation = Federation(RunConfig(algorithm=name, num_clients=N, model="logistic", dtype="float64"))
+    grid = VmapGrid(federation.task, federation.algorithm.local_update, federation.data, 0)
+    strategy = federation.strategy()
+    finished: Any = list(rounds(strategy, grid, federation.initial_model(), 2))[-1]
+    size = federation.task.layout.size
+
+    def length(arrays: Mapping[str, torch.Tensor]) -> float:
+        return sum(value.numel() for value in arrays.values()) // size
+
+    state, server = grid.state(0) or {}, strategy.server
+    assert server is not None
+    measured = {
+        "up": finished.bytes_up // (8 * N * size),
+        "down": finished.bytes_down // (8 * N * size),
+        "client": length(state),
+        "server": length(server),
+    }
+    assert measured == {column: vectors(COSTS[name][column]) for column in measured}
