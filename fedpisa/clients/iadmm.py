@@ -99,7 +99,9 @@ class ICEADMMUpdate(LinearisedADMM):
     """
 
     sigma: Positive = 2.0
-    proximity: NonNegative = 4.0
+    proximity: NonNegative = 10.0
+    batch_size: PositiveInt | Literal["full"] = "full"
+    local_steps: PositiveInt | None = 10
 
     def step(
         self, gradient: Gradient, down: Arrays, state: Arrays, work: Arrays, batch: MiniBatches

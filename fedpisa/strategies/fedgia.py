@@ -30,7 +30,7 @@ class FedGiA(ConsensusADMM):
     ``proximity = sigma``, all send ``w - g / sigma``, and the round is a gradient step. So ``sigma`` must exceed half
     of the curvature.
 
-    Costs: 1 vector up, 1 down, 1 in the client, 1 per client on the server; 1 gradient per round.
+    Costs: 1 vector up, 1 down, 1 in the client, N + 1 on the server; 1 gradient per round.
 
     References
     ----------

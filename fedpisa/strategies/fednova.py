@@ -22,7 +22,7 @@ class FedNova(LocalTraining):
     `NormalisedSGDUpdate`). It takes out the bias from unequal numbers of local steps; that from local steps
     as such, of the order of the learning rate, stays. With equal numbers it is FedAvg.
 
-    Costs: 1 vector up, 1 down, 0 in the client, 0 on the server; K gradients per round.
+    Costs: 1 vector up, 1 down, 0 in the client, 1 on the server; K gradients per round.
 
     Choices: ``tau_eff`` is the weighted mean of the ``tau_i``, the paper's default, and there is no momentum
     on the server. Only the round's clients are averaged, their weights renormalised.

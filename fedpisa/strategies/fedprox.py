@@ -17,7 +17,7 @@ class FedProx(ModelAveraging):
     The distance is squared, as in the paper: its gradient is ``mu (v - w)``. At ``v = w`` it vanishes, so
     that the fixed point stays biased; with a larger ``proximal-mu`` less so.
 
-    Costs: 1 vector up, 1 down, 0 in the client, 0 on the server; K gradients per round.
+    Costs: 1 vector up, 1 down, 0 in the client, 1 on the server; K gradients per round.
 
     Choices: the paper solves the local problem to some accuracy; here it takes ``local-epochs`` or
     ``local-steps`` of SGD. The paper's analysis samples clients by size and takes the plain mean; as in its

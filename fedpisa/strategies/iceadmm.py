@@ -22,11 +22,12 @@ class ICEADMM(ConsensusADMM):
     ``sigma_i = alpha_i sigma`` and ``r_i = proximity`` (times ``alpha_i``): the weight cancels in the client. The
     server needs ``sigma_i w_i + pi_i`` alone, so one vector goes up, not two. Many dual steps at a fixed ``w``
     end at ``w_i = w``, ``pi_i = -grad F_i(w)``, and the round is then a gradient step of length ``1 / sigma``:
-    ``sigma`` must exceed half of the curvature.
+    ``sigma`` must exceed half of the curvature. Its gradients are full ones, as they are here by default: each
+    step's noise goes into the dual.
 
     The paper visits every client; ``absent`` says what one that is not sampled counts for.
 
-    Costs: 1 vector up, 1 down, 2 in the client, 1 per client on the server; K gradients per round.
+    Costs: 1 vector up, 1 down, 2 in the client, N + 1 on the server; K gradients per round.
 
     References
     ----------

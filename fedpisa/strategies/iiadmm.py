@@ -28,7 +28,7 @@ class IIADMM(ConsensusADMM):
 
     Server state: as `ConsensusADMM`, and ``dual`` ``pi_i`` ``(N, P)``.
 
-    Costs: 1 vector up, 1 down, 2 in the client, 2 per client on the server; K gradients per round.
+    Costs: 1 vector up, 1 down, 2 in the client, 2 N + 1 on the server; K gradients per round.
 
     References
     ----------

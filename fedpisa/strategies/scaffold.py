@@ -26,7 +26,7 @@ class Scaffold(LocalTraining):
     ``c <- c + (|S|/N) sum_{i in S} alpha_i (change of c_i)``. The optimum is its fixed point, however
     many local steps there are and however few clients take part.
 
-    Costs: 1 vector up, 2 down, 1 in the client, 1 on the server; K gradients per round.
+    Costs: 1 vector up, 2 down, 1 in the client, 2 on the server; K gradients per round.
 
     Choices: all control variates start at zero. The paper sends the change of ``c_i`` as a second vector;
     it is ``(w - v_i) / (K learning-rate) - c``, which the server has from the first, ``v_i - w``. The paper
