@@ -281,17 +281,19 @@ def _torchvision_model(name: str, known: Iterable[str]) -> Component | None:
     return torchvision_models.find(name, known)
 
 
-def _left_out_optimizer(name: str, known: Iterable[str]) -> None:
+def _missing_optimizer(name: str, known: Iterable[str]) -> None:
     from fedpisa.strategies import optimizers
 
     if name in optimizers.LEFT_OUT:
-        raise ValueError(f"optimizer {name!r} is left out: {optimizers.LEFT_OUT[name]}; take another")
+        raise ValueError(f"optimizer {name!r} is left out{optimizers.missing(name)}; take another")
+    if name in optimizers.EXTRA:
+        raise ValueError(f"no optimizer {name!r}{optimizers.missing(name)}")
 
 
 # Where to look for a name that the family itself does not have.
 _FALLBACKS: Final[Mapping[str, Callable[[str, Iterable[str]], Component | None]]] = {
     "model": _torchvision_model,
-    "optimizer": _left_out_optimizer,
+    "optimizer": _missing_optimizer,
 }
 
 

@@ -1,16 +1,29 @@
-"""Optimizers by name are torch's own, to the last bit."""
+"""Optimizers by name are torch's and pytorch_optimizer's own, to the last bit, also from round to round."""
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from fedpisa.components import available, build, find, resolve
-from fedpisa.strategies.optimizers import LEFT_OUT, Optimizer, without_tensors
+from fedpisa.layout import ParamLayout
+from fedpisa.strategies import optimizers
+from fedpisa.strategies.base import Cohort
+from fedpisa.strategies.fedsgd import FedSGD
+from fedpisa.strategies.optimizers import EXTRA, LEFT_OUT, Optimizer, without_tensors
 
-NAMES = sorted(available("optimizer"))
+ALL = sorted(available("optimizer"))
+NAMES = [name for name in ALL if find("optimizer", name).summary.startswith("torch.")]
+INSTALLED = importlib.util.find_spec("pytorch_optimizer") is not None
+needs_extra = pytest.mark.skipif(
+    not INSTALLED, reason="pytorch_optimizer is not installed: the extra 'optimizers'"
+)
 
 
 def class_of(name: str) -> type[torch.optim.Optimizer]:
@@ -63,7 +76,7 @@ def test_keys_are_torchs_options(name: str, keys: dict[str, object], options: di
     assert torch.equal(trajectory(optimizer, ours), trajectory(class_of(name)([theirs], **options), theirs))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ALL)
 def test_resolved_values_build_the_same_optimizer(name: str) -> None:
     component = find("optimizer", name)
     assert build(component, resolve(component)) == build(component)
@@ -123,3 +136,117 @@ def test_annotations_lose_their_tensors() -> None:
     assert without_tensors(float | torch.Tensor) is float
     assert without_tensors(tuple[float | torch.Tensor, float] | None) == tuple[float, float] | None
     assert without_tensors(bool) is bool
+
+
+# ------------------------------------------------------------------------------------- from round to round
+
+
+def gradient(params: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the gradient of a tilted quartic, which is nowhere zero by chance."""
+    return {
+        name: torch.linspace(0.5, 2.0, value.numel()).reshape(value.shape) * (value - 1) + 0.1 * value**3
+        for name, value in params.items()
+    }
+
+
+def model(shapes: Iterable[tuple[int, ...]]) -> dict[str, Tensor]:
+    """Return weights under names with dots."""
+    generator = torch.Generator().manual_seed(0)
+    return {f"layer.{i}.weight": torch.randn(shape, generator=generator) for i, shape in enumerate(shapes)}
+
+
+def rounds(algorithm: FedSGD, params: dict[str, Tensor], number: int) -> Iterator[dict[str, Tensor]]:
+    """Yield the server's parameters after each round of one client, through nothing but its state of tensors."""
+    layout = ParamLayout.of(params.items())
+    cohort = Cohort(torch.tensor([0]), torch.tensor([1.0], dtype=torch.float64), 1, 1, layout)
+    server: Any = algorithm.init(layout.flatten(params), layout)
+    for _ in range(number):
+        g_P = layout.flatten(gradient(layout.unflatten(server["params"])))
+        server = algorithm.step({k: v.clone() for k, v in server.items()}, {"gradient": g_P[None]}, cohort)
+        assert all(isinstance(value, Tensor) for value in server.values())
+        yield layout.unflatten(server["params"])
+
+
+def by_hand(optimizer: torch.optim.Optimizer, bound: dict[str, torch.nn.Parameter]) -> None:
+    for name, value in gradient({name: p.detach() for name, p in bound.items()}).items():
+        bound[name].grad = value
+    optimizer.step()
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_rounds_are_steps_of_one_optimizer(name: str) -> None:
+    """Twelve rounds, the optimizer taken apart after each, are twelve plain steps to the last bit."""
+    shapes = [(4, 3), (3, 5)] if name == "muon" else [(4, 3), (4,), (3, 2, 2, 2)]
+    params = model(shapes)
+    optimizer = build(find("optimizer", name), {"learning-rate": 0.01})
+    bound = {key: torch.nn.Parameter(value.clone()) for key, value in params.items()}
+    plain = optimizer.create(bound)
+    for after in rounds(FedSGD(optimizer=optimizer), params, 12):
+        by_hand(plain, bound)
+        for key, value in after.items():
+            assert torch.equal(value, bound[key]), key
+    assert any(not torch.equal(bound[key], params[key]) for key in params)
+    assert all(bool(torch.isfinite(value).all()) for value in bound.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "keys"),
+    [
+        ("sgd", {"momentum": 0.9, "nesterov": True}),
+        ("rmsprop", {"momentum": 0.9, "centered": True}),
+        ("adam", {"amsgrad": True}),
+        ("adafactor", {"beta2-decay": -0.5}),
+    ],
+)
+def test_rounds_are_steps_with_options(name: str, keys: dict[str, object]) -> None:
+    params = model([(4, 3), (4,)])
+    optimizer = build(find("optimizer", name), keys)
+    bound = {key: torch.nn.Parameter(value.clone()) for key, value in params.items()}
+    plain = optimizer.create(bound)
+    for after in rounds(FedSGD(optimizer=optimizer), params, 5):
+        by_hand(plain, bound)
+        assert all(torch.equal(value, bound[key]) for key, value in after.items())
+
+
+def test_what_cannot_be_kept_is_refused_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Hoarder(torch.optim.SGD):
+        def step(self, closure: Any = None) -> None:  # type: ignore[override]
+            for parameter in self.param_groups[0]["params"]:
+                self.state[parameter]["things"] = {"a": object()}
+
+    monkeypatch.setattr(optimizers, "_classes", lambda: {"hoarder": Hoarder})
+    params = model([(2,)])
+    layout = ParamLayout.of(params.items())
+    with pytest.raises(ValueError, match=r"'hoarder' cannot train this model: it remembers a dict \(layer.0"):
+        FedSGD(optimizer=Optimizer("hoarder", {"lr": 0.1})).init(layout.flatten(params), layout)
+
+
+# ---------------------------------------------------------------------------------------------- the extra
+
+
+@needs_extra
+def test_the_papers_optimizers_are_there() -> None:
+    assert set(EXTRA) <= {*ALL}
+    keys = {key.name: key for key in find("optimizer", "lamb").keys}
+    assert {"learning-rate", "betas", "weight-decay", "eps"} <= keys.keys()
+    assert not {"foreach", "maximize", "kwargs"} & keys.keys()
+    assert keys["betas"].doc == "Decay rates for the first and second moments."
+
+
+@needs_extra
+def test_muon_leaves_vectors_to_adamw() -> None:
+    weight, bias = (torch.nn.Parameter(torch.zeros(shape)) for shape in ((2, 2), (2,)))
+    groups = build(find("optimizer", "muon-adamw")).create([weight, bias]).param_groups
+    assert [(group["use_muon"], len(group["params"])) for group in groups] == [(True, 1), (False, 1)]
+
+
+def test_without_the_extra_its_names_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    torchs = {name: class_of(name) for name in NAMES}
+    monkeypatch.setattr(optimizers, "_classes", lambda: torchs)
+    monkeypatch.setattr("fedpisa.components._collected", lambda family: dict.fromkeys(NAMES))
+    for attempt in (lambda: find("optimizer", "lamb"), lambda: Optimizer("lamb", {})):
+        with pytest.raises(
+            ValueError, match=r"no optimizer 'lamb': .* pip install 'fedpisa\[optimizers\]'"
+        ) as caught:
+            attempt()
+        assert "\n" not in str(caught.value)

@@ -20,10 +20,11 @@ from fedpisa.strategies.optimizers import Optimizer
 class FedSGD(Algorithm):
     r"""One optimizer step on the server: ``G = sum_i alpha_i grad F_i(w; B_i)``, ``w <- optimizer(w, G)``.
 
-    All of `torch.optim`'s first-order optimizers, with their own options as keys. It is centralised training
+    All of `torch.optim`'s first-order optimizers and, with the extra ``optimizers``, those of `pytorch_optimizer`
+    that `fedpisa list optimizers` names, with their own options as keys. It is centralised training
     on large batches, and the yardstick of the paper's comparison.
 
-    Server state: ``params`` ``w`` and the optimizer's own tensors.
+    Server state: ``params`` ``w`` and the optimizer's own memory.
 
     Costs: 1 vector up, 1 down, 0 in the client, 1 on the server; K gradients per round.
 
@@ -64,23 +65,16 @@ class FedSGD(Algorithm):
 
     def init(self, params_P: Tensor, layout: ParamLayout) -> Arrays:
         """Start at the initial model, the optimizer without memory; refuse one that does not take the model."""
-        self.optimizer.create(layout.unflatten(params_P).values())
+        params = layout.unflatten(params_P)
+        self.optimizer.step(params, {name: torch.zeros_like(value) for name, value in params.items()}, {})
         return {"params": params_P}
 
     def step(self, server: Arrays, uploads_S: Arrays, cohort: Cohort) -> Arrays:
         """Take one optimizer step along the mean gradient."""
         gradient_P = weighted_mean(self.weights(cohort), uploads_S["gradient"])
-        tensors = cohort.layout.unflatten(server["params"])
-        params = {name: torch.nn.Parameter(value.clone()) for name, value in tensors.items()}
-        optimizer = self.optimizer.create(params.values())
-        for name, gradient in cohort.layout.unflatten(gradient_P).items():
-            params[name].grad = gradient
-            memory = {k.removeprefix(f"{name}/"): v for k, v in server.items() if k.startswith(f"{name}/")}
-            optimizer.state[params[name]].update(memory)
-        optimizer.step()
-        after = {"params": cohort.layout.flatten({name: value.detach() for name, value in params.items()})}
-        for name, value in params.items():
-            for key, memory in optimizer.state[value].items():
-                if memory is not None:
-                    after[f"{name}/{key}"] = torch.as_tensor(memory)
-        return after
+        layout = cohort.layout
+        memory = {name: value for name, value in server.items() if name != "params"}
+        params, memory = self.optimizer.step(
+            layout.unflatten(server["params"]), layout.unflatten(gradient_P), memory
+        )
+        return {"params": layout.flatten(params), **memory}

@@ -1,19 +1,25 @@
-"""Optimizers by name: every first-order optimizer of ``torch.optim``, with its own options as keys."""
+"""Optimizers by name, with their own options as keys, and their memory as named tensors.
+
+Every first-order optimizer of ``torch.optim``, and, with the extra ``optimizers``, some of ``pytorch_optimizer``.
+"""
 
 from __future__ import annotations
 
 import functools
+import importlib
+import importlib.util
 import inspect
 import operator
 import re
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Final, Union, final
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from fedpisa.components import REQUIRED, Component, Key, Parameter, kebab, nearest, one_line
 
@@ -23,22 +29,33 @@ LEFT_OUT: Final = {
 }
 """Optimizers of torch that cannot be used here, and why."""
 
+EXTRA: Final = {
+    "adabelief": "AdaBelief", "adabound": "AdaBound", "adam-mini": "AdamMini", "adamp": "AdamP", "adan": "Adan",
+    "ademamix": "AdEMAMix", "adopt": "ADOPT", "came": "CAME", "diffgrad": "DiffGrad", "lamb": "Lamb",
+    "laprop": "LaProp", "lars": "LARS", "lion": "Lion", "madgrad": "MADGRAD", "mars": "MARS",
+    "muon-adamw": "Muon", "novograd": "NovoGrad", "padam": "PAdam", "prodigy": "Prodigy", "qhadam": "QHAdam",
+    "ranger": "Ranger", "shampoo": "Shampoo", "soap": "SOAP", "tiger": "Tiger", "yogi": "Yogi",
+}  # fmt: skip
+"""Optimizers of ``pytorch_optimizer``. ``muon-adamw`` is its Muon, which leaves all but matrices to AdamW."""
+
 # These choose how a step is computed, not which step is taken; and nobody maximises a loss.
-_NOT_KEYS: Final = frozenset({"params", "foreach", "fused", "capturable", "differentiable", "maximize"})
+_NOT_KEYS: Final = frozenset(
+    {"params", "model", "model_sharding", "foreach", "fused", "capturable", "differentiable", "maximize"}
+)
 _KEY_NAMES: Final = {"lr": "learning-rate"}
 
 
 @final
 @dataclass(frozen=True)
 class Optimizer:
-    """An optimizer of ``torch.optim`` and its options, not yet bound to parameters.
+    """An optimizer and its options, not yet bound to parameters.
 
     Parameters
     ----------
     name
         The class in lower case: ``sgd``, ``adam``, ``adamw``, ...
     options
-        Arguments of the class under torch's own names; those left out take torch's defaults.
+        Arguments of the class under its own names; those left out take its defaults.
 
     Raises
     ------
@@ -59,19 +76,79 @@ class Optimizer:
     def __post_init__(self) -> None:
         self.create([torch.nn.Parameter(torch.zeros(1, 1))])
 
-    def create(self, parameters: Iterable[torch.nn.Parameter | torch.Tensor]) -> torch.optim.Optimizer:
+    def create(
+        self, parameters: Mapping[str, torch.nn.Parameter] | Iterable[torch.nn.Parameter]
+    ) -> torch.optim.Optimizer:
         """Return the optimizer of these parameters."""
+        if not isinstance(parameters, Mapping):
+            parameters = {str(number): parameter for number, parameter in enumerate(parameters)}
         classes = _classes()
         if self.name not in classes:
-            reason = f": {LEFT_OUT[self.name]}" if self.name in LEFT_OUT else nearest(self.name, classes)
+            reason = missing(self.name) or nearest(self.name, classes)
             raise ValueError(f"no optimizer {self.name!r}{reason} (available: {', '.join(classes)})")
         try:
-            return classes[self.name](list(parameters), **self.options)
+            return classes[self.name](_bundled(self.name, parameters), **self.options)
         except (ValueError, TypeError, RuntimeError) as error:
             raise ValueError(f"optimizer {self.name!r} refuses: {one_line(error)}") from error
 
+    def step(
+        self, params: Mapping[str, Tensor], gradients: Mapping[str, Tensor], memory: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Take one step; return the new parameters and the new memory.
 
-def _classes() -> dict[str, type[torch.optim.Optimizer]]:
+        Parameters
+        ----------
+        params, gradients
+            By name.
+        memory
+            What the last step returned, empty before the first.
+
+        Raises
+        ------
+        ValueError
+            If the optimizer refuses the parameters or remembers what cannot be kept as tensors.
+
+        Examples
+        --------
+        >>> momentum = Optimizer("sgd", {"lr": 1.0, "momentum": 0.5})
+        >>> w, g = {"w": torch.zeros(1)}, {"w": torch.ones(1)}
+        >>> w, memory = momentum.step(w, g, {})
+        >>> momentum.step(w, g, memory)
+        ({'w': tensor([-2.5000])}, {'w/momentum_buffer': tensor([1.5000])})
+        """
+        bound = {name: torch.nn.Parameter(value.clone()) for name, value in params.items()}
+        for name, gradient in gradients.items():
+            bound[name].grad = gradient.clone()
+        optimizer = self.create(bound)
+        # A group's options are no memory; its counters, which a step changes or adds, are.
+        fresh = [dict(group) for group in optimizer.param_groups]
+        names = {parameter: name for name, parameter in bound.items()}
+        try:
+            _restore(optimizer, bound, memory)
+            optimizer.step()
+            kept = dict(_kept(optimizer, names, fresh))
+        except (ValueError, TypeError, RuntimeError, NotImplementedError) as error:
+            raise ValueError(f"optimizer {self.name!r} cannot train this model: {one_line(error)}") from error
+        return {name: parameter.detach() for name, parameter in bound.items()}, kept
+
+
+def missing(name: str) -> str:
+    """Return why there is no such optimizer, as far as that is known.
+
+    Examples
+    --------
+    >>> missing("sparse-adam")
+    ': it takes sparse gradients only'
+    """
+    if name in LEFT_OUT:
+        return f": {LEFT_OUT[name]}"
+    if name in EXTRA and name not in _classes():
+        return ": it is pytorch_optimizer's, which is not installed; pip install 'fedpisa[optimizers]'"
+    return ""
+
+
+@functools.cache
+def _classes() -> Mapping[str, type[torch.optim.Optimizer]]:
     found = {
         _name(name): value
         for name, value in vars(torch.optim).items()
@@ -79,7 +156,127 @@ def _classes() -> dict[str, type[torch.optim.Optimizer]]:
         and issubclass(value, torch.optim.Optimizer)
         and value is not torch.optim.Optimizer
     }
+    if importlib.util.find_spec("pytorch_optimizer"):
+        package = importlib.import_module("pytorch_optimizer")
+        # What torch has is torch's.
+        found = {name: getattr(package, cls) for name, cls in EXTRA.items() if hasattr(package, cls)} | found
     return {name: found[name] for name in sorted(found) if name not in LEFT_OUT}
+
+
+def _bundled(name: str, parameters: Mapping[str, torch.nn.Parameter]) -> Any:
+    """Return the parameters as an optimizer's first argument wants them."""
+    if name == "adam-mini":
+        return _Named(parameters)
+    if name == "muon-adamw":
+        matrices = [parameter for parameter in parameters.values() if parameter.ndim > 1]
+        others = [parameter for parameter in parameters.values() if parameter.ndim <= 1]
+        groups = [{"params": matrices, "use_muon": True}, {"params": others, "use_muon": False}]
+        return [group for group in groups if group["params"]]
+    return list(parameters.values())
+
+
+@final
+class _Named(torch.nn.Module):
+    """A module that is nothing but its parameters."""
+
+    def __init__(self, parameters: Mapping[str, torch.nn.Parameter]) -> None:
+        super().__init__()
+        self._named = parameters
+
+    def named_parameters(self, *_: Any, **__: Any) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        """Yield names, which may have dots, and parameters."""
+        yield from self._named.items()
+
+
+# ------------------------------------------------------------------------------------------------ memory
+
+_GROUP: Final = "<group>"
+_SHARED: Final = "<shared>"
+_KINDS: Final = {bool: torch.bool, int: torch.int64, float: torch.float64}
+
+
+def _kept(
+    optimizer: torch.optim.Optimizer,
+    names: Mapping[torch.nn.Parameter, str],
+    fresh: Sequence[Mapping[str, Any]],
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield an optimizer's memory: of each parameter, of all of them, and of groups what is not as in ``fresh``."""
+    for owner, value in optimizer.state.items():
+        if isinstance(owner, torch.nn.Parameter):
+            for key, item in value.items():
+                yield from _pack(f"{names[owner]}/{key}", item)
+        else:
+            yield from _pack(f"{_SHARED}/{owner}", value)
+    for number, (group, before) in enumerate(zip(optimizer.param_groups, fresh, strict=True)):
+        for key, item in group.items():
+            changed = key not in before or isinstance(item, Tensor) or item != before[key]
+            if key != "params" and changed:
+                yield from _pack(f"{number}{_GROUP}/{key}", item)
+
+
+def _restore(
+    optimizer: torch.optim.Optimizer,
+    parameters: Mapping[str, torch.nn.Parameter],
+    memory: Mapping[str, Tensor],
+) -> None:
+    """Give an optimizer its memory back."""
+    for path in dict.fromkeys("/".join(path.partition(":")[0].split("/")[:2]) for path in memory):
+        owner, _, key = path.partition("/")
+        value = _unpack(path, memory)
+        if owner == _SHARED:
+            optimizer.state[key] = value  # type: ignore[index]
+        elif owner.endswith(_GROUP):
+            optimizer.param_groups[int(owner.removesuffix(_GROUP))][key] = value
+        else:
+            optimizer.state[parameters[owner]][key] = value
+
+
+def _pack(path: str, value: object) -> Iterator[tuple[str, Tensor]]:
+    """Yield a value as tensors, with its type in the name if it is none: a counter must come back a number.
+
+    Examples
+    --------
+    >>> dict(_pack("step", 3)), [name for name, _ in _pack("bases", [None, torch.eye(1)])]
+    ({'step:int': tensor(3)}, ['bases:list', 'bases/0:NoneType', 'bases/1'])
+    """
+    kind = type(value)
+    typed = f"{path}:{kind.__name__}"
+    if isinstance(value, Tensor):
+        yield path, value
+    elif value is None:
+        yield typed, torch.zeros(0)
+    elif kind in _KINDS:
+        yield typed, torch.tensor(value, dtype=_KINDS[kind])
+    elif isinstance(value, list | tuple) and kind in (list, tuple):
+        yield typed, torch.tensor(len(value))
+        for number, item in enumerate(value):
+            yield from _pack(f"{path}/{number}", item)
+    else:
+        raise ValueError(f"it remembers a {kind.__name__} ({path}), which cannot be kept as tensors")
+
+
+def _unpack(path: str, memory: Mapping[str, Tensor]) -> object:
+    """Return what `_pack` was given.
+
+    Examples
+    --------
+    >>> _unpack("bases", dict(_pack("bases", [None, (1, 0.5), True, []])))
+    [None, (1, 0.5), True, []]
+    """
+    if path in memory:
+        return memory[path]
+    if f"{path}:NoneType" in memory:
+        return None
+    for kind in (list, tuple):
+        length = memory.get(f"{path}:{kind.__name__}")
+        if length is not None:
+            return kind(_unpack(f"{path}/{number}", memory) for number in range(int(length)))
+    return next(
+        memory[name].item() for name in (f"{path}:{kind.__name__}" for kind in _KINDS) if name in memory
+    )
+
+
+# ------------------------------------------------------------------------------------------------ options
 
 
 def _name(class_name: str) -> str:
@@ -87,7 +284,7 @@ def _name(class_name: str) -> str:
 
 
 def components() -> Iterator[Component]:
-    """Yield a component for each optimizer of the installed torch.
+    """Yield a component for each optimizer of the installed packages.
 
     Examples
     --------
@@ -100,7 +297,7 @@ def components() -> Iterator[Component]:
             name,
             # A default argument, because a closure would see the loop's last name.
             lambda _name=name, **options: Optimizer(_name, options),
-            f"torch.optim.{cls.__name__}",
+            f"{'torch.optim' if cls.__module__.startswith('torch.') else 'pytorch_optimizer'}.{cls.__name__}",
             tuple(_parameters(cls)),
             read=lambda optimizer: optimizer.options,
         )
@@ -109,7 +306,8 @@ def components() -> Iterator[Component]:
 def _parameters(cls: type[torch.optim.Optimizer]) -> Iterator[Parameter]:
     hints = typing.get_type_hints(cls.__init__)
     for name, parameter in inspect.signature(cls).parameters.items():
-        if name not in _NOT_KEYS:
+        written = parameter.kind is not parameter.VAR_KEYWORD and not inspect.isroutine(parameter.default)
+        if name not in _NOT_KEYS and written:
             default = parameter.default if parameter.default is not parameter.empty else REQUIRED
             annotation = without_tensors(hints.get(name, type(default)))
             if name == "lr":
@@ -138,8 +336,10 @@ def without_tensors(annotation: Any) -> Any:
 
 
 def _doc(cls: type, name: str) -> str:
-    """Return the first sentence of torch's own description of an argument."""
+    """Return the first sentence of the class's own description of an argument."""
     found = re.search(
-        rf"^\s*{name} \([^)]*\): (.*?)(?=\n\s*\w+ \(|\n\n|\(default|\. |\Z)", cls.__doc__ or "", re.M | re.S
+        rf"^\s*{name}(?: \([^)]*\))?: (.*?)(?=\n\s*\w+(?: \(|:)|\n\n|\(default|\. |\Z)",
+        cls.__doc__ or "",
+        re.M | re.S,
     )
     return " ".join(found[1].split()) if found else ""

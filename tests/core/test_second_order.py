@@ -449,3 +449,18 @@ def test_the_unit_of_the_loss_does_not_matter(lab: Any, rule: str) -> None:
     assert lab.relative(scaled.params, plain.params) <= 1e-12
     for a, b in zip(scaled.states(), plain.states(), strict=True):
         assert lab.relative(a["dual"], c * b["dual"]) <= 1e-11
+
+
+@pytest.mark.parametrize("rule", ["fisher", "hutchinson", "newton-schulz"])
+def test_engines_agree_on_a_convolutional_network(lab: Any, rule: str) -> None:
+    """Second derivatives of convolution, pooling, BatchNorm and GroupNorm, stacked, without a slow fallback."""
+
+    def module() -> nn.Module:
+        layers = [nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2)]
+        layers += [nn.Conv2d(4, 4, 3), nn.GroupNorm(2, 4), nn.GELU(), nn.Flatten(), nn.Linear(16, 3)]
+        return lab.fill(nn.Sequential(*layers))
+
+    data = lab.blobs((3, 1, 9, 2), shape=(1, 8, 8))
+    algorithm = lab.Case("pisa", {"preconditioner": rule, "batches-per-round": 2}).build()
+    loop, stacked = (lab.make(algorithm, engine, module=module, **data).run(3) for engine in ("loop", "vmap"))
+    assert lab.relative(stacked.params, loop.params) <= 1e-9
