@@ -94,7 +94,7 @@ class ScaffnewUpdate(SGDSteps):
     def finish(self, down: Arrays, state: Arrays, work: Arrays) -> Outcome:
         """Upload and keep ``z_i``."""
         stiffness = self.probability / self.learning_rate
-        shift_P = self.correction(down, state, down["params"]) / stiffness
+        shift_P = self.correction(down, state, work["drift"]) / stiffness
         z_P = down["params"] + (work["drift"] + shift_P)
         return Outcome(
             {"z": z_P}, {"z": z_P, "stiffness": torch.full_like(state["stiffness"], stiffness)}, {}

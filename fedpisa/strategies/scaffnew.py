@@ -21,10 +21,9 @@ class Scaffnew(LocalTraining):
     Then ``h_i <- h_i + (p / learning-rate) (w - v_i)``, so that ``sum_i alpha_i h_i = 0`` always and ``h_i``
     becomes the client's gradient at the optimum. On strongly convex problems with full gradients it needs
     of the order of ``sqrt(condition)`` communications, with ``p = 1 / sqrt(condition)`` and
-    ``learning-rate = 1 / L``.
+    ``learning-rate = 1 / L``. The gradients per round are a mean; with ``absent = "drop"`` the server keeps only ``w``.
 
-    Costs: 1 vector up, 1 down, 1 in the client, N on the server (0 with ``absent = "drop"``); 1/p gradients
-    per round in the mean.
+    Costs: 1 vector up, 1 down, 1 in the client, N + 1 on the server; 1/p gradients per round.
 
     Choices: a round ends with a communication, so its number of steps is geometric; all clients draw the
     same number, from the seed and the round. The paper's prox step averages ``v_i - (learning-rate / p) h_i``,
