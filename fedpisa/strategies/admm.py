@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from fedpisa.clients.base import Arrays
-from fedpisa.strategies.base import ClientStates, Cohort, Objective, norm, weighted_mean
-from fedpisa.strategies.primaldual import PrimalDual, grown
+from fedpisa.strategies.base import ClientStates, Cohort, Objective, norm, remember, shares, weighted_mean
+from fedpisa.strategies.primaldual import PrimalDual
 
 
 def solve_consensus(weights_S: Tensor, sigma_S: Tensor, z_SP: Tensor, lambda_: float) -> Tensor:
@@ -55,10 +55,11 @@ class ConsensusADMM(PrimalDual, ABC):
         sigma_S = torch.full_like(n_S, self.local_update.sigma_at(cohort.server_round))
         memory: Arrays = {}
         if self.absent == "keep":
-            memory = self._remember(server, z_SP, sigma_S, cohort)
+            rows_S = {"z": z_SP, "sigma": sigma_S, "num-examples": n_S}
+            memory = remember(server, rows_S, cohort)
             z_SP, sigma_S, n_S = memory["z"], memory["sigma"], memory["num-examples"]
-        raw_S = self.raw_weights(n_S)
-        return {"params": solve_consensus(raw_S / raw_S.sum(), sigma_S, z_SP, self.lambda_), **memory}
+        alpha_S = shares(n_S, self.weighting)
+        return {"params": solve_consensus(alpha_S, sigma_S, z_SP, self.lambda_), **memory}
 
     def diagnostics(
         self, before: Arrays, after: Arrays, metrics: Mapping[str, float], cohort: Cohort
@@ -96,9 +97,3 @@ class ConsensusADMM(PrimalDual, ABC):
             loss = objective.client_loss(client_id, local_P) + mu / 2 * norm(local_P) ** 2
             total += alpha * (loss + float(dual_P @ drift_P) + sigma / 2 * norm(drift_P) ** 2)
         return {**columns, "exact_augmented_lagrangian": total}
-
-    def _remember(self, server: Arrays, z_SP: Tensor, sigma_S: Tensor, cohort: Cohort) -> Arrays:
-        """Write the replies into the rows of their clients."""
-        rows = {"z": z_SP, "sigma": sigma_S, "num-examples": cohort.num_examples_S}
-        stacks = {name: grown(server.get(name, row[:0]), cohort.num_clients) for name, row in rows.items()}
-        return {name: stacks[name].index_copy_(0, cohort.ids_S, row) for name, row in rows.items()}

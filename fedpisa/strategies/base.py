@@ -8,13 +8,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, final
+from typing import Literal, Protocol, final
 
 import torch
 from torch import Tensor
 
 from fedpisa.clients.base import Arrays, LocalUpdate
 from fedpisa.layout import ParamLayout
+
+Weighting = Literal["num-examples", "uniform"]
+"""By what clients are weighed: their samples, or each the same."""
 
 
 @final
@@ -157,3 +160,53 @@ def weighted_mean(weights_S: Tensor, vectors_SP: Tensor) -> Tensor:
 def norm(vector_P: Tensor) -> float:
     """Return the Euclidean norm, summed in float64."""
     return float(torch.linalg.vector_norm(vector_P, dtype=torch.float64))
+
+
+def shares(num_examples_N: Tensor, weighting: Weighting) -> Tensor:
+    """Return clients' weights ``alpha`` ``(N,)``: `counts`, normalised.
+
+    Examples
+    --------
+    >>> shares(torch.tensor([5.0, 0.0, 15.0]), "num-examples")
+    tensor([0.2500, 0.0000, 0.7500])
+    """
+    counts_N = counts(num_examples_N, weighting)
+    return counts_N / counts_N.sum()
+
+
+def counts(num_examples_N: Tensor, weighting: Weighting) -> Tensor:
+    """Return what clients count ``(N,)``: ``n_i`` or 1, and 0 for one that was never seen (``n_i = 0``).
+
+    Examples
+    --------
+    >>> counts(torch.tensor([5.0, 0.0, 2.0]), "uniform")
+    tensor([1., 0., 1.])
+    """
+    if weighting == "num-examples":
+        return num_examples_N
+    return (num_examples_N > 0).to(num_examples_N.dtype)
+
+
+def remember(server: Arrays, rows_S: Mapping[str, Tensor], cohort: Cohort) -> Arrays:
+    """Return the server's memory of all clients, first axis ``N``, with the cohort's rows written into it.
+
+    A client that was not seen yet has zeros; the memory grows when clients join.
+
+    Examples
+    --------
+    >>> layout = ParamLayout((), (), ())
+    >>> cohort = Cohort(torch.tensor([2]), torch.tensor([7.0]), 1, 3, layout)
+    >>> remember({}, {"num-examples": cohort.num_examples_S}, cohort)
+    {'num-examples': tensor([0., 0., 7.])}
+    """
+    stacks = {name: grown(server.get(name, row_S[:0]), cohort.num_clients) for name, row_S in rows_S.items()}
+    return {name: stacks[name].index_copy_(0, cohort.ids_S, row_S) for name, row_S in rows_S.items()}
+
+
+def grown(stack: Tensor, length: int) -> Tensor:
+    """Return a stack with rows of zeros added up to ``length``: clients may join while a run goes on."""
+    if len(stack) == length:
+        return stack
+    longer = stack.new_zeros(length, *stack.shape[1:])
+    longer[: len(stack)] = stack
+    return longer

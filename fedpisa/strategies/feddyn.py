@@ -9,8 +9,8 @@ from torch import Tensor
 
 from fedpisa.clients.base import Arrays
 from fedpisa.clients.feddyn import FedDynUpdate
-from fedpisa.strategies.base import Cohort, weighted_mean
-from fedpisa.strategies.primaldual import PrimalDual, grown
+from fedpisa.strategies.base import Cohort, counts, grown, weighted_mean
+from fedpisa.strategies.primaldual import PrimalDual
 
 
 @final
@@ -64,7 +64,7 @@ class FedDyn(PrimalDual):
         n_N = grown(server.get("num-examples", cohort.num_examples_S[:0]), cohort.num_clients)
         total = self._total(n_N)
         n_N = n_N.index_copy_(0, cohort.ids_S, cohort.num_examples_S)
-        moved_P = weighted_mean(self.raw_weights(cohort.num_examples_S), v_SP - w_P)
+        moved_P = weighted_mean(counts(cohort.num_examples_S, self.weighting), v_SP - w_P)
         dual_P = ((total * server["dual"] if total else 0) + sigma * moved_P) / self._total(n_N)
         z_P = weighted_mean(self.weights(cohort), v_SP) + dual_P / sigma
         return {"params": self.shrunk(z_P, cohort.server_round), "dual": dual_P, "num-examples": n_N}
@@ -72,4 +72,4 @@ class FedDyn(PrimalDual):
     def _total(self, num_examples_N: Tensor) -> float:
         """Return the weights' sum over all clients, those not seen yet taken to be like the others."""
         seen = int((num_examples_N > 0).sum())
-        return float(self.raw_weights(num_examples_N).sum()) * len(num_examples_N) / max(seen, 1)
+        return float(counts(num_examples_N, self.weighting).sum()) * len(num_examples_N) / max(seen, 1)

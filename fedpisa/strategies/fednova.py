@@ -9,8 +9,8 @@ from torch import Tensor
 
 from fedpisa.clients.base import Arrays
 from fedpisa.clients.fednova import NormalisedSGDUpdate
-from fedpisa.strategies.averaging import LocalTraining, Weighting, shares
-from fedpisa.strategies.base import Cohort, weighted_mean
+from fedpisa.strategies.averaging import LocalTraining
+from fedpisa.strategies.base import Cohort, Weighting, shares, weighted_mean
 
 
 @final

@@ -8,8 +8,7 @@ from typing import final
 from fedpisa.clients.base import Arrays
 from fedpisa.clients.iadmm import IIADMMUpdate
 from fedpisa.strategies.admm import ConsensusADMM
-from fedpisa.strategies.base import Cohort
-from fedpisa.strategies.primaldual import grown
+from fedpisa.strategies.base import Cohort, grown
 
 
 @final
@@ -21,8 +20,8 @@ class IIADMM(ConsensusADMM):
     ``w_i``; then, once, ``pi_i <- pi_i + sigma (w_i - w)``; see `IIADMMUpdate`. The server does the same to its own
     copy of ``pi_i``, and ``w = sum_i alpha_i (w_i + pi_i / sigma)``.
 
-    The paper's dual has the other sign and its means are plain. Where a reply is lost after the client
-    has moved, the two copies differ from then on.
+    The paper's dual has the other sign and its means are plain. The two copies of a dual stay the same when
+    a reply is lost: the client takes back what the server does not confirm, see `LocalUpdate.incremental`.
 
     The paper visits every client; ``absent`` says what one that is not sampled counts for.
 

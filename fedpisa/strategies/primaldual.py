@@ -9,14 +9,23 @@ from abc import ABC
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import sqrt
-from typing import Literal
 
 from torch import Tensor
 
 from fedpisa.clients.base import Arrays
 from fedpisa.clients.dual import DualUpdate
 from fedpisa.layout import ParamLayout
-from fedpisa.strategies.base import Algorithm, ClientStates, Cohort, norm, weighted_mean
+from fedpisa.strategies.base import (
+    Algorithm,
+    ClientStates,
+    Cohort,
+    Weighting,
+    counts,
+    grown,
+    norm,
+    shares,
+    weighted_mean,
+)
 from fedpisa.typing import NonNegative
 
 
@@ -44,7 +53,7 @@ class PrimalDual(Algorithm, ABC):
 
     local_update: DualUpdate
     lambda_: NonNegative = 0.0
-    weighting: Literal["num-examples", "uniform"] = "num-examples"
+    weighting: Weighting = "num-examples"
 
     @property
     def regularization(self) -> float:
@@ -62,14 +71,7 @@ class PrimalDual(Algorithm, ABC):
 
     def weights(self, cohort: Cohort) -> Tensor:
         """Return ``alpha_i`` over the cohort."""
-        raw_S = self.raw_weights(cohort.num_examples_S)
-        return raw_S / raw_S.sum()
-
-    def raw_weights(self, num_examples_N: Tensor) -> Tensor:
-        """Return weights that are not normalised: ``n_i``, or 1 for everyone who is there (``n_i > 0``)."""
-        if self.weighting == "num-examples":
-            return num_examples_N
-        return (num_examples_N > 0).to(num_examples_N.dtype)
+        return shares(cohort.num_examples_S, self.weighting)
 
     def diagnostics(
         self, before: Arrays, after: Arrays, metrics: Mapping[str, float], cohort: Cohort
@@ -100,17 +102,17 @@ class TrackedConsensus(PrimalDual, ABC):
 
     The mean is over the clients seen so far, ``alpha_i = n_i / sum_seen n_j``, and ``w = sigma z / (sigma + lambda)``.
     A client's first change is counted from the model that it received, and that is what it is taken to have
-    said before. No vector of a client is kept here, so a reply that is lost after the client has moved leaves
-    the mean off by its change.
+    said before. No vector of a client is kept here: its updates are `LocalUpdate.incremental`, so that a reply
+    that is lost does not leave the mean off by its change.
 
     Server state: ``params`` ``w``; ``mean`` ``z`` ``(P,)``; ``num-examples`` ``(N,)``, 0 for a client not seen yet.
     """
 
     def step(self, server: Arrays, uploads_S: Arrays, cohort: Cohort) -> Arrays:
         """Move the mean by the round's changes."""
-        change_SP, n_S = uploads_S["change"], self.raw_weights(cohort.num_examples_S)
+        change_SP, n_S = uploads_S["change"], counts(cohort.num_examples_S, self.weighting)
         known_N = grown(server.get("num-examples", cohort.num_examples_S[:0]), cohort.num_clients)
-        mass = float(self.raw_weights(known_N).sum())
+        mass = float(counts(known_N, self.weighting).sum())
         joined = float(n_S[known_N[cohort.ids_S] == 0].sum())
         mean_P = (
             (mass * server["mean"] if mass else 0) + joined * server["params"] + weighted_mean(n_S, change_SP)
@@ -120,12 +122,3 @@ class TrackedConsensus(PrimalDual, ABC):
             "mean": mean_P,
             "num-examples": known_N.index_copy_(0, cohort.ids_S, cohort.num_examples_S),
         }
-
-
-def grown(stack: Tensor, length: int) -> Tensor:
-    """Return a stack with rows of zeros added up to ``length``: clients may join while a run goes on."""
-    if len(stack) == length:
-        return stack
-    longer = stack.new_zeros(length, *stack.shape[1:])
-    longer[: len(stack)] = stack
-    return longer

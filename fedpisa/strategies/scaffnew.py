@@ -9,8 +9,8 @@ from torch import Tensor
 
 from fedpisa.clients.base import Arrays
 from fedpisa.clients.scaffnew import ScaffnewUpdate
-from fedpisa.strategies.averaging import LocalTraining, Weighting, remember, shares
-from fedpisa.strategies.base import Cohort, weighted_mean
+from fedpisa.strategies.averaging import LocalTraining
+from fedpisa.strategies.base import Cohort, Weighting, remember, shares, weighted_mean
 
 
 @final

@@ -11,8 +11,8 @@ from torch import Tensor
 from fedpisa.clients.base import Arrays
 from fedpisa.clients.scaffold import ScaffoldUpdate
 from fedpisa.layout import ParamLayout
-from fedpisa.strategies.averaging import LocalTraining, Weighting, counts, remember, shares
-from fedpisa.strategies.base import Cohort, weighted_mean
+from fedpisa.strategies.averaging import LocalTraining
+from fedpisa.strategies.base import Cohort, Weighting, counts, remember, shares, weighted_mean
 from fedpisa.typing import Positive
 
 
