@@ -30,10 +30,10 @@ class FedPD(ConsensusADMM):
     paper: at the client's last model).
 
     In a skipped round nothing goes up and the global model stays what it was. The message that starts a
-    round carries that model all the same, and it is counted as sent.
+    round carries that model all the same, and it is counted as sent. With skipping a client keeps one more
+    vector, and sends ``1 - skip-probability`` vectors on average.
 
-    Costs: 1 vector up, 1 down, 1 in the client (2 with skipping), 1 per client on the server; K gradients per
-    round. With skipping, 1 - skip-probability vectors up on average.
+    Costs: 1 vector up, 1 down, 1 in the client, N + 1 on the server; K gradients per round.
 
     References
     ----------
