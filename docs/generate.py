@@ -22,6 +22,9 @@ Generated from the docstrings by `python docs/generate.py`; edit those.
 Costs count vectors as long as the model, up and down per client and round; `N` is the number of clients, `K` that of
 local steps, of one mini-batch each unless `batches-per-round` says more. They are those of the default keys: what
 another preconditioner or optimizer keeps comes on top. `alpha_i` are the clients' weights, by default `n_i / n`.
+
+Where a reply that is lost must not have moved its client, because the server adds uploads up (*incremental*), a client
+keeps its vectors twice: as they are, and as they were before its last round, until the server confirms that one.
 """
 COSTS = re.compile(
     r"(?P<up>.+?) vectors? up, (?P<down>.+?) down, (?P<client>.+?) in the client, "

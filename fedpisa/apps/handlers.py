@@ -13,6 +13,7 @@ from fedpisa.flower.compat import to_record, to_tensors
 from fedpisa.flower.messages import (
     ARRAYS,
     CONFIG,
+    CONFIRMED_ROUND,
     METRICS,
     NUM_EXAMPLES,
     SERVER_ROUND,
@@ -22,6 +23,10 @@ from fedpisa.flower.messages import (
 
 STATE = "client-state"
 """Name of the record in `Context.state` that holds a client's own tensors: its dual, its moments."""
+EARLIER_STATE = "earlier-client-state"
+"""Name of the record of those from before its last round, where the algorithm is incremental."""
+STATE_OF = "client-state-of"
+"""Name of the record that says which round the state is of."""
 
 
 def make_client_app(client_of: Callable[[Context], Client]) -> ClientApp:
@@ -44,15 +49,15 @@ def make_client_app(client_of: Callable[[Context], Client]) -> ClientApp:
     def train(message: Message, context: Context) -> Message:
         client = client_of(context)
         down, config = _received(message, client)
-        if STATE in context.state:
-            state: Arrays = to_tensors(context.state.array_records[STATE], client.x.dtype, client.x.device)
-        else:
-            state = client.update.init(down["params"])
-        outcome = client.run_round(int(str(config[SERVER_ROUND])), down, state)
+        state, server_round = _state(context, config, client, down), int(str(config[SERVER_ROUND]))
+        outcome = client.run_round(server_round, down, state)
         metrics = {name: float(value) for name, value in outcome.metrics.items()}
         reply = reply_to(message, outcome.upload, len(client.x), metrics)
         if outcome.state:
             context.state[STATE] = to_record(outcome.state)
+        if client.update.incremental:
+            context.state[EARLIER_STATE] = to_record(state)
+            context.state[STATE_OF] = ConfigRecord({SERVER_ROUND: server_round})
         return reply
 
     @app.evaluate()
@@ -70,6 +75,17 @@ def evaluation_reply(message: Message, client: Client, down: Arrays) -> Message:
     metrics = client.task.evaluate(down["params"], buffers_Q, client.x, client.y)
     record = MetricRecord({NUM_EXAMPLES: len(client.x), **metrics})
     return Message(RecordDict({METRICS: record}), reply_to=message)
+
+
+def _state(context: Context, config: ConfigRecord, client: Client, down: Arrays) -> Arrays:
+    """Return the client's state: from before its last reply if the server did not get that one."""
+    if STATE not in context.state:
+        return client.update.init(down["params"])
+    lost = False
+    if STATE_OF in context.state and CONFIRMED_ROUND in config:
+        lost = context.state.config_records[STATE_OF][SERVER_ROUND] != config[CONFIRMED_ROUND]
+    record = context.state.array_records[EARLIER_STATE if lost else STATE]
+    return to_tensors(record, client.x.dtype, client.x.device)
 
 
 def _received(message: Message, client: Client) -> tuple[Arrays, ConfigRecord]:

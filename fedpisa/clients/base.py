@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol, Self
+from typing import ClassVar, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -79,6 +79,13 @@ class LocalUpdate(ABC):
     The names ``params`` (what the server broadcasts and the final model's name) and, in uploads of
     algorithms that average models, ``params`` again, are shared with Flower's own strategies. Buffers of
     the module are threaded through by the engine and averaged by the server; an algorithm never sees them.
+    """
+
+    incremental: ClassVar[bool] = False
+    """Whether uploads are increments: of what the server adds up, or of a copy of the client's state that it keeps.
+
+    Then a reply that is lost must not have moved the client: it keeps its state from before the reply, and goes
+    back to it unless the server's next message confirms the reply.
     """
 
     @abstractmethod

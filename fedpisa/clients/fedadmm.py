@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
@@ -20,6 +20,8 @@ class DifferenceSGD(LagrangianSGD, ABC):
     In its first round a client counts the change from the model that it received.
     State: ``dual`` and ``z`` ``(P,)``, and the mark ``seen``.
     """
+
+    incremental: ClassVar[bool] = True
 
     def init(self, params_P: Tensor) -> Arrays:
         """Return ``pi_i = 0`` and no ``z_i`` yet."""

@@ -3,7 +3,7 @@ r"""The client of FedDyn."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 from fedpisa.clients.base import Arrays, Outcome
 from fedpisa.clients.dual import LagrangianSGD
@@ -28,6 +28,8 @@ class FedDynUpdate(LagrangianSGD):
     >>> outcome.upload["params"], outcome.state["dual"]
     (tensor([2.]), tensor([-2.]))
     """
+
+    incremental: ClassVar[bool] = True
 
     def finish(self, down: Arrays, state: Arrays, work: Arrays) -> Outcome:
         """Move the dual and upload the local model."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import ClassVar, Literal, final
 
 import torch
 from torch import Tensor
@@ -131,6 +131,8 @@ class IIADMMUpdate(LinearisedADMM):
     >>> outcome.upload["params"], outcome.state["dual"]
     (tensor([2.]), tensor([-2.]))
     """
+
+    incremental: ClassVar[bool] = True
 
     def finish(self, down: Arrays, state: Arrays, work: Arrays) -> Outcome:
         """Move the dual and upload the local model."""

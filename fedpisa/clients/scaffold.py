@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
@@ -39,6 +39,8 @@ class ScaffoldUpdate(SGDUpdate):
     >>> outcome.upload["drift"], outcome.state["control"]
     (tensor([-2.5000]), tensor([4.]))
     """
+
+    incremental: ClassVar[bool] = True
 
     def init(self, params_P: Tensor) -> Arrays:
         """Return ``c_i = 0``."""

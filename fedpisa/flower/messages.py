@@ -21,23 +21,40 @@ ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
 """Names of the records in a message, Flower's own."""
 NUM_EXAMPLES, SERVER_ROUND = "num-examples", "server-round"
 """Flower's words for ``n_i`` and the number of the round."""
+CONFIRMED_ROUND = "confirmed-round"
+"""The last round in which the server had the node's reply, 0 for none; see `LocalUpdate.incremental`."""
 
 
 @final
 @dataclass(frozen=True)
 class Broadcast:
-    """The same training instruction for several nodes."""
+    """The same training instruction for several nodes, but for what each is told about its own replies.
+
+    Parameters
+    ----------
+    content
+        Arrays and config.
+    node_ids
+        Whom it is for.
+    confirmed_S
+        The round of each node's last reply that arrived, where clients have to know.
+    """
 
     content: RecordDict
     node_ids: Sequence[int]
+    confirmed_S: Sequence[int] | None = None
 
     def __len__(self) -> int:
         return len(self.node_ids)
 
     def __iter__(self) -> Iterator[Message]:
-        for node_id in self.node_ids:
-            message = Message(self.content, node_id, MessageType.TRAIN)
-            yield stamp(message, f"{self.content.config_records[CONFIG][SERVER_ROUND]!s}-{node_id}")
+        config = self.content.config_records[CONFIG]
+        for position, node_id in enumerate(self.node_ids):
+            content = self.content
+            if self.confirmed_S is not None:
+                own = ConfigRecord({**config, CONFIRMED_ROUND: self.confirmed_S[position]})
+                content = RecordDict({ARRAYS: content[ARRAYS], CONFIG: own})
+            yield stamp(Message(content, node_id, MessageType.TRAIN), f"{config[SERVER_ROUND]!s}-{node_id}")
 
 
 @final

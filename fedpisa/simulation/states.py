@@ -22,31 +22,38 @@ class StackedStates:
         One client's state before its first round.
     num_clients
         ``N``.
+    incremental
+        Whether to keep a client's state from before its last round too, for `settle`.
 
     Examples
     --------
     >>> import torch
     >>> states = StackedStates({"dual": torch.zeros(2)}, num_clients=3)
-    >>> states.write(torch.tensor([1]), {"dual": torch.ones(1, 2)})
+    >>> states.write(torch.tensor([1]), {"dual": torch.ones(1, 2)}, server_round=1)
     >>> states.read(torch.tensor([1, 2]))["dual"].tolist()
     [[1.0, 1.0], [0.0, 0.0]]
     """
 
-    def __init__(self, initial: Arrays, num_clients: int) -> None:
-        self._stacks = {
-            name: value.new_zeros(num_clients, *value.shape)
-            if not bool(value.any())
-            else value.expand(num_clients, *value.shape).clone()
-            for name, value in initial.items()
-        }
+    def __init__(self, initial: Arrays, num_clients: int, incremental: bool = False) -> None:
+        self._stacks = _stacked(initial, num_clients)
+        self._earlier = _stacked(initial, num_clients) if incremental else {}
         device = next((value.device for value in initial.values()), None)
-        self._seen_N = torch.zeros(num_clients, dtype=torch.bool, device=device)
+        # The round that each row is of; 0 for a client that never took part.
+        self._round_N = torch.zeros(num_clients, dtype=torch.int64, device=device)
 
     def read(self, ids_S: Tensor) -> dict[str, Tensor]:
         """Return copies of the rows of these clients."""
         return {name: stack.index_select(0, ids_S) for name, stack in self._stacks.items()}
 
-    def write(self, ids_S: Tensor, states_S: Arrays) -> None:
+    def settle(self, ids_S: Tensor, confirmed_S: Tensor) -> None:
+        """Take back the last round of those whose reply in it was not confirmed; see `LocalUpdate.incremental`."""
+        lost_S = self._round_N[ids_S] != confirmed_S
+        lost = ids_S[lost_S]
+        for name, stack in self._stacks.items():
+            stack[lost] = self._earlier[name][lost]
+        self._round_N[lost] = confirmed_S[lost_S]
+
+    def write(self, ids_S: Tensor, states_S: Arrays, server_round: int) -> None:
         """Replace the rows of these clients."""
         if states_S.keys() != self._stacks.keys():
             raise ValueError(
@@ -54,16 +61,28 @@ class StackedStates:
                 "return the same names from both"
             )
         for name, stack in self._stacks.items():
+            if self._earlier:
+                self._earlier[name].index_copy_(0, ids_S, stack.index_select(0, ids_S))
             stack.index_copy_(0, ids_S, states_S[name])
-        self._seen_N[ids_S] = True
+        self._round_N[ids_S] = server_round
 
     def weighted_sum(self, name: str, weights_N: Tensor) -> Tensor:
         """Return ``sum_i weights_i state_i[name]``; see `fedpisa.strategies.base.ClientStates`."""
         stack = self._stacks[name]
-        return (weights_N * self._seen_N).to(stack.dtype) @ stack
+        return (weights_N * (self._round_N > 0)).to(stack.dtype) @ stack
 
     def row(self, client_id: int) -> Arrays | None:
         """Return one client's state, as views; ``None`` if it was never written."""
-        if not self._seen_N[client_id]:
+        if not self._round_N[client_id]:
             return None
         return {name: stack[client_id] for name, stack in self._stacks.items()}
+
+
+def _stacked(initial: Arrays, num_clients: int) -> dict[str, Tensor]:
+    """Return ``N`` copies of a state; zeros take no memory until somebody writes to them."""
+    return {
+        name: value.expand(num_clients, *value.shape).clone()
+        if bool(value.any())
+        else value.new_zeros(num_clients, *value.shape)
+        for name, value in initial.items()
+    }

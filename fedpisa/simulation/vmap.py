@@ -7,7 +7,7 @@ Shapes: ``S`` clients, ``P`` parameters, ``Q`` buffer entries, ``K`` local steps
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, final
 
 import numpy as np
@@ -28,6 +28,7 @@ from fedpisa.flower.compat import to_tensors
 from fedpisa.flower.messages import (
     ARRAYS,
     CONFIG,
+    CONFIRMED_ROUND,
     SERVER_ROUND,
     Broadcast,
     StackedReplies,
@@ -78,9 +79,9 @@ class VmapGrid(InProcessGrid):
     def exchange(self, requests: Broadcast | list[Message]) -> Iterable[Message]:
         """Run the requests' clients, those with the same content together."""
         if isinstance(requests, Broadcast):
-            return self._train(requests, requests.node_ids, requests.content)
+            return self._train(requests, requests.node_ids, requests.content, requests.confirmed_S)
         replies: dict[int, Message] = {}
-        groups: dict[int, list[Message]] = {}
+        groups: dict[object, list[Message]] = {}
         for request in requests:
             if request.metadata.message_type == MessageType.EVALUATE:
                 replies[id(request)] = self._evaluate(request)
@@ -90,11 +91,18 @@ class VmapGrid(InProcessGrid):
                     "use a LoopGrid with a ClientApp of your own"
                 )
             else:
-                groups.setdefault(id(request.content), []).append(request)
+                config = dict(request.content[CONFIG])
+                config.pop(CONFIRMED_ROUND, None)
+                key = (id(request.content[ARRAYS]), *sorted(config.items()))
+                groups.setdefault(key, []).append(request)
         for group in groups.values():
             group.sort(key=lambda request: request.metadata.dst_node_id)
             nodes = [request.metadata.dst_node_id for request in group]
-            for request, reply in zip(group, self._train(group, nodes, group[0].content), strict=True):
+            configs = [request.content.config_records[CONFIG] for request in group]
+            told = all(CONFIRMED_ROUND in config for config in configs)
+            confirmed_S = [int(str(config[CONFIRMED_ROUND])) for config in configs] if told else None
+            answers = self._train(group, nodes, group[0].content, confirmed_S)
+            for request, reply in zip(group, answers, strict=True):
                 replies[id(request)] = reply
         return [replies[id(request)] for request in requests]
 
@@ -115,17 +123,26 @@ class VmapGrid(InProcessGrid):
         client = Client(self.task, self.update, *self.data.client(client_id), client_id, self.seed)
         return evaluation_reply(request, client, self._received(request.content))
 
-    def _train(self, requests: Iterable[Message], nodes: Any, content: Mapping[str, Any]) -> StackedReplies:
+    def _train(
+        self,
+        requests: Iterable[Message],
+        nodes: Sequence[int],
+        content: Mapping[str, Any],
+        confirmed_S: Sequence[int] | None,
+    ) -> StackedReplies:
         down = self._received(content)
         ids_S = np.array([self.client_of(node) for node in nodes], dtype=np.int64)
         rows_S = torch.from_numpy(ids_S).to(self.data.x.device)
         if self.states is None:
-            self.states = StackedStates(self.update.init(down["params"]), self.num_clients)
+            initial = self.update.init(down["params"])
+            self.states = StackedStates(initial, self.num_clients, self.update.incremental)
+        if confirmed_S is not None:
+            self.states.settle(rows_S, torch.tensor(confirmed_S, device=rows_S.device))
         server_round = int(content[CONFIG][SERVER_ROUND])
         outcome = run_cohort(
             self.task, self.update, self.data, self.seed, ids_S, server_round, down, self.states.read(rows_S)
         )
-        self.states.write(rows_S, outcome.state)
+        self.states.write(rows_S, outcome.state, server_round)
         sizes_S = torch.from_numpy(self.data.sizes_N[ids_S]).double()
         return StackedReplies(requests, nodes, outcome.upload, sizes_S, outcome.metrics)
 

@@ -74,6 +74,7 @@ class AlgorithmStrategy(Strategy):
         self._buffers: Arrays = {}
         self._nodes: Iterable[int] = ()
         self._client_of: dict[int, int] = {}
+        self._confirmed: dict[int, int] = {}
 
     def summary(self) -> None:
         """Log what is run."""
@@ -116,7 +117,10 @@ class AlgorithmStrategy(Strategy):
                 CONFIG: ConfigRecord({**config, SERVER_ROUND: server_round}),
             }
         )
-        return Broadcast(content, [nodes[position] for position in sampled])
+        cohort = [nodes[position] for position in sampled]
+        if not self.algorithm.local_update.incremental:
+            return Broadcast(content, cohort)
+        return Broadcast(content, cohort, [self._confirmed.get(self._client_of[node], 0) for node in cohort])
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -129,8 +133,10 @@ class AlgorithmStrategy(Strategy):
             stacked = stack_replies(replies, self.layout.dtypes[0], self.device)
         if stacked is None:
             return None, None
+        clients = [self._client_of[node] for node in stacked.node_ids]
+        self._confirmed.update(dict.fromkeys(clients, server_round))
         cohort = Cohort(
-            ids_S=torch.tensor([self._client_of[node] for node in stacked.node_ids], device=self.device),
+            ids_S=torch.tensor(clients, device=self.device),
             num_examples_S=stacked.num_examples_S.to(self.device),
             server_round=server_round,
             num_clients=len(self._client_of),

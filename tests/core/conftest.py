@@ -200,9 +200,10 @@ class Federation:
             from fedpisa.simulation.states import StackedStates
 
             initial = self.algorithm.local_update.init(torch.zeros_like(self.task.initial_params()))
-            self.grid.states = StackedStates(initial, len(states))
+            incremental = self.algorithm.local_update.incremental
+            self.grid.states = StackedStates(initial, len(states), incremental)
             stacked = {name: torch.stack([state[name] for state in states]) for name in initial}
-            self.grid.states.write(torch.arange(len(states)), stacked)
+            self.grid.states.write(torch.arange(len(states)), stacked, server_round=1)
 
 
 def split(sizes: Sequence[int]) -> list[np.ndarray]:

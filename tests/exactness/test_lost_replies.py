@@ -1,0 +1,64 @@
+"""A tenth of the replies lost, at random: the optimum is reached all the same."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fedpisa import components, datasets, streams
+from fedpisa.clients.data import ClientData
+from fedpisa.flower.compat import to_record
+from fedpisa.simulation.rounds import rounds
+from fedpisa.simulation.vmap import VmapGrid
+from fedpisa.strategies.strategy import AlgorithmStrategy
+from fedpisa.task import Task
+
+NUM_CLIENTS = 6
+KEYS = {
+    "batch-size": "full",
+    "sigma": 1.0,
+    "rho": 1.0,
+    "learning-rate": 0.3,
+    "proximity": 2.0,
+    "local-steps": 5,
+}
+EXACT = (
+    "pisa", "scaffold", "scaffnew", "feddyn", "fedadmm", "fedpd", "feddr", "iceadmm", "iiadmm", "fedgia",
+)  # fmt: skip
+
+
+def distance(name: str, loss_rate: float, num_rounds: int, **keys: Any) -> float:
+    """Return how far from the ``n_i``-weighted optimum an algorithm ends, relative to the optimum's norm."""
+    data = datasets.load("quadratic", seed=0, num_clients=NUM_CLIENTS)
+    assert data.groups is not None
+    component = components.find("algorithm", name)
+    own = components.keys_of(component, {})
+    algorithm = components.build(component, {k: v for k, v in {**KEYS, **keys}.items() if k in own})
+    module = nn.Linear(data.x_train.shape[1], 1, bias=False).double()
+    nn.init.zeros_(module.weight)
+    task = Task(module, None)
+    parts = [np.flatnonzero(data.groups == client) for client in range(NUM_CLIENTS)]
+    clients = ClientData.of(data.x_train, data.y_train, parts, torch.float64)
+    grid = VmapGrid(task, algorithm.local_update, clients, 0)
+    rng, deliver = streams.generator(0, "lost"), grid.exchange
+    grid.exchange = lambda requests: [r for r in deliver(requests) if rng.random() >= loss_rate]  # type: ignore[method-assign]
+    start = to_record({"params": task.initial_params()})
+    *_, last = rounds(AlgorithmStrategy(algorithm, task.layout), grid, start, num_rounds)
+    optimum = np.asarray(data.facts["optimum"])
+    return float(np.linalg.norm(last.arrays["params"].numpy() - optimum) / np.linalg.norm(optimum))
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_exact_algorithms_reach_the_optimum(name: str) -> None:
+    assert distance(name, 0.1, 300) <= 1e-8
+
+
+def test_fedavg_stays_about_where_its_bias_is() -> None:
+    """Its fixed point moves with the cohort, so it wanders around it."""
+    still, lossy = distance("fedavg", 0.0, 200), distance("fedavg", 0.1, 200)
+    assert still > 1e-2
+    assert lossy <= 5 * still
