@@ -50,6 +50,7 @@ class Federation:
         module = self.config.build_model(dataset).to(device=self.device, dtype=dtype)
         self.task = Task(module, dataset.num_classes)
         self.data = ClientData.of(dataset.x_train, dataset.y_train, self.partition, dtype, self.device)
+        self.algorithm.local_update.check(self.task, self.data.x[:1])
         everything = [np.arange(len(dataset.y_test))]
         self.test = ClientData.of(dataset.x_test, dataset.y_test, everything, dtype, self.device)
 

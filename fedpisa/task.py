@@ -14,6 +14,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from fedpisa.batchnorm import MaskedBatchNorm, mask_batchnorms, real_rows
+from fedpisa.features import FeatureLoss, with_features
 from fedpisa.layout import ParamLayout
 
 Loss = Literal["cross-entropy", "binary", "half-squared-error"]
@@ -91,17 +92,49 @@ class Task:
         return self.buffer_layout.flatten(dict(self.module.named_buffers()), dtype)
 
     def losses(
-        self, params: dict[str, Tensor], buffers_Q: Tensor, x: Tensor, y_B: Tensor, mask_B: Tensor
+        self,
+        params: dict[str, Tensor],
+        buffers_Q: Tensor,
+        x: Tensor,
+        y_B: Tensor,
+        mask_B: Tensor,
+        extra: FeatureLoss | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Return the samples' losses ``(B,)`` in training mode, and the buffers ``(Q,)`` after the pass."""
+        """Return the samples' losses ``(B,)`` in training mode, and the buffers ``(Q,)`` after the pass.
+
+        ``extra`` adds to their derivatives alone; see `FeatureLoss`.
+        """
         self.module.train()
         # The layers write into their buffers: give them copies.
         buffers = {name: b.clone() for name, b in self.buffer_layout.unflatten(buffers_Q).items()}
         with real_rows(mask_B):
-            outputs = functional_call(self.module, {**params, **buffers}, (x,))
+            if extra is None:
+                outputs = functional_call(self.module, {**params, **buffers}, (x,))
+            else:
+                outputs, features_BF = with_features(self.module, {**params, **buffers}, x)
+        losses_B = sample_losses(self.loss(outputs), outputs, y_B)
+        if extra is not None:
+            anchors = (self.features(anchor_P, buffers_Q, x, mask_B) for anchor_P in extra.anchors)
+            extra_B = extra.loss(features_BF, *anchors)
+            losses_B = losses_B + (extra_B - extra_B.detach())
         if buffers:
             buffers_Q = self.buffer_layout.flatten(buffers, buffers_Q.dtype)
-        return sample_losses(self.loss(outputs), outputs, y_B), buffers_Q
+        return losses_B, buffers_Q
+
+    def features(self, params_P: Tensor, buffers_Q: Tensor, x: Tensor, mask_B: Tensor) -> Tensor:
+        """Return the samples' features ``(B, F)`` without noise: no dropout, and BatchNorms as in training.
+
+        They take the mini-batch's statistics, because running ones are another model's; none are kept, and
+        nothing can be differentiated. See `with_features`.
+        """
+        self.module.eval()
+        for layer in self.module.modules():
+            if isinstance(layer, MaskedBatchNorm):
+                layer.train()
+        buffers = {name: b.clone() for name, b in self.buffer_layout.unflatten(buffers_Q).items()}
+        with real_rows(mask_B):
+            _, features_BF = with_features(self.module, {**self.layout.unflatten(params_P), **buffers}, x)
+        return features_BF.detach()
 
     def eval_losses(
         self, params_P: Tensor, buffers_Q: Tensor, x: Tensor, y_B: Tensor

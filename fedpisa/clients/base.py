@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from fedpisa.clients.schedule import Schedule
+from fedpisa.features import FeatureLoss
 from fedpisa.layout import ParamLayout
+from fedpisa.task import Task
 
 Arrays = Mapping[str, Tensor]
 """Named tensors: flat vectors ``(P,)`` or scalars ``()``."""
@@ -50,8 +52,13 @@ class Gradient(Protocol):
         """How a vector ``(P,)`` is made up of the module's parameters."""
         ...
 
-    def __call__(self, params_P: Tensor, batch: MiniBatches) -> tuple[Tensor, Tensor]:
-        """Return the mean loss ``()`` and the mean gradient ``(P,)`` over the mini-batches at ``params_P``."""
+    def __call__(
+        self, params_P: Tensor, batch: MiniBatches, extra: FeatureLoss | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the mean loss ``()`` and the mean gradient ``(P,)`` over the mini-batches at ``params_P``.
+
+        The gradient is that of the loss and ``extra``, the loss is without it.
+        """
         ...
 
     def each(self, params_P: Tensor, batch: MiniBatches) -> tuple[Tensor, Tensor]:
@@ -91,6 +98,10 @@ class LocalUpdate(ABC):
     @abstractmethod
     def schedule(self) -> Schedule:
         """Return which of its samples a client uses in a round."""
+
+    def check(self, task: Task, x: Tensor) -> None:
+        """Raise `ValueError` if the update cannot train the task's module on samples such as ``x`` ``(B, ...)``."""
+        return
 
     def at_round(self, server_round: int) -> Self:
         """Return the update with its hyper-parameters of ``server_round`` (1, 2, ...)."""

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.func import grad, vjp, vmap
 
 from fedpisa.clients.base import MiniBatches
+from fedpisa.features import FeatureLoss
 from fedpisa.layout import ParamLayout
 from fedpisa.task import Task
 
@@ -36,11 +37,13 @@ class AutogradGradient:
         """How the flat vectors are made up; see `Gradient`."""
         return self.task.layout
 
-    def __call__(self, params_P: Tensor, batch: MiniBatches) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, params_P: Tensor, batch: MiniBatches, extra: FeatureLoss | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return the mean loss ``()`` and gradient ``(P,)`` over the mini-batches; see `Gradient`."""
         point_P = params_P.detach().requires_grad_()
         total_P, total = torch.zeros_like(params_P), params_P.new_zeros(())
-        for _, loss in self._losses(point_P, batch):
+        for _, loss in self._losses(point_P, batch, extra):
             total_P += torch.autograd.grad(loss, point_P)[0]
             total += loss.detach()
         self.loss = total / batch.num_batches
@@ -74,13 +77,16 @@ class AutogradGradient:
         self.loss = total / batch.num_batches
         return self.loss, total_P / batch.num_batches, total_RP / batch.num_batches
 
-    def _losses(self, point_P: Tensor, batch: MiniBatches) -> Iterator[tuple[int, Tensor]]:
+    def _losses(
+        self, point_P: Tensor, batch: MiniBatches, extra: FeatureLoss | None = None
+    ) -> Iterator[tuple[int, Tensor]]:
         """Yield the number and the mean loss of each mini-batch that is there."""
         for c, (x, y_B, weight_B) in enumerate(zip(*_samples(batch), strict=True)):
             real = weight_B > 0
             if bool(real.any()):
+                params = self.task.layout.unflatten(point_P)
                 losses_B, buffers_Q = self.task.losses(
-                    self.task.layout.unflatten(point_P), self.buffers_Q, x[real], y_B[real], real[real]
+                    params, self.buffers_Q, x[real], y_B[real], real[real], extra
                 )
                 self.buffers_Q = buffers_Q.detach()
                 yield c, losses_B.mean()
@@ -103,12 +109,14 @@ class StackedGradient:
         """How the flat vectors are made up; see `Gradient`."""
         return self.task.layout
 
-    def __call__(self, params_P: Tensor, batch: MiniBatches) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, params_P: Tensor, batch: MiniBatches, extra: FeatureLoss | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return the mean loss ``()`` and gradient ``(P,)`` over the mini-batches; see `Gradient`."""
         params = self.task.layout.unflatten(params_P)
 
         def one(*part: Tensor) -> tuple[Tensor, ...]:
-            gradients, (loss, buffers_Q) = grad(self._weighted_loss(*part), has_aux=True)(params)
+            gradients, (loss, buffers_Q) = grad(self._weighted_loss(*part, extra=extra), has_aux=True)(params)
             self._thread(buffers_Q, part[2])
             return loss, self.task.layout.flatten(gradients)
 
@@ -155,7 +163,7 @@ class StackedGradient:
         return total
 
     def _weighted_loss(
-        self, x: Tensor, y_B: Tensor, weight_B: Tensor
+        self, x: Tensor, y_B: Tensor, weight_B: Tensor, *, extra: FeatureLoss | None = None
     ) -> Callable[[dict[str, Tensor] | Tensor], tuple[Tensor, tuple[Tensor, Tensor]]]:
         """Return the weighted sum of the samples' losses as a function, with itself and the buffers beside it.
 
@@ -166,7 +174,7 @@ class StackedGradient:
         def weighted_loss(params: dict[str, Tensor] | Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
             if isinstance(params, Tensor):
                 params = self.task.layout.unflatten(params)
-            losses_B, buffers_Q = self.task.losses(params, self.buffers_Q, x, y_B, real_B)
+            losses_B, buffers_Q = self.task.losses(params, self.buffers_Q, x, y_B, real_B, extra)
             # A padded row may have an infinite loss; 0 * inf would spoil the sum.
             loss = torch.where(weight_B > 0, losses_B, 0).mul(weight_B).sum()
             return loss, (loss.detach(), buffers_Q)

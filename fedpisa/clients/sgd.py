@@ -52,6 +52,12 @@ class SGDSteps(LocalUpdate, ABC):
         """Return what is added to the gradient at ``centre + drift`` ``(P,)``; ``None`` for nothing."""
         return None
 
+    def slope(
+        self, gradient: Gradient, down: Arrays, state: Arrays, v_P: Tensor, batch: MiniBatches
+    ) -> Tensor:
+        """Return the stochastic gradient at ``v`` ``(P,)``: by default that of the loss."""
+        return gradient(v_P, batch)[1]
+
     def start(self, down: Arrays, state: Arrays) -> Arrays:
         """Begin at the global model."""
         zero = scalar_like(down["params"])
@@ -65,7 +71,7 @@ class SGDSteps(LocalUpdate, ABC):
     ) -> Arrays:
         """Take one SGD step."""
         v_P = self.centre(down, state) + work["drift"]
-        _, g_P = gradient(v_P, batch)
+        g_P = self.slope(gradient, down, state, v_P, batch)
         if self.weight_decay:
             g_P = g_P + self.weight_decay * v_P
         correction_P = self.correction(down, state, work["drift"])

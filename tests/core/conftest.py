@@ -36,6 +36,7 @@ BASE: Mapping[str, object] = {"batch-size": 4, "learning-rate": 0.05, "sigma": 1
 FURTHER: Mapping[str, Sequence[object]] = {
     "batch-size": ["full"],
     "batches-per-round": [3, "all"],
+    "contrastive-mu": [0.0, 10.0],
     "gamma": [0.9],
     "lambda": [0.1],
     "local-epochs": [2],

@@ -1,0 +1,107 @@
+"""The client of MOON: local SGD whose features are held near the global model's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fedpisa.clients.base import Arrays, Gradient, MiniBatches, Outcome, scalar_like
+from fedpisa.clients.dual import own, seen
+from fedpisa.clients.sgd import SGDUpdate
+from fedpisa.features import FeatureLoss
+from fedpisa.task import Task
+from fedpisa.typing import NonNegative, Positive
+
+
+@final
+@dataclass(frozen=True)
+class MoonUpdate(SGDUpdate):
+    r"""SGD on ``f_i(v) + contrastive-mu l_con(v)``, see `SGDUpdate`; uploads the local model ``v_K``.
+
+    ``l_con`` is the mean over the samples of ``-log(e^(s_glob / t) / (e^(s_glob / t) + e^(s_prev / t)))``, ``t`` the
+    temperature, ``s_glob`` the cosine of ``z`` and ``z_glob``, ``s_prev`` that of ``z`` and ``z_prev``: a sample's
+    features ``z`` under ``v``, ``z_glob`` under the global model ``w``, ``z_prev`` under the client's own model of its
+    previous round. No gradient flows through ``z_glob`` and ``z_prev``. The training loss that is reported is
+    ``f_i``.
+
+    Features are the input of the last layer that has parameters. They are ``z_glob`` and ``z_prev`` without
+    dropout, and with the mini-batch's own statistics in BatchNorms, as ``z``: no buffers are needed for them,
+    and none change. A sample whose features are all zero has cosine 0 to everything.
+
+    State: ``previous``, the client's last model ``(P,)``; ``seen``, 1 if there is one. In a client's first round
+    ``w`` takes its place: then ``z_prev = z_glob``, ``l_con = log 2`` has gradient 0, and the round is FedAvg's.
+
+    Parameters
+    ----------
+    contrastive_mu
+        Coefficient of the contrastive loss.
+    temperature
+        By what cosines are divided: the smaller, the sharper.
+
+    References
+    ----------
+    Li, He, Song, Model-Contrastive Federated Learning, CVPR 2021, arXiv 2103.16257.
+
+    Examples
+    --------
+    Features that are the global model's, and opposite to the previous one's: ``log(1 + e^((-1 - 1) / 0.5))``.
+
+    >>> z, other = torch.tensor([[1.0, 2.0]]), torch.tensor([[-2.0, -4.0]])
+    >>> MoonUpdate().contrast(z, 3 * z, other)
+    tensor([0.0181])
+    >>> MoonUpdate().contrast(z, other, other)
+    tensor([0.6931])
+    """
+
+    contrastive_mu: NonNegative = 1.0
+    temperature: Positive = 0.5
+
+    def check(self, task: Task, x: Tensor) -> None:
+        """Raise `ValueError` if the module has no features."""
+        params_P, buffers_Q = task.initial_params(), task.initial_buffers()
+        task.features(params_P, buffers_Q, x, x.new_ones(len(x)))
+
+    def init(self, params_P: Tensor) -> Arrays:
+        """Return a state without a previous model."""
+        return {"previous": torch.zeros_like(params_P), "seen": scalar_like(params_P)}
+
+    def contrast(self, z_BF: Tensor, glob_BF: Tensor, prev_BF: Tensor) -> Tensor:
+        """Return the samples' contrastive losses ``(B,)`` from their features ``(B, F)``."""
+        gap_B = cosine(z_BF, glob_BF) - cosine(z_BF, prev_BF)
+        return -F.logsigmoid(gap_B / self.temperature)
+
+    def slope(
+        self, gradient: Gradient, down: Arrays, state: Arrays, v_P: Tensor, batch: MiniBatches
+    ) -> Tensor:
+        """Return the gradient of the loss and the contrastive loss."""
+        if not self.contrastive_mu:
+            return super().slope(gradient, down, state, v_P, batch)
+        w_P = down["params"]
+        anchors = (w_P, own(state, "previous", w_P))
+        extra = FeatureLoss(anchors, lambda *z: self.contrastive_mu * self.contrast(*z))
+        return gradient(v_P, batch, extra)[1]
+
+    def finish(self, down: Arrays, state: Arrays, work: Arrays) -> Outcome:
+        """Upload the local model, and keep it."""
+        v_P = down["params"] + work["drift"]
+        return Outcome({"params": v_P}, {"previous": v_P, "seen": seen(v_P)}, {})
+
+
+def cosine(a_BF: Tensor, b_BF: Tensor) -> Tensor:
+    """Return ``<a, b> / (||a|| ||b||)`` ``(B,)``, and 0, with a finite gradient, where a vector is zero.
+
+    Examples
+    --------
+    >>> cosine(torch.tensor([[3.0, 4.0], [0.0, 0.0]]), torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
+    tensor([0.6000, 0.0000])
+    """
+    return (_unit(a_BF) * _unit(b_BF)).sum(-1)
+
+
+def _unit(z_BF: Tensor) -> Tensor:
+    squared_B1 = (z_BF * z_BF).sum(-1, keepdim=True)
+    return z_BF / torch.where(squared_B1 > 0, squared_B1, 1).sqrt()
