@@ -10,15 +10,30 @@ if TYPE_CHECKING:
     from fedpisa.demo import run_demo
     from fedpisa.results import Result, load_result
     from fedpisa.runner import run
+    from fedpisa.study import Study, load_study, read_study
 
 __version__ = "0.1.0"
-__all__ = ["Result", "RunConfig", "__version__", "load_config", "load_result", "run", "run_demo"]
+__all__ = [
+    "Result",
+    "RunConfig",
+    "Study",
+    "__version__",
+    "load_config",
+    "load_result",
+    "load_study",
+    "read_study",
+    "run",
+    "run_demo",
+]
 
 _HOMES = {
     "Result": "results",
     "RunConfig": "config",
+    "Study": "study",
     "load_config": "config",
     "load_result": "results",
+    "load_study": "study",
+    "read_study": "study",
     "run": "runner",
     "run_demo": "demo",
 }

@@ -1,0 +1,360 @@
+"""A study: which runs it consists of, where they lie, and what they found.
+
+A study file has a base configuration, keys to sweep, named variants and seeds::
+
+    seeds = [0, 1, 2]                # [0] by default
+
+    [base]                           # flat keys, as for one run
+    dataset = "digits"
+
+    [sweep]                          # every combination of these
+    dirichlet-alpha = [0.1, 10]
+
+    [[variant]]                      # flat keys that differ from the base, under a name
+    name = "sisa"
+    algorithm = "sisa"
+
+Its directory holds ``study.toml`` and each run's own directory ``runs/<variant>/<point>/seed-<seed>``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, Final, final
+
+from fedpisa import components
+from fedpisa.config import RunConfig, read_toml
+from fedpisa.results import Result, load_result
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+STUDY_FILE: Final = "study.toml"
+_TABLES: Final = ("name", "seeds", "base", "sweep", "variant")
+
+
+@final
+@dataclass(frozen=True)
+class StudyRun:
+    """One run of a study.
+
+    Parameters
+    ----------
+    variant
+        Its variant's name.
+    point
+        The swept keys' values.
+    seed
+        Its seed.
+    keys
+        All of its keys: the base's, the variant's, the point's and the seed.
+    path
+        Its directory, below that of the study.
+    """
+
+    variant: str
+    point: Mapping[str, object]
+    seed: int
+    keys: Mapping[str, object]
+    path: PurePosixPath
+
+    @cached_property
+    def config(self) -> RunConfig:
+        """The run's configuration.
+
+        Raises
+        ------
+        ValueError
+            For a key or value that does not fit, naming variant and point.
+        """
+        try:
+            return RunConfig.from_mapping(self.keys)
+        except ValueError as error:
+            raise ValueError(f"{self}: {error}") from error
+
+    def __str__(self) -> str:
+        return f"variant {self.variant!r}, {', '.join([*_assignments(self.point), f'seed={self.seed}'])}"
+
+
+@final
+@dataclass(frozen=True)
+class StudyResult:
+    """What one run of a study found.
+
+    Parameters
+    ----------
+    variant
+        Its variant's name.
+    point
+        The swept keys' values.
+    seed
+        Its seed.
+    result
+        The run, whatever its status.
+    """
+
+    variant: str
+    point: Mapping[str, object]
+    seed: int
+    result: Result
+
+
+@final
+@dataclass(frozen=True)
+class Study:
+    """Runs that belong together: every variant at every point of the sweep, with every seed.
+
+    Parameters
+    ----------
+    name
+        What it is called.
+    base
+        Keys of all runs.
+    sweep
+        Lists of values; the points are their combinations.
+    variants
+        By name, the keys in which a variant differs from the base.
+    seeds
+        The runs' seeds.
+
+    Examples
+    --------
+    >>> study = Study.from_mapping(
+    ...     {
+    ...         "seeds": [0, 1],
+    ...         "base": {"num-server-rounds": 5},
+    ...         "sweep": {"dirichlet-alpha": [0.1, 10]},
+    ...         "variant": [{"name": "a", "algorithm": "fedavg"}, {"name": "b"}],
+    ...     }
+    ... )
+    >>> runs = study.runs()
+    >>> len(runs), str(runs[0].path), runs[0].config.algorithm
+    (8, 'runs/a/dirichlet-alpha=0.1/seed-0', 'fedavg')
+    """
+
+    name: str
+    base: Mapping[str, object]
+    sweep: Mapping[str, Sequence[object]]
+    variants: Mapping[str, Mapping[str, object]]
+    seeds: Sequence[int]
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any], name: str = "study") -> Study:
+        """Return the study that a study file's tables describe.
+
+        Parameters
+        ----------
+        values
+            What the file says.
+        name
+            The study's name if the file has none.
+
+        Raises
+        ------
+        ValueError
+            If a table is not of its form, or a key is set in two that exclude each other.
+        """
+        for key in values:
+            if key not in _TABLES:
+                raise ValueError(
+                    f"unknown key {key!r} in the study{components.nearest(key, _TABLES)}: a study has "
+                    f"{', '.join(_TABLES)}, and the runs' own keys are in [base], [sweep] and [[variant]]"
+                )
+        base = _table(values.get("base", {}), "[base]")
+        sweep: dict[str, list[object]] = {}
+        for key, listed in _table(values.get("sweep", {}), "[sweep]").items():
+            if not isinstance(listed, list) or not listed:
+                raise ValueError(f"[sweep] {key} = {listed!r} is not a list of values: write {key} = [...]")
+            if len(set(map(repr, listed))) < len(listed):
+                raise ValueError(f"[sweep] {key} = {listed!r} has a value twice: list each once")
+            sweep[key] = listed
+        variants = _variants(values.get("variant", []))
+        for table, keys in (("[base]", base), *((f"variant {n!r}", keys) for n, keys in variants.items())):
+            for key in keys:
+                if key in sweep:
+                    raise ValueError(f"key {key!r} is in {table} and in [sweep]: leave it in one of them")
+        study_name = values.get("name", name)
+        if not isinstance(study_name, str) or not study_name.strip():
+            raise ValueError(f"name = {study_name!r} is not a name: write a text")
+        return cls(study_name, base, sweep, variants, _seeds(values.get("seeds", [0])))
+
+    def points(self) -> list[dict[str, object]]:
+        """Return every combination of the swept values; without a sweep one empty point."""
+        return [dict(zip(self.sweep, chosen, strict=True)) for chosen in product(*self.sweep.values())]
+
+    def runs(self) -> list[StudyRun]:
+        """Return all runs, ordered by variant, point and seed."""
+        points = self.points()
+        names = dict(zip(self.variants, _distinct(map(_slug, self.variants)), strict=True))
+        slugs = _distinct(_slug(",".join(_assignments(point))) for point in points)
+        return [
+            StudyRun(
+                variant,
+                point,
+                seed,
+                {**self.base, **keys, **point, "seed": seed},
+                PurePosixPath("runs", names[variant], slug, f"seed-{seed}"),
+            )
+            for variant, keys in self.variants.items()
+            for point, slug in zip(points, slugs, strict=True)
+            for seed in self.seeds
+        ]
+
+    def results(self, directory: str | os.PathLike[str]) -> list[StudyResult]:
+        """Return the runs that are there, whatever their status; those not begun are left out."""
+        begun = [(run, Path(directory) / run.path) for run in self.runs()]
+        return [
+            StudyResult(run.variant, run.point, run.seed, load_result(path))
+            for run, path in begun
+            if (path / "run.json").exists()
+        ]
+
+    def frame(self, directory: str | os.PathLike[str]) -> pd.DataFrame:
+        """Return the rounds of all runs below each other; see `frame`."""
+        return frame(self.results(directory))
+
+
+def read_study(file: str | os.PathLike[str]) -> Study:
+    """Return the study of a file; without a name of its own it is called like the file.
+
+    Raises
+    ------
+    ValueError
+        If there is no such file, or it describes no study.
+    """
+    path = Path(file)
+    try:
+        return Study.from_mapping(_kebab(read_toml(path)), name=path.stem)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def load_study(directory: str | os.PathLike[str]) -> list[StudyResult]:
+    """Return what the runs of a study found so far, in the study's order.
+
+    Parameters
+    ----------
+    directory
+        What ``fedpisa compare`` wrote: a directory with a ``study.toml``.
+
+    Raises
+    ------
+    ValueError
+        If it is no study's directory, or a run in it cannot be read.
+    """
+    file = Path(directory) / STUDY_FILE
+    if not file.is_file():
+        raise ValueError(
+            f"{directory} is not a study's directory, it has no {STUDY_FILE}: "
+            "name one that fedpisa compare has written"
+        )
+    return read_study(file).results(directory)
+
+
+def frame(results: Sequence[StudyResult]) -> pd.DataFrame:
+    """Return the rounds of all runs below each other, a run's variant, swept keys, seed and status in each row."""
+    import pandas as pd
+
+    parts = [
+        one.result.history.assign(
+            variant=one.variant,
+            **{key: _cell(value) for key, value in one.point.items()},
+            seed=one.seed,
+            status=one.result.status,
+        )
+        for one in results
+    ]
+    first = ["variant", *dict.fromkeys(key for one in results for key in one.point), "seed", "status"]
+    if not parts:
+        return pd.DataFrame(columns=first)
+    table = pd.concat(parts, ignore_index=True)
+    return table[[*first, *(column for column in table.columns if column not in first)]]
+
+
+def _table(value: object, name: str) -> dict[str, object]:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{name} is {value!r}: write a table of keys")
+    table = _kebab(value)
+    if "seed" in table:
+        raise ValueError(f"{name} sets seed: list the study's seeds at the top, seeds = [0, 1, 2]")
+    return table
+
+
+def _variants(tables: object) -> dict[str, dict[str, object]]:
+    """Return the variants' keys by name; a study without variants has one, called ``base``."""
+    if not isinstance(tables, list):
+        raise ValueError("variant is not a list of tables: write [[variant]]")
+    variants: dict[str, dict[str, object]] = {}
+    for number, value in enumerate(tables, start=1):
+        keys = _table(value, f"[[variant]] number {number}")
+        name = keys.pop("name", None)
+        if not isinstance(name, str) or not name.strip():
+            raise ValueError(f'[[variant]] number {number} has no name: add name = "..."')
+        if name in variants:
+            raise ValueError(f"two variants are called {name!r}: give each a name of its own")
+        variants[name] = keys
+    return variants or {"base": {}}
+
+
+def _seeds(value: object) -> tuple[int, ...]:
+    if isinstance(value, list) and value and len(set(map(repr, value))) == len(value):
+        seeds = [seed for seed in value if isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0]
+        if len(seeds) == len(value):
+            return tuple(seeds)
+    raise ValueError(f"seeds = {value!r}: write a list of distinct whole numbers from 0 on, seeds = [0, 1]")
+
+
+def _kebab(values: Mapping[str, object]) -> dict[str, object]:
+    names = {name: name.rstrip("_").replace("_", "-") for name in values}
+    for name, key in names.items():
+        if name != key and key in values:
+            raise ValueError(f"key {key!r} is given twice: give it once")
+    return {names[name]: value for name, value in values.items()}
+
+
+def _assignments(point: Mapping[str, object]) -> Iterator[str]:
+    """Yield ``key=value`` of a point, as on the command line."""
+    for key, value in point.items():
+        yield f"{key}={_cell(value)}"
+
+
+def _cell(value: object) -> float | str:
+    """Return a value as a table's cell: a number as it is, anything else as text."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return value
+    return components.show(value).strip("\"'")
+
+
+def _slug(text: str) -> str:
+    """Return a text as a folder's name.
+
+    Examples
+    --------
+    >>> _slug("dirichlet-alpha=0.1,widths=[64, 32]"), _slug("")
+    ('dirichlet-alpha=0.1,widths=64-32', 'all')
+    """
+    return re.sub(r", |[^\w.=,+-]+", "-", re.sub(r"[][]", "", text)).strip("-.") or "all"
+
+
+def _distinct(names: Iterable[str]) -> list[str]:
+    """Return names with a number added to those that were there before.
+
+    Examples
+    --------
+    >>> _distinct(iter(["a", "b", "a"]))
+    ['a', 'b', 'a-2']
+    """
+    taken: list[str] = []
+    for name in names:
+        number, unique = 1, name
+        while unique.lower() in {other.lower() for other in taken}:
+            number += 1
+            unique = f"{name}-{number}"
+        taken.append(unique)
+    return taken
