@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import signal
 import statistics
 import sys
 import textwrap
@@ -131,8 +132,19 @@ def run(
             help="A new directory for the result.", show_default="runs/<algorithm>-<dataset>-<seed>"
         ),
     ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Go on with a run that was cut short, from its last checkpoint; -c num-server-rounds=... for more.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Train, with live progress; without arguments SISA on the embedded data."""
+    if resume is not None:
+        _resume(resume, file, config, out)
+        return
     settings = _config(file, config)
     from fedpisa.console import RunConsole
     from fedpisa.results import free_directory, require_free
@@ -141,10 +153,21 @@ def run(
     directory = require_free(out) if out else free_directory(Path("runs") / re.sub(r"[^\w.-]+", "-", name))
     from fedpisa.runner import run as train
 
-    with _keeping(directory), RunConsole() as console:
+    with _keeping(directory, f"fedpisa run --resume {directory}"), RunConsole() as console:
         result = train(settings, directory, on_event=console)
-        if result.status == "interrupted":
-            raise KeyboardInterrupt
+    _refuse_diverged(result)
+    typer.echo(f"result: {directory}")
+
+
+def _resume(directory: Path, file: Path | None, config: Sequence[str] | None, out: Path | None) -> None:
+    if file is not None or out is not None:
+        raise ValueError("--resume goes on with a run where it is: give neither a file nor --out with it")
+    from fedpisa.console import RunConsole
+    from fedpisa.runner import run as train
+
+    changes = _keys(config)
+    with _keeping(directory, f"fedpisa run --resume {directory}"), RunConsole() as console:
+        result = train(changes, resume=directory, on_event=console)
     _refuse_diverged(result)
     typer.echo(f"result: {directory}")
 
@@ -319,14 +342,19 @@ def _run_directories(paths: Sequence[Path]) -> Iterator[Path]:
 
 
 @contextmanager
-def _keeping(directory: Path) -> Iterator[None]:
-    """Turn Ctrl-C into an exit that says what is left."""
+def _keeping(directory: Path, go_on: str = "") -> Iterator[None]:
+    """Say what is left, and how to go on, after Ctrl-C, SIGTERM or a file that cannot be written."""
+    hint = f", go on with: {go_on}" if go_on else ""
     try:
         yield
-    except KeyboardInterrupt:
-        kept = f"the rounds so far are kept in {directory}" if directory.exists() else "nothing was written"
-        typer.echo(f"interrupted: {kept}", err=True)
-        raise typer.Exit(130) from None
+    except KeyboardInterrupt as error:
+        kept = f"the rounds so far are kept in {directory}{hint}"
+        typer.echo(f"interrupted: {kept if directory.exists() else 'nothing was written'}", err=True)
+        raise typer.Exit(128 + getattr(error, "signum", signal.SIGINT)) from None
+    except OSError as error:
+        if not (directory / "run.json").exists():
+            raise
+        raise ValueError(f"{_reason(error)}; the rounds so far are kept{hint}") from error
 
 
 def _refuse_diverged(result: Result) -> None:
@@ -340,16 +368,24 @@ def _refuse_diverged(result: Result) -> None:
 
 
 def _config(file: Path | None, assignments: Sequence[str] | None) -> RunConfig:
-    from fedpisa.config import load_config, parse_overrides
+    from fedpisa.config import load_config
+
+    return load_config(file, _keys(assignments))
+
+
+def _keys(assignments: Sequence[str] | None) -> dict[str, object]:
+    from fedpisa.config import parse_overrides
 
     changes: dict[str, object] = {}
     for text in assignments or ():
         changes |= parse_overrides(text)
-    return load_config(file, changes)
+    return changes
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit code: 0, 1 (diverged), 2 (bad input) or 130 (interrupted).
+    """Run the command line and return the exit code.
+
+    It is 0, 1 (diverged), 2 (bad input, or a file that cannot be written), 130 (Ctrl-C) or 143 (SIGTERM).
 
     Parameters
     ----------
@@ -366,12 +402,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if debug:
             raise
-        return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), 2)
+        return _fail(_reason(error), 2)
     except ValueError as error:
         if debug:
             raise
         return _fail(str(error), 2)
     return code if isinstance(code, int) else 0
+
+
+def _reason(error: OSError) -> str:
+    return f"{error.filename}: {error.strerror}" if error.filename else str(error)
 
 
 def _fail(message: str, code: int) -> int:

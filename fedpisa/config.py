@@ -61,6 +61,9 @@ class RunConfig:
         Floating-point type of the parameters and the data.
     eval_every
         Rounds between two evaluations on the test set; the last round is always evaluated.
+    checkpoint_every
+        Rounds between two checkpoints in the run's directory; 0 writes them only at the end and when the run is
+        interrupted.
     target_accuracy
         Test accuracy to report the first round of.
     exact_diagnostics
@@ -93,6 +96,7 @@ class RunConfig:
     device: str = "auto"
     dtype: Literal["float32", "float64"] = "float32"
     eval_every: PositiveInt = 1
+    checkpoint_every: NonNegativeInt = 10
     target_accuracy: Probability | None = None
     exact_diagnostics: bool = False
     # A mapping cannot be hashed, and leaving it out keeps equal configurations' hashes equal.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable
 from types import TracebackType
@@ -12,9 +13,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from fedpisa.events import Event, RoundFinished, RunFinished, RunStarted, Stopping
+
 if TYPE_CHECKING:
     from fedpisa.results import Result, Row
-    from fedpisa.runner import Event, RunStarted
 
 PLAIN_LINES = 6
 """Rounds that are reported, besides the last, where nobody watches."""
@@ -45,6 +47,7 @@ class RunConsole:
         self._progress: Progress | None = None
         self._task = TaskID(0)
         self._began = 0.0
+        self._resumed = 0
         self._accuracy: float | None = None
 
     def __enter__(self) -> RunConsole:
@@ -57,15 +60,17 @@ class RunConsole:
 
     def __call__(self, event: Event) -> None:
         """Show one event."""
-        from fedpisa.runner import RoundFinished, RunFinished, RunStarted
-
         if isinstance(event, RunStarted):
             self._start(event)
         elif isinstance(event, RoundFinished):
             self._round(event.row, event.num_server_rounds)
         elif isinstance(event, RunFinished):
             self._stop()
-            self._console.print(escape(summary(event.result)))
+            ended = f"{summary(event.result)}; it had ended before, nothing was done"
+            self._console.print(escape(ended if event.before else summary(event.result)))
+        elif isinstance(event, Stopping):
+            # Past the console, which may just be writing: this is said from within a signal handler.
+            os.write(2, b"\nending this round and writing a checkpoint; once more ends at once\n")
 
     def _start(self, event: RunStarted) -> None:
         self._stop()
@@ -76,6 +81,9 @@ class RunConsole:
             f"{event.num_parameters:,} parameters, {event.engine} engine on {event.device}",
             markup=False,
         )
+        if event.resumed is not None:
+            self._console.print(f"going on after round {event.resumed}", markup=False)
+        self._resumed = event.resumed or 0
         self._began, self._accuracy = self._clock(), None
         if self._console.is_terminal:
             columns = (
@@ -86,7 +94,9 @@ class RunConsole:
                 TimeRemainingColumn(compact=True),
             )
             self._progress = Progress(*columns, console=self._console, transient=True)
-            self._task = self._progress.add_task("", total=config.num_server_rounds, measured="")
+            self._task = self._progress.add_task(
+                "", total=config.num_server_rounds, completed=self._resumed, measured=""
+            )
             self._progress.start()
 
     def _round(self, row: Row, num_server_rounds: int) -> None:
@@ -102,7 +112,7 @@ class RunConsole:
             parts.append(f"test accuracy {self._accuracy:.1%}")
         elif (loss := row.get("test_loss")) is not None:
             parts.append(f"test loss {loss:.4g}")
-        parts.append(f"{number / max(self._clock() - self._began, 1e-9):.3g} rounds/s")
+        parts.append(f"{(number - self._resumed) / max(self._clock() - self._began, 1e-9):.3g} rounds/s")
         measured = "  ".join(parts)
         if self._progress is not None:
             short = measured.replace("train ", "").replace("test ", "")  # the line fits 80 columns

@@ -12,7 +12,7 @@ from fedpisa.results import Result, require_free
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from fedpisa.runner import Event
+    from fedpisa.events import Event
 
 STEPS = 10
 """Gradient evaluations of each client in each round."""

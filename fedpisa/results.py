@@ -5,6 +5,7 @@ A run's directory holds
 - ``config.toml``: the resolved configuration, enough to repeat the run;
 - ``run.json``: versions, machine, timing and ``status``;
 - ``metrics.jsonl``: one JSON object per round, flushed as soon as the round ends;
+- ``checkpoint/``: what `fedpisa.run` needs to go on, see `fedpisa.checkpoint`;
 - ``partition.npz``: the arrays ``0`` .. ``N-1``, client ``i``'s sample indices into the training set;
 - ``model.safetensors``: the global parameters under the module's own names.
 """
@@ -25,6 +26,8 @@ from typing import TYPE_CHECKING, Any, Literal, final, get_args
 
 import numpy as np
 from numpy.typing import NDArray
+
+from fedpisa.storage import is_leftover, named, replace_file, sync
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,7 +61,7 @@ def require_free(directory: str | Path) -> Path:
     """
     path = Path(directory)
     if path.is_dir():
-        if any(path.iterdir()):
+        if any(not is_leftover(file.name) for file in path.iterdir()):
             raise ValueError(
                 f"directory {path} exists and is not empty: name another one, nothing is overwritten"
             )
@@ -82,8 +85,8 @@ def free_directory(path: str | Path) -> Path:
 class RunDirectory:
     """The directory of one run, written round by round.
 
-    Whatever happens to the process, the files on disk are whole: ``run.json`` and
-    ``model.safetensors`` are replaced in one step, and ``metrics.jsonl`` only grows by lines.
+    Whatever happens to the process, the files on disk are whole: each is replaced in one step, and
+    ``metrics.jsonl`` only grows by lines.
 
     Parameters
     ----------
@@ -137,40 +140,72 @@ class RunDirectory:
         ValueError
             If the directory exists and is not empty.
         """
-        directory = require_free(path)
+        run = cls(require_free(path))
+        run.begin(config=config, facts=facts, partition=partition)
+        return run
+
+    def begin(
+        self, *, config: RunConfig, facts: Mapping[str, object], partition: Sequence[NDArray[np.int64]]
+    ) -> None:
+        """Write the files as they are before the first round; see `create`.
+
+        ``config.toml`` is the first file and ``run.json`` the last, so that a run that was cut short in between
+        can begin again.
+        """
         toml = config.to_toml().encode()
         about = _json_bytes({"status": "running", **facts})
         arrays = io.BytesIO()
         parts: dict[str, Any] = {str(i): np.asarray(part, dtype=np.int64) for i, part in enumerate(partition)}
         np.savez(arrays, **parts)
 
-        directory.mkdir(parents=True, exist_ok=True)
-        try:
-            # Exclusive creation is the claim: of two runs that race for the directory one gets it.
-            with (directory / "config.toml").open("xb") as file:
-                file.write(toml)
-        except FileExistsError:
-            raise ValueError(f"directory {directory} was taken by another run: name another one") from None
-        run = cls(directory)
-        (directory / "partition.npz").write_bytes(arrays.getvalue())
-        run.metrics.touch()
-        _replace(directory / "run.json", about)
-        return run
+        self.path.mkdir(parents=True, exist_ok=True)
+        replace_file(self.path / "config.toml", toml)
+        replace_file(self.path / "partition.npz", arrays.getvalue())
+        replace_file(self.metrics, b"")
+        replace_file(self.path / "run.json", about)
 
     @property
     def metrics(self) -> Path:
         """The file of the rounds' metrics."""
         return self.path / "metrics.jsonl"
 
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the checkpoints."""
+        return self.path / "checkpoint"
+
     def append(self, row: Row) -> None:
         """Add one round to ``metrics.jsonl`` and flush it; NaN and infinity are written as ``null``."""
-        with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({key: _plain(value) for key, value in row.items()}, allow_nan=False) + "\n")
+        line = json.dumps({key: _plain(value) for key, value in row.items()}, allow_nan=False)
+        try:
+            with self.metrics.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            raise named(error, self.metrics) from error
+
+    def measured(self) -> int:
+        """Return the length of ``metrics.jsonl`` in bytes, once they are on the disk."""
+        sync(self.metrics)
+        return self.metrics.stat().st_size
+
+    def cut(self, length: int) -> list[Row]:
+        """Keep the first ``length`` bytes of ``metrics.jsonl`` and return their rows."""
+        os.truncate(self.metrics, length)
+        return _read_rows(self.metrics)
+
+    def write_config(self, config: RunConfig) -> None:
+        """Replace ``config.toml``."""
+        replace_file(self.path / "config.toml", config.to_toml().encode())
+
+    def facts(self) -> dict[str, Any]:
+        """Return what ``run.json`` says; nothing if the run was cut short before there was one."""
+        file = self.path / "run.json"
+        facts: dict[str, Any] = json.loads(file.read_bytes()) if file.exists() else {}
+        return facts
 
     def update(self, **facts: object) -> None:
         """Change facts of ``run.json``, such as ``status``; the other facts stay."""
-        file = self.path / "run.json"
-        _replace(file, _json_bytes({**json.loads(file.read_bytes()), **facts}))
+        replace_file(self.path / "run.json", _json_bytes({**self.facts(), **facts}))
 
     def write_model(self, parameters: Mapping[str, NDArray[Any]]) -> None:
         """Write the global parameters to ``model.safetensors``; the same arrays give the same bytes."""
@@ -178,7 +213,7 @@ class RunDirectory:
 
         # safetensors takes the memory as it lies: give it C order.
         arrays = {name: np.asarray(value, order="C") for name, value in sorted(parameters.items())}
-        _replace(self.path / "model.safetensors", save(arrays))
+        replace_file(self.path / "model.safetensors", save(arrays))
 
 
 @final
@@ -339,7 +374,7 @@ def load_result(directory: str | Path) -> Result:
             config=load_config(path / "config.toml"),
             rows=_read_rows(path / "metrics.jsonl"),
             parameters=_read_model(path / "model.safetensors"),
-            partition=_read_partition(path / "partition.npz"),
+            partition=read_partition(path / "partition.npz"),
             status=status,
             directory=path,
         )
@@ -353,7 +388,8 @@ def _read_rows(file: Path) -> list[Row]:
     return [json.loads(line) for line in lines if line]
 
 
-def _read_partition(file: Path) -> list[NDArray[np.int64]]:
+def read_partition(file: Path) -> list[NDArray[np.int64]]:
+    """Return each client's sample indices; nothing if there is no such file."""
     if not file.is_file():
         return []
     with np.load(file, allow_pickle=False) as arrays:
@@ -387,13 +423,3 @@ def _plain(value: object) -> object:
 
 def _json_bytes(facts: Mapping[str, object]) -> bytes:
     return (json.dumps(_plain(facts), indent=2, allow_nan=False) + "\n").encode()
-
-
-def _replace(file: Path, content: bytes) -> None:
-    """Write a file so that a reader finds the old content or the new one, never a part."""
-    temporary = file.with_name(f".{file.name}.partial")
-    with temporary.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, file)

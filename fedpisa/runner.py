@@ -1,72 +1,45 @@
-"""One run, from its configuration to its result."""
+"""One run, from its configuration to its result, and on from where it was cut short."""
 
 from __future__ import annotations
 
 import os
-import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
-import numpy as np
-import torch
-from flwr.app import ArrayRecord
 from numpy.typing import NDArray
 
-from fedpisa.apps.handlers import make_client_app
-from fedpisa.clients.local import BUFFERS
+from fedpisa import checkpoint
+from fedpisa.checkpoint import Checkpoint
 from fedpisa.config import RunConfig, load_config
-from fedpisa.diagnostics import FullObjective
-from fedpisa.federation import Federation
-from fedpisa.flower.compat import to_tensors
-from fedpisa.results import Result, Row, RunDirectory, Status, require_free
-from fedpisa.simulation.loop import LoopGrid
-from fedpisa.simulation.rounds import Round, rounds
-from fedpisa.simulation.vmap import UnstackableError, VmapGrid
+from fedpisa.events import Event, RoundFinished, RunFinished, RunStarted, Stopping
+from fedpisa.facts import facts_of, now
+from fedpisa.interrupts import Interrupted, Stop, postponed
+from fedpisa.results import Result, Row, RunDirectory, Status, load_result, require_free
+from fedpisa.resume import changed, pick
+from fedpisa.simulation.simulation import Simulation, make_grid
+from fedpisa.storage import held
 
-
-@final
-@dataclass(frozen=True)
-class RunStarted:
-    """Everything is checked and built; the first round follows."""
-
-    config: RunConfig
-    num_parameters: int
-    num_train: int
-    num_test: int
-    engine: str
-    device: str
-
-
-@final
-@dataclass(frozen=True)
-class RoundFinished:
-    """A round's row of ``metrics.jsonl``; round 0 is the initial model."""
-
-    row: Row
-    num_server_rounds: int
-
-
-@final
-@dataclass(frozen=True)
-class RunFinished:
-    """The run's result, whatever its status."""
-
-    result: Result
-
-
-Event = RunStarted | RoundFinished | RunFinished
+__all__ = [
+    "Event",
+    "RoundFinished",
+    "RunFinished",
+    "RunStarted",
+    "Simulation",
+    "Stopping",
+    "make_grid",
+    "run",
+]
 
 
 def run(
     config: RunConfig | Mapping[str, object] | str | os.PathLike[str] | None = None,
     out: str | os.PathLike[str] | None = None,
     *,
+    resume: str | os.PathLike[str] | None = None,
     on_event: Callable[[Event], None] | None = None,
 ) -> Result:
     """Train one algorithm on one federated data set.
@@ -77,8 +50,12 @@ def run(
         A configuration, flat keys, or the path of a TOML file; SISA on the embedded digits by default.
     out
         Directory of the result, which must not exist or be empty; by default nothing is written.
+    resume
+        Directory of a run that was cut short, in place of ``out``: it goes on from its last checkpoint and ends in
+        the same bytes as if nothing had happened. ``config`` is the run's own by default. More rounds may be
+        asked for, also of a run that finished; any other key that changes what is computed must stay.
     on_event
-        Told what happens: `RunStarted`, `RoundFinished` for every row, `RunFinished`.
+        Told what happens: `RunStarted`, `RoundFinished` for every row, `Stopping`, `RunFinished`.
 
     Returns
     -------
@@ -89,9 +66,11 @@ def run(
     Raises
     ------
     ValueError
-        If the configuration, the data or the directory is unusable; nothing is written then.
+        If the configuration, the data or the directory is unusable, or another process writes to it; nothing is
+        written then.
     KeyboardInterrupt
-        After the rounds so far and the model have been written, with status ``interrupted``.
+        After Ctrl-C or SIGTERM (`fedpisa.interrupts.Interrupted`). With a directory the round is finished first,
+        and the rounds so far, a checkpoint and the model are written; a second signal ends at once.
 
     Examples
     --------
@@ -99,183 +78,135 @@ def run(
     >>> result.status, len(result.history)
     ('finished', 3)
     """
-    config = load_config(config)
-    directory = None if out is None else require_free(Path(out))
-    simulation = Simulation(config)
     tell = on_event if on_event is not None else lambda event: None
-    begin = time.perf_counter()
-    files = None
-    if directory is not None:
+    if resume is not None:
+        if out is not None:
+            raise ValueError(
+                f"out = {out} and resume = {resume} exclude each other: a run goes on where it is"
+            )
+        return _resume(Path(resume), config, tell)
+    config = load_config(config)
+    if out is None:
+        return _Run(Simulation(config), tell).train()
+    directory = require_free(Path(out))
+    simulation = Simulation(config)
+    with held(directory):
         files = RunDirectory.create(
             directory,
             config=simulation.config,
-            facts=_facts(simulation),
+            facts=facts_of(simulation),
             partition=simulation.federation.partition,
         )
-    tell(simulation.started())
-    rows: list[Row] = []
-    status: Status = "failed"
-    try:
-        for row in simulation.rows():
-            rows.append(row)
-            if files is not None:
-                files.append(row)
-            tell(RoundFinished(row, config.num_server_rounds))
-        status = "diverged" if simulation.diverged else "finished"
-    except KeyboardInterrupt:
-        status = "interrupted"
-        raise
-    finally:
-        parameters = simulation.parameters()
-        if files is not None:
-            files.write_model(parameters)
-            files.update(status=status, seconds=time.perf_counter() - begin, finished=_now())
-    result = Result(simulation.config, rows, parameters, simulation.federation.partition, status, directory)
-    tell(RunFinished(result))
-    return result
+        return _Run(simulation, tell, files).train()
+
+
+def _resume(
+    directory: Path,
+    config: RunConfig | Mapping[str, object] | str | os.PathLike[str] | None,
+    tell: Callable[[Event], None],
+) -> Result:
+    if not (directory / "config.toml").is_file():
+        raise ValueError(f"{directory} is not a run's directory, it lacks config.toml: name one that is")
+    with held(directory):
+        files = RunDirectory(directory)
+        before = load_config(directory / "config.toml")
+        after = changed(before, config)
+        facts = files.facts()
+        longer = after.num_server_rounds > before.num_server_rounds
+        if facts.get("status") == "diverged" or (facts.get("status") == "finished" and not longer):
+            result = load_result(directory)
+            tell(RunFinished(result, before=True))
+            return result
+        simulation = Simulation(after)
+        found = pick(files, simulation)
+        if found is None:
+            files.begin(
+                config=simulation.config,
+                facts=facts_of(simulation),
+                partition=simulation.federation.partition,
+            )
+            return _Run(simulation, tell, files).train()
+        simulation.restore(found.server_round, found.tensors)
+        rows = files.cut(found.facts["metrics_bytes"])
+        files.write_config(simulation.config)
+        again = {key: value for key, value in facts_of(simulation).items() if key in ("versions", "machine")}
+        resumed = [*facts.get("resumed", []), {"after_round": found.server_round, "at": now(), **again}]
+        files.update(status="running", resumed=resumed)
+        return _Run(simulation, tell, files, rows, found.facts["seconds"]).train()
 
 
 @final
-class Simulation:
-    """A federation on an in-process Grid, and its rounds.
+@dataclass
+class _Run:
+    """The rounds of a simulation, written down as they end."""
 
-    Parameters
-    ----------
-    config
-        The run's configuration.
+    simulation: Simulation
+    tell: Callable[[Event], None]
+    files: RunDirectory | None = None
+    rows: list[Row] = field(default_factory=list)
+    seconds_before: float = 0.0
+    begin: float = field(default_factory=time.perf_counter)
 
-    Raises
-    ------
-    ValueError
-        If the configuration or the data is unusable.
-    """
-
-    def __init__(self, config: RunConfig) -> None:
-        self.federation = Federation(config)
-        self.config = self.federation.config
-        self.grid = make_grid(self.federation)
-        self.strategy = self.federation.strategy()
-        self.model: ArrayRecord = self.strategy.start_from(self.federation.initial_model())
-        self.diverged = False
-
-    @property
-    def engine(self) -> str:
-        """``vmap`` or ``loop``."""
-        return "vmap" if isinstance(self.grid, VmapGrid) else "loop"
-
-    def started(self) -> RunStarted:
-        """Return what is about to run."""
-        return RunStarted(
-            config=self.config,
-            num_parameters=self.federation.task.layout.size,
-            num_train=len(self.federation.data.y),
-            num_test=len(self.federation.test.y),
-            engine=self.engine,
-            device=str(self.federation.device),
-        )
-
-    def rows(self) -> Iterator[Row]:
-        """Yield the row of each round, the initial model's first; stop at divergence."""
-        yield {"round": 0, **self._evaluate()}
-        for finished in rounds(self.strategy, self.grid, self.model, self.config.num_server_rounds):
-            self.model = finished.arrays
-            yield self._row(finished)
-            if self.diverged:
-                return
-
-    def parameters(self) -> dict[str, NDArray[Any]]:
-        """Return the global model, buffers included, under the module's own names."""
-        params_P, buffers_Q = self._vectors()
-        task = self.federation.task
-        frozen = {name: tensor for name, tensor in task.module.named_parameters() if not tensor.requires_grad}
-        tensors = frozen | task.layout.unflatten(params_P) | task.buffer_layout.unflatten(buffers_Q)
-        return {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
-
-    def _vectors(self) -> tuple[torch.Tensor, torch.Tensor]:
-        x = self.federation.test.x
-        tensors = to_tensors(self.model, x.dtype, x.device)
-        return tensors["params"], tensors.get(BUFFERS, x.new_zeros(0))
-
-    def _evaluate(self) -> dict[str, float]:
-        begin = time.perf_counter()
-        test = self.federation.test
-        metrics = self.federation.task.evaluate(*self._vectors(), test.x, test.y)
-        row = {f"test_{name}": value for name, value in metrics.items()}
-        row["evaluation_seconds"] = time.perf_counter() - begin
-        return row
-
-    def _row(self, finished: Round) -> Row:
-        last = finished.server_round == self.config.num_server_rounds
-        evaluated = last or finished.server_round % self.config.eval_every == 0
-        metrics = {} if finished.train_metrics is None else dict(finished.train_metrics)
-        row: dict[str, Any] = {"round": finished.server_round}
-        row |= {name.replace("-", "_"): value for name, value in metrics.items()}
-        row["local_steps"] = int(row.get("local_steps", 0))
-        row["bytes_up"], row["bytes_down"] = finished.bytes_up, finished.bytes_down
-        row["seconds"] = finished.seconds
-        params_P, buffers_Q = self._vectors()
-        finite = bool(torch.isfinite(params_P).all()) and bool(np.isfinite(row.get("train_loss", 0.0)))
-        self.diverged = not finite
-        if evaluated and finite:
-            row |= self._evaluate()
-            row |= self._state_columns(buffers_Q)
-        return row
-
-    def _state_columns(self, buffers_Q: torch.Tensor) -> dict[str, float]:
-        """Return the diagnostics that need every client's state, or all of its samples."""
-        server, data = self.strategy.server, self.federation.data
-        assert server is not None
-        algorithm = self.federation.algorithm
-        weights_N = self.strategy.weights_of_all(torch.from_numpy(data.sizes_N).to(data.x.device))
-        columns = algorithm.stationarity(server, self.grid, weights_N)
-        if self.config.exact_diagnostics:
-            objective = FullObjective(self.federation.task, data, buffers_Q)
-            columns |= algorithm.exact_diagnostics(server, self.grid, objective, weights_N)
-        return columns
-
-
-def make_grid(federation: Federation) -> LoopGrid | VmapGrid:
-    """Return the engine's Grid; ``auto`` stacks the clients unless a layer cannot be stacked.
-
-    Raises
-    ------
-    ValueError
-        If ``engine = "vmap"`` is asked for and a layer cannot be stacked.
-    """
-    config, data = federation.config, federation.data
-    if config.engine != "loop":
+    def train(self) -> Result:
+        status: Status = "failed"
+        self.tell(self.simulation.started())
         try:
-            return VmapGrid(federation.task, federation.algorithm.local_update, data, config.seed)
-        except UnstackableError:
-            if config.engine == "vmap":
-                raise
-    app = make_client_app(lambda context: federation.client(int(context.node_config["partition-id"])))
-    return LoopGrid(app, data.num_clients)
+            self._rounds()
+            status = "diverged" if self.simulation.diverged else "finished"
+        except KeyboardInterrupt:
+            status = "interrupted"
+            raise
+        finally:
+            parameters = self.simulation.parameters()
+            # After a failure, such as a full disk, it is that failure that has to be seen.
+            with suppress(OSError) if status == "failed" else nullcontext():
+                self._end(parameters, status)
+        directory = None if self.files is None else self.files.path
+        result = Result(
+            self.simulation.config,
+            self.rows,
+            parameters,
+            self.simulation.federation.partition,
+            status,
+            directory,
+        )
+        self.tell(RunFinished(result))
+        return result
 
+    def _rounds(self) -> None:
+        last = self.simulation.config.num_server_rounds
+        every = self.simulation.config.checkpoint_every
+        # Without a directory there is nothing to save from Ctrl-C.
+        waiting = nullcontext(Stop()) if self.files is None else postponed(lambda n: self.tell(Stopping(n)))
+        with waiting as stop:
+            for row in self.simulation.rows():
+                self.rows.append(row)
+                done, diverged = self.simulation.server_round, self.simulation.diverged
+                signum = stop.signum  # read once: a signal that comes from now on belongs to the next round
+                if self.files is not None:
+                    self.files.append(row)
+                    due = done == last or signum or (every and done % every == 0)
+                    # Before the first round there is nothing to keep, and a model that is not finite is no start.
+                    if due and done > 0 and not diverged:
+                        self._keep(self.files)
+                self.tell(RoundFinished(row, last))
+                if signum and done < last and not diverged:
+                    raise Interrupted(signum)
 
-def _facts(simulation: Simulation) -> dict[str, object]:
-    packages = ("fedpisa", "flwr", "torch", "torchvision", "numpy", "scikit-learn")
-    versions = {"python": platform.python_version()}
-    for package in packages:
-        with suppress(ModuleNotFoundError):
-            versions[package] = version(package)
-    machine = {
-        "platform": platform.platform(),
-        "processor": platform.processor() or platform.machine(),
-        "cpus": os.cpu_count(),
-        "torch_threads": torch.get_num_threads(),
-        "device": str(simulation.federation.device),
-    }
-    if simulation.federation.device.type == "cuda":
-        machine["gpu"] = torch.cuda.get_device_name(simulation.federation.device)
-    started = {
-        "engine": simulation.engine,
-        "num_parameters": simulation.federation.task.layout.size,
-        "layout": simulation.federation.task.layout.fingerprint,
-        "started": _now(),
-    }
-    return {"seed": simulation.config.seed, "versions": versions, "machine": machine, **started}
+    def _keep(self, files: RunDirectory) -> None:
+        facts = {
+            "config": self.simulation.config.to_mapping(),
+            "layout": self.simulation.federation.task.layout.fingerprint,
+            "metrics_bytes": files.measured(),
+            "seconds": self._seconds(),
+        }
+        kept = Checkpoint(self.simulation.server_round, self.simulation.snapshot(), facts)
+        checkpoint.write(files.checkpoints, kept)
 
+    def _seconds(self) -> float:
+        return self.seconds_before + time.perf_counter() - self.begin
 
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    def _end(self, parameters: Mapping[str, NDArray[Any]], status: Status) -> None:
+        if self.files is not None:
+            self.files.write_model(parameters)
+            self.files.update(status=status, seconds=self._seconds(), finished=now())

@@ -185,7 +185,8 @@ def test_ctrl_c_says_what_was_kept(fake: Callable[[str], None], capsys: pytest.C
     fake("ctrl-c")
     assert main(["run", "--out", "here"]) == 130
     err = capsys.readouterr().err
-    assert err.splitlines()[-1] == "interrupted: the rounds so far are kept in here"
+    kept = "interrupted: the rounds so far are kept in here, go on with: fedpisa run --resume here"
+    assert err.splitlines()[-1] == kept
     assert len(load_result("here").rows) == 3
 
 

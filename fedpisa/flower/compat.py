@@ -3,6 +3,7 @@
 - `ensure_identity`: outside a Flower process a `Message` cannot be made, because it asks a process-wide
   task identity for the run. The in-process Grids give the process one if it has none.
 - `stamp`: Flower numbers a message when it is pushed to a SuperLink; an in-process Grid does it itself.
+- `encode`, `decode`: a `RecordDict` as Flower's own bytes, and back.
 - `TensorArray`: an `Array` that holds a tensor and encodes it only when somebody asks for bytes.
 """
 
@@ -15,10 +16,12 @@ from typing import Any, final
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, Message
+from flwr.app import Array, ArrayRecord, Message, RecordDict
 from torch import Tensor
 
 try:
+    from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+    from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
     from flwr.supercore.run import Run
     from flwr.supercore.task_identity import TaskIdentity
 except ImportError as error:
@@ -30,6 +33,8 @@ except ImportError as error:
 __all__ = [
     "Run",
     "TensorArray",
+    "decode",
+    "encode",
     "ensure_identity",
     "payload_bytes",
     "stamp",
@@ -54,6 +59,24 @@ def stamp(message: Message, message_id: str) -> Message:
     """Give a message its number."""
     message.metadata.__dict__["_message_id"] = message_id
     return message
+
+
+def encode(records: RecordDict) -> bytes:
+    """Return all records, of whatever kind, as bytes.
+
+    Examples
+    --------
+    >>> records = RecordDict({"state": to_record({"dual": torch.ones(2)})})
+    >>> decode(encode(records))["state"]["dual"].numpy().tolist()
+    [1.0, 1.0]
+    """
+    content: bytes = recorddict_to_proto(records).SerializeToString()
+    return content
+
+
+def decode(content: bytes) -> RecordDict:
+    """Return the records that `encode` was given."""
+    return recorddict_from_proto(ProtoRecordDict.FromString(content))
 
 
 @final

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fedpisa.apps.handlers import STATE
 from fedpisa.clients.base import Arrays
+from fedpisa.flower.compat import decode, encode
 from fedpisa.flower.messages import Broadcast
 from fedpisa.simulation.grid import InProcessGrid
 
@@ -94,6 +95,21 @@ class LoopGrid(InProcessGrid):
                 value = state[name].to(weights_N.device)
                 total = total + weights_N[client_id].to(value.dtype) * value
         return total
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """Return everything that client apps keep in their contexts, a client each, for `restore`."""
+        return {
+            str(client_id): torch.frombuffer(bytearray(encode(context.state)), dtype=torch.uint8)
+            if context.state
+            else torch.zeros(0, dtype=torch.uint8)
+            for client_id, context in self.contexts.items()
+        }
+
+    def restore(self, kept: Arrays) -> None:
+        """Take up the contexts of a `snapshot`."""
+        self.contexts.clear()
+        for client_id, content in kept.items():
+            self.context(int(client_id)).state = decode(content.numpy().tobytes())
 
 
 def transport(content: RecordDict) -> RecordDict:

@@ -43,7 +43,13 @@ class Round:
 
 
 def rounds(
-    strategy: Strategy, grid: Grid, arrays: ArrayRecord, num_rounds: int, timeout: float = 3600.0
+    strategy: Strategy,
+    grid: Grid,
+    arrays: ArrayRecord,
+    num_rounds: int,
+    timeout: float = 3600.0,
+    *,
+    first_round: int = 1,
 ) -> Iterator[Round]:
     """Yield each round as it ends; the caller evaluates, records, stops.
 
@@ -56,13 +62,15 @@ def rounds(
     grid
         What carries the messages.
     arrays
-        The initial model.
+        The model before the first of these rounds.
     num_rounds
-        Number of rounds.
+        Number of the last round.
     timeout
         Seconds to wait for replies.
+    first_round
+        Number of the first round, of a run that goes on.
     """
-    for server_round in range(1, num_rounds + 1):
+    for server_round in range(first_round, num_rounds + 1):
         begin = time.perf_counter()
         # Counted at once: clients and strategies may take the messages apart.
         requests = _held(strategy.configure_train(server_round, arrays, ConfigRecord(), grid))

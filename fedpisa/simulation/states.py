@@ -37,6 +37,7 @@ class StackedStates:
     def __init__(self, initial: Arrays, num_clients: int, incremental: bool = False) -> None:
         self._stacks = _stacked(initial, num_clients)
         self._earlier = _stacked(initial, num_clients) if incremental else {}
+        self._initial = {name: value.clone() for name, value in initial.items()}
         device = next((value.device for value in initial.values()), None)
         # The round that each row is of; 0 for a client that never took part.
         self._round_N = torch.zeros(num_clients, dtype=torch.int64, device=device)
@@ -76,6 +77,42 @@ class StackedStates:
         if not self._round_N[client_id]:
             return None
         return {name: stack[client_id] for name, stack in self._stacks.items()}
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """Return what `restored` needs: the rows that were written, and the state that all others have.
+
+        Examples
+        --------
+        >>> states = StackedStates({"dual": torch.zeros(1)}, num_clients=1000)
+        >>> states.write(torch.tensor([7]), {"dual": torch.ones(1, 1)}, server_round=3)
+        >>> kept = states.snapshot()
+        >>> sorted(kept), kept["rows/dual"].shape
+        (['clients', 'initial/dual', 'rounds', 'rows/dual'], torch.Size([1, 1]))
+        >>> StackedStates.restored(kept, 1000).row(7)
+        {'dual': tensor([1.])}
+        """
+        ids_S = self._round_N.nonzero().flatten()
+        return {
+            "clients": ids_S,
+            "rounds": self._round_N[ids_S],
+            **{f"initial/{name}": value for name, value in self._initial.items()},
+            **{f"rows/{name}": stack[ids_S] for name, stack in self._stacks.items()},
+            **{f"earlier/{name}": stack[ids_S] for name, stack in self._earlier.items()},
+        }
+
+    @classmethod
+    def restored(cls, kept: Arrays, num_clients: int) -> StackedStates:
+        """Return the states of a `snapshot`."""
+        states = cls(_below(kept, "initial/"), num_clients, bool(_below(kept, "earlier/")))
+        states._round_N[kept["clients"]] = kept["rounds"]
+        for stacks, prefix in ((states._stacks, "rows/"), (states._earlier, "earlier/")):
+            for name, rows_S in _below(kept, prefix).items():
+                stacks[name].index_copy_(0, kept["clients"], rows_S)
+        return states
+
+
+def _below(arrays: Arrays, prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
 
 
 def _stacked(initial: Arrays, num_clients: int) -> dict[str, Tensor]:

@@ -114,6 +114,15 @@ class VmapGrid(InProcessGrid):
         """Return one client's state; see `fedpisa.strategies.base.ClientStates`."""
         return None if self.states is None else self.states.row(client_id)
 
+    def snapshot(self) -> dict[str, Tensor]:
+        """Return all clients' states, for `restore`."""
+        return {} if self.states is None else self.states.snapshot()
+
+    def restore(self, kept: Arrays) -> None:
+        """Take up the states of a `snapshot`."""
+        here = {name: value.to(self.data.x.device) for name, value in kept.items()}
+        self.states = StackedStates.restored(here, self.num_clients) if here else None
+
     def _received(self, content: Mapping[str, Any]) -> dict[str, Tensor]:
         dtype, device = self.data.x.dtype, self.data.x.device
         return {**to_tensors(content[ARRAYS], dtype, device), **scalars(content[CONFIG], dtype, device)}

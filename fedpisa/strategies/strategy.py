@@ -167,6 +167,31 @@ class AlgorithmStrategy(Strategy):
         ids_N = torch.arange(len(sizes_N), device=sizes_N.device)
         return self.algorithm.weights(Cohort(ids_N, sizes_N.double(), 0, len(sizes_N), self.layout))
 
+    def snapshot(self) -> dict[str, Tensor]:
+        """Return what changes, for `restore`: server, buffers, the nodes by their numbers, rounds confirmed."""
+        nodes = np.array(
+            list(self._client_of), dtype=np.uint64
+        )  # Flower's numbers have 64 bits, torch's a sign
+        return {
+            **{f"server/{name}": value for name, value in (self.server or {}).items()},
+            **{f"buffers/{name}": value for name, value in self._buffers.items()},
+            "nodes": torch.from_numpy(nodes.view(np.int64)),
+            "confirmed": torch.tensor([*self._confirmed.items()], dtype=torch.int64).view(-1, 2),
+        }
+
+    def restore(self, kept: Arrays) -> None:
+        """Take up a `snapshot`."""
+        parts: dict[str, dict[str, Tensor]] = {"server": {}, "buffers": {}}
+        for path, value in kept.items():
+            part, _, name = path.partition("/")
+            if part in parts:
+                parts[part][name] = value.to(self.device)
+        self.server, self._buffers = parts["server"] or None, parts["buffers"]
+        nodes = kept["nodes"].cpu().numpy().view(np.uint64)
+        self._client_of = {int(node): number for number, node in enumerate(nodes)}
+        self._nodes = ()
+        self._confirmed = dict(kept["confirmed"].tolist())
+
     def _record(self) -> ArrayRecord:
         assert self.server is not None
         self._model = to_record({"params": self.server["params"], **self._buffers})

@@ -1,0 +1,170 @@
+"""A whole run in this process: a federation, its Grid and strategy, the rounds, and what is measured in each."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any, final
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedpisa.apps.handlers import make_client_app
+from fedpisa.clients.local import BUFFERS
+from fedpisa.config import RunConfig
+from fedpisa.diagnostics import FullObjective
+from fedpisa.events import RunStarted
+from fedpisa.federation import Federation
+from fedpisa.flower.compat import to_record, to_tensors
+from fedpisa.results import Row
+from fedpisa.simulation.loop import LoopGrid
+from fedpisa.simulation.rounds import Round, rounds
+from fedpisa.simulation.vmap import UnstackableError, VmapGrid
+
+
+@final
+class Simulation:
+    """A federation on an in-process Grid, and its rounds.
+
+    Parameters
+    ----------
+    config
+        The run's configuration.
+
+    Raises
+    ------
+    ValueError
+        If the configuration or the data is unusable.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        self.federation = Federation(config)
+        self.config = self.federation.config
+        self.grid = make_grid(self.federation)
+        self.strategy = self.federation.strategy()
+        self.model: ArrayRecord = self.strategy.start_from(self.federation.initial_model())
+        self.server_round = 0
+        self.diverged = False
+
+    @property
+    def engine(self) -> str:
+        """``vmap`` or ``loop``."""
+        return "vmap" if isinstance(self.grid, VmapGrid) else "loop"
+
+    def started(self) -> RunStarted:
+        """Return what is about to run."""
+        return RunStarted(
+            config=self.config,
+            num_parameters=self.federation.task.layout.size,
+            num_train=len(self.federation.data.y),
+            num_test=len(self.federation.test.y),
+            engine=self.engine,
+            device=str(self.federation.device),
+            resumed=self.server_round or None,
+        )
+
+    def rows(self) -> Iterator[Row]:
+        """Yield the row of each round, the initial model's first; stop at divergence."""
+        if self.server_round == 0:
+            yield {"round": 0, **self._evaluate()}
+        last = self.config.num_server_rounds
+        for finished in rounds(self.strategy, self.grid, self.model, last, first_round=self.server_round + 1):
+            self.model, self.server_round = finished.arrays, finished.server_round
+            yield self._row(finished)
+            if self.diverged:
+                return
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """Return everything that a round changes, for `restore`; what is random is not among it, see `streams`."""
+        parts = {
+            "model": self._tensors(),
+            "strategy": self.strategy.snapshot(),
+            "clients": self.grid.snapshot(),
+        }
+        return {f"{part}/{name}": value for part, named in parts.items() for name, value in named.items()}
+
+    def restore(self, server_round: int, kept: Mapping[str, Tensor]) -> None:
+        """Go on after a round, from its `snapshot`."""
+        parts: dict[str, dict[str, Tensor]] = {"model": {}, "strategy": {}, "clients": {}}
+        for path, value in kept.items():
+            part, _, name = path.partition("/")
+            parts[part][name] = value
+        self.strategy.restore(parts["strategy"])
+        self.grid.restore(parts["clients"])
+        self.model = to_record({n: value.to(self.federation.device) for n, value in parts["model"].items()})
+        self.server_round = server_round
+
+    def parameters(self) -> dict[str, NDArray[Any]]:
+        """Return the global model, buffers included, under the module's own names."""
+        params_P, buffers_Q = self._vectors()
+        task = self.federation.task
+        frozen = {name: tensor for name, tensor in task.module.named_parameters() if not tensor.requires_grad}
+        tensors = frozen | task.layout.unflatten(params_P) | task.buffer_layout.unflatten(buffers_Q)
+        return {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
+
+    def _tensors(self) -> dict[str, Tensor]:
+        x = self.federation.test.x
+        return to_tensors(self.model, x.dtype, x.device)
+
+    def _vectors(self) -> tuple[Tensor, Tensor]:
+        tensors = self._tensors()
+        return tensors["params"], tensors.get(BUFFERS, tensors["params"].new_zeros(0))
+
+    def _evaluate(self) -> dict[str, float]:
+        begin = time.perf_counter()
+        test = self.federation.test
+        metrics = self.federation.task.evaluate(*self._vectors(), test.x, test.y)
+        row = {f"test_{name}": value for name, value in metrics.items()}
+        row["evaluation_seconds"] = time.perf_counter() - begin
+        return row
+
+    def _row(self, finished: Round) -> Row:
+        last = finished.server_round == self.config.num_server_rounds
+        evaluated = last or finished.server_round % self.config.eval_every == 0
+        metrics = {} if finished.train_metrics is None else dict(finished.train_metrics)
+        row: dict[str, Any] = {"round": finished.server_round}
+        row |= {name.replace("-", "_"): value for name, value in metrics.items()}
+        row["local_steps"] = int(row.get("local_steps", 0))
+        row["bytes_up"], row["bytes_down"] = finished.bytes_up, finished.bytes_down
+        row["seconds"] = finished.seconds
+        params_P, buffers_Q = self._vectors()
+        finite = bool(torch.isfinite(params_P).all()) and bool(np.isfinite(row.get("train_loss", 0.0)))
+        self.diverged = not finite
+        if evaluated and finite:
+            row |= self._evaluate()
+            row |= self._state_columns(buffers_Q)
+        return row
+
+    def _state_columns(self, buffers_Q: Tensor) -> dict[str, float]:
+        """Return the diagnostics that need every client's state, or all of its samples."""
+        server, data = self.strategy.server, self.federation.data
+        assert server is not None
+        algorithm = self.federation.algorithm
+        weights_N = self.strategy.weights_of_all(torch.from_numpy(data.sizes_N).to(data.x.device))
+        columns = algorithm.stationarity(server, self.grid, weights_N)
+        if self.config.exact_diagnostics:
+            objective = FullObjective(self.federation.task, data, buffers_Q)
+            columns |= algorithm.exact_diagnostics(server, self.grid, objective, weights_N)
+        return columns
+
+
+def make_grid(federation: Federation) -> LoopGrid | VmapGrid:
+    """Return the engine's Grid; ``auto`` stacks the clients unless a layer cannot be stacked.
+
+    Raises
+    ------
+    ValueError
+        If ``engine = "vmap"`` is asked for and a layer cannot be stacked.
+    """
+    config, data = federation.config, federation.data
+    if config.engine != "loop":
+        try:
+            return VmapGrid(federation.task, federation.algorithm.local_update, data, config.seed)
+        except UnstackableError:
+            if config.engine == "vmap":
+                raise
+    app = make_client_app(lambda context: federation.client(int(context.node_config["partition-id"])))
+    return LoopGrid(app, data.num_clients)
