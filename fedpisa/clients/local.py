@@ -18,6 +18,8 @@ from fedpisa.task import Task
 
 BUFFERS = "buffers"
 """Name under which a module's buffers travel, down and up."""
+OF_EVERY_CLIENT = frozenset({"train-loss", "local-steps"})
+"""Metrics that every client reports, whatever its algorithm."""
 
 
 @final

@@ -95,9 +95,15 @@ class StackedReplies:
 
 
 def reply_to(request: Message, upload: Arrays, num_examples: int, metrics: Mapping[str, float]) -> Message:
-    """Return a client's training reply."""
-    record = MetricRecord({NUM_EXAMPLES: num_examples, **metrics})
-    return Message(RecordDict({ARRAYS: to_record(upload), METRICS: record}), reply_to=request)
+    """Return a client's training reply, which says of what round it is."""
+    content = RecordDict(
+        {
+            ARRAYS: to_record(upload),
+            METRICS: MetricRecord({NUM_EXAMPLES: num_examples, **metrics}),
+            CONFIG: ConfigRecord({SERVER_ROUND: request.content.config_records[CONFIG][SERVER_ROUND]}),
+        }
+    )
+    return Message(content, reply_to=request)
 
 
 def stack_replies(
