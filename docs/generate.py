@@ -26,6 +26,16 @@ another preconditioner or optimizer keeps comes on top. `alpha_i` are the client
 Where a reply that is lost must not have moved its client, because the server adds uploads up (*incremental*), a client
 keeps its vectors twice: as they are, and as they were before its last round, until the server confirms that one.
 """
+SCHEDULES = """\
+The same keys for all algorithms: `schedule` names one of these, `warmup-rounds` W lets the factor rise by
+`r / (W + 1)` in round `r` before it begins, and `schedule-keys` says what the factor acts on. It multiplies
+`learning-rate` (also that of `fedsgd`'s optimizer), and divides `sigma`, `rho` and `proximity` of an algorithm without
+a learning rate, whose step is `1 / (sigma + rho Q)` or `1 / (sigma + proximity)`. PISA's own `gamma` comes first: the
+penalty of a round is what `gamma` gives, divided by the factor. Client and server know the round, so nothing is sent.
+Algorithms that reach the optimum still do where the factor comes to rest.
+
+One of your own is a function `(rounds_done, num_rounds, *, keys) -> float`, named `module:function`.
+"""
 COSTS = re.compile(
     r"(?P<up>.+?) vectors? up, (?P<down>.+?) down, (?P<client>.+?) in the client, "
     r"(?P<server>.+?) on the server; (?P<gradients>.+?) gradients? per round\.?"
@@ -138,12 +148,13 @@ def part_section(cls: type) -> Iterator[str]:
         yield f"**References.** {text['References']}"
 
 
-def preconditioner_section(component: Component) -> Iterator[str]:
-    """Yield the paragraphs about a preconditioner."""
+def part_with_keys(component: Component) -> Iterator[str]:
+    """Yield the paragraphs about a preconditioner or a schedule."""
     text = sections(component.factory)
     yield f"### {component.name}"
     yield text[""]
-    yield key_table(component)
+    if component.keys:
+        yield key_table(component)
     if "References" in text:
         yield f"**References.** {text['References']}"
 
@@ -169,7 +180,10 @@ def page() -> str:
     paragraphs += ["## Preconditioners", sections(Preconditioner)[""]]
     paragraphs.append("One of your own: see [preconditioner.md](preconditioner.md).")
     for component in available("preconditioner").values():
-        paragraphs += preconditioner_section(component)
+        paragraphs += part_with_keys(component)
+    paragraphs += ["## Schedules", SCHEDULES.strip()]
+    for component in available("schedule").values():
+        paragraphs += part_with_keys(component)
     return "\n\n".join(paragraph for paragraph in paragraphs if paragraph) + "\n"
 
 

@@ -63,6 +63,7 @@ class Family(StrEnum):
     MODELS = "models"
     PRECONDITIONERS = "preconditioners"
     OPTIMIZERS = "optimizers"
+    SCHEDULES = "schedules"
 
 
 File = Annotated[
@@ -296,7 +297,7 @@ def plot(
 def list_(
     family: Annotated[Family | None, typer.Argument(help="What to list.", show_default="all")] = None,
 ) -> None:
-    """List algorithms, data sets, partitioners, models, preconditioners and optimizers with their keys."""
+    """List algorithms, data sets, partitioners, models, preconditioners, ... with their keys."""
     from fedpisa.components import available
 
     for kind in Family if family is None else [family]:

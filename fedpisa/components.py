@@ -27,8 +27,11 @@ import pydantic
 import pydantic_core
 
 INJECTED: Final = frozenset(
-    {"seed", "data_dir", "num_clients", "rng", "labels", "groups", "shape", "num_outputs"}
-)
+    {
+        "seed", "data_dir", "num_clients", "rng", "labels", "groups", "shape", "num_outputs",
+        "rounds_done", "num_rounds",
+    }
+)  # fmt: skip
 """Parameters that the run fills in where a signature names them; they are not keys."""
 
 
@@ -142,7 +145,7 @@ def available(family: str) -> dict[str, Component]:
     Parameters
     ----------
     family
-        ``algorithm``, ``dataset``, ``partitioner``, ``model``, ``preconditioner`` or ``optimizer``.
+        ``algorithm``, ``dataset``, ``partitioner``, ``model``, ``preconditioner``, ``optimizer`` or ``schedule``.
 
     Examples
     --------
@@ -269,6 +272,7 @@ _FAMILIES: Final[Mapping[str, Callable[[], Iterable[Component]]]] = {
     "model": lambda: _functions("model", _modules("fedpisa.models"), "nn.Module"),
     "preconditioner": _preconditioners,
     "optimizer": _optimizers,
+    "schedule": lambda: _functions("schedule", [importlib.import_module("fedpisa.schedules")], "Factor"),
 }
 
 FAMILIES: Final = tuple(_FAMILIES)
@@ -673,7 +677,20 @@ def build(component: Component, values: Mapping[str, object] = _NOTHING, **injec
     >>> build(find("model", "linear"), {"bias": True}, shape=(3,), num_outputs=1)[1].bias.shape
     torch.Size([1])
     """
-    return _make(component, settle(component, values), injected)
+    return bind(component, values)(**injected)
+
+
+def bind(component: Component, values: Mapping[str, object] = _NOTHING) -> Callable[..., Any]:
+    """Check the values of a component's keys, and return what then makes it of injected values; see `build`.
+
+    Examples
+    --------
+    >>> rule = bind(find("schedule", "step"), {"schedule-every": 2})
+    >>> [rule(rounds_done=t, num_rounds=4) for t in range(4)]
+    [1.0, 1.0, 0.1, 0.1]
+    """
+    settled = settle(component, values)
+    return lambda **injected: _make(component, settled, injected)
 
 
 def _make(component: Component, settled: Mapping[str, object], injected: Mapping[str, object]) -> object:

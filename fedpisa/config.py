@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from fedpisa.datasets import Dataset, Indices
     from fedpisa.strategies.base import Algorithm
 
-_CHOICES: Final = ("algorithm", "dataset", "partitioner", "model")
+_CHOICES: Final = ("algorithm", "dataset", "partitioner", "model", "schedule")
 """Run keys that name a component; they are also the families' names."""
 
 
@@ -53,6 +53,13 @@ class RunConfig:
         Number of rounds.
     fraction_train
         Fraction of the clients that take part in each round.
+    schedule
+        How step sizes change with the round: ``constant``, ``step``, ``cosine``.
+    warmup_rounds
+        Rounds in which they rise, linearly, to their values; the schedule begins after them.
+    schedule_keys
+        What the schedule acts on, separated by commas: by default ``learning-rate``; where there is none, all
+        there is of ``sigma``, ``rho`` and ``proximity``, which it divides.
     engine
         ``loop``: one client at a time; ``vmap``: all at once; ``auto``: ``vmap`` where the model allows.
     device
@@ -92,6 +99,9 @@ class RunConfig:
     seed: NonNegativeInt = 0
     num_server_rounds: PositiveInt = 50
     fraction_train: Fraction = 1.0
+    schedule: str = "constant"
+    warmup_rounds: NonNegativeInt = 0
+    schedule_keys: str | None = None
     engine: Literal["auto", "loop", "vmap"] = "auto"
     device: str = "auto"
     dtype: Literal["float32", "float64"] = "float32"
@@ -155,7 +165,8 @@ class RunConfig:
     # ---------------------------------------------------------------------------------- what it describes
 
     def build_algorithm(self) -> Algorithm:
-        """Return the algorithm with its hyper-parameters."""
+        """Return the algorithm with its hyper-parameters, those of every round."""
+        from fedpisa.annealed import annealed
         from fedpisa.strategies.base import Algorithm
 
         component = components.find("algorithm", self.algorithm)
@@ -166,7 +177,26 @@ class RunConfig:
             raise ValueError(
                 f"{component} gave an object of type {type(algorithm).__name__}: it must give an Algorithm"
             )
-        return algorithm
+        keys = None if self.schedule_keys is None else tuple(self.schedule_keys.replace(",", " ").split())
+        return annealed(algorithm, self.factors(), keys)
+
+    def factors(self) -> tuple[float, ...]:
+        """Return the schedule's factor of each round.
+
+        Examples
+        --------
+        >>> RunConfig.from_mapping({"schedule": "cosine", "num-server-rounds": 2, "warmup-rounds": 1}).factors()
+        (0.5, 1.0)
+        """
+        from fedpisa.schedules import factors
+
+        component = components.find("schedule", self.schedule)
+        rule = components.bind(component, self._values_of(component))
+        return factors(
+            lambda rounds_done, num_rounds: rule(rounds_done=rounds_done, num_rounds=num_rounds),
+            self.num_server_rounds,
+            self.warmup_rounds,
+        )
 
     def load_dataset(self) -> Dataset:
         """Load the data."""

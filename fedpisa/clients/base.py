@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar, NamedTuple, Protocol, Self
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -88,12 +88,14 @@ class LocalUpdate(ABC):
     the module are threaded through by the engine and averaged by the server; an algorithm never sees them.
     """
 
-    incremental: ClassVar[bool] = False
-    """Whether uploads are increments: of what the server adds up, or of a copy of the client's state that it keeps.
+    @property
+    def incremental(self) -> bool:
+        """Whether uploads are increments: of what the server adds up, or of its copy of the client's state.
 
-    Then a reply that is lost must not have moved the client: it keeps its state from before the reply, and goes
-    back to it unless the server's next message confirms the reply.
-    """
+        Then a reply that is lost must not have moved the client: it keeps its state from before the reply, and
+        goes back to it unless the server's next message confirms the reply.
+        """
+        return False
 
     @abstractmethod
     def schedule(self) -> Schedule:
@@ -103,7 +105,7 @@ class LocalUpdate(ABC):
         """Raise `ValueError` if the update cannot train the task's module on samples such as ``x`` ``(B, ...)``."""
         return
 
-    def at_round(self, server_round: int) -> Self:
+    def at_round(self, server_round: int) -> LocalUpdate:
         """Return the update with its hyper-parameters of ``server_round`` (1, 2, ...)."""
         return self
 

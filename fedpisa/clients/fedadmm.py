@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -21,7 +21,10 @@ class DifferenceSGD(LagrangianSGD, ABC):
     State: ``dual`` and ``z`` ``(P,)``, and the mark ``seen``.
     """
 
-    incremental: ClassVar[bool] = True
+    @property
+    def incremental(self) -> bool:
+        """Return True; see `fedpisa.clients.base.LocalUpdate`."""
+        return True
 
     def init(self, params_P: Tensor) -> Arrays:
         """Return ``pi_i = 0`` and no ``z_i`` yet."""

@@ -3,7 +3,7 @@ r"""The client of FedDyn."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import final
 
 from fedpisa.clients.base import Arrays, Outcome
 from fedpisa.clients.dual import LagrangianSGD
@@ -29,7 +29,10 @@ class FedDynUpdate(LagrangianSGD):
     (tensor([2.]), tensor([-2.]))
     """
 
-    incremental: ClassVar[bool] = True
+    @property
+    def incremental(self) -> bool:
+        """Return True; see `fedpisa.clients.base.LocalUpdate`."""
+        return True
 
     def finish(self, down: Arrays, state: Arrays, work: Arrays) -> Outcome:
         """Move the dual and upload the local model."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC
 from dataclasses import dataclass
-from typing import ClassVar, Literal, final
+from typing import Literal, final
 
 import torch
 from torch import Tensor
@@ -132,7 +132,10 @@ class IIADMMUpdate(LinearisedADMM):
     (tensor([2.]), tensor([-2.]))
     """
 
-    incremental: ClassVar[bool] = True
+    @property
+    def incremental(self) -> bool:
+        """Return True; see `fedpisa.clients.base.LocalUpdate`."""
+        return True
 
     def finish(self, down: Arrays, state: Arrays, work: Arrays) -> Outcome:
         """Move the dual and upload the local model."""

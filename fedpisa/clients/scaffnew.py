@@ -79,6 +79,11 @@ class ScaffnewUpdate(SGDSteps):
 
     probability: Fraction = 0.1
 
+    @property
+    def stiffness(self) -> float:
+        """Return ``p / learning-rate``."""
+        return self.probability / self.learning_rate
+
     def schedule(self) -> GeometricSteps:
         """Return a random number of mini-batches, the same for all."""
         return GeometricSteps(self.batch_size, self.probability)
@@ -93,9 +98,8 @@ class ScaffnewUpdate(SGDSteps):
 
     def finish(self, down: Arrays, state: Arrays, work: Arrays) -> Outcome:
         """Upload and keep ``z_i``."""
-        stiffness = self.probability / self.learning_rate
-        shift_P = self.correction(down, state, work["drift"]) / stiffness
+        shift_P = self.correction(down, state, work["drift"]) / self.stiffness
         z_P = down["params"] + (work["drift"] + shift_P)
         return Outcome(
-            {"z": z_P}, {"z": z_P, "stiffness": torch.full_like(state["stiffness"], stiffness)}, {}
+            {"z": z_P}, {"z": z_P, "stiffness": torch.full_like(state["stiffness"], self.stiffness)}, {}
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -40,7 +40,10 @@ class ScaffoldUpdate(SGDUpdate):
     (tensor([-2.5000]), tensor([4.]))
     """
 
-    incremental: ClassVar[bool] = True
+    @property
+    def incremental(self) -> bool:
+        """Return True; see `fedpisa.clients.base.LocalUpdate`."""
+        return True
 
     def init(self, params_P: Tensor) -> Arrays:
         """Return ``c_i = 0``."""

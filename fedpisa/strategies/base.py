@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol, final
+from typing import ClassVar, Literal, Protocol, final
 
 import torch
 from torch import Tensor
@@ -77,12 +77,19 @@ class Algorithm(ABC):
     always has ``params``: the global model that is evaluated and returned.
     """
 
+    constants: ClassVar[Mapping[str, str]] = {}
+    """Keys that must not change from round to round, and why."""
+
     local_update: LocalUpdate
 
     @property
     def regularization(self) -> float:
         """Coefficient of ``||w||^2 / 2`` in the objective that the algorithm minimises."""
         return 0.0
+
+    def at_round(self, server_round: int) -> Algorithm:
+        """Return the algorithm with its hyper-parameters of ``server_round`` (1, 2, ...); round 0 is the start."""
+        return self
 
     @abstractmethod
     def init(self, params_P: Tensor, layout: ParamLayout) -> Arrays:

@@ -56,6 +56,8 @@ class Optimizer:
         The class in lower case: ``sgd``, ``adam``, ``adamw``, ...
     options
         Arguments of the class under its own names; those left out take its defaults.
+    rate
+        Factor of the learning rate, set as torch's own schedulers do: in the finished optimizer.
 
     Raises
     ------
@@ -72,8 +74,11 @@ class Optimizer:
     family: ClassVar[str] = "optimizer"
     name: str = "sgd"
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    rate: float = 1.0
 
     def __post_init__(self) -> None:
+        if self.rate != 1 and self.name == "rprop":
+            raise ValueError("optimizer 'rprop' finds its own step lengths: a schedule has no effect on them")
         self.create([torch.nn.Parameter(torch.zeros(1, 1))])
 
     def create(
@@ -120,6 +125,9 @@ class Optimizer:
         for name, gradient in gradients.items():
             bound[name].grad = gradient.clone()
         optimizer = self.create(bound)
+        if self.rate != 1:
+            for group in optimizer.param_groups:
+                group["lr"] *= self.rate
         # A group's options are no memory; its counters, which a step changes or adds, are.
         fresh = [dict(group) for group in optimizer.param_groups]
         names = {parameter: name for name, parameter in bound.items()}

@@ -9,6 +9,7 @@ from abc import ABC
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import sqrt
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -107,6 +108,10 @@ class TrackedConsensus(PrimalDual, ABC):
 
     Server state: ``params`` ``w``; ``mean`` ``z`` ``(P,)``; ``num-examples`` ``(N,)``, 0 for a client not seen yet.
     """
+
+    constants: ClassVar[Mapping[str, str]] = {
+        "sigma": "the server follows a mean of z_i = w_i + pi_i / sigma, which asks for one sigma"
+    }
 
     def step(self, server: Arrays, uploads_S: Arrays, cohort: Cohort) -> Arrays:
         """Move the mean by the round's changes."""

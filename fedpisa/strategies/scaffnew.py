@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, final
 
+import torch
 from torch import Tensor
 
 from fedpisa.clients.base import Arrays
 from fedpisa.clients.scaffnew import ScaffnewUpdate
 from fedpisa.strategies.averaging import LocalTraining
-from fedpisa.strategies.base import Cohort, Weighting, remember, shares, weighted_mean
+from fedpisa.strategies.base import Cohort, Weighting, counts, remember, shares, weighted_mean
 
 
 @final
@@ -33,8 +34,11 @@ class Scaffnew(LocalTraining):
     product ``sum_i alpha_i <x_i, y_i>``; and a client that is not in the round counts with what it sent last
     (``absent = "keep"``), without which the optimum would not be a fixed point.
 
-    Server state: ``params`` ``w``; with ``absent = "keep"`` also every client's last ``z_i`` ``(N, P)`` and
-    ``num-examples`` ``n_i`` ``(N,)``, 0 for a client not seen yet.
+    Where a schedule changes the learning rate, ``z_i`` counts ``alpha_i`` times the ``p / learning-rate`` of the
+    round that made it: that keeps ``sum_i alpha_i h_i = 0``.
+
+    Server state: ``params`` ``w``; with ``absent = "keep"`` also every client's last ``z_i`` ``(N, P)``, its
+    ``stiffness`` ``p / learning-rate`` ``(N,)`` and ``num-examples`` ``n_i`` ``(N,)``, 0 for a client not seen yet.
 
     Parameters
     ----------
@@ -78,7 +82,8 @@ class Scaffnew(LocalTraining):
         """Average ``z_i`` over the clients seen so far, or over the round's alone."""
         if self.absent == "drop":
             return {"params": weighted_mean(self.weights(cohort), uploads_S["z"])}
-        rows_S = {"z": uploads_S["z"], "num-examples": cohort.num_examples_S}
+        n_S, stiffness = cohort.num_examples_S, self.local_update.stiffness
+        rows_S = {"z": uploads_S["z"], "num-examples": n_S, "stiffness": torch.full_like(n_S, stiffness)}
         memory = remember(server, rows_S, cohort)
-        alpha_N = shares(memory["num-examples"], self.weighting)
-        return {"params": weighted_mean(alpha_N, memory["z"]), **memory}
+        counts_N = counts(memory["num-examples"], self.weighting) * (memory["stiffness"] / stiffness)
+        return {"params": weighted_mean(counts_N / counts_N.sum(), memory["z"]), **memory}

@@ -128,9 +128,10 @@ class AlgorithmStrategy(Strategy):
         cohort_size = max(1, round(self.fraction_train * len(nodes)))
         rng = streams.generator(self.seed, "sampling", server_round)
         sampled = np.sort(rng.choice(len(nodes), cohort_size, replace=False, shuffle=False))
+        algorithm = self.algorithm.at_round(server_round)
         content = RecordDict(
             {
-                ARRAYS: to_record({**self.algorithm.broadcast(self.server), **self._buffers}),
+                ARRAYS: to_record({**algorithm.broadcast(self.server), **self._buffers}),
                 CONFIG: ConfigRecord({**config, SERVER_ROUND: server_round}),
             }
         )

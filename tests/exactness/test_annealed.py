@@ -1,0 +1,309 @@
+"""Hyper-parameters that change with the round: factors in closed form, rounds by hand, and the optimum all the same."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from math import cos, pi
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import ConfigRecord
+
+import fedpisa
+from fedpisa import components
+from fedpisa.annealed import annealed, scaled
+from fedpisa.clients.pisa import PisaUpdate
+from fedpisa.config import RunConfig
+from fedpisa.layout import ParamLayout
+from fedpisa.runner import Simulation, make_grid
+from fedpisa.strategies.base import Cohort
+from fedpisa.strategies.fedavg import FedAvg
+from fedpisa.strategies.fedsgd import FedSGD
+from fedpisa.strategies.optimizers import Optimizer
+from fedpisa.strategies.pisa import Pisa
+
+ENGINES = ("loop", "vmap")
+EXACT = (
+    "pisa", "sisa", "feddyn", "fedadmm", "fedpd", "feddr", "iceadmm", "iiadmm", "fedgia", "scaffold", "scaffnew"
+)  # fmt: skip
+# The clients' largest curvature is 3: steps that stay stable when sigma is not divided.
+KEYS: dict[str, object] = {
+    "dataset": "quadratic", "partitioner": "natural", "num-clients": 5, "dimension": 4, "condition": 3.0,
+    "dtype": "float64", "batch-size": "full", "eval-every": 10_000,
+}  # fmt: skip
+OWN: dict[str, object] = {
+    "learning-rate": 0.1, "sigma": 3.0, "rho": 3.0, "proximity": 3.0, "local-steps": 3, "probability": 0.4,
+    "admm-share": 0.5,
+}  # fmt: skip
+
+
+def config(name: str, **more: object) -> RunConfig:
+    """Return a run of the algorithm on five quadratics, with those of `OWN` that are its keys."""
+    more = {key.rstrip("_").replace("_", "-"): value for key, value in more.items()}
+    own = components.keys_of(components.find("algorithm", name), more)
+    return RunConfig.from_mapping(
+        {"algorithm": name, **KEYS, **{k: v for k, v in OWN.items() if k in own}, **more}
+    )
+
+
+def models(run: RunConfig) -> np.ndarray:
+    """Return the model after each round, that of the start first ``(T + 1, P)``."""
+    simulation = Simulation(run)
+    return np.array([next(iter(simulation.parameters().values())).ravel() for _ in simulation.rows()])
+
+
+def clients(run: RunConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return every client's Hessian and minimiser, the weights and the optimum, from the data alone."""
+    data, parts = run.split(run.load_dataset())
+    hessians = np.array([data.x_train[p].T @ data.x_train[p] / len(p) for p in parts])
+    targets = np.array([data.x_train[p].T @ data.y_train[p] / len(p) for p in parts])
+    alpha = np.array([len(p) for p in parts]) / len(data.y_train)
+    optimum = np.linalg.solve(np.tensordot(alpha, hessians, 1), alpha @ targets)
+    minima = np.array([np.linalg.solve(h, t) for h, t in zip(hessians, targets, strict=True)])
+    return hessians, minima, alpha, optimum
+
+
+def relative(got: Any, wanted: Any) -> float:
+    return float(np.linalg.norm(np.asarray(got) - wanted) / np.linalg.norm(wanted))
+
+
+# ----------------------------------------------------------------------------------------- closed forms
+
+
+def torchs(scheduler: Callable[[torch.optim.Optimizer], Any], num_rounds: int) -> list[float]:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    rule, rates = scheduler(optimizer), []
+    for _ in range(num_rounds):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        rule.step()
+    return rates
+
+
+def test_steps_and_cosines_are_torchs() -> None:
+    lr = torch.optim.lr_scheduler
+    got = RunConfig.from_mapping(
+        {"schedule": "step", "schedule-every": 3, "schedule-factor": 0.5, "num-server-rounds": 10}
+    )
+    assert got.factors() == pytest.approx(torchs(lambda o: lr.StepLR(o, 3, gamma=0.5), 10))
+    got = RunConfig.from_mapping({"schedule": "cosine", "schedule-end": 0.1, "num-server-rounds": 7})
+    assert got.factors() == pytest.approx(torchs(lambda o: lr.CosineAnnealingLR(o, 7, eta_min=0.1), 7))
+
+
+def test_the_warm_up_is_linear_and_the_schedule_begins_after_it() -> None:
+    values = {"schedule": "cosine", "num-server-rounds": 9, "warmup-rounds": 3}
+    wanted = [1 / 4, 2 / 4, 3 / 4, *((1 + cos(pi * t / 6)) / 2 for t in range(6))]
+    assert RunConfig.from_mapping(values).factors() == pytest.approx(wanted, rel=1e-15)
+    assert RunConfig.from_mapping({"num-server-rounds": 3, "warmup-rounds": 2}).factors() == (1 / 3, 2 / 3, 1)
+    assert RunConfig.from_mapping({"num-server-rounds": 3}).factors() == (1, 1, 1)
+
+
+# ---------------------------------------------------------------------------------------- rounds by hand
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_fedavg_is_sgd_whose_learning_rate_changes(engine: str) -> None:
+    run = config("fedavg", engine=engine, schedule="cosine", warmup_rounds=2, num_server_rounds=8)
+    got = models(run)
+    hessians, minima, alpha, _ = clients(run)
+    w = got[0]
+    for r in range(1, 9):
+        rate = 0.1 * (r / 3 if r <= 2 else (1 + cos(pi * (r - 3) / 6)) / 2)
+        local = np.tile(w, (5, 1))
+        for _ in range(3):
+            local = local - rate * np.einsum("nij,nj->ni", hessians, local - minima)
+        w = alpha @ local
+        assert relative(got[r], w) < 1e-13
+
+
+@pytest.mark.parametrize("keys", [None, "sigma", "rho"])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_pisa_is_algorithm_1_with_sigma_and_rho_divided(engine: str, keys: str | None) -> None:
+    """Together with its own ``gamma``: ``sigma_l`` is what that gives, divided by the factor."""
+    more = {} if keys is None else {"schedule_keys": keys}
+    run = config(
+        "pisa", engine=engine, schedule="step", schedule_every=3, schedule_factor=0.5, warmup_rounds=1,
+        num_server_rounds=9, gamma=0.9, gamma_every=2, lambda_=0.2, mu=0.1, **more,
+    )  # fmt: skip
+    got = models(run)
+    hessians, minima, alpha, _ = clients(run)
+    dual = np.zeros_like(minima)
+    own, w = 3.0, got[0]
+    # Before the first round, sigma is that of round 1 without its gamma.
+    first = own / (0.5 if keys != "rho" else 1.0)
+    begun = run.build_algorithm().init(torch.ones(4), ParamLayout((), (), ()))["params"]
+    assert begun.tolist() == pytest.approx([first / (first + 0.2)] * 4)
+    for r in range(1, 10):
+        if (r - 1) % 2 == 0:
+            own /= 0.9
+        factor = 0.5 if r == 1 else 0.5 ** ((r - 2) // 3)
+        sigma = own / factor if keys != "rho" else own
+        rho = 3.0 / factor if keys != "sigma" else 3.0
+        local = np.tile(w, (5, 1))
+        for _ in range(3):
+            gradient = np.einsum("nij,nj->ni", hessians, local - minima) + 0.1 * local
+            local = local - (gradient + dual + sigma * (local - w)) / (sigma + rho)
+        dual = dual + sigma * (local - w)
+        w = alpha @ (sigma * local + dual) / (sigma + 0.2)
+        assert relative(got[r], w) < 1e-12
+
+
+def torch_step(
+    optimizer: torch.optim.Optimizer, parameter: torch.nn.Parameter, gradient: torch.Tensor
+) -> None:
+    parameter.grad = gradient.clone()
+    optimizer.step()
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("sgd", {"lr": 0.1, "momentum": 0.9, "nesterov": True}),
+        ("adam", {"lr": 0.1}),
+        ("adamw", {}),
+        ("adagrad", {"lr": 0.1, "lr_decay": 0.1}),
+        ("asgd", {"lr": 0.1}),
+        ("adabound", {"lr": 0.1, "final_lr": 0.05}),
+    ],
+)
+def test_fedsgds_optimizer_is_torchs_under_torchs_scheduler(name: str, options: dict[str, Any]) -> None:
+    if name not in components.available("optimizer"):
+        pytest.skip("pytorch_optimizer is not installed")
+    factors, size = (1.0, 0.5, 0.25, 2.0, 0.1), 4
+    layout = ParamLayout.of([("weight", torch.zeros(2, 2, dtype=torch.float64))])
+    optimizer = Optimizer(name, options)
+    algorithm = annealed(FedSGD(optimizer=optimizer), factors)
+    parameter = torch.nn.Parameter(torch.ones(2, 2, dtype=torch.float64))
+    theirs = optimizer.create([parameter])
+    schedule = torch.optim.lr_scheduler.LambdaLR(theirs, lambda t: factors[min(t, 4)])
+    server = algorithm.init(torch.ones(size, dtype=torch.float64), layout)
+    generator = torch.Generator().manual_seed(0)
+    for server_round in range(1, 6):
+        gradient = torch.randn(2, 2, generator=generator, dtype=torch.float64)
+        cohort = Cohort(torch.arange(1), torch.ones(1), server_round, 1, layout)
+        server = algorithm.step(server, {"gradient": gradient.reshape(1, size)}, cohort)
+        torch_step(theirs, parameter, gradient)
+        schedule.step()
+        torch.testing.assert_close(server["params"], parameter.detach().flatten(), rtol=1e-13, atol=1e-14)
+
+
+# --------------------------------------------------------------------------------------------- exactness
+
+
+def reaches(algorithm: Any, run: RunConfig) -> float:
+    """Return how far from the optimum it ends, relative to the way from zero."""
+    simulation = Simulation(run)
+    federation = simulation.federation
+    federation.algorithm = algorithm
+    simulation.grid, simulation.strategy = make_grid(federation), federation.strategy()
+    simulation.model = simulation.strategy.start_from(federation.initial_model())
+    for _ in simulation.rows():
+        pass
+    return relative(next(iter(simulation.parameters().values())).ravel(), clients(run)[3])
+
+
+@pytest.mark.parametrize(
+    ("name", "keys"),
+    [
+        *((name, None) for name in EXACT),
+        ("feddyn", ("learning-rate", "sigma")),
+        ("fedpd", ("learning-rate", "sigma")),
+        ("scaffold", ("learning-rate", "server-learning-rate")),
+    ],
+)
+def test_exact_algorithms_stay_exact(name: str, keys: tuple[str, ...] | None) -> None:
+    """Three of five clients per round: what they kept was made with other values; then steps are halved for good."""
+    run = config(name, fraction_train=0.6, num_server_rounds=220)
+    algorithm = annealed(run.build_algorithm(), (*(1.0, 0.8, 0.9) * 40, 0.5), keys)
+    assert reaches(algorithm, run) < 1e-8
+
+
+@pytest.mark.parametrize("name", components.available("algorithm"))
+def test_both_engines_agree(name: str) -> None:
+    values = {"schedule": "cosine", "warmup_rounds": 2, "num_server_rounds": 6, "fraction_train": 0.6}
+    loop, vmap = (models(config(name, engine=engine, **values)) for engine in ENGINES)
+    assert relative(vmap, loop) < 1e-12
+    assert relative(models(config(name, num_server_rounds=6, fraction_train=0.6)), loop) > 1e-6
+
+
+# ------------------------------------------------------------------------------------------------ limits
+
+
+def test_factors_of_one_change_nothing() -> None:
+    assert annealed(Pisa(), (1.0, 1.0)) == Pisa()
+    assert type(RunConfig(algorithm="pisa").build_algorithm()) is Pisa
+
+
+def test_values_are_scaled_wherever_they_are() -> None:
+    algorithm = scaled(Pisa(PisaUpdate(sigma=1.0, rho=2.0)), ("sigma", "rho"), 0.5)
+    assert algorithm == Pisa(PisaUpdate(sigma=2.0, rho=4.0))
+    assert scaled(FedSGD(), ("learning-rate",), 0.5).optimizer.rate == 0.5
+
+
+def test_a_round_is_needed_to_know_the_values() -> None:
+    with pytest.raises(TypeError, match="at_round first"):
+        annealed(Pisa(), (0.5,)).local_update.schedule()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"schedule-keys": "sigm"}, "schedule-keys names 'sigm'.*did you mean 'sigma'.*sigma, rho"),
+        (
+            {"algorithm": "feddr", "schedule-keys": "sigma"},
+            "'sigma', which must not change.*asks for one sigma",
+        ),
+        ({"algorithm": "fedadmm", "schedule-keys": "server-step"}, "'server-step', which has no value"),
+        ({"algorithm": "fedsgd", "optimizer": "rprop"}, "'rprop' finds its own step lengths"),
+        ({"warmup-rounds": 10, "num-server-rounds": 10}, "warmup-rounds = 10 leaves no round"),
+        ({"schedule": "constant", "schedule-end": 0.1}, "'schedule-end' is not used by schedule 'constant'"),
+        ({"schedule": "step"}, "needs the key 'schedule-every'"),
+        ({"schedule": "cosin"}, "unknown schedule 'cosin'; did you mean 'cosine'"),
+        ({"schedule-ends": 0.1}, "unknown key 'schedule-ends'; did you mean 'schedule-end'"),
+        ({"schedule": "own_schedule:falls"}, "the schedule gives 0 in round 2"),
+    ],
+)
+def test_what_cannot_be_is_said(
+    values: dict[str, object], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = ModuleType("own_schedule")
+    own.falls = lambda rounds_done: 1 - rounds_done  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "own_schedule", own)
+    with pytest.raises(ValueError, match=message):
+        Simulation(RunConfig.from_mapping({"schedule": "cosine", **values}))
+
+
+def hyperbola(rounds_done: int, *, half_life: int = 2) -> float:
+    """``1 / (1 + t / half-life)``."""
+    return 1 / (1 + rounds_done / half_life)
+
+
+def test_a_schedule_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a key of its own, and without asking for the number of rounds."""
+    own = ModuleType("own_schedule")
+    own.hyperbola = hyperbola  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "own_schedule", own)
+    run = config("pisa", schedule="own_schedule:hyperbola", half_life=4, num_server_rounds=5)
+    got = fedpisa.run(run).history["sigma"][1:]
+    assert got.tolist() == pytest.approx([3.0 * (1 + t / 4) for t in range(5)])
+
+
+def test_the_broadcast_is_the_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An algorithm that sends a hyper-parameter sends that of the round."""
+
+    def broadcast(self: FedAvg, server: Any) -> dict[str, torch.Tensor]:
+        return {"params": server["params"], "rate": torch.tensor(self.local_update.learning_rate)}
+
+    monkeypatch.setattr(FedAvg, "broadcast", broadcast)
+    simulation = Simulation(config("fedavg", schedule="step", schedule_every=1, num_server_rounds=2))
+    sent = []
+    for server_round in (1, 2):
+        requests = simulation.strategy.configure_train(
+            server_round, simulation.model, ConfigRecord(), simulation.grid
+        )
+        sent.append(float(next(iter(requests)).content["arrays"]["rate"].numpy()))
+    assert sent == pytest.approx([0.1, 0.01])
