@@ -249,6 +249,15 @@ def test_an_initial_state_depends_on_shapes_alone(lab: Any, case: Any) -> None:
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+def test_duals_control_variates_and_memories_start_at_zero(lab: Any, case: Any) -> None:
+    """On the clients and on the server, whatever the model is at first."""
+    federation = lab.make(case.build(), "loop")
+    params = federation.task.initial_params()
+    server = federation.algorithm.init(params, federation.task.layout)
+    for state in (federation.algorithm.local_update.init(params), server):
+        assert not any(bool(value.any()) for name, value in state.items() if name != "params")
+
+
 @pytest.mark.parametrize("sizes", [(1,), (1, 1, 1), (2, 1), (7, 50), (50,), (1, 2, 7, 50)], ids=str)
 @pytest.mark.parametrize("batch_size", [1, 8, "full"])
 def test_clients_may_have_any_number_of_samples(lab: Any, sizes: tuple[int, ...], batch_size: Any) -> None:

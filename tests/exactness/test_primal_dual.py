@@ -228,6 +228,25 @@ def test_the_rate_is_the_spectral_radius_of_the_round(name: str) -> None:
     assert 0.5 < radius < 0.9
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+def test_pisas_rate_is_the_spectral_radius_of_its_round(steps: int) -> None:
+    """With ``Q = I`` its inner steps have length ``1 / (sigma + rho)``: the same map as the four above."""
+    problem = quadratic()
+    sigma, rho = 2.0, 1.5
+    map_ = round_map(problem, sigma, local_map(problem, 1 / (sigma + rho), sigma, steps))
+    optimum = problem.optimum(problem.alpha())
+    algorithm = build("pisa", sigma=sigma, rho=rho, local_steps=steps, batches_per_round=1)
+    models = problem.run(algorithm).models(61)
+    error = np.concatenate([-optimum, problem.gradients(optimum).ravel()])
+    for model in models:
+        error = map_ @ error
+        assert np.abs(model - optimum - error[:10]).max() <= 1e-12
+    radius = np.abs(np.linalg.eigvals(map_)).max()
+    errors = np.linalg.norm(models - optimum, axis=1)
+    assert (errors[60] / errors[30]) ** (1 / 30) == pytest.approx(radius, rel=0.05)
+    assert 0.5 < radius < 0.95
+
+
 @pytest.mark.parametrize("relaxation", [1.0, 1.5])
 def test_douglas_rachford_contracts_at_least_as_fast_as_its_theory(relaxation: float) -> None:
     """Giselsson and Boyd: ``y`` contracts by ``|1 - a/2| + (a/2) delta`` per round, with exact proximal maps.

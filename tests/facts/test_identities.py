@@ -14,6 +14,7 @@ from fedpisa.clients.pisa import PisaUpdate
 from fedpisa.config import RunConfig
 from fedpisa.layout import ParamLayout
 from fedpisa.runner import Simulation
+from fedpisa.strategies.admm import solve_consensus
 from fedpisa.strategies.base import Cohort
 from fedpisa.strategies.pisa import Pisa
 
@@ -215,6 +216,17 @@ def test_with_everybody_there_keep_and_drop_are_the_same_bits(lab: Any, engine: 
     keep, drop = (lab.trace({**values, "absent": absent}) for absent in ("keep", "drop"))
     for t in range(7):
         assert np.array_equal(keep.params[t], drop.params[t])
+
+
+def test_one_vector_up_says_what_two_would() -> None:
+    """(2.9) from ``w_i`` and ``pi_i``, and from ``z_i = w_i + pi_i / sigma_i``, where each client has its own sigma."""
+    rng = np.random.default_rng(0)
+    local, dual = rng.normal(size=(2, 5, 7))
+    alpha, sigma, lambda_ = rng.dirichlet(np.ones(5)), rng.uniform(0.1, 3, 5), 0.3
+    two = alpha @ (sigma[:, None] * local + dual) / (alpha @ sigma + lambda_)
+    z = local + dual / sigma[:, None]
+    one = solve_consensus(*map(torch.from_numpy, (alpha, sigma, z)), lambda_)
+    np.testing.assert_allclose(one.numpy(), two, rtol=1e-13)
 
 
 def test_a_reply_that_comes_twice_changes_nothing() -> None:
