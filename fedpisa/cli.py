@@ -13,13 +13,15 @@ import statistics
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import click
 import typer
+
+from fedpisa.tracking import Listener, Tracker, TrackerName, fan_out, make_tracker
 
 if TYPE_CHECKING:
     import numpy as np
@@ -141,34 +143,53 @@ def run(
             show_default=False,
         ),
     ] = None,
+    track: Annotated[
+        list[TrackerName] | None,
+        typer.Option(help="Also follow the run in one of these; may be repeated.", show_default=False),
+    ] = None,
 ) -> None:
     """Train, with live progress; without arguments SISA on the embedded data."""
     if resume is not None:
-        _resume(resume, file, config, out)
+        _resume(resume, file, config, out, track or ())
         return
     settings = _config(file, config)
-    from fedpisa.console import RunConsole
     from fedpisa.results import free_directory, require_free
 
     name = f"{settings.algorithm}-{settings.dataset}-{settings.seed}"
     directory = require_free(out) if out else free_directory(Path("runs") / re.sub(r"[^\w.-]+", "-", name))
     from fedpisa.runner import run as train
 
-    with _keeping(directory, f"fedpisa run --resume {directory}"), RunConsole() as console:
-        result = train(settings, directory, on_event=console)
+    with _keeping(directory, f"fedpisa run --resume {directory}"), _following(directory, track or ()) as tell:
+        result = train(settings, directory, on_event=tell)
     _refuse_diverged(result)
     typer.echo(f"result: {directory}")
 
 
-def _resume(directory: Path, file: Path | None, config: Sequence[str] | None, out: Path | None) -> None:
+@contextmanager
+def _following(directory: Path, track: Sequence[TrackerName]) -> Iterator[Listener]:
+    """Show a run's events on the terminal, and pass them on to the trackers."""
+    from fedpisa.console import RunConsole
+
+    trackers: list[Tracker] = [make_tracker(name, directory) for name in track]
+    with ExitStack() as stack:
+        console = stack.enter_context(RunConsole())
+        yield fan_out([console, *(stack.enter_context(tracker) for tracker in trackers)])
+
+
+def _resume(
+    directory: Path,
+    file: Path | None,
+    config: Sequence[str] | None,
+    out: Path | None,
+    track: Sequence[TrackerName],
+) -> None:
     if file is not None or out is not None:
         raise ValueError("--resume goes on with a run where it is: give neither a file nor --out with it")
-    from fedpisa.console import RunConsole
     from fedpisa.runner import run as train
 
     changes = _keys(config)
-    with _keeping(directory, f"fedpisa run --resume {directory}"), RunConsole() as console:
-        result = train(changes, resume=directory, on_event=console)
+    with _keeping(directory, f"fedpisa run --resume {directory}"), _following(directory, track) as tell:
+        result = train(changes, resume=directory, on_event=tell)
     _refuse_diverged(result)
     typer.echo(f"result: {directory}")
 

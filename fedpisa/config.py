@@ -75,6 +75,8 @@ class RunConfig:
         Test accuracy to report the first round of.
     exact_diagnostics
         Whether diagnostics use all of the clients' data instead of the round's mini-batches.
+    per_client
+        Whether the model is also evaluated on each client's own samples, into ``clients.parquet``.
     options
         Values of the components' keys.
 
@@ -109,6 +111,7 @@ class RunConfig:
     checkpoint_every: NonNegativeInt = 10
     target_accuracy: Probability | None = None
     exact_diagnostics: bool = False
+    per_client: bool = False
     # A mapping cannot be hashed, and leaving it out keeps equal configurations' hashes equal.
     options: Mapping[str, object] = field(default_factory=dict, hash=False)
 

@@ -7,7 +7,8 @@ A run's directory holds
 - ``metrics.jsonl``: one JSON object per round, flushed as soon as the round ends;
 - ``checkpoint/``: what `fedpisa.run` needs to go on, see `fedpisa.checkpoint`;
 - ``partition.npz``: the arrays ``0`` .. ``N-1``, client ``i``'s sample indices into the training set;
-- ``model.safetensors``: the global parameters under the module's own names.
+- ``model.safetensors``: the global parameters under the module's own names;
+- ``clients.parquet``, if ``per-client = true``: a file for each evaluated round, a row for each client.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from fedpisa.config import RunConfig
+    from fedpisa.perclient import Table
 
 Status = Literal["running", "finished", "diverged", "interrupted", "failed"]
 Row = Mapping[str, float | int | None]
@@ -203,6 +205,15 @@ class RunDirectory:
         facts: dict[str, Any] = json.loads(file.read_bytes()) if file.exists() else {}
         return facts
 
+    def write_clients(self, table: Table) -> None:
+        """Write one round's clients into ``clients.parquet``; a round that is there already is replaced."""
+        from fedpisa import perclient
+
+        folder = self.path / perclient.FILE
+        folder.mkdir(exist_ok=True)
+        number = int(table["round"][0])
+        replace_file(folder / f"round-{number:06d}.parquet", perclient.to_parquet(table))
+
     def update(self, **facts: object) -> None:
         """Change facts of ``run.json``, such as ``status``; the other facts stay."""
         replace_file(self.path / "run.json", _json_bytes({**self.facts(), **facts}))
@@ -235,6 +246,8 @@ class Result:
         ``finished``, or why not.
     directory
         Where the run is on disk, if it is.
+    client_tables
+        What `clients` shows of a run that is not on disk.
     """
 
     config: RunConfig
@@ -243,11 +256,31 @@ class Result:
     partition: Sequence[NDArray[np.int64]]
     status: Status = "finished"
     directory: Path | None = None
+    client_tables: Sequence[Table] = ()
 
     @cached_property
     def history(self) -> pd.DataFrame:
         """One row per round; bytes, steps and seconds are those of the round, not sums."""
         return history(self.rows)
+
+    @cached_property
+    def clients(self) -> pd.DataFrame:
+        """The model on each client's own training samples, one row per evaluated round and client.
+
+        ``train_loss`` is the loss while the client trained, NaN if it did not take part in the round.
+
+        Raises
+        ------
+        ValueError
+            If the run was without ``per-client = true``.
+        """
+        from fedpisa import perclient
+
+        if not self.config.per_client:
+            raise ValueError("nothing was measured client by client: run with per-client = true")
+        if self.directory is None:
+            return perclient.to_frame(self.client_tables)
+        return perclient.read_tables(self.directory / perclient.FILE)
 
     def last(self, column: str) -> float | None:
         """Return the last value of a column that was measured, ``None`` if none was."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,10 +18,12 @@ from fedpisa.config import RunConfig, load_config
 from fedpisa.events import Event, RoundFinished, RunFinished, RunStarted, Stopping
 from fedpisa.facts import facts_of, now
 from fedpisa.interrupts import Interrupted, Stop, postponed
+from fedpisa.perclient import Table, require_parquet
 from fedpisa.results import Result, Row, RunDirectory, Status, load_result, require_free
 from fedpisa.resume import changed, pick
 from fedpisa.simulation.simulation import Simulation, make_grid
 from fedpisa.storage import held
+from fedpisa.tracking import Listener, fan_out
 
 __all__ = [
     "Event",
@@ -40,7 +42,7 @@ def run(
     out: str | os.PathLike[str] | None = None,
     *,
     resume: str | os.PathLike[str] | None = None,
-    on_event: Callable[[Event], None] | None = None,
+    on_event: Listener | Iterable[Listener] | None = None,
 ) -> Result:
     """Train one algorithm on one federated data set.
 
@@ -55,7 +57,8 @@ def run(
         the same bytes as if nothing had happened. ``config`` is the run's own by default. More rounds may be
         asked for, also of a run that finished; any other key that changes what is computed must stay.
     on_event
-        Told what happens: `RunStarted`, `RoundFinished` for every row, `Stopping`, `RunFinished`.
+        Told what happens: `RunStarted`, `RoundFinished` for every row, `Stopping`, `RunFinished`; one listener
+        or several, such as those of `fedpisa.tracking`.
 
     Returns
     -------
@@ -78,7 +81,7 @@ def run(
     >>> result.status, len(result.history)
     ('finished', 3)
     """
-    tell = on_event if on_event is not None else lambda event: None
+    tell = fan_out(on_event)
     if resume is not None:
         if out is not None:
             raise ValueError(
@@ -89,6 +92,8 @@ def run(
     if out is None:
         return _Run(Simulation(config), tell).train()
     directory = require_free(Path(out))
+    if config.per_client:
+        require_parquet()
     simulation = Simulation(config)
     with held(directory):
         files = RunDirectory.create(
@@ -103,7 +108,7 @@ def run(
 def _resume(
     directory: Path,
     config: RunConfig | Mapping[str, object] | str | os.PathLike[str] | None,
-    tell: Callable[[Event], None],
+    tell: Listener,
 ) -> Result:
     if not (directory / "config.toml").is_file():
         raise ValueError(f"{directory} is not a run's directory, it lacks config.toml: name one that is")
@@ -141,16 +146,17 @@ class _Run:
     """The rounds of a simulation, written down as they end."""
 
     simulation: Simulation
-    tell: Callable[[Event], None]
+    tell: Listener
     files: RunDirectory | None = None
     rows: list[Row] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
     seconds_before: float = 0.0
     begin: float = field(default_factory=time.perf_counter)
 
     def train(self) -> Result:
         status: Status = "failed"
-        self.tell(self.simulation.started())
         try:
+            self.tell(self.simulation.started())
             self._rounds()
             status = "diverged" if self.simulation.diverged else "finished"
         except KeyboardInterrupt:
@@ -169,6 +175,7 @@ class _Run:
             self.simulation.federation.partition,
             status,
             directory,
+            self.tables,
         )
         self.tell(RunFinished(result))
         return result
@@ -181,6 +188,7 @@ class _Run:
         with waiting as stop:
             for row in self.simulation.rows():
                 self.rows.append(row)
+                self._clients(row)
                 done, diverged = self.simulation.server_round, self.simulation.diverged
                 signum = stop.signum  # read once: a signal that comes from now on belongs to the next round
                 if self.files is not None:
@@ -192,6 +200,12 @@ class _Run:
                 self.tell(RoundFinished(row, last))
                 if signum and done < last and not diverged:
                     raise Interrupted(signum)
+
+    def _clients(self, row: Row) -> None:
+        """Measure the model client by client, in rounds in which it was evaluated."""
+        if self.simulation.config.per_client and "evaluation_seconds" in row:
+            table = self.simulation.client_table()
+            self.tables.append(table) if self.files is None else self.files.write_clients(table)
 
     def _keep(self, files: RunDirectory) -> None:
         facts = {

@@ -19,6 +19,7 @@ from fedpisa.diagnostics import FullObjective
 from fedpisa.events import RunStarted
 from fedpisa.federation import Federation
 from fedpisa.flower.compat import to_record, to_tensors
+from fedpisa.perclient import Table, evaluate_clients, table_of
 from fedpisa.results import Row
 from fedpisa.simulation.loop import LoopGrid
 from fedpisa.simulation.rounds import Round, rounds
@@ -76,6 +77,13 @@ class Simulation:
             yield self._row(finished)
             if self.diverged:
                 return
+
+    def client_table(self) -> Table:
+        """Return how the model does on each client's samples."""
+        task, data = self.federation.task, self.federation.data
+        reported = self.strategy.reported if self.server_round else None
+        trained = None if reported is None else (reported[0], reported[1]["train-loss"])
+        return table_of(self.server_round, data, evaluate_clients(task, data, *self._vectors()), trained)
 
     def snapshot(self) -> dict[str, Tensor]:
         """Return everything that a round changes, for `restore`; what is random is not among it, see `streams`."""

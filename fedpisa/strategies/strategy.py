@@ -37,6 +37,8 @@ _LOG = getLogger("fedpisa")
 class AlgorithmStrategy(Strategy):
     """Any `Algorithm` as a Flower strategy; it holds the server's state, the one thing that changes.
 
+    ``server`` is that state; ``reported`` are the numbers of the latest round's clients and their metrics.
+
     Parameters
     ----------
     algorithm
@@ -86,6 +88,7 @@ class AlgorithmStrategy(Strategy):
         self.max_upload_norm = max_upload_norm
         self.min_replies = min_replies
         self.server: Arrays | None = None
+        self.reported: tuple[Tensor, Arrays] | None = None
         self._model: ArrayRecord | None = None
         self._buffers: Arrays = {}
         self._nodes: Iterable[int] = ()
@@ -167,6 +170,7 @@ class AlgorithmStrategy(Strategy):
             num_clients=len(self._client_of),
             layout=self.layout,
         )
+        self.reported = (cohort.ids_S, stacked.metrics_S)
         uploads_S = dict(stacked.uploads_S)
         weights_S = self.algorithm.weights(cohort)
         if BUFFERS in uploads_S:
