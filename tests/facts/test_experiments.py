@@ -1,4 +1,4 @@
-"""The studies in ``experiments/``: every file is a configuration, and what they claim of each other holds."""
+"""The experiments of ``experiments/paper``: each file is a configuration, and what they claim of each other holds."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedpisa.config import load_config
+from fedpisa.config import load_config, read_toml
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
 
-@pytest.mark.parametrize(
-    "path", sorted(EXPERIMENTS.rglob("*.toml")), ids=lambda path: str(path.relative_to(EXPERIMENTS))
-)
-def test_every_study_is_a_configuration(path: Path) -> None:
+RUNS = sorted(path for path in EXPERIMENTS.rglob("*.toml") if "base" not in read_toml(path))
+"""Files that describe one run; those of many have a table [base]."""
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: str(path.relative_to(EXPERIMENTS)))
+def test_every_run_is_a_configuration(path: Path) -> None:
     assert load_config(path).num_server_rounds > 0
 
 
