@@ -314,6 +314,38 @@ def plot(
     typer.echo(f"picture: {out}")
 
 
+@app.command()
+def report(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="DIR...", help="Directories of runs, or of a study: any that hold runs."),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="The page, .html; its tables go beside it, into <name>-tables. Replaced if they exist."
+        ),
+    ] = Path("report.html"),
+    target: Annotated[
+        float | None,
+        typer.Option(
+            help="Test accuracy, in (0, 1], that the costs are to reach.",
+            show_default="the runs' target-accuracy, or 95% of the best",
+        ),
+    ] = None,
+    data: Annotated[
+        bool, typer.Option("--data/--no-data", help="Load the data, for labels and accuracies by client.")
+    ] = True,
+    title: Annotated[str | None, typer.Option(help="The page's heading.", show_default=False)] = None,
+) -> None:
+    """Compare runs in one HTML page that needs nothing else, and in tables as CSV and LaTeX."""
+    from fedpisa.report import write_report
+
+    written = write_report(runs, out, target_accuracy=target, load_data=data, title=title)
+    typer.echo(f"report: {written.page}")
+    typer.echo(f"tables: {written.tables[0].parent}, CSV and LaTeX")
+
+
 @app.command("list")
 def list_(
     family: Annotated[Family | None, typer.Argument(help="What to list.", show_default="all")] = None,

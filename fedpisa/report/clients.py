@@ -1,0 +1,245 @@
+"""The clients' side of a report: which labels each holds, and how well the final model serves each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedpisa.results import load_result
+
+if TYPE_CHECKING:
+    from fedpisa.datasets import Dataset, Heterogeneity, Indices
+    from fedpisa.report.runs import Collection, Group, Run
+
+WORST = 0.1
+"""The share of the clients, at least one, whose mean accuracy is the worst 10%."""
+AGREEMENT = 1e-3
+"""By how much the test accuracy of a kept model may differ from what its run has measured last."""
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class SplitPicture:
+    """A split's clients, as of one seed.
+
+    Parameters
+    ----------
+    split, seed
+        Which.
+    measured
+        Sizes, and counts of labels where the data are at hand.
+    deciles
+        Whether the counts are of deciles of a regression's target.
+    note
+        What there is to be said: why there are no labels, or that runs of one seed differ in their split.
+    """
+
+    split: int
+    seed: int
+    measured: Heterogeneity
+    deciles: bool
+    note: str
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Fairness:
+    """The final models' accuracies over the clients, for one group.
+
+    Parameters
+    ----------
+    group
+        Which.
+    by_seed
+        Accuracies ``(N,)`` of each finished seed.
+    source
+        Of what samples.
+    note
+        Why there are none.
+    """
+
+    group: Group
+    by_seed: Mapping[int, NDArray[np.float64]]
+    source: str
+    note: str = ""
+
+
+@final
+class Data:
+    """The runs' data, each loaded once at most; says why where it cannot be.
+
+    Parameters
+    ----------
+    wanted
+        Whether data may be loaded at all.
+    """
+
+    def __init__(self, wanted: bool = True) -> None:
+        self._wanted = wanted
+        self._key: object = None
+        self._found: tuple[Dataset, list[Indices]] | str = ""
+
+    def of(self, run: Run) -> Dataset | str:
+        """Return the data as the run's clients saw them, or the reason why they are not at hand."""
+        if not self._wanted:
+            return "the data were not loaded (--no-data)"
+        key = (sorted(run.split_keys.items(), key=str), run.keys.get("data-dir"), run.seed)
+        if key != self._key:
+            self._key, self._found = key, _load(run)
+        if isinstance(self._found, str):
+            return self._found
+        dataset, partition = self._found
+        same = len(partition) == len(run.result.partition) and all(
+            np.array_equal(ours, its) for ours, its in zip(partition, run.result.partition, strict=True)
+        )
+        return dataset if same else "the data at hand give another partition than partition.npz holds"
+
+
+def _load(run: Run) -> tuple[Dataset, list[Indices]] | str:
+    try:
+        config = run.result.config
+        return config.split(config.load_dataset())
+    except (ValueError, OSError, ImportError) as error:
+        return f"the data are not at hand ({' '.join(str(error).split())})"
+
+
+def picture(group_runs: Sequence[Run], split: int, data: Data) -> SplitPicture | None:
+    """Return the split of the least seed, ``None`` where no run has kept its partition."""
+    from fedpisa.datasets import heterogeneity
+
+    kept = [run for run in group_runs if run.result.partition]
+    if not kept:
+        return None
+    run = min(kept, key=lambda one: one.seed)
+    partition = run.result.partition
+    notes = []
+    alike = [one for one in kept if one.seed == run.seed]
+    if any(not _same(one.result.partition, partition) for one in alike):
+        notes.append(f"the runs of seed {run.seed} do not share one split: pairs of them are not alike")
+    found = data.of(run)
+    if isinstance(found, str):
+        notes.append(found)
+        measured = heterogeneity(np.zeros(0), partition, None)
+        return SplitPicture(split, run.seed, measured, deciles=False, note="; ".join(notes))
+    labels, classes = found.y_train, found.num_classes
+    if classes is None:
+        deciles = np.quantile(labels, np.linspace(0, 1, 11)[1:-1])
+        labels, classes = np.searchsorted(deciles, labels), 10
+    measured = heterogeneity(labels, partition, classes)
+    return SplitPicture(split, run.seed, measured, found.num_classes is None, "; ".join(notes))
+
+
+def _same(one: Sequence[NDArray[np.int64]], other: Sequence[NDArray[np.int64]]) -> bool:
+    return len(one) == len(other) and all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def fairness(collection: Collection, data: Data) -> list[Fairness]:
+    """Return the final models' accuracies over the clients, for every group with a finished run."""
+    found: dict[int, tuple[Group, dict[int, NDArray[np.float64]], list[str], list[str]]] = {}
+    for group, run in _in_order(collection):
+        _, by_seed, sources, notes = found.setdefault(id(group), (group, {}, [], []))
+        kept = kept_accuracies(run)
+        accuracies = evaluated_accuracies(run, data) if kept is None else kept
+        source = "each client's own training samples" if kept is None else "clients.parquet"
+        if isinstance(accuracies, str):
+            notes.append(accuracies)
+        else:
+            by_seed[run.seed] = accuracies
+            sources.append(source)
+    return [
+        Fairness(group, by_seed, " and ".join(dict.fromkeys(sources)), "; ".join(dict.fromkeys(notes)))
+        for group, by_seed, sources, notes in found.values()
+    ]
+
+
+def _in_order(collection: Collection) -> Iterator[tuple[Group, Run]]:
+    """Yield the finished runs, those that share their data one after the other."""
+    pairs = [(group, run) for group in collection.groups for run in group.finished.values()]
+    yield from sorted(pairs, key=lambda pair: (pair[0].split, pair[1].seed))
+
+
+def kept_accuracies(run: Run) -> NDArray[np.float64] | None:
+    """Return what ``clients.parquet`` has of the last round in which clients were measured, by client.
+
+    ``None`` if the run has no such file, or its columns no accuracy.
+    """
+    file = run.directory / "clients.parquet"
+    if not file.is_file():
+        return None
+    import pandas as pd
+
+    try:
+        frame = pd.read_parquet(file)
+    except (ImportError, OSError, ValueError):  # no reader is installed, or the file is damaged
+        return None
+    names = [name for name in frame.columns if str(name).endswith("accuracy")]
+    names.sort(key=lambda name: ("test" not in name, "train" in name))
+    if not names or not {"round", "client"} <= set(frame.columns):
+        return None
+    measured = frame[frame[names[0]].notna()]
+    last = measured[measured["round"] == measured["round"].max()].sort_values("client")
+    # A model of an earlier round, or of a part of the clients, is not the final one's fairness.
+    final = max((int(row["round"] or 0) for row in run.result.rows), default=0)
+    if len(last) != run.result.config.num_clients or int(last["round"].max()) != final:
+        return None
+    accuracies: NDArray[np.float64] = last[names[0]].to_numpy(dtype=np.float64)
+    return accuracies
+
+
+def evaluated_accuracies(run: Run, data: Data) -> NDArray[np.float64] | str:
+    """Evaluate the model that a run has kept on each client's own training samples; a reason if that cannot be."""
+    found = data.of(run)
+    if isinstance(found, str):
+        return found
+    if found.num_classes is None:
+        return "a regression has no accuracy"
+    from fedpisa.clients.data import ClientData
+
+    parameters = load_result(run.directory).parameters
+    if not parameters:
+        return "there is no model.safetensors"
+    try:
+        task, params_P, buffers_Q, dtype = _kept_model(run, found, parameters)
+    except (ValueError, RuntimeError) as error:
+        return f"the kept model does not fit the configuration ({' '.join(str(error).split())[:200]})"
+    everything = [np.arange(len(found.y_test))]
+    test = ClientData.of(found.x_test, found.y_test, everything, dtype)
+    now = task.evaluate(params_P, buffers_Q, test.x, test.y)["accuracy"]
+    then = run.result.last("test_accuracy")
+    if then is not None and abs(now - then) > AGREEMENT:
+        return f"the kept model has test accuracy {now:.4f} on the data at hand, its run had {then:.4f}"
+    clients = ClientData.of(found.x_train, found.y_train, run.result.partition, dtype)
+    accuracies = [
+        task.evaluate(params_P, buffers_Q, *clients.client(client))["accuracy"]
+        for client in range(clients.num_clients)
+    ]
+    return np.array(accuracies)
+
+
+def _kept_model(run: Run, dataset: Dataset, parameters: Mapping[str, NDArray[Any]]) -> Any:
+    import torch
+
+    from fedpisa.task import Task
+
+    dtype: torch.dtype = getattr(torch, run.result.config.dtype)
+    module = run.result.config.build_model(dataset).to(dtype=dtype)
+    module.load_state_dict({name: torch.from_numpy(value.copy()) for name, value in parameters.items()})
+    task = Task(module, dataset.num_classes)
+    return task, task.initial_params(), task.initial_buffers(), dtype
+
+
+def worst(accuracies: NDArray[np.float64]) -> float:
+    """Return the mean over the tenth of the clients, at least one, that are served worst.
+
+    Examples
+    --------
+    >>> worst(np.array([0.9, 0.1, 0.5]))
+    0.1
+    """
+    number = max(1, math.floor(WORST * len(accuracies) + 1e-9))
+    return float(np.sort(accuracies)[:number].mean())

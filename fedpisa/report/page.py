@@ -1,0 +1,284 @@
+"""The report as one HTML page: its texts and data put into the template, its style and script inside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fedpisa import __version__
+from fedpisa.report import curves, summary
+from fedpisa.report.clients import worst
+
+if TYPE_CHECKING:
+    from fedpisa.report.clients import Fairness, SplitPicture
+    from fedpisa.report.findings import Findings
+    from fedpisa.report.runs import Collection, Run
+    from fedpisa.report.tables import Table
+
+MOST_CLIENTS = 200
+"""Clients of a split that are pictured."""
+MOST_PAIRS = 15
+"""Comparisons that are all shown at once; of more, those with the best first."""
+QUANTILES = 101
+"""Values that picture a group's clients, where they are more."""
+
+
+def render(
+    found: Findings,
+    tables: Mapping[str, Table],
+    pictures: Sequence[SplitPicture],
+    fairness: Sequence[Fairness],
+    title: str,
+) -> str:
+    """Return the page.
+
+    Parameters
+    ----------
+    found
+        The numbers.
+    tables
+        By name.
+    pictures, fairness
+        The clients' side.
+    title
+        Its heading; whatever it holds is escaped.
+    """
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        autoescape=True,
+        loader=FunctionLoader(_asset),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    collection = found.collection
+    residuals = curves.chart(collection, curves.RESIDUALS)
+    data = {
+        "variants": list(collection.variants),
+        "splits": list(collection.splits),
+        "targets": [one.target.accuracy if one.target else None for one in found.by_split],
+        "curves": curves.chart(collection, curves.CONVERGENCE),
+        "residuals": residuals,
+        "pictures": [_picture(one) for one in pictures],
+        "clients": [_strip(one) for one in fairness if one.by_seed],
+    }
+    sections = [
+        ("answer", "Answer"),
+        ("curves", "Convergence"),
+        ("tables", "Accuracy"),
+        ("comparisons", "Comparisons"),
+        ("costs", "Cost"),
+        ("splits", "Splits"),
+        ("clients-section", "Clients"),
+        *([("residuals", "Residuals")] if residuals["metrics"] else []),
+        ("what", "What was run"),
+    ]
+    return environment.get_template("page.html").render(
+        title=title,
+        subtitle=_subtitle(collection),
+        css=Markup(_asset("page.css")),
+        js=Markup(_asset("page.js")),
+        data=data,
+        sections=sections,
+        several=len(collection.splits) > 1,
+        answers=summary.answers(found),
+        warnings=summary.warnings(found),
+        tables=tables,
+        comparisons_of_best=_comparisons_of_best(tables["significance"]),
+        targets=_targets(found),
+        curves_note=_single_seeds(collection),
+        split_notes=_split_notes(collection, pictures),
+        clients_note=_clients_note(fairness),
+        client_notes=_client_notes(collection, fairness),
+        residuals=bool(residuals["metrics"]),
+        facts=_facts(collection),
+        own_keys=_own_keys(collection),
+        common=[(name, _text(value)) for name, value in collection.common.items()],
+        version=__version__,
+    )
+
+
+def _asset(name: str) -> str:
+    return (files("fedpisa.report") / "assets" / name).read_text(encoding="utf-8")
+
+
+# --------------------------------------------------------------------------------------------- what the script draws
+
+
+def _picture(one: SplitPicture) -> dict[str, Any]:
+    measured = one.measured
+    counts = measured.label_counts
+    return {
+        "split": one.split,
+        "seed": one.seed,
+        "sizes": measured.sizes[:MOST_CLIENTS].tolist(),
+        "counts": None if counts is None else counts[:MOST_CLIENTS].tolist(),
+        "deciles": one.deciles,
+        "note": _indices(one),
+    }
+
+
+def _indices(one: SplitPicture) -> str:
+    measured = one.measured
+    clients = len(measured.sizes)
+    parts = [
+        f"effective number of clients {measured.effective_clients:.2f} of {clients}",
+        *(
+            [f"mean Jensen-Shannon distance to all labels {measured.jensen_shannon:.3f}"]
+            if measured.jensen_shannon is not None
+            else []
+        ),
+        *([f"the first {MOST_CLIENTS} of {clients} clients are drawn"] if clients > MOST_CLIENTS else []),
+    ]
+    return "; ".join(parts)
+
+
+def _strip(one: Fairness) -> dict[str, Any]:
+    values = np.sort(np.concatenate(list(one.by_seed.values())))
+    drawn = values if len(values) <= QUANTILES else np.quantile(values, np.linspace(0, 1, QUANTILES))
+    return {
+        "split": one.group.split,
+        "variant": one.group.variant,
+        "values": [round(value, 5) for value in drawn.tolist()],
+        "mean": float(np.mean([accuracies.mean() for accuracies in one.by_seed.values()])),
+        "worst": float(np.mean([worst(accuracies) for accuracies in one.by_seed.values()])),
+        "median": float(np.median(values)),
+        "clients": max(len(accuracies) for accuracies in one.by_seed.values()),
+        "seeds": len(one.by_seed),
+    }
+
+
+# ------------------------------------------------------------------------------------------------------- its texts
+
+
+def _subtitle(collection: Collection) -> str:
+    runs = collection.runs
+    parts = (
+        (len(runs), "run"),
+        (len(collection.variants), "algorithm"),
+        (len(collection.splits), "split"),
+        (len({run.seed for run in runs}), "seed"),
+    )
+    return ", ".join(f"{n} {noun}{'s' * (n != 1)}" for n, noun in parts)
+
+
+def _comparisons_of_best(table: Table) -> list[Sequence[str]]:
+    """Return the rows of each split's best, or all where they are few; a split's first row has its best first."""
+    if len(table.rows) <= MOST_PAIRS:
+        return list(table.rows)
+    best: dict[str, str] = {}
+    for row in table.rows:
+        best.setdefault(row[0], row[1])
+    return [row for row in table.rows if row[1] == best[row[0]]]
+
+
+def _targets(found: Findings) -> list[str]:
+    lines = {
+        f"Target {100 * one.target.accuracy:g}% on {found.collection.splits[one.split]}: {one.target.source}."
+        for one in found.by_split
+        if one.target
+    }
+    common = {one.target for one in found.by_split}
+    if len(common) == 1 and (target := next(iter(common))) is not None:
+        return [f"Target {100 * target.accuracy:g}% test accuracy: {target.source}."]
+    return sorted(lines)
+
+
+def _single_seeds(collection: Collection) -> str:
+    single = {group.variant for group in collection.groups if len(group.drawn) == 1}
+    if not single:
+        return ""
+    names = ", ".join(collection.variants[variant] for variant in sorted(single))
+    return f"One seed only, at least on one split: {names}."
+
+
+def _split_notes(collection: Collection, pictures: Iterable[SplitPicture]) -> list[str]:
+    pictured = {one.split for one in pictures}
+    missing = [
+        f"{label}: no run has kept its partition"
+        for split, label in enumerate(collection.splits)
+        if split not in pictured
+    ]
+    return [f"{collection.splits[one.split]}: {one.note}" for one in pictures if one.note] + missing
+
+
+def _clients_note(fairness: Sequence[Fairness]) -> str:
+    sources = dict.fromkeys(one.source for one in fairness if one.source)
+    if not sources:
+        return "No accuracies by client."
+    of = " or ".join(sources)
+    return f"Accuracy of the final model on {of}; every mark is a client, all seeds together."
+
+
+def _client_notes(collection: Collection, fairness: Iterable[Fairness]) -> list[str]:
+    notes: dict[tuple[str, str], list[str]] = {}
+    for one in fairness:
+        if one.note:
+            place = (collection.splits[one.group.split], one.note)
+            notes.setdefault(place, []).append(collection.variants[one.group.variant])
+    return [f"{split}, {', '.join(names)}: {note}" for (split, note), names in notes.items()]
+
+
+def _facts(collection: Collection) -> list[tuple[str, str]]:
+    runs = collection.runs
+    statuses = [run.status for run in runs] + ["unreadable"] * len(collection.unreadable)
+    counted = ", ".join(f"{statuses.count(status)} {status}" for status in dict.fromkeys(statuses))
+    seconds = sum(run.result.total("seconds") for run in runs)
+    return [
+        ("runs", counted),
+        ("algorithms", "; ".join(collection.variants)),
+        ("splits", "; ".join(collection.splits)),
+        ("seeds", ", ".join(str(seed) for seed in sorted({run.seed for run in runs}))),
+        ("rounds", ", ".join(str(n) for n in sorted({run.result.config.num_server_rounds for run in runs}))),
+        ("training time", f"{seconds:,.1f} s in all"),
+        ("versions", _distinct(runs, "versions")),
+        ("machine", _distinct(runs, "machine")),
+    ]
+
+
+def _distinct(runs: Iterable[Run], fact: str) -> str:
+    """Return a mapping of ``run.json`` in words; its variants if the runs differ."""
+    found = []
+    for run in runs:
+        values = run.facts.get(fact)
+        if isinstance(values, dict):
+            found.append(", ".join(f"{name.replace('_', ' ')} {value}" for name, value in values.items()))
+    return "; ".join(dict.fromkeys(found)) or "not recorded"
+
+
+def _own_keys(collection: Collection) -> list[tuple[str, str]]:
+    """Return the keys of splits and variants that are not common to all runs, with every value that they take."""
+    rows: list[tuple[str, str]] = []
+    for split, label in enumerate(collection.splits):
+        runs = [run for group in collection.groups if group.split == split for run in group.runs]
+        rows.append((label, _assignments([run.split_keys for run in runs], collection.differing)))
+    for variant, label in enumerate(collection.variants):
+        runs = [run for group in collection.groups if group.variant == variant for run in group.runs]
+        rows.append((label, _assignments([run.variant_keys for run in runs], collection.differing)))
+    other = [
+        {name: run.keys[name] for name in run.keys if _bookkeeping(run, name)} for run in collection.runs
+    ]
+    rows.append(("what is measured or kept", _assignments(other, collection.differing)))
+    return [(label, keys) for label, keys in rows if keys]
+
+
+def _bookkeeping(run: Run, name: str) -> bool:
+    return name not in run.split_keys and name not in run.variant_keys
+
+
+def _assignments(mappings: Sequence[Mapping[str, object]], names: Iterable[str]) -> str:
+    parts = []
+    for name in names:
+        values = dict.fromkeys(_text(one[name]) for one in mappings if name in one)
+        if values:
+            parts.append(f"{name} = {' or '.join(values)}")
+    return ", ".join(parts)
+
+
+def _text(value: object) -> str:
+    return {True: "true", False: "false"}[value] if isinstance(value, bool) else str(value)

@@ -1,0 +1,210 @@
+"""The report's answer in words: which algorithm, is it significant, at what cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, final
+
+from fedpisa.report.statistics import EXACT_PAIRS, LEVEL, Comparison, smallest_wilcoxon_p
+from fedpisa.report.text import difference, number, p_value, spread
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fedpisa.report.findings import Findings, Measure, Outcome, SplitFindings
+
+
+@final
+@dataclass(frozen=True)
+class Answer:
+    """What is said of one split, or of all together.
+
+    Parameters
+    ----------
+    title
+        Of what.
+    best
+        The variant that is ahead; empty where none can be ranked.
+    value
+        Its final accuracy or loss.
+    sentences
+        The rest.
+    """
+
+    title: str
+    best: str
+    value: str
+    sentences: Sequence[str]
+
+
+def answers(found: Findings) -> list[Answer]:
+    """Return an answer for each split, and first the one over all splits if there are several."""
+    splits = [_of_split(found, one) for one in found.by_split]
+    return [_overall(found), *splits] if found.means else splits
+
+
+def warnings(found: Findings) -> list[str]:
+    """Return what has to be known before any number is used."""
+    collection = found.collection
+    lines = [
+        f"{collection.variants[group.variant]} on {collection.splits[group.split]}: {group.note}"
+        + (
+            f"; its numbers are of the {_count(len(group.finished), 'finished run')} alone"
+            if group.finished
+            else ""
+        )
+        for group in collection.groups
+        if group.others
+    ]
+    for group in collection.groups:
+        lines += [f"{run.directory} repeats seed {run.seed} and is not counted" for run in group.repeats]
+    lines += [f"{directory} cannot be read: {reason}" for directory, reason in collection.unreadable.items()]
+    if "num-server-rounds" in collection.differing:
+        lines.append("the runs differ in num-server-rounds: final values are those of different budgets")
+    versions = {str(run.facts.get("versions", {}).get("fedpisa")) for run in collection.runs}
+    if len(versions) > 1:
+        lines.append(f"the runs are of different versions of fedpisa: {', '.join(sorted(versions))}")
+    return lines
+
+
+def _overall(found: Findings) -> Answer:
+    measure = found.by_split[0].measure
+    order = list(found.means)
+    sentences = [f"Mean over the {len(found.by_split)} splits of the final {measure.name}."]
+    if len(order) > 1:
+        one = found.pooled[order[0], order[1]]
+        sentences += _compared(found, measure, order[1], one, found.means[order[1]], pooled=True)
+    if len(order) < len(found.collection.variants):
+        sentences.append(
+            f"Only the {_count(len(order), 'algorithm')} with a finished run on every split are ranked here."
+        )
+    return Answer(
+        "All splits", found.collection.variants[order[0]], _value(found.means[order[0]], measure), sentences
+    )
+
+
+def _of_split(found: Findings, one: SplitFindings) -> Answer:
+    collection, measure, ranked = found.collection, one.measure, one.ranked
+    title = collection.splits[one.split]
+    if not ranked:
+        return Answer(title, "", "", ["No run finished, so there is nothing to rank."])
+    best = ranked[0]
+    final = best.final
+    assert final is not None
+    if final.sd is None:
+        sentences = [
+            f"Final {measure.name} of a single seed: without a second one there is neither deviation nor interval."
+        ]
+    else:
+        assert final.half_width is not None
+        low, high = final.mean - final.half_width, final.mean + final.half_width
+        sentences = [
+            f"Mean final {measure.name} of {final.n} seeds; standard deviation {_amount(final.sd, measure)}, "
+            f"95% interval {number(low, measure)} to {_value(high, measure)}."
+        ]
+    if len(ranked) > 1:
+        second = ranked[1].group.variant
+        assert ranked[1].final is not None
+        comparison = one.comparisons[best.group.variant, second]
+        sentences += _compared(found, measure, second, comparison, ranked[1].final.mean)
+    else:
+        sentences.append("No other algorithm finished here, so there is nothing to compare.")
+    sentences += _costs(found, one)
+    return Answer(title, collection.variants[best.group.variant], _value(final.mean, measure), sentences)
+
+
+def _compared(
+    found: Findings,
+    measure: Measure,
+    second: int,
+    one: Comparison,
+    mean: float,
+    pooled: bool = False,
+) -> list[str]:
+    """Return how the best stands to the next, and what the number of pairs allows to say."""
+    name, n = found.collection.variants[second], one.difference.n if one.difference else 0
+    next_is = f"Next is {name}, {_value(mean, measure)}"
+    pairs = f"{n} pairs (seed, split)" if pooled else f"{_count(n, 'seed')} in common"
+    if one.difference is None or n < 2:
+        return [f"{next_is}; whether that is more than chance cannot be tested with {pairs}."]
+    if one.t_p == 1.0 and one.difference.mean == 0:
+        return [f"{next_is}: equal."]
+    gap = f"{difference(one.difference, measure)}{' points' if measure.percent else ''}"
+    if one.t_holm is None:
+        verdict = f"{next_is}; the difference is {gap} for every one of {pairs}, which a t-test cannot judge."
+    else:
+        word = "significant" if one.significant else "not significant"
+        verdict = (
+            f"{next_is}: the difference of {gap} is {word} at {1 - LEVEL:.0%} (paired t-test on {pairs}, "
+            f"Holm-corrected p = {p_value(one.t_holm)})."
+        ).replace("p = <", "p < ")
+    least = smallest_wilcoxon_p(n)
+    if n <= EXACT_PAIRS and least >= 1 - LEVEL:
+        caution = (
+            f"With {n} pairs the rank test, which assumes nothing of the distribution, cannot give p below "
+            f"{least:g}: the t-test relies on differences that are about normal, and more seeds would tell more."
+        )
+    else:
+        caution = f"Wilcoxon's signed-rank test gives p = {p_value(one.wilcoxon_holm)}, corrected.".replace(
+            "p = <", "p < "
+        )
+    return [verdict, caution]
+
+
+def _costs(found: Findings, one: SplitFindings) -> list[str]:
+    target = one.target
+    if target is None:
+        return []
+    variants = found.collection.variants
+    goal = f"{100 * target.accuracy:g}%"
+    reached = [outcome for outcome in one.ranked if outcome.cost and outcome.cost.reached]
+    if not reached:
+        return [f"No run reached the target of {goal} ({target.source})."]
+    best = one.ranked[0]
+    sentences = []
+    if best in reached:
+        sentences.append(
+            f"To {goal} ({target.source}) it needs {_spent(best)}{_share(best, ' of its seeds reached it')}."
+        )
+    else:
+        sentences.append(f"It never reaches the target of {goal} ({target.source}).")
+    # Cheapest among those that always get there: a mean over the lucky seeds alone is no cost to plan with.
+    always = [o for o in reached if o.cost and o.cost.reached == o.cost.of]
+    cheapest = min(always, key=_megabytes, default=None)
+    if cheapest is not None and cheapest is not best:
+        sentences.append(f"Cheapest is {variants[cheapest.group.variant]} with {_spent(cheapest)}.")
+    elif cheapest is best and len(always) > 1:
+        follower = sorted(always, key=_megabytes)[1]
+        name = variants[follower.group.variant]
+        sentences.append(f"No other gets there with less; {name} needs {_spent(follower)}.")
+    never = [variants[o.group.variant] for o in one.ranked if o.cost and not o.cost.reached]
+    if never and best in reached:
+        sentences.append(f"Never there within the run: {', '.join(never)}.")
+    return sentences
+
+
+def _megabytes(outcome: Outcome) -> float:
+    return outcome.cost.megabytes.mean if outcome.cost and outcome.cost.megabytes else float("inf")
+
+
+def _spent(outcome: Outcome) -> str:
+    cost = outcome.cost
+    assert cost is not None
+    return f"{spread(cost.rounds)} rounds, {spread(cost.megabytes)} MB, {spread(cost.seconds)} s"
+
+
+def _share(outcome: Outcome, words: str) -> str:
+    cost = outcome.cost
+    return f" ({cost.reached} of {cost.of}{words})" if cost and cost.reached < cost.of else ""
+
+
+def _value(mean: float, measure: Measure) -> str:
+    return number(mean, measure) + "%" * measure.percent
+
+
+def _amount(value: float, measure: Measure) -> str:
+    return number(value, measure) + (" points" if measure.percent else "")
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}{'s' * (n != 1)}"
