@@ -145,7 +145,11 @@ def fairness(collection: Collection, data: Data) -> list[Fairness]:
         _, by_seed, sources, notes = found.setdefault(id(group), (group, {}, [], []))
         kept = kept_accuracies(run)
         accuracies = evaluated_accuracies(run, data) if kept is None else kept
-        source = "each client's own training samples" if kept is None else "clients.parquet"
+        source = (
+            "each client's own training samples"
+            if kept is None
+            else "each client's own samples (clients.parquet)"
+        )
         if isinstance(accuracies, str):
             notes.append(accuracies)
         else:
@@ -168,13 +172,15 @@ def kept_accuracies(run: Run) -> NDArray[np.float64] | None:
 
     ``None`` if the run has no such file, or its columns no accuracy.
     """
-    file = run.directory / "clients.parquet"
-    if not file.is_file():
+    place = run.directory / "clients.parquet"
+    # A folder holds a file for each evaluated round, named in their order: the last one is enough.
+    files = sorted(place.glob("*.parquet"))[-1:] if place.is_dir() else [place] if place.is_file() else []
+    if not files:
         return None
     import pandas as pd
 
     try:
-        frame = pd.read_parquet(file)
+        frame = pd.read_parquet(files[0])
     except (ImportError, OSError, ValueError):  # no reader is installed, or the file is damaged
         return None
     names = [name for name in frame.columns if str(name).endswith("accuracy")]

@@ -36,7 +36,7 @@ RESIDUALS: Mapping[str, str] = {
     "dual_residual": "dual residual",
     "stationarity": "stationarity ‖Σ α π − λ w‖",
     "augmented_lagrangian": "augmented Lagrangian",
-    "exact_augmented_lagrangian": "augmented Lagrangian, exact",
+    "exact_augmented_lagrangian": "exact augmented Lagrangian",
 }
 
 

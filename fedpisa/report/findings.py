@@ -241,8 +241,8 @@ def _target(
     best = max((final.mean for final in finals if final), default=None)
     if best is None:
         return None
-    why = "the runs name different ones" if len(own) > 1 else "none was named"
-    share = f"{DEFAULT_TARGET:.0%} of the best final accuracy, rounded down, because {why}"
+    why = "the runs name different targets" if len(own) > 1 else "no target is named"
+    share = f"{DEFAULT_TARGET:.0%} of the best, as {why}"
     return Target(math.floor(100 * DEFAULT_TARGET * best + 1e-9) / 100, share)
 
 

@@ -58,6 +58,7 @@ def render(
     )
     collection = found.collection
     residuals = curves.chart(collection, curves.RESIDUALS)
+    answers = summary.answers(found)
     data = {
         "variants": list(collection.variants),
         "splits": list(collection.splits),
@@ -86,7 +87,8 @@ def render(
         data=data,
         sections=sections,
         several=len(collection.splits) > 1,
-        answers=summary.answers(found),
+        answers=answers,
+        cautions=summary.cautions(answers),
         warnings=summary.warnings(found),
         tables=tables,
         comparisons_of_best=_comparisons_of_best(tables["significance"]),
@@ -94,6 +96,7 @@ def render(
         curves_note=_single_seeds(collection),
         split_notes=_split_notes(collection, pictures),
         clients_note=_clients_note(fairness),
+        any_clients=any(one.by_seed for one in fairness),
         client_notes=_client_notes(collection, fairness),
         residuals=bool(residuals["metrics"]),
         facts=_facts(collection),

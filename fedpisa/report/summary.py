@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, final
 
-from fedpisa.report.statistics import EXACT_PAIRS, LEVEL, Comparison, smallest_wilcoxon_p
+from fedpisa.report.statistics import LEVEL, Comparison, smallest_wilcoxon_p
 from fedpisa.report.text import difference, number, p_value, spread
 
 if TYPE_CHECKING:
@@ -29,18 +29,26 @@ class Answer:
         Its final accuracy or loss.
     sentences
         The rest.
+    caution
+        What the number of pairs does not allow to say.
     """
 
     title: str
     best: str
     value: str
     sentences: Sequence[str]
+    caution: str = ""
 
 
 def answers(found: Findings) -> list[Answer]:
     """Return an answer for each split, and first the one over all splits if there are several."""
     splits = [_of_split(found, one) for one in found.by_split]
     return [_overall(found), *splits] if found.means else splits
+
+
+def cautions(found: Sequence[Answer]) -> list[str]:
+    """Return what several answers have to add alike, once."""
+    return list(dict.fromkeys(one.caution for one in found if one.caution))
 
 
 def warnings(found: Findings) -> list[str]:
@@ -71,16 +79,17 @@ def _overall(found: Findings) -> Answer:
     measure = found.by_split[0].measure
     order = list(found.means)
     sentences = [f"Mean over the {len(found.by_split)} splits of the final {measure.name}."]
+    caution = ""
     if len(order) > 1:
         one = found.pooled[order[0], order[1]]
-        sentences += _compared(found, measure, order[1], one, found.means[order[1]], pooled=True)
+        said, caution = _compared(found, measure, order[1], one, found.means[order[1]], pooled=True)
+        sentences += said
     if len(order) < len(found.collection.variants):
         sentences.append(
             f"Only the {_count(len(order), 'algorithm')} with a finished run on every split are ranked here."
         )
-    return Answer(
-        "All splits", found.collection.variants[order[0]], _value(found.means[order[0]], measure), sentences
-    )
+    best, value = found.collection.variants[order[0]], _value(found.means[order[0]], measure)
+    return Answer("All splits", best, value, sentences, caution)
 
 
 def _of_split(found: Findings, one: SplitFindings) -> Answer:
@@ -102,53 +111,57 @@ def _of_split(found: Findings, one: SplitFindings) -> Answer:
             f"Mean final {measure.name} of {final.n} seeds; standard deviation {_amount(final.sd, measure)}, "
             f"95% interval {number(low, measure)} to {_value(high, measure)}."
         ]
+    caution = ""
     if len(ranked) > 1:
         second = ranked[1].group.variant
         assert ranked[1].final is not None
         comparison = one.comparisons[best.group.variant, second]
-        sentences += _compared(found, measure, second, comparison, ranked[1].final.mean)
+        said, caution = _compared(found, measure, second, comparison, ranked[1].final.mean)
+        sentences += said
+        behind = [
+            collection.variants[outcome.group.variant]
+            for outcome in ranked[1:]
+            if one.comparisons[best.group.variant, outcome.group.variant].significant
+        ]
+        if behind and len(ranked) > 2:
+            sentences.append(f"Significantly behind it: {', '.join(behind)}.")
     else:
         sentences.append("No other algorithm finished here, so there is nothing to compare.")
     sentences += _costs(found, one)
-    return Answer(title, collection.variants[best.group.variant], _value(final.mean, measure), sentences)
+    name, value = collection.variants[best.group.variant], _value(final.mean, measure)
+    return Answer(title, name, value, sentences, caution)
 
 
 def _compared(
-    found: Findings,
-    measure: Measure,
-    second: int,
-    one: Comparison,
-    mean: float,
-    pooled: bool = False,
-) -> list[str]:
-    """Return how the best stands to the next, and what the number of pairs allows to say."""
+    found: Findings, measure: Measure, second: int, one: Comparison, mean: float, pooled: bool = False
+) -> tuple[list[str], str]:
+    """Return how the best stands to the next, and a caution where the pairs are few."""
     name, n = found.collection.variants[second], one.difference.n if one.difference else 0
     next_is = f"Next is {name}, {_value(mean, measure)}"
-    pairs = f"{n} pairs (seed, split)" if pooled else f"{_count(n, 'seed')} in common"
+    pairs = f"{n} pairs (seed, split)" if pooled else f"{_count(n, 'common seed')}"
     if one.difference is None or n < 2:
-        return [f"{next_is}; whether that is more than chance cannot be tested with {pairs}."]
-    if one.t_p == 1.0 and one.difference.mean == 0:
-        return [f"{next_is}: equal."]
-    gap = f"{difference(one.difference, measure)}{' points' if measure.percent else ''}"
-    if one.t_holm is None:
-        verdict = f"{next_is}; the difference is {gap} for every one of {pairs}, which a t-test cannot judge."
-    else:
-        word = "significant" if one.significant else "not significant"
-        verdict = (
-            f"{next_is}: the difference of {gap} is {word} at {1 - LEVEL:.0%} (paired t-test on {pairs}, "
-            f"Holm-corrected p = {p_value(one.t_holm)})."
-        ).replace("p = <", "p < ")
+        return [f"{next_is}; whether that is more than chance cannot be tested with {pairs}."], ""
+    if one.t_p is None:
+        gap = difference(one.difference, measure)
+        return [f"{next_is}; the difference is {gap} in each of {pairs}, which a t-test cannot judge."], ""
+    if one.difference.mean == 0:
+        return [f"{next_is}: equal."], ""
+    gap = difference(one.difference, measure) + " points" * measure.percent
+    word = "significant" if one.significant else "not significant"
+    test = f"{next_is}: {gap}, {word} at {1 - LEVEL:.0%} (paired t-test on {pairs}, corrected p {_equals(one.t_holm)})."
     least = smallest_wilcoxon_p(n)
-    if n <= EXACT_PAIRS and least >= 1 - LEVEL:
-        caution = (
-            f"With {n} pairs the rank test, which assumes nothing of the distribution, cannot give p below "
-            f"{least:g}: the t-test relies on differences that are about normal, and more seeds would tell more."
-        )
-    else:
-        caution = f"Wilcoxon's signed-rank test gives p = {p_value(one.wilcoxon_holm)}, corrected.".replace(
-            "p = <", "p < "
-        )
-    return [verdict, caution]
+    if least < 1 - LEVEL:
+        ranks = f"Wilcoxon's signed-rank test, which assumes no normal differences: p {_equals(one.wilcoxon_holm)}."
+        return [test, ranks], ""
+    return [test], (
+        f"With {n} pairs no rank test can give p below {least:g}: what is called significant on them rests on the "
+        "t-test, for which differences have to be about normal, and more seeds would tell more."
+    )
+
+
+def _equals(p: float | None) -> str:
+    text = p_value(p)
+    return text.replace("<", "< ") if text.startswith("<") else f"= {text}"
 
 
 def _costs(found: Findings, one: SplitFindings) -> list[str]:
@@ -163,20 +176,18 @@ def _costs(found: Findings, one: SplitFindings) -> list[str]:
     best = one.ranked[0]
     sentences = []
     if best in reached:
-        sentences.append(
-            f"To {goal} ({target.source}) it needs {_spent(best)}{_share(best, ' of its seeds reached it')}."
-        )
+        sentences.append(f"Cost to {goal} ({target.source}): {_spent(best)}{_share(best, ' of its seeds')}.")
     else:
         sentences.append(f"It never reaches the target of {goal} ({target.source}).")
     # Cheapest among those that always get there: a mean over the lucky seeds alone is no cost to plan with.
     always = [o for o in reached if o.cost and o.cost.reached == o.cost.of]
     cheapest = min(always, key=_megabytes, default=None)
     if cheapest is not None and cheapest is not best:
-        sentences.append(f"Cheapest is {variants[cheapest.group.variant]} with {_spent(cheapest)}.")
+        sentences.append(f"Cheapest is {variants[cheapest.group.variant]}: {_spent(cheapest)}.")
     elif cheapest is best and len(always) > 1:
         follower = sorted(always, key=_megabytes)[1]
         name = variants[follower.group.variant]
-        sentences.append(f"No other gets there with less; {name} needs {_spent(follower)}.")
+        sentences.append(f"No other costs less; {name}: {_spent(follower)}.")
     never = [variants[o.group.variant] for o in one.ranked if o.cost and not o.cost.reached]
     if never and best in reached:
         sentences.append(f"Never there within the run: {', '.join(never)}.")

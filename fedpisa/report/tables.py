@@ -61,11 +61,11 @@ class Table:
             [f"\ue000{cell}\ue001" if (i, j) in self.strong else cell for j, cell in enumerate(row)]
             for i, row in enumerate(self.rows)
         ]
-        text = pd.DataFrame(marked, columns=pd.Index(self.head)).to_latex(index=False, escape=True)
+        tabular = pd.DataFrame(marked, columns=pd.Index(self.head)).to_latex(index=False, escape=True)
+        text = f"% {self.title}\n% \\usepackage{{booktabs}}\n{tabular}"
         for character, command in _LATEX.items():
             text = text.replace(character, command)
-        title = " ".join(self.title.split())
-        return f"% {title}\n% \\usepackage{{booktabs}}\n{text}"
+        return text
 
     def write(self, folder: Path) -> list[Path]:
         """Write ``<name>.csv`` and ``<name>.tex`` and return their paths."""
@@ -114,7 +114,7 @@ def overview(found: Findings) -> Table:
     return Table(
         "overview",
         f"Final {_measure_name(found)}, mean ± standard deviation over {most} seed{'s' * (most != 1)}",
-        "The best of each split is bold; whether the difference is more than chance says the table of comparisons.",
+        "The best of each split is bold. Whether it is so by more than chance is among the comparisons below.",
         _frame(tidy),
         head,
         rows,
@@ -218,7 +218,7 @@ def significance(found: Findings) -> Table:
         f"Paired comparisons of the final {_measure_name(found)}{unit}",
         "Pairs are runs of the same seed: the same data, split and initial model. Two-sided tests; Holm's "
         "correction over all pairs of a split; the verdict is that of the corrected t-test at 5%. The "
-        "interval is not corrected.",
+        "interval is not corrected. Over all splits a pair is a seed on a split: that speaks of these splits alone.",
         _frame(tidy),
         head,
         rows,
@@ -232,6 +232,7 @@ def cost(found: Findings) -> Table:
     for one in found.by_split:
         for outcome in one.outcomes:
             names, own = _names(found, outcome), outcome.cost
+            more = f" ({outcome.group.note})" if outcome.group.note else ""
             columns = {
                 "rounds": own and own.rounds,
                 "megabytes": own and own.megabytes,
@@ -253,7 +254,7 @@ def cost(found: Findings) -> Table:
                 [
                     *names.values(),
                     f"{100 * one.target.accuracy:g}%" if one.target else NOTHING,
-                    f"{own.reached} of {own.of}" if own else NOTHING,
+                    f"{own.reached} of {own.of}{more}" if own else NOTHING,
                     *(spread(value) for value in columns.values()),
                     spread(outcome.megabytes),
                     spread(outcome.seconds),

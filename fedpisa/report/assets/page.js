@@ -133,10 +133,12 @@
     place.append(box);
     const redraw = () => draw(picture, Math.max(240, box.clientWidth));
     redraws.push(redraw);
-    let width = 0;
-    new ResizeObserver(() => {
+    redraw();
+    let width = box.clientWidth;
+    // Later, as a picture of another height would change what is being observed.
+    new ResizeObserver(() => requestAnimationFrame(() => {
       if (box.clientWidth !== width) { width = box.clientWidth; redraw(); }
-    }).observe(box);
+    })).observe(box);
     picture.addEventListener("pointerleave", hideTip);
     picture.addEventListener("blur", hideTip);
     return picture;

@@ -1,0 +1,150 @@
+"""Final values, targets, costs and the words made of them, on runs worked out by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fedpisa.report.findings import Findings, find
+from fedpisa.report.runs import collect
+from fedpisa.report.summary import answers, cautions, warnings
+
+WriteRun = Callable[..., Path]
+
+
+def study(write_run: WriteRun, finals: dict[str, list[float]], name: str = "", **keys: object) -> None:
+    for algorithm, values in finals.items():
+        for seed, value in enumerate(values):
+            write_run(f"{name}{algorithm}-{seed}", value, keys={"algorithm": algorithm, "seed": seed, **keys})
+
+
+def text(found: Findings) -> str:
+    said = answers(found)
+    return " ".join(
+        [*warnings(found), *cautions(said), *(s for one in said for s in (one.best, *one.sentences))]
+    )
+
+
+def test_ranking_and_comparison(write_run: WriteRun, tmp_path: Path) -> None:
+    study(write_run, {"fedavg": [0.80, 0.81, 0.83], "sisa": [0.90, 0.92, 0.94]})
+    found = find(collect([tmp_path]))
+    (one,) = found.by_split
+    names = [found.collection.variants[outcome.group.variant] for outcome in one.outcomes]
+    assert names == ["sisa", "fedavg"]
+    (comparison,) = one.comparisons.values()
+    assert comparison.difference is not None
+    assert comparison.difference.mean == pytest.approx((0.10 + 0.11 + 0.11) / 3)
+    assert comparison.significant
+    assert (
+        "Next is fedavg, 81.33%: +10.67 points, significant at 5% (paired t-test on 3 common seeds"
+        in text(found)
+    )
+    assert "With 3 pairs no rank test can give p below 0.25" in text(found)
+
+
+def test_only_common_seeds_are_paired(write_run: WriteRun, tmp_path: Path) -> None:
+    study(write_run, {"fedavg": [0.8, 0.7], "sisa": [0.9]})
+    found = find(collect([tmp_path]))
+    (comparison,) = found.by_split[0].comparisons.values()
+    assert comparison.difference is not None
+    assert (comparison.difference.n, comparison.t_p) == (1, None)
+    assert "cannot be tested with 1 common seed." in text(found)
+    assert "of a single seed: without a second one there is neither deviation nor interval" in text(found)
+
+
+def test_costs_to_the_target(write_run: WriteRun, tmp_path: Path) -> None:
+    # Four rounds of equal steps, 3 MB and 0.5 s: 0.6 is reached by 0.8 in round 3, by 0.9 in 3, by 0.4 never.
+    study(write_run, {"fedavg": [0.8, 0.4], "sisa": [0.9, 0.9]})
+    one = find(collect([tmp_path]), 0.6).by_split[0]
+    sisa, fedavg = (outcome.cost for outcome in one.outcomes)
+    assert sisa is not None
+    assert fedavg is not None
+    assert (sisa.reached, sisa.of, fedavg.reached, fedavg.of) == (2, 2, 1, 2)
+    assert sisa.rounds is not None
+    assert sisa.megabytes is not None
+    assert sisa.local_steps is not None
+    assert sisa.seconds is not None
+    spent = (sisa.rounds, sisa.megabytes, sisa.local_steps, sisa.seconds)
+    assert [value.mean for value in spent] == [3, 9, 90, 1.5]
+    assert one.outcomes[0].megabytes is not None
+    assert one.outcomes[0].megabytes.mean == 12
+
+
+def test_where_the_target_comes_from(write_run: WriteRun, tmp_path: Path) -> None:
+    write_run("a", 0.9, keys={"target-accuracy": 0.7, "seed": 0})
+    collection = collect([tmp_path])
+    own, asked = find(collection).by_split[0].target, find(collection, 0.5).by_split[0].target
+    assert own is not None
+    assert asked is not None
+    assert (own.accuracy, asked.accuracy) == (0.7, 0.5)
+    write_run("b", 0.9, keys={"target-accuracy": 0.6, "seed": 1})
+    chosen = find(collect([tmp_path])).by_split[0].target
+    assert chosen is not None
+    assert chosen.accuracy == 0.85  # 95% of 0.9 is 0.855
+    assert "different targets" in chosen.source
+
+
+def test_a_target_that_nobody_reaches(write_run: WriteRun, tmp_path: Path) -> None:
+    study(write_run, {"fedavg": [0.8], "sisa": [0.9]})
+    assert "No run reached the target of 99% (as asked for)." in text(find(collect([tmp_path]), 0.99))
+
+
+def test_runs_that_did_not_finish_are_named_and_not_counted(write_run: WriteRun, tmp_path: Path) -> None:
+    study(write_run, {"fedavg": [0.8, 0.82], "sisa": [0.7]})
+    write_run("wild", 0.1, keys={"algorithm": "sisa", "seed": 1}, status="diverged")
+    write_run("gone", 0.1, keys={"algorithm": "fedprox", "seed": 1}, status="failed")
+    found = find(collect([tmp_path]))
+    finals = {
+        found.collection.variants[o.group.variant]: o.final and o.final.mean
+        for o in found.by_split[0].outcomes
+    }
+    assert finals == {"fedavg": pytest.approx(0.81), "sisa": pytest.approx(0.7), "fedprox": None}
+    said = warnings(found)
+    assert any(
+        "sisa" in line and "1 diverged; its numbers are of the 1 finished run alone" in line for line in said
+    )
+    assert any("fedprox" in line and "1 failed" in line for line in said)
+
+
+def test_pooled_over_splits(write_run: WriteRun, tmp_path: Path) -> None:
+    study(
+        write_run, {"fedavg": [0.80, 0.81, 0.83], "sisa": [0.90, 0.92, 0.94]}, "x", **{"dirichlet-alpha": 1.0}
+    )
+    study(
+        write_run, {"fedavg": [0.70, 0.71, 0.72], "sisa": [0.72, 0.71, 0.76]}, "y", **{"dirichlet-alpha": 0.1}
+    )
+    study(write_run, {"fedprox": [0.9]}, "y", **{"dirichlet-alpha": 0.1})
+    found = find(collect([tmp_path]))
+    assert [found.collection.variants[v] for v in found.means] == ["sisa", "fedavg"]
+    (pooled,) = found.pooled.values()
+    assert pooled.difference is not None
+    assert pooled.difference.n == 6
+    assert pooled.difference.mean == pytest.approx((0.10 + 0.11 + 0.11 + 0.02 + 0 + 0.04) / 6)
+    overall = answers(found)[0]
+    assert (overall.title, overall.best) == ("All splits", "sisa")
+    assert "Only the 2 algorithms with a finished run on every split are ranked here." in overall.sentences
+
+
+def test_a_regression_is_ranked_by_its_loss(write_run: WriteRun, tmp_path: Path) -> None:
+    for algorithm, rounds in (("fedavg", 2), ("sisa", 4)):
+        write_run(algorithm, None, keys={"algorithm": algorithm}, rounds=rounds)
+    found = find(collect([tmp_path]))
+    (one,) = found.by_split
+    assert (one.measure.column, one.target) == ("test_loss", None)
+    assert answers(found)[0].best == "sisa"
+    assert answers(found)[0].value == "0.4"
+
+
+def test_equal_results_are_called_equal(write_run: WriteRun, tmp_path: Path) -> None:
+    study(write_run, {"fedavg": [0.8, 0.9], "sisa": [0.8, 0.9]})
+    assert "Next is sisa, 85.00%: equal." in text(find(collect([tmp_path])))
+
+
+def test_another_budget_or_version_is_warned_of(write_run: WriteRun, tmp_path: Path) -> None:
+    write_run("a", keys={"num-server-rounds": 4})
+    write_run("b", keys={"num-server-rounds": 5}, facts={"versions": {"fedpisa": "9"}})
+    said = warnings(find(collect([tmp_path])))
+    assert any("different budgets" in line for line in said)
+    assert any("different versions of fedpisa: 0.1.0, 9" in line for line in said)

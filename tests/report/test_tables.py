@@ -1,0 +1,102 @@
+"""The tables: numbers that are read back from CSV, LaTeX that compiles in the reader's head."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fedpisa.report import clients, findings, tables
+from fedpisa.report.runs import collect
+from fedpisa.report.statistics import estimate
+
+WriteRun = Callable[..., Path]
+
+FINALS = {"fedavg": [0.80, 0.81, 0.83], "sisa": [0.90, 0.92, 0.94]}
+
+
+@pytest.fixture
+def found(write_run: WriteRun, tmp_path: Path) -> findings.Findings:
+    for alpha in (0.1, 1.0):
+        for algorithm, values in FINALS.items():
+            for seed, value in enumerate(values):
+                keys = {"algorithm": algorithm, "seed": seed, "dirichlet-alpha": alpha}
+                write_run(f"{algorithm}-{alpha}-{seed}", value, keys=keys)
+    return findings.find(collect([tmp_path]))
+
+
+def test_csv_has_the_numbers_unrounded(found: findings.Findings, tmp_path: Path) -> None:
+    csv, _ = tables.accuracy(found).write(tmp_path)
+    frame = pd.read_csv(csv)
+    row = frame[(frame["algorithm"] == "sisa") & (frame["split"] == "dirichlet-alpha=0.1")].iloc[0]
+    expected = estimate(FINALS["sisa"])
+    assert expected is not None
+    assert expected.half_width is not None
+    assert (row["final_n"], row["final_mean"], row["final_sd"]) == pytest.approx(
+        (3, expected.mean, expected.sd)
+    )
+    assert row["final_high"] == pytest.approx(expected.mean + expected.half_width)
+
+
+def test_overview_has_a_row_per_algorithm_and_the_best_bold(found: findings.Findings) -> None:
+    table = tables.overview(found)
+    assert table.head == ["algorithm", "dirichlet-alpha=0.1", "dirichlet-alpha=1.0", "mean of the splits"]
+    assert [list(row) for row in table.rows] == [
+        ["sisa", "92.00 ± 2.00", "92.00 ± 2.00", "92.00"],
+        ["fedavg", "81.33 ± 1.53", "81.33 ± 1.53", "81.33"],
+    ]
+    assert table.strong == {(0, 1), (0, 2)}
+
+
+def test_latex_is_a_booktabs_tabular(found: findings.Findings) -> None:
+    text = tables.overview(found).to_latex()
+    assert r"sisa & \textbf{92.00 $\pm$ 2.00} & \textbf{92.00 $\pm$ 2.00} & 92.00 \\" in text
+    assert [text.count(rule) for rule in (r"\toprule", r"\midrule", r"\bottomrule")] == [1, 1, 1]
+    assert text.isascii()
+    for table in (tables.accuracy(found), tables.significance(found), tables.cost(found), tables.runs(found)):
+        body = table.to_latex().split(r"\midrule")[1].split(r"\bottomrule")[0].strip().splitlines()
+        assert len(body) == len(table.rows)
+        assert {len(re.findall(r"(?<!\\)&", line)) for line in body} == {len(table.head) - 1}
+
+
+def test_latex_escapes_names(write_run: WriteRun, tmp_path: Path) -> None:
+    write_run(r"study/runs/a_b&c%$#/all/seed-0")
+    (tmp_path / "runs" / "study" / "study.toml").write_text("")
+    text = tables.accuracy(findings.find(collect([tmp_path]))).to_latex()
+    assert r"a\_b\&c\%\$\#" in text
+
+
+def test_every_pair_and_the_pooled_ones(found: findings.Findings) -> None:
+    frame = tables.significance(found).frame
+    assert frame["split"].tolist() == ["dirichlet-alpha=0.1", "dirichlet-alpha=1.0", "all splits"]
+    assert frame["difference_n"].tolist() == [3, 3, 6]
+    assert set(frame["verdict"]) == {"significant"}
+
+
+def test_every_run_is_listed(found: findings.Findings, write_run: WriteRun, tmp_path: Path) -> None:
+    write_run("wild", keys={"seed": 9}, status="diverged")
+    (write_run("broken") / "run.json").unlink()
+    frame = tables.runs(findings.find(collect([tmp_path]))).frame
+    assert len(frame) == 14
+    assert sorted(set(frame["status"].str.split(":").str[0])) == ["diverged", "finished", "unreadable"]
+    assert frame["bytes"].max() == 12e6
+
+
+def test_fairness_in_closed_form(found: findings.Findings) -> None:
+    group = found.by_split[0].outcomes[0].group
+    values = {0: np.array([0.2, 0.4, 0.6]), 1: np.array([0.4, 0.6, 0.8])}
+    table = tables.fairness(found, [clients.Fairness(group, values, "samples")])
+    row = next(row for row in table.rows if row[:2] == ["dirichlet-alpha=0.1", "sisa"])
+    # Means 0.4 and 0.6, the worst of three 0.2 and 0.4, variance over the clients 0.04 for both.
+    assert row[2:] == ["2", "50.00 ± 14.14", "30.00 ± 14.14", "20.00 ± 0.00", "400.0 ± 0.0"]
+    assert clients.worst(np.arange(20) / 20) == pytest.approx(0.025)
+
+
+def test_a_single_seed_has_no_deviation(write_run: WriteRun, tmp_path: Path) -> None:
+    write_run("a", 0.9)
+    (row,) = tables.accuracy(findings.find(collect([tmp_path]))).rows
+    assert row[2:] == ["1", "90.00", "–", "90.00", "–"]
