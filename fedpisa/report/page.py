@@ -59,7 +59,7 @@ def render(
     collection = found.collection
     residuals = curves.chart(collection, curves.RESIDUALS)
     answers = summary.answers(found)
-    data = {
+    data: dict[str, Any] = {
         "variants": list(collection.variants),
         "splits": list(collection.splits),
         "targets": [one.target.accuracy if one.target else None for one in found.by_split],
@@ -93,7 +93,7 @@ def render(
         tables=tables,
         comparisons_of_best=_comparisons_of_best(tables["significance"]),
         targets=_targets(found),
-        curves_note=_single_seeds(collection),
+        curves_note=_curves_note(collection, data["curves"]),
         split_notes=_split_notes(collection, pictures),
         clients_note=_clients_note(fairness),
         any_clients=any(one.by_seed for one in fairness),
@@ -192,12 +192,18 @@ def _targets(found: Findings) -> list[str]:
     return sorted(lines)
 
 
-def _single_seeds(collection: Collection) -> str:
+def _curves_note(collection: Collection, chart: Mapping[str, Any]) -> str:
+    notes = []
     single = {group.variant for group in collection.groups if len(group.drawn) == 1}
-    if not single:
-        return ""
-    names = ", ".join(collection.variants[variant] for variant in sorted(single))
-    return f"One seed only, at least on one split: {names}."
+    if single:
+        names = ", ".join(collection.variants[variant] for variant in sorted(single))
+        notes.append(f"One seed only, at least on one split: {names}.")
+    if any(metric["id"] in ("objective", "gradient_norm") for metric in chart["metrics"]):
+        notes.append("The objective and its gradient are each algorithm's own, with its regularization.")
+    rounds = max((len(run.result.rows) for run in collection.runs), default=0)
+    if rounds > curves.MOST_POINTS:
+        notes.append(f"Of {rounds - 1} rounds every {-(-rounds // curves.MOST_POINTS)}th is drawn.")
+    return " ".join(notes)
 
 
 def _split_notes(collection: Collection, pictures: Iterable[SplitPicture]) -> list[str]:

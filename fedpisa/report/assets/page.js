@@ -107,7 +107,7 @@
       button.addEventListener("click", () => toggle(v));
       place.append(button);
     }
-    const all = html("button", { type: "button", text: "all / none" });
+    const all = html("button", { type: "button", text: "all / none", "data-all": "" });
     all.addEventListener("click", () => {
       if (hidden.size) hidden.clear(); else DATA.variants.forEach((_, v) => hidden.add(v));
       refresh();
