@@ -236,6 +236,7 @@ def _client_notes(collection: Collection, fairness: Iterable[Fairness]) -> list[
 def _facts(collection: Collection) -> list[tuple[str, str]]:
     runs = collection.runs
     statuses = [run.status for run in runs] + ["unreadable"] * len(collection.unreadable)
+    statuses += ["not begun"] * len(collection.missing)
     counted = ", ".join(f"{statuses.count(status)} {status}" for status in dict.fromkeys(statuses))
     seconds = sum(run.result.total("seconds") for run in runs)
     return [

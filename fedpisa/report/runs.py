@@ -17,6 +17,7 @@ from typing import Any, final
 
 from fedpisa import components
 from fedpisa.results import Result, load_result
+from fedpisa.study import STUDY_FILE, read_study
 
 FAMILIES = ("dataset", "partitioner", "model")
 """Whose components' keys, with their names, make a split."""
@@ -49,11 +50,14 @@ class Run:
         What was loaded, without the parameters.
     facts
         ``run.json``: versions, machine, times.
+    name
+        The variant's name in the study that the run is part of, or else its algorithm.
     """
 
     directory: Path
     result: Result
     facts: Mapping[str, Any]
+    name: str
 
     @property
     def seed(self) -> int:
@@ -85,18 +89,6 @@ class Run:
         """The keys that say how."""
         left_out = BOOKKEEPING | self.split_keys.keys()
         return {name: value for name, value in self.keys.items() if name not in left_out}
-
-    @cached_property
-    def name(self) -> str:
-        """The variant's name in the study that the run is part of, or else its algorithm."""
-        place = self.directory.resolve()
-        root = place.parents[3] if len(place.parents) > 3 else place
-        in_study = place.name.startswith("seed-") and place.parents[2].name == "runs"
-        return (
-            place.parents[1].name
-            if in_study and (root / "study.toml").is_file()
-            else self.result.config.algorithm
-        )
 
 
 @final
@@ -159,6 +151,8 @@ class Collection:
         The keys, besides ``seed``, that have the same value in all runs.
     differing
         The others.
+    missing
+        Runs of studies that have not begun.
     """
 
     groups: Sequence[Group]
@@ -167,6 +161,7 @@ class Collection:
     unreadable: Mapping[Path, str]
     common: Mapping[str, object]
     differing: Sequence[str]
+    missing: Sequence[str] = ()
 
     @property
     def runs(self) -> list[Run]:
@@ -213,28 +208,55 @@ def collect(paths: Iterable[str | Path]) -> Collection:
     ValueError
         If there is no readable run.
     """
+    paths = list(paths)
+    directories = find_runs(paths)
+    names, missing, unreadable = _studies(directories, [Path(path).resolve() for path in paths])
     runs: list[Run] = []
-    unreadable: dict[Path, str] = {}
-    for directory in find_runs(paths):
+    for directory in directories:
         try:
-            runs.append(_load(directory))
+            runs.append(_load(directory, names.get(directory.resolve())))
         except (ValueError, OSError) as error:
             unreadable[directory] = " ".join(str(error).split())
     if not runs:
         reasons = "; ".join(unreadable.values())
         raise ValueError(f"no run can be read, so there is nothing to report: {reasons}")
-    return arrange(runs, unreadable)
+    return arrange(runs, unreadable, missing)
 
 
-def _load(directory: Path) -> Run:
+def _studies(
+    directories: Iterable[Path], asked: Sequence[Path]
+) -> tuple[dict[Path, str], list[str], dict[Path, str]]:
+    """Return the variants' names by run directory, the runs that have not begun, and studies that cannot be read."""
+    names: dict[Path, str] = {}
+    missing: list[str] = []
+    unreadable: dict[Path, str] = {}
+    # A study's run is in runs/<variant>/<point>/seed-<seed>.
+    above = [place.parents[3] for directory in directories if len((place := directory.resolve()).parents) > 3]
+    for root in dict.fromkeys(above):
+        file = root / STUDY_FILE
+        if not file.is_file():
+            continue
+        try:
+            planned = read_study(file).runs()
+        except ValueError as error:
+            unreadable[file] = " ".join(str(error).split())
+            continue
+        names |= {(root / run.path): run.variant for run in planned}
+        # Who asks for a part of a study does not miss the rest.
+        if any(path == root or path in root.parents for path in asked):
+            missing += [str(run) for run in planned if not (root / run.path / "run.json").is_file()]
+    return names, missing, unreadable
+
+
+def _load(directory: Path, variant: str | None) -> Run:
     result = load_result(directory)
     facts = json.loads((directory / "run.json").read_bytes())
     # The parameters of many runs would fill the memory: who needs them reads them again, one by one.
     light = Result(result.config, result.rows, {}, result.partition, result.status, directory)
-    return Run(directory, light, facts)
+    return Run(directory, light, facts, result.config.algorithm if variant is None else variant)
 
 
-def arrange(runs: Sequence[Run], unreadable: Mapping[Path, str]) -> Collection:
+def arrange(runs: Sequence[Run], unreadable: Mapping[Path, str], missing: Sequence[str] = ()) -> Collection:
     """Group runs, and name splits and variants by what tells them apart."""
     by_split: dict[str, list[Run]] = {}
     for run in runs:
@@ -255,7 +277,7 @@ def arrange(runs: Sequence[Run], unreadable: Mapping[Path, str]) -> Collection:
     keys = [run.keys for run in runs]
     differing = [name for name in _varying(keys) if name != "seed"]
     common = {name: value for name, value in keys[0].items() if name not in {"seed", *differing}}
-    return Collection(groups, split_labels, variants, dict(unreadable), common, differing)
+    return Collection(groups, split_labels, variants, dict(unreadable), common, differing, missing)
 
 
 def _group(split: int, variant: int, members: Iterable[Run]) -> Group:

@@ -67,6 +67,8 @@ def warnings(found: Findings) -> list[str]:
     for group in collection.groups:
         lines += [f"{run.directory} repeats seed {run.seed} and is not counted" for run in group.repeats]
     lines += [f"{directory} cannot be read: {reason}" for directory, reason in collection.unreadable.items()]
+    if collection.missing:
+        lines.append(f"{_count(len(collection.missing), 'run')} not begun: {'; '.join(collection.missing)}")
     if "num-server-rounds" in collection.differing:
         lines.append("the runs differ in num-server-rounds: final values are those of different budgets")
     versions = {str(run.facts.get("versions", {}).get("fedpisa")) for run in collection.runs}

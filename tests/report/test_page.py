@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tomli_w
 
 import fedpisa
 from fedpisa.cli import main
 from fedpisa.report import Written, write_report
+from fedpisa.study import Study
 
 WriteRun = Callable[..., Path]
 
@@ -118,12 +120,11 @@ def test_nothing_is_loaded_from_elsewhere(written: Written) -> None:
 
 
 def test_names_stay_text(write_run: WriteRun, tmp_path: Path) -> None:
-    variant = HOSTILE.replace("/", "")
     evil = "</script><script>alert(1)</script>"
-    run = write_run(
-        f"study/runs/{variant}/all/seed-0", keys={"data-dir": evil}, facts={"machine": {"device": evil}}
-    )
-    (run.parents[3] / "study.toml").write_text("")
+    tables = {"base": {"data-dir": evil}, "variant": [{"name": HOSTILE}]}
+    (planned,) = Study.from_mapping(tables).runs()
+    run = write_run(f"study/{planned.path}", keys=planned.keys, facts={"machine": {"device": evil}})
+    (run.parents[3] / "study.toml").write_text(tomli_w.dumps(tables))
     broken = write_run("<b>broken")
     (broken / "run.json").unlink()
     file = write_report([tmp_path / "runs"], tmp_path / "page.html", title=HOSTILE, load_data=False).page
@@ -131,7 +132,7 @@ def test_names_stay_text(write_run: WriteRun, tmp_path: Path) -> None:
     tags = {tag for tag, _, _ in page.attributes}
     assert "img" not in tags
     assert len(page.scripts) == 3  # the style, the data, the script
-    assert page.data["variants"] == [variant]
+    assert page.data["variants"] == [HOSTILE]
     assert HOSTILE in page.text
     assert evil in page.text
     assert "<b>broken" in page.text

@@ -7,8 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import tomli_w
 
 from fedpisa.report.runs import Collection, collect, find_runs
+from fedpisa.study import Study
 
 WriteRun = Callable[..., Path]
 
@@ -79,15 +81,22 @@ def test_what_is_only_measured_makes_no_difference(write_run: WriteRun, tmp_path
 
 
 def test_a_studys_variants_have_their_names(write_run: WriteRun, tmp_path: Path) -> None:
-    for variant, rate in (("slow", 0.1), ("fast", 0.5)):
-        for seed in (0, 1):
-            keys = {"learning-rate": rate, "seed": seed}
-            write_run(f"study/runs/{variant}/all/seed-{seed}", keys=keys)
     study = tmp_path / "runs" / "study"
-    (study / "study.toml").write_text("")
+    variants = [{"name": "slow & sure", "learning-rate": 0.1}, {"name": "fast", "learning-rate": 0.5}]
+    tables = {"seeds": [0, 1, 2], "base": {"algorithm": "fedavg"}, "variant": variants}
+    for run in Study.from_mapping(tables).runs():
+        if run.seed < 2:
+            write_run(f"study/{run.path}", keys=run.keys)
+    (study / "study.toml").write_text(tomli_w.dumps(tables))
     found = collect([study])
-    assert found.variants == ["fast", "slow"]
+    assert found.variants == ["fast", "slow & sure"]
     assert [list(group.finished) for group in found.groups] == [[0, 1], [0, 1]]
+    assert found.missing == ["variant 'slow & sure', seed=2", "variant 'fast', seed=2"]
+    assert collect([study / "runs" / "fast"]).missing == []
+    (study / "study.toml").write_text("not a study")
+    broken = collect([study])
+    assert len(broken.variants) == 2
+    assert [path.name for path in broken.unreadable] == ["study.toml"]
 
 
 def test_only_finished_runs_count_and_the_others_are_named(write_run: WriteRun, tmp_path: Path) -> None:
