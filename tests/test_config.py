@@ -33,7 +33,8 @@ _PISA = """preconditioner sigma rho gamma gamma-every gamma-until mu batch-size 
            gradient-reduction lambda absent weighting"""
 OPTIONS = {
     "run": """algorithm dataset data-dir model num-clients partitioner seed num-server-rounds fraction-train engine
-              device dtype eval-every checkpoint-every target-accuracy exact-diagnostics per-client""",
+              device dtype eval-every checkpoint-every target-accuracy exact-diagnostics per-client schedule
+              schedule-keys warmup-rounds""",
     "algorithm fedavg": _SGD,
     "algorithm fedsgd": """batch-size batches-per-round mu optimizer
                            learning-rate momentum dampening weight-decay nesterov""",

@@ -108,8 +108,19 @@ class TestFiles:
         simulation = Simulation(result.config)
         for row in simulation.rows():
             if row["round"] in (0, 2, 4, 5):
-                RunDirectory(tmp_path / "run").write_clients(simulation.client_table(int(row["round"] or 0)))
+                RunDirectory(tmp_path / "run").write_clients(simulation.client_table())
         assert {file.name: file.read_bytes() for file in (tmp_path / "run" / FILE).iterdir()} == before
+
+    def test_a_resumed_run_has_the_table_of_one_that_was_not_interrupted(self, tmp_path: Path) -> None:
+        def stop(event: object) -> None:
+            if getattr(event, "row", {}).get("round") == 4:
+                raise KeyboardInterrupt
+
+        keys = {**KEYS, "checkpoint-every": 3}
+        whole = fedpisa.run(keys, tmp_path / "whole")
+        with pytest.raises(KeyboardInterrupt):
+            fedpisa.run(keys, tmp_path / "run", on_event=stop)
+        pd.testing.assert_frame_equal(fedpisa.run(resume=tmp_path / "run").clients, whole.clients)
 
     def test_without_pyarrow(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
