@@ -26,6 +26,15 @@ another preconditioner or optimizer keeps comes on top. `alpha_i` are the client
 Where a reply that is lost must not have moved its client, because the server adds uploads up (*incremental*), a client
 keeps its vectors twice: as they are, and as they were before its last round, until the server confirms that one.
 """
+SERVERS = """\
+Where the server's step is a mean of models (`fedavg`, `localsgd`, `fedprox`), `server-strategy` names one of Flower's
+strategies that takes its place, or a class of your own by `module:Class`; `differential-privacy` names one of Flower's
+wrappers for central privacy. Their numbers are keys, those of strategies with the prefix `server-`. Clients are sampled
+and weighed as ever. The noise's standard deviation is `noise-multiplier * clipping-norm / |S|`, which is calibrated for
+clients that count alike: `localsgd`. BatchNorm's buffers are averaged and do not pass through the strategy, so a model
+that has them is refused with privacy. No privacy budget is accounted for. Flower's FedAdam corrects the bias in round
+`t` as if it were `t + 1`; `qfed-avg` takes the clients' `learning-rate` for `1 / L`.
+"""
 SCHEDULES = """\
 The same keys for all algorithms: `schedule` names one of these, `warmup-rounds` W lets the factor rise by
 `r / (W + 1)` in round `r` before it begins, and `schedule-keys` says what the factor acts on. It multiplies
@@ -181,6 +190,14 @@ def page() -> str:
     paragraphs.append("One of your own: see [preconditioner.md](preconditioner.md).")
     for component in available("preconditioner").values():
         paragraphs += part_with_keys(component)
+    paragraphs += ["## Server strategies", SERVERS.strip()]
+    for family in ("server-strategy", "differential-privacy"):
+        names = {name: part for name, part in available(family).items() if name != "none"}
+        rows = [
+            [f"`{name}`", ", ".join(f"`{key.name}` {default(key)}" for key in part.keys)]
+            for name, part in names.items()
+        ]
+        paragraphs.append(table((f"`{family}`", "keys and their defaults"), rows))
     paragraphs += ["## Schedules", SCHEDULES.strip()]
     for component in available("schedule").values():
         paragraphs += part_with_keys(component)

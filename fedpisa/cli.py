@@ -66,6 +66,8 @@ class Family(StrEnum):
     PRECONDITIONERS = "preconditioners"
     OPTIMIZERS = "optimizers"
     SCHEDULES = "schedules"
+    SERVER_STRATEGIES = "server-strategies"
+    DIFFERENTIAL_PRIVACY = "differential-privacy"
 
 
 File = Annotated[
@@ -355,7 +357,7 @@ def list_(
 
     for kind in Family if family is None else [family]:
         typer.echo(typer.style(f"{kind.value}:", bold=True))
-        for component in available(kind.value.removesuffix("s")).values():
+        for component in available(re.sub(r"ies$", "y", kind.value).removesuffix("s")).values():
             _describe(component)
         typer.echo()
 

@@ -145,7 +145,8 @@ def available(family: str) -> dict[str, Component]:
     Parameters
     ----------
     family
-        ``algorithm``, ``dataset``, ``partitioner``, ``model``, ``preconditioner``, ``optimizer`` or ``schedule``.
+        ``algorithm``, ``dataset``, ``partitioner``, ``model``, ``preconditioner``, ``optimizer``, ``schedule``,
+        ``server-strategy`` or ``differential-privacy``.
 
     Examples
     --------
@@ -182,7 +183,8 @@ def find(family: str, name: str) -> Component:
     'collections:OrderedDict'
     """
     if ":" in name:
-        return inspect_component(family, name, _import_attribute(family, name))
+        own = inspect_component(family, name, _import_attribute(family, name))
+        return _OWN[family](own) if family in _OWN else own
     known = _collected(family)
     found = known.get(name)
     if found is None and family in _FALLBACKS:
@@ -265,6 +267,18 @@ def _partitioners() -> Iterator[Component]:
     )
 
 
+def _server_strategies() -> Iterable[Component]:
+    from fedpisa.strategies import flower_components
+
+    return flower_components.server_strategies()
+
+
+def _privacy() -> Iterable[Component]:
+    from fedpisa.strategies import flower_components
+
+    return flower_components.wrappers()
+
+
 _FAMILIES: Final[Mapping[str, Callable[[], Iterable[Component]]]] = {
     "algorithm": _algorithms,
     "dataset": lambda: _functions("dataset", _modules("fedpisa.datasets"), "Dataset"),
@@ -273,6 +287,8 @@ _FAMILIES: Final[Mapping[str, Callable[[], Iterable[Component]]]] = {
     "preconditioner": _preconditioners,
     "optimizer": _optimizers,
     "schedule": lambda: _functions("schedule", [importlib.import_module("fedpisa.schedules")], "Factor"),
+    "server-strategy": _server_strategies,
+    "differential-privacy": _privacy,
 }
 
 FAMILIES: Final = tuple(_FAMILIES)
@@ -299,6 +315,16 @@ _FALLBACKS: Final[Mapping[str, Callable[[str, Iterable[str]], Component | None]]
     "model": _torchvision_model,
     "optimizer": _missing_optimizer,
 }
+
+
+def _own_server_strategy(component: Component) -> Component:
+    from fedpisa.strategies import flower_components
+
+    return flower_components.own_strategy(component)
+
+
+# How a user's own part is described, where its signature alone does not say it.
+_OWN: Final[Mapping[str, Callable[[Component], Component]]] = {"server-strategy": _own_server_strategy}
 
 
 # ---------------------------------------------------------------------------------------- introspection

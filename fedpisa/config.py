@@ -6,7 +6,7 @@ import functools
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, final
@@ -16,12 +16,21 @@ from fedpisa.components import Component, Key
 from fedpisa.typing import Fraction, NonNegativeInt, PositiveInt, Probability
 
 if TYPE_CHECKING:
+    from flwr.serverapp.strategy import Strategy
     from torch import nn
 
     from fedpisa.datasets import Dataset, Indices
     from fedpisa.strategies.base import Algorithm
 
-_CHOICES: Final = ("algorithm", "dataset", "partitioner", "model", "schedule")
+_CHOICES: Final = (
+    "algorithm",
+    "dataset",
+    "partitioner",
+    "model",
+    "schedule",
+    "server-strategy",
+    "differential-privacy",
+)
 """Run keys that name a component; they are also the families' names."""
 
 
@@ -60,6 +69,12 @@ class RunConfig:
     schedule_keys
         What the schedule acts on, separated by commas: by default ``learning-rate``; where there is none, all
         there is of ``sigma``, ``rho`` and ``proximity``, which it divides.
+    server_strategy
+        Which of Flower's strategies takes the place of the server's step, where that is a mean of models:
+        ``fed-adam``, ``krum``, ...; ``none`` leaves the algorithm's own.
+    differential_privacy
+        ``server-fixed-clipping`` or ``server-adaptive-clipping``: Flower's wrappers, which clip what the clients
+        changed and add noise to the model.
     engine
         ``loop``: one client at a time; ``vmap``: all at once; ``auto``: ``vmap`` where the model allows.
     device
@@ -104,6 +119,8 @@ class RunConfig:
     schedule: str = "constant"
     warmup_rounds: NonNegativeInt = 0
     schedule_keys: str | None = None
+    server_strategy: str = "none"
+    differential_privacy: str = "none"
     engine: Literal["auto", "loop", "vmap"] = "auto"
     device: str = "auto"
     dtype: Literal["float32", "float64"] = "float32"
@@ -160,7 +177,7 @@ class RunConfig:
         """
         changes = _kebab(changes)
         values = self.to_mapping() | changes
-        unchanged = [part for part in _chosen(values) if part.name == getattr(self, part.family)]
+        unchanged = [part for part in _chosen(values) if part.name == getattr(self, _snake(part.family))]
         kept = {*run_keys(), *(key for part in unchanged for key in components.keys_of(part, values))}
         old = {name: value for name, value in self.to_mapping().items() if name in kept}
         return self.from_mapping(old | changes)
@@ -182,6 +199,19 @@ class RunConfig:
             )
         keys = None if self.schedule_keys is None else tuple(self.schedule_keys.replace(",", " ").split())
         return annealed(algorithm, self.factors(), keys)
+
+    def build_server_strategy(self, algorithm: Algorithm) -> Callable[[], Strategy] | None:
+        """Return what makes the Flower strategy of the algorithm's server, ``None`` for the algorithm's own step."""
+        if self.server_strategy == self.differential_privacy == "none":
+            return None
+        from fedpisa.strategies.flower_components import combine
+        from fedpisa.strategies.strategy import cohort_size
+
+        parts = [
+            components.find(f, getattr(self, _snake(f))) for f in ("server-strategy", "differential-privacy")
+        ]
+        strategy, wrapper = (components.build(part, self._values_of(part)) for part in parts)
+        return combine(algorithm, strategy, wrapper, cohort_size(self.num_clients, self.fraction_train))
 
     def factors(self) -> tuple[float, ...]:
         """Return the schedule's factor of each round.

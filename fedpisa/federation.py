@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import final
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from fedpisa.clients.local import BUFFERS, Client
 from fedpisa.config import RunConfig
 from fedpisa.flower.compat import to_record
 from fedpisa.strategies.base import Algorithm
+from fedpisa.strategies.flower import FlowerStrategy
 from fedpisa.strategies.strategy import AlgorithmStrategy
 from fedpisa.task import Task
 
@@ -60,15 +61,28 @@ class Federation:
             self.task, self.algorithm.local_update, *self.data.client(client_id), client_id, self.config.seed
         )
 
-    def strategy(self) -> AlgorithmStrategy:
-        """Return the algorithm's Flower strategy."""
-        return AlgorithmStrategy(
-            self.algorithm,
-            self.task.layout,
-            fraction_train=self.config.fraction_train,
-            seed=self.config.seed,
-            device=self.device,
-        )
+    def strategy(self) -> AlgorithmStrategy | FlowerStrategy:
+        """Return the algorithm's Flower strategy, or the one of Flower's that takes the server's part.
+
+        Raises
+        ------
+        ValueError
+            If that does not go with the algorithm or the model.
+        """
+        common: dict[str, Any] = {
+            "fraction_train": self.config.fraction_train,
+            "seed": self.config.seed,
+            "device": self.device,
+        }
+        make = self.config.build_server_strategy(self.algorithm)
+        if make is None:
+            return AlgorithmStrategy(self.algorithm, self.task.layout, **common)
+        if self.config.differential_privacy != "none" and self.task.buffer_layout.names:
+            raise ValueError(
+                f"differential-privacy: the model's {self.task.buffer_layout.names[0]!r}, a running statistic of the "
+                "clients' samples, would go out without noise; use a model without BatchNorm"
+            )
+        return FlowerStrategy(self.algorithm, self.task.layout, make, **common)
 
     def initial_model(self) -> ArrayRecord:
         """Return the module's own weights, and its buffers if it has any."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from logging import getLogger
 from typing import final
 
@@ -128,9 +128,7 @@ class AlgorithmStrategy(Strategy):
         nodes = grid.get_node_ids()
         nodes = nodes if isinstance(nodes, range) else sorted(nodes)
         self._number(nodes)
-        cohort_size = max(1, round(self.fraction_train * len(nodes)))
-        rng = streams.generator(self.seed, "sampling", server_round)
-        sampled = np.sort(rng.choice(len(nodes), cohort_size, replace=False, shuffle=False))
+        cohort = sampled(nodes, self.fraction_train, self.seed, server_round)
         algorithm = self.algorithm.at_round(server_round)
         content = RecordDict(
             {
@@ -138,7 +136,6 @@ class AlgorithmStrategy(Strategy):
                 CONFIG: ConfigRecord({**config, SERVER_ROUND: server_round}),
             }
         )
-        cohort = [nodes[position] for position in sampled]
         self._asked = frozenset(cohort) if self.screening else frozenset()
         if not self.algorithm.local_update.incremental:
             return Broadcast(content, cohort)
@@ -177,7 +174,7 @@ class AlgorithmStrategy(Strategy):
             self._buffers = {BUFFERS: weighted_mean(weights_S, uploads_S.pop(BUFFERS))}
         before = self.server
         self.server = self.algorithm.step(before, uploads_S, cohort)
-        metrics = self._average(weights_S, stacked)
+        metrics = averaged(weights_S, stacked)
         columns = self.algorithm.diagnostics(before, self.server, metrics, cohort)
         return self._record(), MetricRecord({**columns, **counts})
 
@@ -263,10 +260,24 @@ class AlgorithmStrategy(Strategy):
                 self._client_of.setdefault(node, len(self._client_of))
             self._nodes = nodes
 
-    def _average(self, weights_S: Tensor, replies: StackedReplies) -> dict[str, float]:
-        """Return the clients' metrics averaged by weight; ``local-steps`` is the cohort's sum."""
-        names = list(replies.metrics_S)
-        table = torch.stack([replies.metrics_S[name].to(weights_S) for name in names])
-        means = dict(zip(names, (table @ weights_S).tolist(), strict=True))
-        means["local-steps"] = float(replies.metrics_S["local-steps"].sum())
-        return means
+
+def cohort_size(num_clients: int, fraction: float) -> int:
+    """Return how many clients take part in a round: ``max(1, round(fraction * N))``."""
+    return max(1, round(fraction * num_clients))
+
+
+def sampled(nodes: Sequence[int], fraction: float, seed: int, server_round: int) -> list[int]:
+    """Return the round's cohort, which depends on the seed and the round alone, in the order of ``nodes``."""
+    rng = streams.generator(seed, "sampling", server_round)
+    size = cohort_size(len(nodes), fraction)
+    positions = np.sort(rng.choice(len(nodes), size, replace=False, shuffle=False))
+    return [nodes[position] for position in positions]
+
+
+def averaged(weights_S: Tensor, replies: StackedReplies) -> dict[str, float]:
+    """Return the clients' metrics averaged by weight; ``local-steps`` is the cohort's sum."""
+    names = list(replies.metrics_S)
+    table = torch.stack([replies.metrics_S[name].to(weights_S) for name in names])
+    means = dict(zip(names, (table @ weights_S).tolist(), strict=True))
+    means["local-steps"] = float(replies.metrics_S["local-steps"].sum())
+    return means
