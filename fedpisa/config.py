@@ -204,6 +204,11 @@ class RunConfig:
         """Return what makes the Flower strategy of the algorithm's server, ``None`` for the algorithm's own step."""
         if self.server_strategy == self.differential_privacy == "none":
             return None
+        if self.server_strategy == "qfed-avg" and set(self.factors()) != {1.0}:
+            raise ValueError(
+                "server-strategy 'qfed-avg' counts on one learning rate in all rounds: take schedule = \"constant\" "
+                "and no warm-up"
+            )
         from fedpisa.strategies.flower_components import combine
         from fedpisa.strategies.strategy import cohort_size
 

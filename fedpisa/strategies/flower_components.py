@@ -45,10 +45,14 @@ def wrappers() -> Iterator[Component]:
     """Yield what makes the model differentially private."""
     yield Component("differential-privacy", "none", lambda: None, "No noise.")
     for name, cls in WRAPPERS.items():
-        yield describe(getattr(flower, cls), "differential-privacy", name, "")
+        # Flower explains the keys of adaptive clipping with the client-side class alone.
+        sibling = getattr(flower, cls.replace("ServerSide", "ClientSide"))
+        yield describe(getattr(flower, cls), "differential-privacy", name, "", sibling)
 
 
-def describe(cls: Callable[..., object], family: str, name: str, prefix: str) -> Component:
+def describe(
+    cls: Callable[..., object], family: str, name: str, prefix: str, sibling: object = None
+) -> Component:
     """Return a component whose keys are the class's numbers, with a prefix, and that makes what makes the object.
 
     Examples
@@ -57,7 +61,8 @@ def describe(cls: Callable[..., object], family: str, name: str, prefix: str) ->
     ['server-eta', 'server-beta-1', 'server-beta-2', 'server-tau']
     """
     texts = [inspect.getdoc(part) or "" for part in reversed(getattr(cls, "__mro__", (cls,))[:2])]
-    docs = {key: " ".join(text.split()) for part in texts for key, text in parameter_docs(part).items()}
+    explained = [inspect.getdoc(sibling) or "", *texts] if sibling else texts
+    docs = {key: " ".join(text.split()) for part in explained for key, text in parameter_docs(part).items()}
     parameters = []
     for parameter in inspect.signature(cls, eval_str=True).parameters.values():
         annotation = parameter.annotation
