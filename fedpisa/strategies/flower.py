@@ -6,6 +6,7 @@ no parameters: they do not pass through the strategy, and are averaged as ever.
 
 from __future__ import annotations
 
+import gc
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -273,9 +274,11 @@ def global_randomness(seed: int, name: str, *counters: int) -> Iterator[None]:
     log = getLogger("flwr")
     level = log.level
     log.setLevel(max(level, WARNING))
+    gc.freeze()  # some strategies collect garbage for every reply, and would walk through all of torch each time
     try:
         yield
     finally:
+        gc.unfreeze()
         log.setLevel(level)
         random.setstate(before[0])
         np.random.set_state(before[1])  # noqa: NPY002
