@@ -132,6 +132,7 @@ def fake_data(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @by_study
+@pytest.mark.slow
 def test_a_round_runs_on_fake_data(path: Path, fake_data: None) -> None:
     """Every split once and every algorithm of the file, two local steps each."""
     short = {"num-server-rounds": 1}
