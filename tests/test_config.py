@@ -34,7 +34,7 @@ _PISA = """preconditioner sigma rho gamma gamma-every gamma-until mu batch-size 
 OPTIONS = {
     "run": """algorithm dataset data-dir model num-clients partitioner seed num-server-rounds fraction-train engine
               device dtype eval-every checkpoint-every target-accuracy exact-diagnostics per-client schedule
-              schedule-keys warmup-rounds""",
+              schedule-keys warmup-rounds server-strategy differential-privacy""",
     "algorithm fedavg": _SGD,
     "algorithm fedsgd": """batch-size batches-per-round mu optimizer
                            learning-rate momentum dampening weight-decay nesterov""",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from functools import cache
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -332,3 +333,45 @@ def test_the_global_generators_stay_as_they_were() -> None:
     np.random.seed(5)  # noqa: NPY002
     models(config(differential_privacy="server-fixed-clipping"))
     assert (random.random(), np.random.random()) == wanted  # noqa: NPY002
+
+
+def test_a_strategy_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Named ``module:Class``: its arguments are keys, and its step is the server's."""
+    (tmp_path / "own_server.py").write_text(
+        "from flwr.app import Array, ArrayRecord\n"
+        "from flwr.serverapp.strategy import FedAvg\n"
+        "class Halfway(FedAvg):\n"
+        '    """Go a part of the way to the mean."""\n'
+        "    def __init__(self, *, part: float = 0.5, **more):\n"
+        "        super().__init__(**more)\n"
+        "        self.part = part\n"
+        "    def configure_train(self, server_round, arrays, config, grid):\n"
+        "        self.before = arrays['params'].numpy()\n"
+        "        return super().configure_train(server_round, arrays, config, grid)\n"
+        "    def aggregate_train(self, server_round, replies):\n"
+        "        mean, metrics = super().aggregate_train(server_round, replies)\n"
+        "        step = self.part * (mean['params'].numpy() - self.before)\n"
+        "        return ArrayRecord({'params': Array(self.before + step)}), metrics\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    half = models(config(server_strategy="own_server:Halfway", num_server_rounds=1))
+    whole = models(config(server_strategy="fed-avg", num_server_rounds=1))
+    third = models(config(server_strategy="own_server:Halfway", server_part=1 / 3, num_server_rounds=1))
+    assert relative(half[1] - half[0], (whole[1] - whole[0]) / 2) <= 1e-12
+    assert relative(third[1] - third[0], (whole[1] - whole[0]) / 3) <= 1e-12
+
+
+@pytest.mark.parametrize("name", ["fed-adam", "fed-avg-m"])
+def test_a_run_goes_on_with_what_the_strategy_remembered(tmp_path: Path, name: str) -> None:
+    def stop(event: object) -> None:
+        if getattr(event, "row", {}).get("round") == 2:
+            raise KeyboardInterrupt
+
+    run = config(server_strategy=name, checkpoint_every=1)
+    whole = fedpisa.run(run, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        fedpisa.run(run, tmp_path / "cut", on_event=stop)
+    resumed = fedpisa.run(resume=tmp_path / "cut")
+    assert resumed.status == whole.status == "finished"
+    files = [(tmp_path / folder / "model.safetensors").read_bytes() for folder in ("whole", "cut")]
+    assert files[0] == files[1]
