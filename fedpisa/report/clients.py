@@ -104,7 +104,7 @@ def _load(run: Run) -> tuple[Dataset, list[Indices]] | str:
     try:
         config = run.result.config
         return config.split(config.load_dataset())
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, RuntimeError) as error:  # a user's own data may fail in any way
         return f"the data are not at hand ({' '.join(str(error).split())})"
 
 

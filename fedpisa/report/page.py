@@ -202,7 +202,7 @@ def _curves_note(collection: Collection, chart: Mapping[str, Any]) -> str:
         notes.append("The objective and its gradient are each algorithm's own, with its regularization.")
     rounds = max((len(run.result.rows) for run in collection.runs), default=0)
     if rounds > curves.MOST_POINTS:
-        notes.append(f"Of {rounds - 1} rounds every {-(-rounds // curves.MOST_POINTS)}th is drawn.")
+        notes.append(f"Of {rounds - 1} rounds one in {-(-rounds // curves.MOST_POINTS)} is drawn.")
     return " ".join(notes)
 
 

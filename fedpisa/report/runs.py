@@ -31,7 +31,6 @@ BOOKKEEPING = frozenset(
         "exact-diagnostics",
         "per-client",
         "checkpoint-every",
-        "checkpoint-keep",
     }
 )
 """Keys that change what is measured or kept, and not what is trained."""

@@ -9,7 +9,7 @@ from fedpisa.report.statistics import LEVEL, Comparison, smallest_wilcoxon_p
 from fedpisa.report.text import difference, number, p_value, spread
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from fedpisa.report.findings import Findings, Measure, Outcome, SplitFindings
 
@@ -71,7 +71,8 @@ def warnings(found: Findings) -> list[str]:
         lines.append(f"{_count(len(collection.missing), 'run')} not begun: {'; '.join(collection.missing)}")
     if "num-server-rounds" in collection.differing:
         lines.append("the runs differ in num-server-rounds: final values are those of different budgets")
-    versions = {str(run.facts.get("versions", {}).get("fedpisa")) for run in collection.runs}
+    facts = [run.facts.get("versions") for run in collection.runs]
+    versions = {str(one.get("fedpisa")) for one in facts if isinstance(one, dict)}
     if len(versions) > 1:
         lines.append(f"the runs are of different versions of fedpisa: {', '.join(sorted(versions))}")
     return lines
@@ -86,6 +87,7 @@ def _overall(found: Findings) -> Answer:
         one = found.pooled[order[0], order[1]]
         said, caution = _compared(found, measure, order[1], one, found.means[order[1]], pooled=True)
         sentences += said
+        sentences += _behind(found, order[0], order[1:], found.pooled)
     if len(order) < len(found.collection.variants):
         sentences.append(
             f"Only the {_count(len(order), 'algorithm')} with a finished run on every split are ranked here."
@@ -120,13 +122,8 @@ def _of_split(found: Findings, one: SplitFindings) -> Answer:
         comparison = one.comparisons[best.group.variant, second]
         said, caution = _compared(found, measure, second, comparison, ranked[1].final.mean)
         sentences += said
-        behind = [
-            collection.variants[outcome.group.variant]
-            for outcome in ranked[1:]
-            if one.comparisons[best.group.variant, outcome.group.variant].significant
-        ]
-        if behind and len(ranked) > 2:
-            sentences.append(f"Significantly behind it: {', '.join(behind)}.")
+        others = [outcome.group.variant for outcome in ranked[1:]]
+        sentences += _behind(found, best.group.variant, others, one.comparisons)
     else:
         sentences.append("No other algorithm finished here, so there is nothing to compare.")
     sentences += _costs(found, one)
@@ -159,6 +156,14 @@ def _compared(
         f"With {n} pairs no rank test can give p below {least:g}: what is called significant on them rests on the "
         "t-test, for which differences have to be about normal, and more seeds would tell more."
     )
+
+
+def _behind(
+    found: Findings, best: int, others: Sequence[int], comparisons: Mapping[tuple[int, int], Comparison]
+) -> list[str]:
+    """Return which of several others are behind by more than chance."""
+    names = [found.collection.variants[v] for v in others if comparisons[best, v].significant]
+    return [f"Significantly behind it: {', '.join(names)}."] if names and len(others) > 1 else []
 
 
 def _equals(p: float | None) -> str:

@@ -148,6 +148,27 @@ def test_it_needs_no_data_and_says_so(written: Written, write_run: WriteRun, tmp
     assert "No accuracies by client." in text
 
 
+def test_runs_without_a_round_are_named(write_run: WriteRun, tmp_path: Path) -> None:
+    run = write_run("a", status="running")
+    (run / "metrics.jsonl").write_text("")
+    (run / "partition.npz").unlink()
+    page = Page(write_report([run], tmp_path / "page.html").page)
+    assert "No run finished, so there is nothing to rank." in page.text
+    assert "1 unfinished" in page.text
+    assert "no run has kept its partition" in page.text
+    assert page.data["curves"]["series"] == []
+
+
+def test_many_rounds_are_thinned_and_the_last_kept(write_run: WriteRun, tmp_path: Path) -> None:
+    run = write_run("a", rounds=1001, columns={})
+    page = Page(write_report([run], tmp_path / "page.html").page)
+    (one,) = page.data["curves"]["series"]
+    assert len(one["x"]["round"]) == 335
+    assert one["x"]["round"][-2:] == [999, 1001]
+    assert one["x"]["bytes"][-1] == 3003
+    assert "Of 1001 rounds one in 3 is drawn." in page.text
+
+
 def test_the_same_runs_give_the_same_bytes(written: Written, tmp_path: Path) -> None:
     again = write_report([tmp_path / "runs"], tmp_path / "again" / "page.html", target_accuracy=0.7)
     assert again.page.read_bytes() == written.page.read_bytes()

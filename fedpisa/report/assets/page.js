@@ -195,7 +195,7 @@
     function draw(element, width) {
       const metric = source.metrics.find((one) => one.id === state.metric);
       const axis = source.axes.find((one) => one.id === state.axis);
-      const height = Math.round(Math.min(300, Math.max(220, 0.62 * width))), left = 54, right = width - 10, top = 8, bottom = height - 36;
+      const height = Math.round(Math.min(300, Math.max(220, 0.62 * width))), left = 54, right = width - 18, top = 8, bottom = height - 36;
       frame(element, width, height, `${title}: ${metric.label} against ${axis.label}; arrow keys read values`);
       now = null;
       const shownSeries = all.filter((one) => !hidden.has(one.variant) && one.y[metric.id]);
@@ -382,7 +382,7 @@
     const picture = panel(place, DATA.splits[split], "", draw);
     function draw(element, width) {
       const rows = all.filter((one) => !hidden.has(one.variant));
-      const left = 10, right = width - 14, top = 4, each = 38, bottom = top + each * Math.max(1, rows.length), height = bottom + 36;
+      const left = 16, right = width - 18, top = 4, each = 38, bottom = top + each * Math.max(1, rows.length), height = bottom + 36;
       frame(element, width, height, `${DATA.splits[split]}: accuracy of the final model over the clients; arrow keys read values`);
       now = null;
       if (!rows.length) {
