@@ -36,6 +36,7 @@ from fedpisa.flower.messages import (
     stack_replies,
 )
 from fedpisa.layout import ParamLayout
+from fedpisa.strategies.admission import Admission
 from fedpisa.strategies.base import Algorithm, Cohort, weighted_mean
 from fedpisa.strategies.strategy import averaged, sampled
 
@@ -55,7 +56,7 @@ class FlowerStrategy(Strategy):
         The module's parameters.
     make
         Makes the strategy, which samples all nodes that it sees.
-    fraction_train, seed, device
+    fraction_train, seed, device, admission
         See `fedpisa.strategies.strategy.AlgorithmStrategy`.
     """
 
@@ -68,9 +69,11 @@ class FlowerStrategy(Strategy):
         fraction_train: float = 1.0,
         seed: int = 0,
         device: torch.device | str = "cpu",
+        admission: Admission | None = None,
     ) -> None:
         self.algorithm, self.layout, self.make = algorithm, layout, make
         self.fraction_train, self.seed, self.device = fraction_train, seed, torch.device(device)
+        self.admission = admission
         self.strategy = make()
         self.server: Arrays | None = None
         self.reported: tuple[Tensor, Arrays] | None = None
@@ -134,12 +137,18 @@ class FlowerStrategy(Strategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Let the strategy make the next model of the replies that arrived."""
         assert self.server is not None
+        counts: dict[str, float] = {}
+        if self.admission is not None:
+            update, down = self.algorithm.local_update, {"params": self.server["params"]}
+            replies, counts = self.admission.accepted(
+                replies, self._requests, server_round, update, down, self._buffers, self.layout
+            )
         if isinstance(replies, StackedReplies):
             stacked: StackedReplies | None = replies
         else:
             stacked = stack_replies(replies, self.layout.dtypes[0], self.device)
         if stacked is None:
-            return None, None
+            return None, MetricRecord({**counts}) if counts else None
         cohort = Cohort(
             ids_S=torch.tensor([self._client_of[node] for node in stacked.node_ids], device=self.device),
             num_examples_S=stacked.num_examples_S.to(self.device),
@@ -165,7 +174,7 @@ class FlowerStrategy(Strategy):
             self._buffers = {BUFFERS: weighted_mean(weights_S, stacked.uploads_S[BUFFERS])}
         metrics = averaged(weights_S, stacked)
         columns = self.algorithm.diagnostics(before, self.server, metrics, cohort)
-        return self._record(), MetricRecord({**columns})
+        return self._record(), MetricRecord({**columns, **counts})
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from fedpisa import streams
 from fedpisa.clients.base import Arrays
-from fedpisa.clients.local import BUFFERS, OF_EVERY_CLIENT
-from fedpisa.clients.outline import outline
+from fedpisa.clients.local import BUFFERS
 from fedpisa.flower.compat import to_record, to_tensors
 from fedpisa.flower.messages import (
     ARRAYS,
@@ -26,11 +25,9 @@ from fedpisa.flower.messages import (
     StackedReplies,
     stack_replies,
 )
-from fedpisa.flower.screening import Screen
 from fedpisa.layout import ParamLayout
-from fedpisa.strategies.base import Algorithm, Cohort, norm, weighted_mean
-
-_LOG = getLogger("fedpisa")
+from fedpisa.strategies.admission import Admission
+from fedpisa.strategies.base import Algorithm, Cohort, weighted_mean
 
 
 @final
@@ -51,12 +48,8 @@ class AlgorithmStrategy(Strategy):
         The run's seed; who is sampled depends on it and the round alone.
     device
         Where the server's state lives.
-    screening
-        Whether replies may be anything, and are looked at before they are used; simulated clients need not be.
-    max_upload_norm
-        Largest norm of an upload that passes, as a multiple of ``1 + ||w||``.
-    min_replies
-        Without so many replies the model stays as it is.
+    admission
+        Which replies are used; ``None`` trusts all of them, as those of simulated clients can be.
 
     Examples
     --------
@@ -75,18 +68,14 @@ class AlgorithmStrategy(Strategy):
         fraction_train: float = 1.0,
         seed: int = 0,
         device: torch.device | str = "cpu",
-        screening: bool = False,
-        max_upload_norm: float = 1e6,
-        min_replies: int = 1,
+        admission: Admission | None = None,
     ) -> None:
         self.algorithm = algorithm
         self.layout = layout
         self.fraction_train = fraction_train
         self.seed = seed
         self.device = torch.device(device)
-        self.screening = screening
-        self.max_upload_norm = max_upload_norm
-        self.min_replies = min_replies
+        self.admission = admission
         self.server: Arrays | None = None
         self.reported: tuple[Tensor, Arrays] | None = None
         self._model: ArrayRecord | None = None
@@ -136,7 +125,7 @@ class AlgorithmStrategy(Strategy):
                 CONFIG: ConfigRecord({**config, SERVER_ROUND: server_round}),
             }
         )
-        self._asked = frozenset(cohort) if self.screening else frozenset()
+        self._asked = frozenset(cohort) if self.admission else frozenset()
         if not self.algorithm.local_update.incremental:
             return Broadcast(content, cohort)
         return Broadcast(content, cohort, [self._confirmed.get(self._client_of[node], 0) for node in cohort])
@@ -147,16 +136,16 @@ class AlgorithmStrategy(Strategy):
         """Take the server's step with the replies that arrived."""
         assert self.server is not None
         counts: dict[str, float] = {}
-        if self.screening:
-            replies = list(replies)
-            accepted = self._accepted(server_round, replies)
-            counts = {"replies": len(accepted), "dropped-replies": len(replies) - len(accepted)}
-            replies = accepted
+        if self.admission is not None:
+            update, down = self.algorithm.local_update, self.algorithm.broadcast(self.server)
+            replies, counts = self.admission.accepted(
+                replies, self._asked, server_round, update, down, self._buffers, self.layout
+            )
         if isinstance(replies, StackedReplies):
             stacked: StackedReplies | None = replies
         else:
             stacked = stack_replies(replies, self.layout.dtypes[0], self.device)
-        if stacked is None or len(stacked) < self.min_replies:
+        if stacked is None:
             return None, MetricRecord({**counts}) if counts else None
         clients = [self._client_of[node] for node in stacked.node_ids]
         self._confirmed.update(dict.fromkeys(clients, server_round))
@@ -217,36 +206,6 @@ class AlgorithmStrategy(Strategy):
         self._client_of = {int(node): number for number, node in enumerate(nodes)}
         self._nodes = ()
         self._confirmed = dict(kept["confirmed"].tolist())
-
-    def _accepted(self, server_round: int, replies: Iterable[Message]) -> list[Message]:
-        """Return the replies that are what they should be; log what is wrong with each of the others."""
-        assert self.server is not None
-        down = self.algorithm.broadcast(self.server)
-        wanted = outline(self.algorithm.local_update, server_round, down, self.layout)
-        screen = Screen(
-            server_round,
-            {**wanted.upload, **{name: tuple(value.shape) for name, value in self._buffers.items()}},
-            wanted.metrics | OF_EVERY_CLIENT,
-            self.layout.dtypes[0],
-            self.max_upload_norm * (1 + norm(self.server["params"])),
-        )
-        accepted: dict[int, Message] = {}
-        for reply in replies:
-            node = reply.metadata.src_node_id
-            if node not in self._asked:
-                fault: str | None = "it was not asked"
-            elif node in accepted:
-                fault = "it has replied already"
-            else:
-                fault = screen.fault(reply)
-            if fault is None:
-                accepted[node] = reply
-            else:
-                _LOG.warning("round %d: reply of node %d dropped: %s", server_round, node, fault)
-        if len(accepted) < self.min_replies:
-            text = "round %d: %d replies, and min-replies is %d: the model stays as it is"
-            _LOG.warning(text, server_round, len(accepted), self.min_replies)
-        return list(accepted.values())
 
     def _record(self) -> ArrayRecord:
         assert self.server is not None

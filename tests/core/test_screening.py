@@ -16,6 +16,7 @@ from fedpisa.clients.outline import outline
 from fedpisa.flower.messages import ARRAYS, CONFIG, METRICS, NUM_EXAMPLES, SERVER_ROUND
 from fedpisa.flower.screening import Screen
 from fedpisa.simulation.loop import transport
+from fedpisa.strategies.admission import Admission
 from fedpisa.strategies.strategy import AlgorithmStrategy
 
 NAMES = tuple(components.available("algorithm"))
@@ -215,7 +216,7 @@ def test_screening_changes_nothing_where_all_is_well(lab: Any, name: str, engine
 
 
 def screening(federation: Any, **options: Any) -> AlgorithmStrategy:
-    return AlgorithmStrategy(federation.algorithm, federation.task.layout, screening=True, **options)
+    return AlgorithmStrategy(federation.algorithm, federation.task.layout, admission=Admission(**options))
 
 
 def test_bad_replies_are_dropped_by_name_and_the_round_goes_on(
