@@ -54,6 +54,7 @@ class XAxis(StrEnum):
     BYTES = "bytes"
     LOCAL_STEPS = "local-steps"
     SECONDS = "seconds"
+    SIMULATED_SECONDS = "simulated-seconds"
 
 
 class Family(StrEnum):
@@ -68,6 +69,8 @@ class Family(StrEnum):
     SCHEDULES = "schedules"
     SERVER_STRATEGIES = "server-strategies"
     DIFFERENTIAL_PRIVACY = "differential-privacy"
+    PACES = "paces"
+    AVAILABILITY = "availability"
 
 
 File = Annotated[

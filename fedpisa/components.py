@@ -29,7 +29,7 @@ import pydantic_core
 INJECTED: Final = frozenset(
     {
         "seed", "data_dir", "num_clients", "rng", "labels", "groups", "shape", "num_outputs",
-        "rounds_done", "num_rounds",
+        "rounds_done", "num_rounds", "clients_S", "server_round",
     }
 )  # fmt: skip
 """Parameters that the run fills in where a signature names them; they are not keys."""
@@ -287,6 +287,10 @@ _FAMILIES: Final[Mapping[str, Callable[[], Iterable[Component]]]] = {
     "preconditioner": _preconditioners,
     "optimizer": _optimizers,
     "schedule": lambda: _functions("schedule", [importlib.import_module("fedpisa.schedules")], "Factor"),
+    "pace": lambda: _functions("pace", [importlib.import_module("fedpisa.simulation.devices")], "Pace"),
+    "availability": lambda: _functions(
+        "availability", [importlib.import_module("fedpisa.simulation.devices")], "Reachable"
+    ),
     "server-strategy": _server_strategies,
     "differential-privacy": _privacy,
 }

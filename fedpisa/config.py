@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self, final
 
 from fedpisa import components
 from fedpisa.components import Component, Key
-from fedpisa.typing import Fraction, NonNegativeInt, PositiveInt, Probability
+from fedpisa.typing import Fraction, NonNegativeInt, Positive, PositiveInt, Probability
 
 if TYPE_CHECKING:
     from flwr.serverapp.strategy import Strategy
     from torch import nn
 
     from fedpisa.datasets import Dataset, Indices
+    from fedpisa.simulation.faults import Faults
     from fedpisa.strategies.base import Algorithm
 
 _CHOICES: Final = (
@@ -30,6 +31,8 @@ _CHOICES: Final = (
     "schedule",
     "server-strategy",
     "differential-privacy",
+    "pace",
+    "availability",
 )
 """Run keys that name a component; they are also the families' names."""
 
@@ -75,6 +78,19 @@ class RunConfig:
     differential_privacy
         ``server-fixed-clipping`` or ``server-adaptive-clipping``: Flower's wrappers, which clip what the clients
         changed and add noise to the model.
+    pace
+        How long simulated clients take: ``none``, ``constant``, ``lognormal``; gives ``simulated_seconds`` per round.
+    availability
+        When simulated clients can be reached: ``always``, ``on-off``.
+    dropout, crash, late, nan, corrupt
+        Probabilities, per client and round, that a request is lost, that the client crashes at work, that its
+        reply comes too late, consists of NaN, or is damaged otherwise.
+    min_replies
+        Without so many valid replies the model stays as it is.
+    round_timeout
+        Seconds that the server waits for replies.
+    max_upload_norm
+        Largest norm of an array that is accepted from a client, as a multiple of ``1 + ||w||``.
     engine
         ``loop``: one client at a time; ``vmap``: all at once; ``auto``: ``vmap`` where the model allows.
     device
@@ -121,6 +137,16 @@ class RunConfig:
     schedule_keys: str | None = None
     server_strategy: str = "none"
     differential_privacy: str = "none"
+    pace: str = "none"
+    availability: str = "always"
+    dropout: Probability = 0.0
+    crash: Probability = 0.0
+    late: Probability = 0.0
+    nan: Probability = 0.0
+    corrupt: Probability = 0.0
+    min_replies: PositiveInt = 1
+    round_timeout: Positive = 3600.0
+    max_upload_norm: Positive = 1e6
     engine: Literal["auto", "loop", "vmap"] = "auto"
     device: str = "auto"
     dtype: Literal["float32", "float64"] = "float32"
@@ -234,6 +260,29 @@ class RunConfig:
             lambda rounds_done, num_rounds: rule(rounds_done=rounds_done, num_rounds=num_rounds),
             self.num_server_rounds,
             self.warmup_rounds,
+        )
+
+    def build_faults(self) -> Faults | None:
+        """Return what goes wrong in the simulation, ``None`` if nothing does and no clock runs."""
+        from fedpisa.simulation.faults import Faults
+
+        rates = {name: getattr(self, name) for name in ("dropout", "crash", "late", "nan", "corrupt")}
+        if not any(rates.values()) and (self.pace, self.availability) == ("none", "always"):
+            return None
+
+        def bound(family: str) -> Callable[[Any, int], Any]:
+            component = components.find(family, getattr(self, family))
+            rule = components.bind(component, self._values_of(component))
+            return lambda clients_S, server_round: rule(
+                clients_S=clients_S, server_round=server_round, seed=self.seed
+            )
+
+        return Faults(
+            seed=self.seed,
+            **rates,
+            pace=None if self.pace == "none" else bound("pace"),
+            reachable=None if self.availability == "always" else bound("availability"),
+            round_timeout=self.round_timeout,
         )
 
     def load_dataset(self) -> Dataset:

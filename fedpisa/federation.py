@@ -13,6 +13,7 @@ from fedpisa.clients.data import ClientData
 from fedpisa.clients.local import BUFFERS, Client
 from fedpisa.config import RunConfig
 from fedpisa.flower.compat import to_record
+from fedpisa.strategies.admission import Admission
 from fedpisa.strategies.base import Algorithm
 from fedpisa.strategies.flower import FlowerStrategy
 from fedpisa.strategies.strategy import AlgorithmStrategy
@@ -61,8 +62,13 @@ class Federation:
             self.task, self.algorithm.local_update, *self.data.client(client_id), client_id, self.config.seed
         )
 
-    def strategy(self) -> AlgorithmStrategy | FlowerStrategy:
+    def strategy(self, *, trusting: bool = False) -> AlgorithmStrategy | FlowerStrategy:
         """Return the algorithm's Flower strategy, or the one of Flower's that takes the server's part.
+
+        Parameters
+        ----------
+        trusting
+            Whether replies are used as they come.
 
         Raises
         ------
@@ -73,6 +79,9 @@ class Federation:
             "fraction_train": self.config.fraction_train,
             "seed": self.config.seed,
             "device": self.device,
+            "admission": None
+            if trusting
+            else Admission(self.config.max_upload_norm, self.config.min_replies),
         }
         make = self.config.build_server_strategy(self.algorithm)
         if make is None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Abscissa = Literal["round", "bytes", "local-steps", "seconds"]
+Abscissa = Literal["round", "bytes", "local-steps", "seconds", "simulated-seconds"]
 
 # Okabe and Ito's palette, told apart with any kind of colour vision, less its yellow, too light on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -59,6 +59,7 @@ _X_LABELS = {
     "bytes": "megabytes up and down",
     "local-steps": "local gradient evaluations, all clients",
     "seconds": "training time (s)",
+    "simulated-seconds": "simulated time (s)",
 }
 _Y_LABELS = {
     "gradient_norm": "gradient norm of the objective",
@@ -89,7 +90,8 @@ def plot_curves(
     results
         From each curve's label to the run, or to its history.
     x
-        ``round``, or the running sum of ``bytes`` (both ways), ``local-steps`` or ``seconds``.
+        ``round``, or the running sum of ``bytes`` (both ways), ``local-steps``, ``seconds`` or, of a run with a
+        ``pace``, ``simulated-seconds``.
     y
         Columns of the history; by default test accuracy (test loss where there is none) and train loss.
         What is no accuracy gets a logarithmic scale where all its values are positive.
@@ -212,6 +214,7 @@ def abscissa(frame: pd.DataFrame, x: str) -> NDArray[np.float64]:
         "bytes": ("bytes_up", "bytes_down"),
         "local-steps": ("local_steps",),
         "seconds": ("seconds",),
+        "simulated-seconds": ("simulated_seconds",),
     }
     if x not in spent:
         raise ValueError(f"{x!r} is no axis to plot against: choose from {', '.join(get_args(Abscissa))}")

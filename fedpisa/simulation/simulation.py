@@ -21,6 +21,7 @@ from fedpisa.federation import Federation
 from fedpisa.flower.compat import to_record, to_tensors
 from fedpisa.perclient import Table, evaluate_clients, table_of
 from fedpisa.results import Row
+from fedpisa.simulation.faults import FaultyGrid
 from fedpisa.simulation.loop import LoopGrid
 from fedpisa.simulation.rounds import Round, rounds
 from fedpisa.simulation.vmap import UnstackableError, VmapGrid
@@ -28,7 +29,7 @@ from fedpisa.simulation.vmap import UnstackableError, VmapGrid
 
 @final
 class Simulation:
-    """A federation on an in-process Grid, and its rounds.
+    """A federation on an in-process Grid, and its rounds; ``engine`` is ``vmap`` or ``loop``.
 
     Parameters
     ----------
@@ -44,16 +45,13 @@ class Simulation:
     def __init__(self, config: RunConfig) -> None:
         self.federation = Federation(config)
         self.config = self.federation.config
-        self.grid = make_grid(self.federation)
-        self.strategy = self.federation.strategy()
+        grid, faults = make_grid(self.federation), self.config.build_faults()
+        self.engine = "vmap" if isinstance(grid, VmapGrid) else "loop"
+        self.grid = grid if faults is None else FaultyGrid(grid, faults)
+        self.strategy = self.federation.strategy(trusting=faults is None)
         self.model: ArrayRecord = self.strategy.start_from(self.federation.initial_model())
         self.server_round = 0
         self.diverged = False
-
-    @property
-    def engine(self) -> str:
-        """``vmap`` or ``loop``."""
-        return "vmap" if isinstance(self.grid, VmapGrid) else "loop"
 
     def started(self) -> RunStarted:
         """Return what is about to run."""
@@ -138,6 +136,8 @@ class Simulation:
         row["local_steps"] = int(row.get("local_steps", 0))
         row["bytes_up"], row["bytes_down"] = finished.bytes_up, finished.bytes_down
         row["seconds"] = finished.seconds
+        if isinstance(self.grid, FaultyGrid) and self.grid.simulated_seconds is not None:
+            row["simulated_seconds"] = self.grid.simulated_seconds
         params_P, buffers_Q = self._vectors()
         finite = bool(torch.isfinite(params_P).all()) and bool(np.isfinite(row.get("train_loss", 0.0)))
         self.diverged = not finite
