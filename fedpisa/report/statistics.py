@@ -43,8 +43,8 @@ def estimate(values: Sequence[float]) -> Estimate | None:
 
     Examples
     --------
-    >>> estimate([1.0, 2.0, 3.0]).half_width  # 4.303 / sqrt(3)
-    2.4841377117503245
+    >>> round(estimate([1.0, 2.0, 3.0]).half_width, 4)  # 4.303 / sqrt(3)
+    2.4841
     >>> estimate([0.5])
     Estimate(n=1, mean=0.5, sd=None, half_width=None)
     """
