@@ -36,7 +36,7 @@ class SplitPicture:
     deciles
         Whether the counts are of deciles of a regression's target.
     note
-        What there is to be said: why there are no labels, or that runs of one seed differ in their split.
+        Why there are no labels.
     """
 
     split: int
@@ -117,21 +117,29 @@ def picture(group_runs: Sequence[Run], split: int, data: Data) -> SplitPicture |
         return None
     run = min(kept, key=lambda one: one.seed)
     partition = run.result.partition
-    notes = []
-    alike = [one for one in kept if one.seed == run.seed]
-    if any(not _same(one.result.partition, partition) for one in alike):
-        notes.append(f"the runs of seed {run.seed} do not share one split: pairs of them are not alike")
     found = data.of(run)
     if isinstance(found, str):
-        notes.append(found)
         measured = heterogeneity(np.zeros(0), partition, None)
-        return SplitPicture(split, run.seed, measured, deciles=False, note="; ".join(notes))
+        return SplitPicture(split, run.seed, measured, deciles=False, note=found)
     labels, classes = found.y_train, found.num_classes
     if classes is None:
         deciles = np.quantile(labels, np.linspace(0, 1, 11)[1:-1])
         labels, classes = np.searchsorted(deciles, labels), 10
     measured = heterogeneity(labels, partition, classes)
-    return SplitPicture(split, run.seed, measured, found.num_classes is None, "; ".join(notes))
+    return SplitPicture(split, run.seed, measured, found.num_classes is None, note="")
+
+
+def unlike_seeds(runs: Sequence[Run]) -> list[int]:
+    """Return the seeds whose runs, of one split, do not share one partition: no pairs of theirs are alike."""
+    first: dict[int, Run] = {}
+    kept = [run for run in runs if run.result.partition]
+    return sorted(
+        {
+            run.seed
+            for run in kept
+            if not _same(run.result.partition, first.setdefault(run.seed, run).result.partition)
+        }
+    )
 
 
 def _same(one: Sequence[NDArray[np.int64]], other: Sequence[NDArray[np.int64]]) -> bool:

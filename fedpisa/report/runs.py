@@ -34,6 +34,8 @@ BOOKKEEPING = frozenset(
     }
 )
 """Keys that change what is measured or kept, and not what is trained."""
+WRAPPERS = ("server-strategy", "differential-privacy")
+"""Keys that make another algorithm of the one that is named, unless they are ``none``."""
 
 
 @final
@@ -329,7 +331,9 @@ def _varying(mappings: Sequence[Mapping[str, object]], strict: bool = True) -> l
 
 
 def _variant_label(run: Run, telling: Sequence[str]) -> str:
-    own = [_assignment(name, run.variant_keys[name]) for name in telling if name in run.variant_keys]
+    wrapped = [name for name in WRAPPERS if run.keys.get(name, "none") != "none"]
+    shown = [name for name in dict.fromkeys([*wrapped, *telling]) if name in run.variant_keys]
+    own = [_assignment(name, run.variant_keys[name]) for name in shown]
     return f"{run.name} ({', '.join(own)})" if own else run.name
 
 

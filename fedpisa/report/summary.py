@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, final
 
+from fedpisa.report.clients import unlike_seeds
 from fedpisa.report.statistics import LEVEL, Comparison, smallest_wilcoxon_p
 from fedpisa.report.text import difference, number, p_value, spread
 
@@ -67,6 +68,13 @@ def warnings(found: Findings) -> list[str]:
     for group in collection.groups:
         lines += [f"{run.directory} repeats seed {run.seed} and is not counted" for run in group.repeats]
     lines += [f"{directory} cannot be read: {reason}" for directory, reason in collection.unreadable.items()]
+    for split, label in enumerate(collection.splits):
+        unlike = unlike_seeds([run for group in collection.of_split(split) for run in group.runs])
+        if unlike:
+            seeds = ", ".join(map(str, unlike))
+            lines.append(
+                f"{label}: the runs of seed {seeds} do not share one partition, so they are no pairs"
+            )
     if collection.missing:
         lines.append(f"{_count(len(collection.missing), 'run')} not begun: {'; '.join(collection.missing)}")
     if "num-server-rounds" in collection.differing:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fedpisa.report.findings import Findings, find
@@ -148,3 +149,12 @@ def test_another_budget_or_version_is_warned_of(write_run: WriteRun, tmp_path: P
     said = warnings(find(collect([tmp_path])))
     assert any("different budgets" in line for line in said)
     assert any("different versions of fedpisa: 0.1.0, 9" in line for line in said)
+
+
+def test_runs_of_a_seed_on_other_partitions_are_warned_of(write_run: WriteRun, tmp_path: Path) -> None:
+    study(write_run, {"fedavg": [0.8, 0.9], "sisa": [0.8, 0.9]})
+    assert warnings(find(collect([tmp_path]))) == []
+    parts = [np.array([0]), np.arange(1, 5), np.arange(5, 6)]
+    np.savez(tmp_path / "runs" / "sisa-1" / "partition.npz", **{str(i): part for i, part in enumerate(parts)})
+    (line,) = warnings(find(collect([tmp_path])))
+    assert line.endswith("the runs of seed 1 do not share one partition, so they are no pairs")

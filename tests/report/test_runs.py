@@ -66,6 +66,11 @@ def test_variants_of_an_algorithm_are_told_apart_by_what_differs_on_a_split(
     ]
 
 
+def test_a_wrapped_algorithm_is_called_so(write_run: WriteRun, tmp_path: Path) -> None:
+    write_run("a", keys={"server-strategy": "fed-adam"})
+    assert collect([tmp_path]).variants == ["fedavg (server-strategy=fed-adam)"]
+
+
 def test_a_key_tuned_for_each_split_makes_no_other_variant(write_run: WriteRun, tmp_path: Path) -> None:
     write_run("a", keys={"learning-rate": 0.1, "dirichlet-alpha": 0.1})
     write_run("b", keys={"learning-rate": 0.2, "dirichlet-alpha": 1.0})
