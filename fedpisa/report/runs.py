@@ -331,7 +331,8 @@ def _varying(mappings: Sequence[Mapping[str, object]], strict: bool = True) -> l
 
 
 def _variant_label(run: Run, telling: Sequence[str]) -> str:
-    wrapped = [name for name in WRAPPERS if run.keys.get(name, "none") != "none"]
+    named = run.name != run.result.config.algorithm  # by its study, which knows what it is
+    wrapped = [name for name in WRAPPERS if not named and run.keys.get(name, "none") != "none"]
     shown = [name for name in dict.fromkeys([*wrapped, *telling]) if name in run.variant_keys]
     own = [_assignment(name, run.variant_keys[name]) for name in shown]
     return f"{run.name} ({', '.join(own)})" if own else run.name
