@@ -178,7 +178,7 @@ def _following(directory: Path, track: Sequence[TrackerName]) -> Iterator[Listen
     trackers: list[Tracker] = [make_tracker(name, directory) for name in track]
     with ExitStack() as stack:
         console = stack.enter_context(RunConsole())
-        yield fan_out([console, *(stack.enter_context(tracker) for tracker in trackers)])
+        yield fan_out([*(stack.enter_context(tracker) for tracker in trackers), console])
 
 
 def _resume(
