@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fedpisa.comparison import compare
     from fedpisa.config import RunConfig, load_config
     from fedpisa.demo import run_demo
     from fedpisa.results import Result, load_result
@@ -18,6 +19,7 @@ __all__ = [
     "RunConfig",
     "Study",
     "__version__",
+    "compare",
     "load_config",
     "load_result",
     "load_study",
@@ -30,6 +32,7 @@ _HOMES = {
     "Result": "results",
     "RunConfig": "config",
     "Study": "study",
+    "compare": "comparison",
     "load_config": "config",
     "load_result": "results",
     "load_study": "study",

@@ -200,6 +200,48 @@ def _resume(
 
 
 @app.command()
+def compare(
+    study: Annotated[Path, typer.Argument(metavar="STUDY.toml", help="A base, a sweep, variants and seeds.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The study's directory, new or to be completed.", show_default="studies/<file>"),
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time; the results do not depend on it.")] = 1,
+) -> None:
+    """Carry out a study, or what is left of it: every variant at every point of the sweep, with every seed."""
+    from rich.console import Console
+
+    from fedpisa.comparison import compare as carry_out
+    from fedpisa.study import load_study, read_study
+    from fedpisa.study_console import StudyConsole, table
+
+    directory = out or Path("studies") / study.stem
+    runs = read_study(study).runs()
+    stands = []
+    try:
+        with StudyConsole(runs) as console:
+            stands = carry_out(study, directory, jobs=jobs, on_progress=console)
+    except KeyboardInterrupt as error:
+        typer.echo(
+            f"interrupted: everything so far is kept in {directory}, the same command goes on", err=True
+        )
+        raise typer.Exit(128 + getattr(error, "signum", signal.SIGINT)) from None
+    terminal = Console(highlight=False, soft_wrap=True)
+    terminal.print(table(load_study(directory)))
+    terminal.print(f"\nstudy: {directory}", markup=False)
+    bad = [progress for progress in stands if progress.state in ("failed", "diverged")]
+    for progress in bad:
+        typer.echo(f"{progress.state}: {runs[progress.number]}: {progress.message}", err=True)
+    elsewhere = sum(progress.state == "elsewhere" for progress in stands)
+    if elsewhere:
+        typer.echo(
+            f"{elsewhere} runs are being written by another process: repeat the command later", err=True
+        )
+    if bad or elsewhere:
+        raise typer.Exit(1)
+
+
+@app.command()
 def partition(
     file: File = None,
     config: Keys = None,
@@ -444,7 +486,8 @@ def _keys(assignments: Sequence[str] | None) -> dict[str, object]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code.
 
-    It is 0, 1 (diverged), 2 (bad input, or a file that cannot be written), 130 (Ctrl-C) or 143 (SIGTERM).
+    It is 0, 1 (a run diverged or failed), 2 (bad input, or a file that cannot be written), 130 (Ctrl-C) or 143
+    (SIGTERM).
 
     Parameters
     ----------

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Literal, final, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpisa.storage import is_leftover, named, replace_file, sync
+from fedpisa.storage import OccupiedError, is_leftover, named, replace_file, sync
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,17 +58,17 @@ def require_free(directory: str | Path) -> Path:
 
     Raises
     ------
-    ValueError
+    OccupiedError
         If something is there already: a result is never overwritten.
     """
     path = Path(directory)
     if path.is_dir():
         if any(not is_leftover(file.name) for file in path.iterdir()):
-            raise ValueError(
+            raise OccupiedError(
                 f"directory {path} exists and is not empty: name another one, nothing is overwritten"
             )
     elif path.exists() or path.is_symlink():
-        raise ValueError(f"{path} exists and is not a directory: name another place for the result")
+        raise OccupiedError(f"{path} exists and is not a directory: name another place for the result")
     return path
 
 

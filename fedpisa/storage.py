@@ -19,6 +19,11 @@ class InUseError(ValueError):
     """Another process writes the directory."""
 
 
+@final
+class OccupiedError(ValueError):
+    """There is something already where a result is to be written."""
+
+
 def replace_file(file: Path, content: bytes) -> None:
     """Write a file so that a reader finds the old content or the new one, never a part, also after a power cut.
 
@@ -63,15 +68,22 @@ def is_leftover(name: str) -> bool:
 
 
 @contextmanager
-def held(directory: Path) -> Iterator[None]:
+def held(directory: Path, *, wait: bool = False) -> Iterator[None]:
     """Make a directory, and keep other processes from writing to it until the block ends or this process does.
 
     Where the system has no ``flock`` (Windows) nobody is kept out.
 
+    Parameters
+    ----------
+    directory
+        The directory; parents are made.
+    wait
+        Whether to wait for a process that holds it.
+
     Raises
     ------
     InUseError
-        If another process holds it.
+        If another process holds it, and nobody waits.
 
     Examples
     --------
@@ -89,7 +101,7 @@ def held(directory: Path) -> Iterator[None]:
             from fcntl import LOCK_EX, LOCK_NB, flock
 
             try:
-                flock(file, LOCK_EX | LOCK_NB)
+                flock(file, LOCK_EX if wait else LOCK_EX | LOCK_NB)
             except BlockingIOError:
                 raise InUseError(
                     f"{directory} is being written by another process: wait for it, or end it"

@@ -206,6 +206,14 @@ class Study:
             for seed in self.seeds
         ]
 
+    def to_toml(self) -> str:
+        """Return the study as a file that `read_study` reads."""
+        import tomli_w
+
+        variants = [{"name": name, **keys} for name, keys in self.variants.items()]
+        tables = {"base": dict(self.base), "sweep": dict(self.sweep), "variant": variants}
+        return tomli_w.dumps({"name": self.name, "seeds": list(self.seeds), **tables})
+
     def results(self, directory: str | os.PathLike[str]) -> list[StudyResult]:
         """Return the runs that are there, whatever their status; those not begun are left out."""
         begun = [(run, Path(directory) / run.path) for run in self.runs()]
@@ -221,7 +229,7 @@ class Study:
 
 
 def read_study(file: str | os.PathLike[str]) -> Study:
-    """Return the study of a file; without a name of its own it is called like the file.
+    """Return the study of a file; without a name of its own it is called like the file, or like its directory.
 
     Raises
     ------
@@ -229,8 +237,9 @@ def read_study(file: str | os.PathLike[str]) -> Study:
         If there is no such file, or it describes no study.
     """
     path = Path(file)
+    name = path.resolve().parent.name if path.name == STUDY_FILE else path.stem
     try:
-        return Study.from_mapping(_kebab(read_toml(path)), name=path.stem)
+        return Study.from_mapping(_kebab(read_toml(path)), name=name or path.stem)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 

@@ -1,0 +1,148 @@
+"""What a study says while it is carried out: a live table on a terminal, a line per run elsewhere."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, final
+
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+
+from fedpisa.comparison import by_seed, summary
+from fedpisa.workers import Progress
+
+if TYPE_CHECKING:
+    from fedpisa.study import StudyResult, StudyRun
+
+STYLES = {
+    "running": "bold cyan",
+    "finished": "green",
+    "diverged": "red",
+    "failed": "red",
+    "interrupted": "yellow",
+    "elsewhere": "magenta",
+    "waiting": "dim",
+}
+"""How each state looks, the order in which they are shown where there is no room for all runs."""
+
+
+@final
+class StudyConsole:
+    """Shows where every run of a study stands; give it to ``fedpisa.compare`` as ``on_progress``.
+
+    Parameters
+    ----------
+    runs
+        The study's runs.
+    console
+        Where to write; standard error by default.
+
+    Examples
+    --------
+    >>> study = fedpisa.read_study("study.toml")  # doctest: +SKIP
+    >>> with StudyConsole(study.runs()) as console:  # doctest: +SKIP
+    ...     fedpisa.compare(study, on_progress=console)
+    """
+
+    def __init__(self, runs: Sequence[StudyRun], console: Console | None = None) -> None:
+        self._runs = runs
+        self._console = console or Console(stderr=True, highlight=False, soft_wrap=True)
+        self._stands = [Progress(number, "waiting") for number in range(len(runs))]
+        self._live: Live | None = None
+
+    def __enter__(self) -> StudyConsole:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def __call__(self, progress: Progress) -> None:
+        """Show one change."""
+        before = self._stands[progress.number]
+        self._stands[progress.number] = progress
+        if self._console.is_terminal:
+            if self._live is None:  # not before: what is wrong with a study is said without a table
+                self._live = Live(
+                    console=self._console, get_renderable=self._table, refresh_per_second=2, transient=True
+                )
+                self._live.start()
+        elif before.state != progress.state and progress.state not in ("waiting", "running"):
+            ended = sum(stand.state not in ("waiting", "running") for stand in self._stands)
+            width = len(str(len(self._runs)))
+            cells = ", ".join(filter(None, (progress.state, _rounds(progress), _accuracy(progress))))
+            text = f"[{ended:{width}}/{len(self._runs)}] {self._runs[progress.number]}: {cells}"
+            self._console.print(f"{text} ({progress.message})" if progress.message else text, markup=False)
+
+    def _table(self) -> Table:
+        """Return all runs, or those that fit the terminal, the ones at work first."""
+        counted: Counter[str] = Counter(stand.state for stand in self._stands)
+        caption = ", ".join(f"{counted[state]} {state}" for state in STYLES if counted[state])
+        keys = list(self._runs[0].point) if self._runs else []
+        table = Table(box=None, pad_edge=False, header_style="bold", caption=caption, caption_justify="left")
+        for name in ("variant", *keys, "seed", "state", "round", "accuracy"):
+            table.add_column(name, justify="left" if name in ("variant", "state") else "right")
+        room = max(self._console.size.height - 4, 3)
+        order = list(STYLES)
+        shown = sorted(self._stands, key=lambda stand: order.index(stand.state))[:room]
+        for stand in sorted(shown, key=lambda stand: stand.number):
+            run = self._runs[stand.number]
+            style = STYLES[stand.state]
+            table.add_row(
+                escape(run.variant),
+                *(escape(str(value)) for value in run.point.values()),
+                str(run.seed),
+                f"[{style}]{stand.state}[/{style}]",
+                "" if stand.state == "waiting" else str(stand.server_round),
+                _accuracy(stand),
+            )
+        return table
+
+
+def _rounds(progress: Progress) -> str:
+    return f"{progress.server_round} rounds" if progress.server_round else ""
+
+
+def _accuracy(progress: Progress) -> str:
+    return "" if progress.accuracy is None else f"{progress.accuracy:.1%}"
+
+
+def table(results: Sequence[StudyResult]) -> Table:
+    """Return what a study found, a row per variant and point: means and deviations over the seeds."""
+    rows = summary(results).to_dict("records")
+    accuracy = bool(rows) and "final_test_accuracy_mean" in rows[0]
+    column, form = ("test_accuracy", ".1%") if accuracy else ("test_loss", ".4g")
+    keys = list(results[0].point) if results else []
+    targets = {one.result.config.target_accuracy or 0 for one in results} - {0}
+    view = Table(box=None, pad_edge=False, header_style="bold")
+    view.add_column("variant")
+    for name in (*keys, "runs", f"final {column.removeprefix('test_')}", "best"):
+        view.add_column(name, justify="right")
+    timed = bool(targets)
+    if timed:
+        title = "rounds to target" if len(targets) > 1 else f"rounds to {targets.pop():.0%}"
+        view.add_column(title, justify="right")
+    for group, row in zip(by_seed(results), rows, strict=True):
+        runs = str(row["runs"]) if row["runs"] == row["finished"] else f"{row['finished']} of {row['runs']}"
+        cells = [runs, _mean(row, f"final_{column}", form), _mean(row, f"best_{column}", form)]
+        if timed:
+            reached = "never" if not row["reached"] else _mean(row, "rounds_to_target", ".0f")
+            missed = row["reached"] and row["reached"] < row["finished"]
+            cells.append(f"{reached} ({row['reached']} of {row['finished']})" if missed else reached)
+        view.add_row(escape(group[0].variant), *(escape(str(group[0].point[key])) for key in keys), *cells)
+    return view
+
+
+def _mean(row: dict[Any, Any], name: str, form: str) -> str:
+    """Return ``mean ± deviation``; without the deviation where there is one run, a dash where there is none."""
+    mean, deviation = row[f"{name}_mean"], row[f"{name}_std"]
+    if math.isnan(mean):
+        return "-"
+    return f"{mean:{form}}" if math.isnan(deviation) else f"{mean:{form}} ± {deviation:{form}}"

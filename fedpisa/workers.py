@@ -1,0 +1,256 @@
+"""The runs of a study carried out, one by one or in several processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import multiprocessing.context
+import os
+import signal
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Literal, final
+
+from fedpisa.components import one_line
+from fedpisa.config import RunConfig, load_config
+from fedpisa.events import Event, RoundFinished, RunStarted
+from fedpisa.interrupts import postponed
+from fedpisa.results import Result, RunDirectory, load_result
+from fedpisa.storage import InUseError, OccupiedError
+
+CONTEXT: multiprocessing.context.SpawnContext | multiprocessing.context.ForkContext
+CONTEXT = multiprocessing.get_context("spawn")
+"""How processes begin: anew, because a copy of one that has used torch's threads may hang."""
+
+State = Literal["waiting", "running", "finished", "diverged", "failed", "interrupted", "elsewhere"]
+
+
+@final
+@dataclass(frozen=True)
+class Task:
+    """A run to carry out: its number in the study, its keys, its directory."""
+
+    number: int
+    keys: Mapping[str, object]
+    path: str
+
+
+@final
+@dataclass(frozen=True)
+class Progress:
+    """Where a run of a study stands.
+
+    Parameters
+    ----------
+    number
+        The run's number in the study, from 0 on.
+    state
+        ``elsewhere``: another process is at it.
+    server_round
+        The last round that is done.
+    accuracy
+        The last test accuracy.
+    message
+        Why it failed.
+    signum
+        The signal that interrupted it.
+    """
+
+    number: int
+    state: State
+    server_round: int = 0
+    accuracy: float | None = None
+    message: str = ""
+    signum: int | None = None
+
+
+def standing(task: Task) -> Progress:
+    """Return where a run stands before anything is done: ended, or ``waiting``."""
+    path = Path(task.path)
+    status = RunDirectory(path).facts().get("status")
+    if status in ("finished", "diverged"):
+        rounds = load_config(path / "config.toml").num_server_rounds
+        if status == "diverged" or rounds >= RunConfig.from_mapping(task.keys).num_server_rounds:
+            return _ended(task.number, load_result(path))
+    return Progress(task.number, "waiting")
+
+
+def carry_out(task: Task, tell: Callable[[Progress], None]) -> Progress:
+    """Begin a run, or go on with it, and return how it ended; an error is one of the ways."""
+    accuracy: float | None = None
+
+    def listen(event: Event) -> None:
+        nonlocal accuracy
+        if isinstance(event, RunStarted):
+            tell(Progress(task.number, "running", event.resumed or 0))
+        elif isinstance(event, RoundFinished):
+            measured = event.row.get("test_accuracy")
+            accuracy = accuracy if measured is None else float(measured)
+            tell(Progress(task.number, "running", int(event.row["round"] or 0), accuracy))
+
+    try:
+        config = RunConfig.from_mapping(task.keys)
+        return _ended(task.number, _begin_or_go_on(config, Path(task.path), listen))
+    except InUseError:
+        return Progress(task.number, "elsewhere")
+    except KeyboardInterrupt as error:
+        signum: int = getattr(error, "signum", signal.SIGINT)
+        return Progress(task.number, "interrupted", signum=signum)
+    except Exception as error:  # whatever it is, it is this run's: the others go on, and it is reported
+        return Progress(task.number, "failed", message=f"{type(error).__name__}: {one_line(error)}")
+
+
+def _begin_or_go_on(config: RunConfig, path: Path, listen: Callable[[Event], None]) -> Result:
+    from fedpisa.runner import run
+
+    if not (path / "config.toml").exists():
+        # Another process may begin it, and end, between the question and the answer.
+        with suppress(OccupiedError):
+            return run(config, path, on_event=listen)
+    return run(config, resume=path, on_event=listen)
+
+
+def _ended(number: int, result: Result) -> Progress:
+    states: Mapping[str, State] = {"finished": "finished", "diverged": "diverged"}
+    last = max((int(row["round"] or 0) for row in result.rows), default=0)
+    state = states.get(result.status, "failed")
+    message = "loss or parameters were no longer finite" if state == "diverged" else ""
+    return Progress(number, state, last, result.last("test_accuracy"), message)
+
+
+# ------------------------------------------------------------------------------------- several processes
+
+
+@final
+class _Worker:
+    """A process that carries out one run after the other."""
+
+    def __init__(self) -> None:
+        self.pipe, theirs = CONTEXT.Pipe()
+        self.process = CONTEXT.Process(target=_work, args=(theirs,), daemon=True)
+        with _for_children():
+            self.process.start()
+        theirs.close()  # so that the end of the process is the end of the pipe
+        self.task: Task | None = None
+        self.told = False
+
+    def give(self, task: Task | None) -> None:
+        """Hand it a run, or tell it that there is no more."""
+        self.task = task
+        with suppress(OSError):  # a process that ended is noticed where its answers are read
+            self.pipe.send(task)
+
+    def stop(self) -> None:
+        """Have it end its round and write a checkpoint, or, the second time, end at once."""
+        self.told = True
+        if self.process.is_alive():
+            self.process.terminate()
+
+
+def share_out(tasks: Sequence[Task], jobs: int, note: Callable[[Progress], None]) -> int | None:
+    """Carry out runs in ``jobs`` processes; return the signal that ended it, if one did.
+
+    Parameters
+    ----------
+    tasks
+        The runs.
+    jobs
+        How many at a time.
+    note
+        Told where each run stands.
+    """
+    waiting, busy = deque(tasks), list[_Worker]()
+
+    def stop_all(signum: int) -> None:
+        for worker in busy:
+            worker.stop()
+
+    with postponed(stop_all) as stop:
+        try:
+            while waiting or busy:
+                while waiting and len(busy) < jobs and not stop.signum:
+                    busy.append(_Worker())
+                    busy[-1].give(waiting.popleft())
+                if not busy:
+                    break
+                if stop.signum:  # one that was just being made was not there to be told
+                    for worker in busy:
+                        if not worker.told:
+                            worker.stop()
+                pipes = {worker.pipe: worker for worker in busy}
+                for pipe in wait(list(pipes)):
+                    assert isinstance(pipe, Connection)
+                    if not _hear(pipes[pipe], waiting, bool(stop.signum), note):
+                        busy.remove(pipes[pipe])
+        finally:
+            for worker in busy:
+                worker.stop()
+            for worker in busy:
+                worker.process.join()
+    return stop.signum
+
+
+def _hear(worker: _Worker, waiting: deque[Task], stopping: bool, note: Callable[[Progress], None]) -> bool:
+    """Take one message of a worker, and give it its next run; tell whether it is still needed."""
+    assert worker.task is not None
+    try:
+        progress: Progress = worker.pipe.recv()
+    except (EOFError, ConnectionResetError):
+        worker.process.join()
+        message = f"its process ended with code {worker.process.exitcode}"
+        state: State = "interrupted" if stopping else "failed"
+        note(Progress(worker.task.number, state, message="" if stopping else message))
+        return False
+    note(progress)
+    if progress.state == "running":
+        return True
+    if waiting and not stopping:
+        worker.give(waiting.popleft())
+        return True
+    worker.give(None)
+    worker.process.join()
+    return False
+
+
+def _work(pipe: Connection) -> None:
+    """Be a worker, until there is no more to do or the parent is gone."""
+    import torch
+
+    torch.set_num_threads(1)
+    gone = False
+
+    def tell(progress: Progress) -> None:
+        nonlocal gone
+        try:
+            if not gone:
+                pipe.send(progress)
+        except OSError:
+            gone = True
+            signal.raise_signal(signal.SIGTERM)  # nobody listens any more: end the round, and stop
+
+    with suppress(EOFError):
+        while not gone and (task := pipe.recv()):
+            tell(carry_out(task, tell))
+
+
+@contextmanager
+def _for_children() -> Iterator[None]:
+    """Have processes begin with one thread, and deaf to Ctrl-C: that is the parent's, who tells them."""
+    variables = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(dict.fromkeys(variables, "1"))
+    # Children inherit what is blocked; for this process a signal only waits.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if os.name == "posix" else None
+    try:
+        yield
+    finally:
+        if mask is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
