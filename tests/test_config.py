@@ -309,7 +309,10 @@ def test_changes_are_checked() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"sigm": 1}, "unknown key 'sigm'; did you mean 'sigma'? (valid keys: absent, algorithm, availability, batch-size"),
+        (
+            {"sigm": 1},
+            "unknown key 'sigm'; did you mean 'sigma'? (valid keys: absent, algorithm, availability, batch-size",
+        ),
         ({"num-client": 1}, "unknown key 'num-client'; did you mean 'num-clients'?"),
         (
             {"algorithm": "fedavg", "sigma": 1},

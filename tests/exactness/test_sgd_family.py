@@ -158,6 +158,59 @@ def test_scaffnew_reaches_the_optimum(quadratic: Any) -> None:
     assert distance(stiffness * (final - w.state("z")), np.array(gradients)) < 1e-7
 
 
+@pytest.mark.parametrize("probability", [0.15, 0.3])
+def test_scaffnew_contracts_at_least_as_fast_as_its_theory(quadratic: Any, probability: float) -> None:
+    """ProxSkip's Theorem 3.6, in the inner product ``sum_i alpha_i <., .>``, per local step.
+
+    ``E Psi <= (1 - min(gamma m, p^2))^steps Psi_0`` for ``gamma <= 1/L``, where ``Psi`` is
+    ``sum_i alpha_i (||x_i - w*||^2 + (gamma/p)^2 ||h_i - grad f_i(w*)||^2)``. ``(1 - ...)^-steps Psi`` is a
+    supermartingale: with probability 99 % no run is ever more than 100 times above.
+    """
+    curvatures = np.linalg.eigvalsh(hessians(quadratic))
+    gamma, m = 1 / curvatures.max(), curvatures.min()
+    optimum = quadratic.facts["optimum"]
+    slopes = np.einsum("nij,nj->ni", hessians(quadratic), optimum - quadratic.facts["client-optima"])
+    start = optimum @ optimum + (gamma / probability) ** 2 * ALPHA @ (slopes**2).sum(1)
+    num_rounds = 60
+    lab = Lab(quadratic, "scaffnew", probability=probability, learning_rate=float(gamma))
+    w, steps = lab.run(num_rounds), 0
+    for server_round in range(1, num_rounds + 1):
+        plan = GeometricSteps("full", probability).plan(SIZES, np.arange(N), server_round, 0)
+        steps += int(plan.steps_S[0])
+    bound = (1 - min(gamma * m, probability**2)) ** steps * start
+    assert bound < 1e-3 * start
+    h = probability / gamma * (w - lab.state("z"))
+    psi = distance(w, optimum) ** 2 + (gamma / probability) ** 2 * ALPHA @ ((h - slopes) ** 2).sum(1)
+    assert psi <= 100 * bound
+
+
+def test_scaffolds_rate_is_the_spectral_radius_of_its_round(quadratic: Any) -> None:
+    """With everyone in every round it is a linear map of ``(w - w*, c_1 - g_1, ..., c_N - g_N)``, written down here.
+
+    From errors ``e`` and ``d_i``, K steps along ``H_i (v - w*) + d - d_i`` with ``d = sum_j alpha_j d_j`` end at
+    ``v_i - w* = S_i e - P_i (d - d_i)``, ``S_i = (I - eta H_i)^K``; ``d_i`` becomes ``d_i - d + (w - v_i) / (K eta)``.
+    """
+    powers, sums = [], []
+    for h in hessians(quadratic):
+        shrink = np.eye(D) - ETA * h
+        powers.append(np.linalg.matrix_power(shrink, K))
+        sums.append(ETA * sum(np.linalg.matrix_power(shrink, k) for k in range(K)))
+    size = D * (N + 1)
+    columns = []
+    for unit in np.eye(size):
+        e, d_i = unit[:D], unit[D:].reshape(N, D)
+        d = ALPHA @ d_i
+        v = np.array([s @ e - p @ (d - own) for s, p, own in zip(powers, sums, d_i, strict=True)])
+        columns.append(np.concatenate([ALPHA @ v, (d_i - d + (e - v) / (K * ETA)).ravel()]))
+    radius = np.abs(np.linalg.eigvals(np.array(columns).T)).max()
+    assert 0.5 < radius < 0.99
+    near, far = (
+        distance(Lab(quadratic, "scaffold", local_steps=K).run(t), quadratic.facts["optimum"])
+        for t in (60, 100)
+    )
+    assert (far / near) ** (1 / 40) == pytest.approx(radius, abs=0.01)
+
+
 # ------------------------------------------------------------------------------------------------- bias
 
 
