@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, final
+from copy import deepcopy
+from typing import Any, Final, NamedTuple, final
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from fedpisa.clients.base import Arrays, LocalUpdate, MiniBatches, Outcome
 from fedpisa.clients.data import ClientData
 from fedpisa.clients.gradients import StackedGradient
 from fedpisa.clients.local import BUFFERS, Client, seeded
+from fedpisa.clients.schedule import Plan
 from fedpisa.flower.compat import to_tensors
 from fedpisa.flower.messages import (
     ARRAYS,
@@ -34,9 +36,13 @@ from fedpisa.flower.messages import (
     StackedReplies,
     scalars,
 )
+from fedpisa.simulation.cores import keep_freed_memory, one_thread_each
 from fedpisa.simulation.grid import InProcessGrid
 from fedpisa.simulation.states import StackedStates
 from fedpisa.task import Task
+
+WORTH_A_THREAD: Final = 5_000_000
+"""Multiplications of a cohort's local step, clients times samples times parameters, from which it is spread."""
 
 
 @final
@@ -75,6 +81,11 @@ class VmapGrid(InProcessGrid):
         refuse_unstackable(task, data)
         self.task, self.update, self.data, self.seed = task, update, data, seed
         self.states: StackedStates | None = None
+        on_cpu = data.x.device.type == "cpu"
+        keep_freed_memory()
+        # What is drawn while the model runs comes from one generator, which threads would share.
+        threads = torch.get_num_threads() if on_cpu and not draws(task, data) else 1
+        self.copies = [deepcopy(task) for _ in range(threads - 1)]
 
     def exchange(self, requests: Broadcast | list[Message]) -> Iterable[Message]:
         """Run the requests' clients, those with the same content together."""
@@ -148,9 +159,9 @@ class VmapGrid(InProcessGrid):
         if confirmed_S is not None:
             self.states.settle(rows_S, torch.tensor(confirmed_S, device=rows_S.device))
         server_round = int(content[CONFIG][SERVER_ROUND])
-        outcome = run_cohort(
-            self.task, self.update, self.data, self.seed, ids_S, server_round, down, self.states.read(rows_S)
-        )
+        own = self.states.read(rows_S)
+        common = (self.task, self.update, self.data, self.seed)
+        outcome = run_cohort(*common, ids_S, server_round, down, own, self.copies)
         self.states.write(rows_S, outcome.state, server_round)
         sizes_S = torch.from_numpy(self.data.sizes_N[ids_S]).double()
         return StackedReplies(requests, nodes, outcome.upload, sizes_S, outcome.metrics)
@@ -165,74 +176,136 @@ def run_cohort(
     server_round: int,
     down: Mapping[str, Tensor],
     states_S: Arrays,
+    copies: Sequence[Task] = (),
 ) -> Outcome:
     """Return the stacked outcome of a cohort's round; for each client what `Client.run_round` returns.
 
     Clients with more steps come first inside, so that those still at work are always a prefix: a client
     that is done is neither computed nor masked. Within a mini-batch, padding has weight 0.
+
+    Parameters
+    ----------
+    task, update, data, seed
+        What the clients share.
+    ids_S
+        The cohort.
+    server_round
+        1, 2, ...
+    down
+        The broadcast.
+    states_S
+        The clients' states.
+    copies
+        Copies of ``task``, one for each further thread that may take a part of the cohort: PyTorch puts tensors
+        into a module while it calls it.
     """
     update = update.at_round(server_round)
     plan = update.schedule().plan(data.sizes_N[ids_S], ids_S, server_round, seed)
     order_S = np.argsort(-plan.steps_S, kind="stable")
-    device = data.x.device
-    rows_SKCB = torch.from_numpy(plan.index_SKCB + data.begin_N[ids_S, None, None, None])[order_S].to(device)
-    weight_SKCB = torch.from_numpy(plan.weight_SKCB[order_S]).to(data.x)
-    key_SK = streams.step_keys(seed, ids_S[order_S], server_round, int(plan.steps_S.max()))
-    keys = torch.from_numpy(key_SK).to(device)
-    order = torch.from_numpy(order_S).to(device)
-    states_S = {name: value[order] for name, value in states_S.items()}
-    shared = dict(down)
+    multiplications = len(ids_S) * plan.weight_SKCB[0, 0].size * task.layout.size
+    tasks = (task, *copies)[: len(ids_S)] if multiplications >= WORTH_A_THREAD else (task,)
+    # Dealt out in turn: everybody has as many clients with many steps as with few.
+    parts = [order_S[number :: len(tasks)] for number in range(len(tasks))]
+
+    def run(task: Task, rows_S: np.ndarray[Any, Any]) -> Outcome:
+        rows = torch.from_numpy(rows_S).to(data.x.device)
+        own = {name: value[rows] for name, value in states_S.items()}
+        part = Plan(*(array[rows_S] for array in plan))
+        return _run_part(task, update, data, seed, ids_S[rows_S], server_round, dict(down), own, part)
+
+    if len(tasks) == 1:
+        with seeded(seed, server_round):
+            outcomes = [run(task, parts[0])]
+    else:
+        with one_thread_each(len(tasks)) as pool:
+            outcomes = list(pool.map(run, tasks, parts))
+    back = torch.from_numpy(np.argsort(np.concatenate(parts))).to(data.x.device)
+    in_order: Outcome = tree_map(lambda value: value[back], _join(outcomes))
+    return in_order
+
+
+class Carry(NamedTuple):
+    """What clients take from one local step to the next.
+
+    ``seen_S2`` are the sum of their losses and the number of steps that had one: a step may do without a gradient.
+    """
+
+    work: Arrays
+    buffers_SQ: Tensor
+    seen_S2: Tensor
+
+
+@torch.no_grad()
+def _run_part(
+    task: Task,
+    update: LocalUpdate,
+    data: ClientData,
+    seed: int,
+    ids_S: np.ndarray[Any, np.dtype[np.int64]],
+    server_round: int,
+    shared: dict[str, Tensor],
+    states_S: Arrays,
+    plan: Plan,
+) -> Outcome:
+    """Return the stacked outcome of clients that are ordered by their steps, those with most first."""
+    device, steps = data.x.device, int(plan.steps_S.max())
+    rows_SKCB = torch.from_numpy(plan.index_SKCB + data.begin_N[ids_S, None, None, None]).to(device)
+    weight_SKCB = torch.from_numpy(plan.weight_SKCB).to(data.x)
+    key_SK = torch.from_numpy(streams.step_keys(seed, ids_S, server_round, steps)).to(device)
     buffers_Q = shared.pop(BUFFERS, shared["params"].new_zeros(0))
 
-    def first(state: Arrays, buffers_Q: Tensor, *batch: Tensor) -> Any:
+    def first(state: Arrays, buffers_Q: Tensor, *batch: Tensor) -> Carry:
         return local_step(state, update.start(shared, state), buffers_Q, *batch)
 
-    def local_step(state: Arrays, work: Arrays, buffers_Q: Tensor, *batch: Tensor) -> Any:
+    def local_step(state: Arrays, work: Arrays, buffers_Q: Tensor, *batch: Tensor) -> Carry:
         gradient = StackedGradient(task, buffers_Q)
         work = update.step(gradient, shared, state, work, MiniBatches(*batch))
-        # The loss and whether there is one: a step may do without a gradient.
-        loss = shared["params"].new_zeros(())
-        seen = torch.stack([loss, loss] if gradient.loss is None else [gradient.loss, loss + 1])
-        return work, gradient.buffers_Q, seen
+        none = shared["params"].new_zeros(())
+        seen = torch.stack([none, none] if gradient.loss is None else [gradient.loss, none + 1])
+        return Carry(work, gradient.buffers_Q, seen)
 
-    def finish(state: Arrays, work: Arrays) -> Outcome:
-        return update.finish(shared, state, work)
-
-    finished: list[Any] = []
+    done: list[Carry] = []
     carry: Any = None
-    with torch.no_grad(), seeded(seed, server_round):
-        for k in range(int(plan.steps_S.max())):
-            active = int((plan.steps_S > k).sum())
-            rows_SCB = rows_SKCB[:active, k]
-            batch = (data.x[rows_SCB], data.y[rows_SCB], weight_SKCB[:active, k], keys[:active, k])
-            if k == 0:
-                buffers_SQ = buffers_Q.expand(active, -1)
-                work, buffers_SQ, loss_S = vmap(first, randomness="different")(states_S, buffers_SQ, *batch)
-            else:
-                if active < len(carry[2]):
-                    finished.insert(0, tree_map(lambda value, a=active: value[a:], carry))
-                    carry = tree_map(lambda value, a=active: value[:a], carry)
-                states = {name: value[:active] for name, value in states_S.items()}
-                work, buffers_SQ, loss_S = vmap(local_step, randomness="different")(
-                    states, carry[0], carry[1], *batch
-                )
-                loss_S = carry[2] + loss_S
-            carry = (work, buffers_SQ, loss_S)
-        work, buffers_SQ, loss_S = _join([carry, *finished])
-        outcome: Outcome = vmap(finish)(states_S, work)
-    back = torch.from_numpy(np.argsort(order_S)).to(device)
-    upload = dict(outcome.upload)
-    if buffers_SQ.shape[1]:
-        upload[BUFFERS] = buffers_SQ
-    gradients_S = torch.from_numpy(plan.gradients_S[order_S]).to(loss_S)
-    metrics = {**outcome.metrics, "train-loss": loss_S[:, 0] / loss_S[:, 1], "local-steps": gradients_S}
-    in_order: Outcome = tree_map(lambda value: value[back], Outcome(upload, dict(outcome.state), metrics))
-    return in_order
+    for k in range(steps):
+        active = int((plan.steps_S > k).sum())
+        rows_SCB = rows_SKCB[:active, k]
+        batch = (data.x[rows_SCB], data.y[rows_SCB], weight_SKCB[:active, k], key_SK[:active, k])
+        if k == 0:
+            # The model is not stacked: everybody's first gradient is at the same point.
+            carry = Carry(
+                *vmap(first, randomness="different")(states_S, buffers_Q.expand(active, -1), *batch)
+            )
+            continue
+        if active < len(carry.seen_S2):
+            done.insert(0, tree_map(lambda value, a=active: value[a:], carry))
+            carry = tree_map(lambda value, a=active: value[:a], carry)
+        states = {name: value[:active] for name, value in states_S.items()}
+        after = vmap(local_step, randomness="different")(states, carry.work, carry.buffers_SQ, *batch)
+        carry = Carry(*after)._replace(seen_S2=carry.seen_S2 + after.seen_S2)
+    carry = _join([carry, *done])
+    outcome: Outcome = vmap(lambda state, work: update.finish(shared, state, work))(states_S, carry.work)
+    buffers = {BUFFERS: carry.buffers_SQ} if carry.buffers_SQ.shape[1] else {}
+    metrics = {
+        **outcome.metrics,
+        "train-loss": carry.seen_S2[:, 0] / carry.seen_S2[:, 1],
+        "local-steps": torch.from_numpy(plan.gradients_S).to(carry.seen_S2),
+    }
+    return Outcome({**outcome.upload, **buffers}, dict(outcome.state), metrics)
 
 
 def _join(parts: list[Any]) -> Any:
     """Concatenate trees of tensors along their first axis."""
     return parts[0] if len(parts) == 1 else tree_map(lambda *values: torch.cat(values), *parts)
+
+
+def draws(task: Task, data: ClientData) -> bool:
+    """Tell whether the module draws random numbers in training, as dropout does."""
+    with seeded(0), torch.no_grad():
+        before = torch.get_rng_state()
+        params, mask_B = task.layout.unflatten(task.initial_params()), data.x.new_ones(2)
+        x, y_B = data.x[:1].expand(2, *data.x.shape[1:]), data.y[:1].expand(2)
+        task.losses(params, task.initial_buffers(), x, y_B, mask_B)
+        return not torch.equal(before, torch.get_rng_state())
 
 
 def refuse_unstackable(task: Task, data: ClientData) -> None:

@@ -1,0 +1,84 @@
+"""A cohort spread over threads trains as one that is not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from fedpisa import components
+from fedpisa.simulation import vmap
+from fedpisa.simulation.cores import keep_freed_memory, one_thread_each
+
+
+@pytest.fixture
+def three_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let PyTorch have three threads, and every step be worth them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    monkeypatch.setattr(vmap, "WORTH_A_THREAD", 0)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("name", components.available("algorithm"))
+def test_threads_change_nothing_but_rounding(lab: Any, name: str, three_threads: None) -> None:
+    """Ragged clients, some absent, buffers; every client's own state too."""
+    module = lambda: nn.Sequential(nn.BatchNorm1d(4), lab.mlp())  # noqa: E731
+    spread, whole = (
+        lab.make(lab.Case(name, {}).build(), "vmap", module=module, fraction=0.7) for _ in range(2)
+    )
+    assert len(spread.grid.copies) == 2
+    whole.grid.copies = []
+    assert lab.relative(spread.run(3).params, whole.run(3).params) <= 1e-12
+    for mine, other in zip(spread.states(), whole.states(), strict=True):
+        assert mine.keys() == other.keys()
+        assert all(lab.relative(mine[key], other[key]) <= 1e-11 for key in mine)
+    for mine, other in zip(spread.history, whole.history, strict=True):
+        assert mine.train_metrics["local-steps"] == other.train_metrics["local-steps"]
+        assert mine.train_metrics["train-loss"] == pytest.approx(other.train_metrics["train-loss"], rel=1e-11)
+
+
+def test_they_give_the_same_bits_every_time(lab: Any, three_threads: None) -> None:
+    runs = [lab.make(lab.Case("sisa", {}).build(), "vmap").run(5).params for _ in range(5)]
+    assert all(torch.equal(runs[0], other) for other in runs[1:])
+
+
+def test_more_threads_than_clients(lab: Any, three_threads: None) -> None:
+    data = lab.blobs(sizes=(5, 3))
+    federation = lab.Federation(lab.Case("fedavg", {}).build(), lab.mlp(), engine="vmap", **data)
+    assert torch.isfinite(federation.run(2).params).all()
+
+
+def test_what_draws_random_numbers_stays_on_one_thread(lab: Any, three_threads: None) -> None:
+    """They come from one generator, and who comes first must not matter."""
+    dropout = lambda: nn.Sequential(nn.Dropout(0.5), lab.mlp())  # noqa: E731
+    assert lab.make(lab.Case("fedavg", {}).build(), "vmap", module=dropout).grid.copies == []
+
+
+def test_a_small_step_is_not_spread(lab: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        monkeypatch.setattr(vmap, "one_thread_each", None)
+        lab.make(lab.Case("fedavg", {}).build(), "vmap").run(1)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_an_error_in_a_thread_is_the_callers_and_threads_are_as_before(three_threads: None) -> None:
+    def fail(number: int) -> int:
+        raise ValueError(f"in thread {number}")
+
+    with pytest.raises(ValueError, match="in thread 0"), one_thread_each(2) as pool:
+        list(pool.map(fail, range(2)))
+    assert torch.get_num_threads() == 3
+
+
+def test_memory_is_kept_where_glibc_is() -> None:
+    import platform
+
+    assert keep_freed_memory() == (platform.libc_ver()[0] == "glibc")
