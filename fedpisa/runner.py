@@ -137,7 +137,7 @@ def _resume(
         again = {key: value for key, value in facts_of(simulation).items() if key in ("versions", "machine")}
         resumed = [*facts.get("resumed", []), {"after_round": found.server_round, "at": now(), **again}]
         files.update(status="running", resumed=resumed)
-        return _Run(simulation, tell, files, rows, found.facts["seconds"]).train()
+        return _Run(simulation, tell, files, rows, seconds_before=found.facts["seconds"]).train()
 
 
 @final

@@ -192,6 +192,18 @@ def test_more_rounds_equal_a_longer_run(tmp_path: Path) -> None:
     assert_same(tmp_path / "short", tmp_path / "long")
 
 
+def test_seconds_are_those_of_all_parts(tmp_path: Path) -> None:
+    directory = cut_short(SMALL, tmp_path / "cut", 5)
+    (file, _) = checkpoint.newest_first(directory / "checkpoint")
+    found = checkpoint.read(file)
+    facts = {**found.facts, "seconds": 1000.0}
+    checkpoint.write(file.parent, Checkpoint(found.server_round, found.tensors, facts))
+    assert run(resume=directory).client_tables == []
+    about = json.loads((directory / "run.json").read_text())
+    assert 1000 < about["seconds"] < 1100
+    assert [part["after_round"] for part in about["resumed"]] == [4]
+
+
 # -------------------------------------------------------------------------------------- damaged checkpoints
 
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {
