@@ -92,7 +92,7 @@ def compare(
     with held(directory, wait=True):
         table = summary(load_study(directory))
         replace_file(directory / "summary.csv", table.to_csv(index=False).encode())
-    if signum is not None:
+    if signum is not None and any(stand.state in ("waiting", "interrupted") for stand in stands):
         raise Interrupted(signum)
     return stands
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 STYLES = {
     "running": "bold cyan",
+    "stopping": "yellow",
     "finished": "green",
     "diverged": "red",
     "failed": "red",
@@ -29,6 +30,9 @@ STYLES = {
     "waiting": "dim",
 }
 """How each state looks, the order in which they are shown where there is no room for all runs."""
+
+AT_WORK = ("waiting", "running", "stopping")
+"""States of runs that have not ended."""
 
 
 @final
@@ -74,8 +78,8 @@ class StudyConsole:
                     console=self._console, get_renderable=self._table, refresh_per_second=2, transient=True
                 )
                 self._live.start()
-        elif before.state != progress.state and progress.state not in ("waiting", "running"):
-            ended = sum(stand.state not in ("waiting", "running") for stand in self._stands)
+        elif before.state != progress.state and progress.state not in AT_WORK:
+            ended = sum(stand.state not in AT_WORK for stand in self._stands)
             width = len(str(len(self._runs)))
             cells = ", ".join(filter(None, (progress.state, _rounds(progress), _accuracy(progress))))
             text = f"[{ended:{width}}/{len(self._runs)}] {self._runs[progress.number]}: {cells}"
@@ -85,6 +89,8 @@ class StudyConsole:
         """Return all runs, or those that fit the terminal, the ones at work first."""
         counted: Counter[str] = Counter(stand.state for stand in self._stands)
         caption = ", ".join(f"{counted[state]} {state}" for state in STYLES if counted[state])
+        if counted["stopping"]:
+            caption += " after this round; Ctrl-C again ends at once"
         keys = list(self._runs[0].point) if self._runs else []
         table = Table(box=None, pad_edge=False, header_style="bold", caption=caption, caption_justify="left")
         for name in ("variant", *keys, "seed", "state", "round", "accuracy"):

@@ -9,14 +9,14 @@ import signal
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Literal, final
 
 from fedpisa.components import one_line
 from fedpisa.config import RunConfig, load_config
-from fedpisa.events import Event, RoundFinished, RunStarted
+from fedpisa.events import Event, RoundFinished, RunStarted, Stopping
 from fedpisa.interrupts import postponed
 from fedpisa.results import Result, RunDirectory, load_result
 from fedpisa.storage import InUseError, OccupiedError
@@ -25,7 +25,9 @@ CONTEXT: multiprocessing.context.SpawnContext | multiprocessing.context.ForkCont
 CONTEXT = multiprocessing.get_context("spawn")
 """How processes begin: anew, because a copy of one that has used torch's threads may hang."""
 
-State = Literal["waiting", "running", "finished", "diverged", "failed", "interrupted", "elsewhere"]
+State = Literal[
+    "waiting", "running", "stopping", "finished", "diverged", "failed", "interrupted", "elsewhere"
+]
 
 
 @final
@@ -48,7 +50,7 @@ class Progress:
     number
         The run's number in the study, from 0 on.
     state
-        ``elsewhere``: another process is at it.
+        ``stopping``: it ends after its round; ``elsewhere``: another process is at it.
     server_round
         The last round that is done.
     accuracy
@@ -80,16 +82,21 @@ def standing(task: Task) -> Progress:
 
 def carry_out(task: Task, tell: Callable[[Progress], None]) -> Progress:
     """Begin a run, or go on with it, and return how it ended; an error is one of the ways."""
-    accuracy: float | None = None
+    stand = Progress(task.number, "running")
 
     def listen(event: Event) -> None:
-        nonlocal accuracy
+        nonlocal stand
         if isinstance(event, RunStarted):
-            tell(Progress(task.number, "running", event.resumed or 0))
+            stand = replace(stand, server_round=event.resumed or 0)
         elif isinstance(event, RoundFinished):
             measured = event.row.get("test_accuracy")
-            accuracy = accuracy if measured is None else float(measured)
-            tell(Progress(task.number, "running", int(event.row["round"] or 0), accuracy))
+            accuracy = stand.accuracy if measured is None else float(measured)
+            stand = replace(stand, server_round=int(event.row["round"] or 0), accuracy=accuracy)
+        elif isinstance(event, Stopping):
+            stand = replace(stand, state="stopping")
+        else:
+            return
+        tell(stand)
 
     try:
         config = RunConfig.from_mapping(task.keys)
@@ -98,9 +105,9 @@ def carry_out(task: Task, tell: Callable[[Progress], None]) -> Progress:
         return Progress(task.number, "elsewhere")
     except KeyboardInterrupt as error:
         signum: int = getattr(error, "signum", signal.SIGINT)
-        return Progress(task.number, "interrupted", signum=signum)
+        return replace(stand, state="interrupted", signum=signum)
     except Exception as error:  # whatever it is, it is this run's: the others go on, and it is reported
-        return Progress(task.number, "failed", message=f"{type(error).__name__}: {one_line(error)}")
+        return replace(stand, state="failed", message=f"{type(error).__name__}: {one_line(error)}")
 
 
 def _begin_or_go_on(config: RunConfig, path: Path, listen: Callable[[Event], None]) -> Result:
@@ -135,19 +142,23 @@ class _Worker:
             self.process.start()
         theirs.close()  # so that the end of the process is the end of the pipe
         self.task: Task | None = None
+        self.stands: Progress | None = None
         self.told = False
 
     def give(self, task: Task | None) -> None:
         """Hand it a run, or tell it that there is no more."""
         self.task = task
+        self.stands = None if task is None else Progress(task.number, "running")
         with suppress(OSError):  # a process that ended is noticed where its answers are read
             self.pipe.send(task)
 
-    def stop(self) -> None:
+    def stop(self, note: Callable[[Progress], None]) -> None:
         """Have it end its round and write a checkpoint, or, the second time, end at once."""
         self.told = True
         if self.process.is_alive():
             self.process.terminate()
+            if self.stands is not None:
+                note(replace(self.stands, state="stopping"))
 
 
 def share_out(tasks: Sequence[Task], jobs: int, note: Callable[[Progress], None]) -> int | None:
@@ -166,7 +177,7 @@ def share_out(tasks: Sequence[Task], jobs: int, note: Callable[[Progress], None]
 
     def stop_all(signum: int) -> None:
         for worker in busy:
-            worker.stop()
+            worker.stop(note)
 
     with postponed(stop_all) as stop:
         try:
@@ -179,7 +190,7 @@ def share_out(tasks: Sequence[Task], jobs: int, note: Callable[[Progress], None]
                 if stop.signum:  # one that was just being made was not there to be told
                     for worker in busy:
                         if not worker.told:
-                            worker.stop()
+                            worker.stop(note)
                 pipes = {worker.pipe: worker for worker in busy}
                 for pipe in wait(list(pipes)):
                     assert isinstance(pipe, Connection)
@@ -187,7 +198,7 @@ def share_out(tasks: Sequence[Task], jobs: int, note: Callable[[Progress], None]
                         busy.remove(pipes[pipe])
         finally:
             for worker in busy:
-                worker.stop()
+                worker.stop(note)
             for worker in busy:
                 worker.process.join()
     return stop.signum
@@ -206,6 +217,7 @@ def _hear(worker: _Worker, waiting: deque[Task], stopping: bool, note: Callable[
         return False
     note(progress)
     if progress.state == "running":
+        worker.stands = progress
         return True
     if waiting and not stopping:
         worker.give(waiting.popleft())
@@ -225,7 +237,8 @@ def _work(pipe: Connection) -> None:
     def tell(progress: Progress) -> None:
         nonlocal gone
         try:
-            if not gone:
+            # The parent knows that it stops, and within a signal handler half a message may be under way.
+            if not gone and progress.state != "stopping":
                 pipe.send(progress)
         except OSError:
             gone = True

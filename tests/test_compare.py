@@ -266,6 +266,18 @@ def test_a_signal_leaves_a_study_that_goes_on(
     assert contents(tmp_path / "out") == {**contents(tmp_path / "whole"), "study.toml": file.read_bytes()}
 
 
+def test_a_signal_that_comes_too_late_changes_nothing(tmp_path: Path) -> None:
+    told: list[Progress] = []
+
+    def listen(progress: Progress) -> None:
+        told.append(progress)
+        if progress.number == 2 and progress.server_round == 2 and progress.state == "running":
+            signal.raise_signal(signal.SIGINT)
+
+    assert states(compare(SHORT, tmp_path, on_progress=listen)) == ["finished"] * 3
+    assert "stopping" in states(told)
+
+
 # ----------------------------------------------------------------------------------- what is shown, found
 
 
