@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedpisa.config import load_config
 from fedpisa.interrupts import Interrupted
-from fedpisa.resume import changed
+from fedpisa.resume import differences
 from fedpisa.storage import held, replace_file
 from fedpisa.study import STUDY_FILE, Study, StudyResult, StudyRun, load_study, read_study
 from fedpisa.workers import Progress, Task, carry_out, share_out, standing
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MOST_NAMED = 4
-"""Runs that one error message names."""
+"""Runs, and differences, that one error message names."""
 
 
 def compare(
@@ -119,20 +119,25 @@ def check(runs: Sequence[StudyRun]) -> None:
 
 def _require_same(runs: Sequence[StudyRun], directory: Path) -> None:
     """Refuse to go on with runs that were begun with other configurations."""
-    other = []
+    other, reasons = [], dict[str, None]()
     for run in runs:
         file = directory / run.path / "config.toml"
         if file.exists():
-            try:
-                changed(load_config(file), run.config)
-            except ValueError as error:
-                other.append(f"{run.path} ({str(error).split(';')[0]})")
+            before = load_config(file)
+            after = run.config.replace({"model": before.model}) if run.config.model is None else run.config
+            if different := differences(before, after):
+                other.append(str(run.path))
+                reasons |= dict.fromkeys(different.values())
     if other:
-        named = "; ".join(other[:MOST_NAMED]) + ("; ..." if len(other) > MOST_NAMED else "")
         raise ValueError(
-            f"{len(other)} of the {len(runs)} runs in {directory} were begun with another configuration: {named}: "
-            "put the study back as it was, or give another directory with --out, or remove those runs"
+            f"{len(other)} of the {len(runs)} runs in {directory} were begun with another configuration "
+            f"({_few(list(reasons))}): {_few(other)}: put the study back as it was, or give another directory "
+            "with --out, or remove those runs"
         )
+
+
+def _few(texts: Sequence[str]) -> str:
+    return ", ".join(texts[:MOST_NAMED]) + (", ..." if len(texts) > MOST_NAMED else "")
 
 
 def _one_by_one(tasks: Sequence[Task], note: Callable[[Progress], None]) -> int | None:

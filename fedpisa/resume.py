@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fedpisa.simulation.simulation import Simulation
 
 FREE: Final = ("num-server-rounds", "checkpoint-every")
-"""Keys that may change when a run goes on."""
+"""Keys that may change when a run goes on; the first of them can only grow."""
 
 
 def changed(
@@ -45,7 +45,7 @@ def changed(
     >>> changed(RunConfig(), {"seed": 1})
     Traceback (most recent call last):
         ...
-    ValueError: seed cannot change while a run goes on: seed was 0 and is now 1; put back what it was, ...
+    ValueError: seed cannot change so while a run goes on: seed was 0 and is now 1; put back what it was, ...
     """
     if config is None:
         return before
@@ -53,23 +53,20 @@ def changed(
         after = before.replace(config)
     else:
         after = load_config(config)
+        # A run writes down which model its data chose.
         after = after.replace({"model": before.model}) if after.model is None else after
     refuse(differences(before, after))
-    if after.num_server_rounds < before.num_server_rounds:
-        raise ValueError(
-            f"num-server-rounds was {before.num_server_rounds} and is now {after.num_server_rounds}: "
-            "it can grow while a run goes on, and not shrink"
-        )
     return after
 
 
 def differences(before: RunConfig, after: RunConfig) -> dict[str, str]:
-    """Return what differs of two configurations, apart from what may."""
+    """Return which keys differ though they may not, and how; the rounds may grow and not shrink."""
     old, new = before.to_mapping(), after.to_mapping()
+    free = FREE if after.num_server_rounds >= before.num_server_rounds else FREE[1:]
     return {
         key: f"{key} was {_show(old.get(key))} and is now {_show(new.get(key))}"
         for key in old | new
-        if key not in FREE and old.get(key) != new.get(key)
+        if key not in free and old.get(key) != new.get(key)
     }
 
 
@@ -77,7 +74,7 @@ def refuse(different: Mapping[str, str]) -> None:
     """Raise an error that names what differs, if anything does."""
     if different:
         raise ValueError(
-            f"{', '.join(different)} cannot change while a run goes on: {', '.join(different.values())}; "
+            f"{', '.join(different)} cannot change so while a run goes on: {', '.join(different.values())}; "
             "put back what it was, or start a new run in another directory"
         )
 
@@ -118,10 +115,6 @@ def pick(files: RunDirectory, simulation: Simulation) -> Checkpoint | None:
 def _require_same(found: Checkpoint, files: RunDirectory, simulation: Simulation) -> None:
     config = simulation.config
     refuse(differences(RunConfig.from_mapping(found.facts["config"]), config))
-    if found.server_round > config.num_server_rounds:
-        raise ValueError(
-            f"num-server-rounds is {config.num_server_rounds} and {found.server_round} are done: ask for more"
-        )
     if found.facts["layout"] != simulation.federation.task.layout.fingerprint:
         raise ValueError(
             f"{config.model} has other parameters than when {files.path} was begun: bring back that model, "

@@ -201,15 +201,14 @@ def test_runs_that_fail_do_not_stop_the_others(
 def test_a_configuration_edited_under_a_study_is_named(tmp_path: Path) -> None:
     compare(SHORT, tmp_path)
     before = contents(tmp_path)
-    edited = study_of(seeds=[0], sweep={"dirichlet-alpha": [10]}, base={"num-clients": 6})
-    with pytest.raises(
-        ValueError,
-        match=r"3 of the 3 runs in .* were begun with another configuration: "
-        r"runs/avg/dirichlet-alpha=10/seed-0 \(num-clients cannot change.* was 5 and is now 6\)",
+    point = {"seeds": [0], "sweep": {"dirichlet-alpha": [10]}}
+    for change, reason in (
+        ({"num-clients": 6}, "num-clients was 5 and is now 6"),
+        ({"num-server-rounds": 2}, "num-server-rounds was 3 and is now 2"),
     ):
-        compare(edited, tmp_path)
-    with pytest.raises(ValueError, match="it can grow while a run goes on, and not shrink"):
-        compare(study_of(seeds=[0], sweep={"dirichlet-alpha": [10]}, base={"num-server-rounds": 2}), tmp_path)
+        with pytest.raises(ValueError, match=r"3 of the 3 runs in .* were begun with another conf") as caught:
+            compare(study_of(**point, base=change), tmp_path)
+        assert f"({reason}): runs/avg/dirichlet-alpha=10/seed-0, runs/sisa/" in str(caught.value)
     assert contents(tmp_path) == before
 
 

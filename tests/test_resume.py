@@ -331,7 +331,7 @@ def test_what_may_not_change_is_named(tmp_path: Path) -> None:
         ({"seed": 1, "num-clients": 6}, "num-clients, seed"),
         ({"algorithm": "fedavg"}, "algorithm"),
     ):
-        with pytest.raises(ValueError, match=f"^{name}.* cannot change while a run goes on"):
+        with pytest.raises(ValueError, match=f"^{name}.* cannot change so while a run goes on"):
             run(change, resume=directory)
     with pytest.raises(ValueError, match="num-server-rounds was 7 and is now 5"):
         run({"num-server-rounds": 5}, resume=directory)
