@@ -103,7 +103,9 @@ def test_results_are_read_without_torch() -> None:
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
-    assert all(command in text for command in ("demo", "run", "partition", "plot", "report", "list"))
+    assert all(
+        command in text for command in ("demo", "run", "compare", "partition", "plot", "report", "list")
+    )
     assert main([]) == 0
     assert "Commands" in capsys.readouterr().out
 
