@@ -242,6 +242,55 @@ def compare(
 
 
 @app.command()
+def tune(
+    study: Annotated[
+        Path, typer.Argument(metavar="STUDY.toml", help="A study with the tables [tune] and [search].")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The trials' directory, new or to be completed.", show_default="tuned/<name>"),
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Trials at a time, each in its own process.")] = 1,
+) -> None:
+    """Search the best values for every variant of a study, with the same number of trials for all."""
+    from rich.console import Console
+
+    from fedpisa.tuning.console import TuneConsole, at_the_end, table
+    from fedpisa.tuning.plan import read_plan
+    from fedpisa.tuning.tune import tune as carry_out
+
+    plan = read_plan(study)
+    directory = out or Path("tuned") / plan.study.name
+    try:
+        with TuneConsole(plan) as console:
+            standings = carry_out(plan, directory, jobs=jobs, on_progress=console)
+    except KeyboardInterrupt as error:
+        typer.echo(
+            f"interrupted: the trials so far are kept in {directory}, the same command goes on", err=True
+        )
+        raise typer.Exit(128 + getattr(error, "signum", signal.SIGINT)) from None
+    terminal = Console(highlight=False, soft_wrap=True)
+    terminal.print(table(standings, plan.metric))
+    terminal.print(f"\ntrials: {directory / 'trials.csv'}, picture: {directory / 'trials.png'}", markup=False)
+    for one in standings:
+        for trial in one.trials:
+            if trial.state == "failed":
+                typer.echo(f"failed: {one.subject}, trial {trial.index}: {trial.error}", err=True)
+        for key in at_the_end(one.subject, one.best) if one.best else ():
+            typer.echo(f"{one.subject}: the best {key} is at the end of its range: widen it", err=True)
+    running = sum(one.counts["running"] for one in standings)
+    missing = [str(one.subject) for one in standings if one.best is None]
+    if running:
+        typer.echo(f"{running} trials are at work in another process, which writes the results", err=True)
+    elif missing:
+        typer.echo(f"no trial reached the end of {'; '.join(missing)}: there is no best.toml", err=True)
+    else:
+        terminal.print(f"go on with: fedpisa compare {directory / 'best.toml'} --out DIR", markup=False)
+    if running or missing:
+        raise typer.Exit(1)
+
+
+@app.command()
 def partition(
     file: File = None,
     config: Keys = None,

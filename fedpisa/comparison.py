@@ -83,7 +83,7 @@ def compare(
         on_progress(progress)
 
     signum = None
-    with _one_thread():
+    with one_thread():
         # What another process was at is tried once more at the end: it may have ended, or have been ended.
         for wanted in ("waiting", "elsewhere"):
             left = [task for task in tasks if stands[task.number].state == wanted]
@@ -151,7 +151,7 @@ def _one_by_one(tasks: Sequence[Task], note: Callable[[Progress], None]) -> int 
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Keep torch to one thread, as in the processes of ``jobs``: sums in another order give other bits."""
     import torch
 

@@ -208,6 +208,17 @@ class RunConfig:
         old = {name: value for name, value in self.to_mapping().items() if name in kept}
         return self.from_mapping(old | changes)
 
+    def accepts(self, key: str) -> bool:
+        """Tell whether a key is one of the run's own, or of the components that it names.
+
+        Examples
+        --------
+        >>> RunConfig(algorithm="fedavg").accepts("learning-rate"), RunConfig(algorithm="fedavg").accepts("sigma")
+        (True, False)
+        """
+        values = self.to_mapping()
+        return key in run_keys() or any(key in components.keys_of(part, values) for part in _chosen(values))
+
     # ---------------------------------------------------------------------------------- what it describes
 
     def build_algorithm(self) -> Algorithm:

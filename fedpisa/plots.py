@@ -68,7 +68,8 @@ _Y_LABELS = {
 
 
 @contextmanager
-def _style() -> Iterator[None]:
+def style() -> Iterator[None]:
+    """Draw in the style of all pictures here, as long as the block lasts."""
     import matplotlib
 
     with matplotlib.rc_context(_STYLE):
@@ -113,7 +114,7 @@ def plot_curves(
     if not results or not panels:
         raise ValueError("there is nothing to plot: name at least one run and one column")
     file = picture_path(path)
-    with _style():
+    with style():
         layout = ConstrainedLayoutEngine(wspace=0.06)
         figure = Figure(figsize=(0.6 + 3.6 * len(panels), 3.1), layout=layout)
         axes: list[Axes] = list(figure.subplots(1, len(panels), squeeze=False, sharex=True)[0])
@@ -140,7 +141,7 @@ def plot_curves(
             figure.legend(handles, labels, loc="outside upper center", ncols=columns)
         else:
             axes[0].set_title(next(iter(results)), loc="left")
-        _write(figure, file)
+        write_picture(figure, file)
     return figure
 
 
@@ -303,7 +304,7 @@ def plot_partition(
     sizes, counts = measured.sizes, measured.label_counts
     assert counts is not None
     num_clients, num_rows = counts.shape
-    with _style():
+    with style():
         width = float(np.clip(0.45 * num_clients + 1.8, 4.2, 7.4))
         height = float(np.clip(0.22 * num_rows + 1.9, 2.8, 4.6))
         figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(hspace=0.02))
@@ -341,7 +342,7 @@ def plot_partition(
         )
         bar.set_label("of the client's samples")
         bar.outline.set_visible(False)
-        _write(figure, file)
+        write_picture(figure, file)
     return figure
 
 
@@ -361,7 +362,8 @@ def picture_path(path: str | Path | None) -> Path | None:
     return file
 
 
-def _write(figure: Figure, file: Path | None) -> None:
+def write_picture(figure: Figure, file: Path | None) -> None:
+    """Write a picture to a file of `SUFFIXES`, if there is to be one: the same picture, the same bytes."""
     if file is None:
         return
     # No date in the file: the same data give the same bytes.

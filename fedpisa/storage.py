@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, final
 
@@ -65,6 +66,11 @@ def sync(path: Path) -> None:
 def is_leftover(name: str) -> bool:
     """Tell whether a file holds nothing that anyone would miss: a lock, or a part of a file."""
     return name == LOCK or name.endswith(PARTIAL)
+
+
+def can_lock() -> bool:
+    """Tell whether the system has ``flock``, by which processes keep each other out."""
+    return find_spec("fcntl") is not None
 
 
 @contextmanager

@@ -14,6 +14,12 @@ A study file has a base configuration, keys to sweep, named variants and seeds::
     name = "sisa"
     algorithm = "sisa"
 
+    [[variant.at]]                   # where keys are to depend on the point
+    dirichlet-alpha = 0.1            # the sweep's keys say where, all of them or some,
+    sigma = 0.5                      # the others what
+
+The tables ``[tune]``, ``[search]`` and ``search`` of a variant are those of `fedpisa.tuning`; only it heeds them.
+
 Its directory holds ``study.toml`` and each run's own directory ``runs/<variant>/<point>/seed-<seed>``.
 """
 
@@ -22,7 +28,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
 from pathlib import Path, PurePosixPath
@@ -37,6 +43,7 @@ if TYPE_CHECKING:
 
 STUDY_FILE: Final = "study.toml"
 _TABLES: Final = ("name", "seeds", "base", "sweep", "variant")
+_TUNING: Final = ("tune", "search")
 
 
 @final
@@ -122,6 +129,8 @@ class Study:
         By name, the keys in which a variant differs from the base.
     seeds
         The runs' seeds.
+    at
+        By variant, keys that hold at some points only: which values of the sweep, and the keys.
 
     Examples
     --------
@@ -143,6 +152,9 @@ class Study:
     sweep: Mapping[str, Sequence[object]]
     variants: Mapping[str, Mapping[str, object]]
     seeds: Sequence[int]
+    at: Mapping[str, Sequence[tuple[Mapping[str, object], Mapping[str, object]]]] = field(
+        default_factory=dict
+    )
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], name: str = "study") -> Study:
@@ -161,7 +173,7 @@ class Study:
             If a table is not of its form, or a key is set in two that exclude each other.
         """
         for key in values:
-            if key not in _TABLES:
+            if key not in (*_TABLES, *_TUNING):
                 raise ValueError(
                     f"unknown key {key!r} in the study{components.nearest(key, _TABLES)}: a study has "
                     f"{', '.join(_TABLES)}, and the runs' own keys are in [base], [sweep] and [[variant]]"
@@ -175,6 +187,11 @@ class Study:
                 raise ValueError(f"[sweep] {key} = {listed!r} has a value twice: list each once")
             sweep[key] = listed
         variants = _variants(values.get("variant", []))
+        at = {
+            name: _places(name, tables, sweep)
+            for name, keys in variants.items()
+            if (tables := keys.pop("at", None))
+        }
         for table, keys in (("[base]", base), *((f"variant {n!r}", keys) for n, keys in variants.items())):
             for key in keys:
                 if key in sweep:
@@ -182,7 +199,7 @@ class Study:
         study_name = values.get("name", name)
         if not isinstance(study_name, str) or not study_name.strip():
             raise ValueError(f"name = {study_name!r} is not a name: write a text")
-        return cls(study_name, base, sweep, variants, _seeds(values.get("seeds", [0])))
+        return cls(study_name, base, sweep, variants, _seeds(values.get("seeds", [0])), at)
 
     def points(self) -> list[dict[str, object]]:
         """Return every combination of the swept values; without a sweep one empty point."""
@@ -198,7 +215,7 @@ class Study:
                 variant,
                 point,
                 seed,
-                {**self.base, **keys, **point, "seed": seed},
+                {**self.base, **keys, **point, **self._keys_at(variant, point), "seed": seed},
                 PurePosixPath("runs", names[variant], slug, f"seed-{seed}"),
             )
             for variant, keys in self.variants.items()
@@ -206,11 +223,19 @@ class Study:
             for seed in self.seeds
         ]
 
+    def _keys_at(self, variant: str, point: Mapping[str, object]) -> dict[str, object]:
+        """Return the keys that a variant has at a point, in place of its others."""
+        places = self.at.get(variant, ())
+        return {k: v for where, keys in places if where.items() <= point.items() for k, v in keys.items()}
+
     def to_toml(self) -> str:
         """Return the study as a file that `read_study` reads."""
         import tomli_w
 
-        variants = [{"name": name, **keys} for name, keys in self.variants.items()]
+        variants: list[dict[str, object]] = []
+        for name, keys in self.variants.items():
+            places = [{**where, **changed} for where, changed in self.at.get(name, ())]
+            variants.append({"name": name, **keys, **({"at": places} if places else {})})
         tables = {"base": dict(self.base), "sweep": dict(self.sweep), "variant": variants}
         return tomli_w.dumps({"name": self.name, "seeds": list(self.seeds), **tables})
 
@@ -305,10 +330,33 @@ def _variants(tables: object) -> dict[str, dict[str, object]]:
         name = keys.pop("name", None)
         if not isinstance(name, str) or not name.strip():
             raise ValueError(f'[[variant]] number {number} has no name: add name = "..."')
+        keys.pop("search", None)
         if name in variants:
             raise ValueError(f"two variants are called {name!r}: give each a name of its own")
         variants[name] = keys
     return variants or {"base": {}}
+
+
+def _places(
+    variant: str, tables: object, sweep: Mapping[str, Sequence[object]]
+) -> list[tuple[dict[str, object], dict[str, object]]]:
+    """Return where a variant has keys of its own, and which."""
+    name = f"[[variant.at]] of {variant!r}"
+    if not isinstance(tables, list):
+        raise ValueError(f"{name} is not a list of tables: write [[variant.at]]")
+    places = []
+    for value in tables:
+        keys = _table(value, name)
+        where = {key: keys.pop(key) for key in sweep if key in keys}
+        for key, chosen in where.items():
+            if chosen not in sweep[key]:
+                raise ValueError(f"{name}: {key} = {chosen!r} is not in the sweep, which has {sweep[key]!r}")
+        if not where or not keys:
+            raise ValueError(
+                f"{name} needs a value of the sweep, and keys that hold there: add what is missing"
+            )
+        places.append((where, keys))
+    return places
 
 
 def _seeds(value: object) -> tuple[int, ...]:

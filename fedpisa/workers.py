@@ -138,7 +138,7 @@ class _Worker:
     def __init__(self) -> None:
         self.pipe, theirs = CONTEXT.Pipe()
         self.process = CONTEXT.Process(target=_work, args=(theirs,), daemon=True)
-        with _for_children():
+        with for_children():
             self.process.start()
         theirs.close()  # so that the end of the process is the end of the pipe
         self.task: Task | None = None
@@ -250,7 +250,7 @@ def _work(pipe: Connection) -> None:
 
 
 @contextmanager
-def _for_children() -> Iterator[None]:
+def for_children() -> Iterator[None]:
     """Have processes begin with one thread, and deaf to Ctrl-C: that is the parent's, who tells them."""
     variables = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     before = {name: os.environ.get(name) for name in variables}

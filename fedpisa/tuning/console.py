@@ -1,0 +1,150 @@
+"""What tuning says while it goes on: a live table on a terminal, a line per trial elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Final, final
+
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+
+from fedpisa import components
+from fedpisa.tuning.metric import Metric, maximized
+from fedpisa.tuning.plan import Plan, Subject
+from fedpisa.tuning.space import Range
+from fedpisa.tuning.trials import Trial
+from fedpisa.tuning.tune import Standing, TrialProgress
+
+EDGE: Final = 0.02
+"""How near to an end of its range, as a part of it, a value is at the end."""
+
+
+@final
+class TuneConsole:
+    """Shows where the trials stand; give it to ``fedpisa.tuning.tune`` as ``on_progress``.
+
+    Parameters
+    ----------
+    plan
+        What is tuned.
+    console
+        Where to write; standard error by default.
+
+    Examples
+    --------
+    >>> plan = read_plan("study.toml")  # doctest: +SKIP
+    >>> with TuneConsole(plan) as console:  # doctest: +SKIP
+    ...     tune(plan, on_progress=console)
+    """
+
+    def __init__(self, plan: Plan, console: Console | None = None) -> None:
+        self._plan = plan
+        self._console = console or Console(stderr=True, highlight=False, soft_wrap=True)
+        self._trials: list[dict[int, TrialProgress]] = [{} for _ in plan.subjects]
+        self._live: Live | None = None
+
+    def __enter__(self) -> TuneConsole:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def __call__(self, progress: TrialProgress) -> None:
+        """Show one change."""
+        self._trials[progress.subject][progress.index] = progress
+        if self._console.is_terminal:
+            if self._live is None:  # not before: what is wrong with a plan is said without a table
+                self._live = Live(
+                    console=self._console, get_renderable=self._table, refresh_per_second=2, transient=True
+                )
+                self._live.start()
+        elif progress.state != "running" and not progress.before:
+            ended = sum(one.state != "running" for its in self._trials for one in its.values())
+            total = self._plan.trials * len(self._plan.subjects)
+            reached = "" if progress.metric is None else f", {_shown(progress.metric, self._plan.metric)}"
+            text = (
+                f"[{ended:{len(str(total))}}/{total}] {self._plan.subjects[progress.subject]}: "
+                f"trial {progress.index} {progress.state} after {progress.rounds} rounds{reached}"
+            )
+            self._console.print(f"{text} ({progress.message})" if progress.message else text, markup=False)
+
+    def _table(self) -> Table:
+        keys = list(self._plan.study.sweep)
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        table.add_column("variant")
+        for name in (*keys, "trials", "pruned", "diverged", "failed", "best", "at work"):
+            table.add_column(name, justify="left" if name == "at work" else "right")
+        for subject, its in zip(self._plan.subjects, self._trials, strict=True):
+            states = [one.state for one in its.values()]
+            ended = [one.metric for one in its.values() if one.state == "finished" and one.metric is not None]
+            best = (max if maximized(self._plan.metric) else min)(ended, default=None)
+            working = [f"{one.index}: round {one.rounds}" for one in its.values() if one.state == "running"]
+            table.add_row(
+                escape(subject.variant),
+                *(escape(components.show(value)) for value in subject.point.values()),
+                f"{len(states) - len(working)}/{self._plan.trials}",
+                *(str(states.count(state) or "") for state in ("pruned", "diverged", "failed")),
+                "" if best is None else _shown(best, self._plan.metric),
+                ", ".join(working),
+            )
+        return table
+
+
+def table(standings: Sequence[Standing], metric: Metric) -> Table:
+    """Return what came out, a row per variant and point: what it cost, and the best values."""
+    view = Table(box=None, pad_edge=False, header_style="bold")
+    view.add_column("variant")
+    keys = list(standings[0].subject.point) if standings else []
+    for name in (*keys, "trials", "pruned", "rounds", metric.replace("_", " ")):
+        view.add_column(name, justify="right")
+    view.add_column("best values", overflow="fold")
+    for one in standings:
+        counts, best = one.counts, one.best
+        view.add_row(
+            escape(one.subject.variant),
+            *(escape(components.show(value)) for value in one.subject.point.values()),
+            str(len(one.trials) - counts["running"]),
+            str(counts["pruned"]),
+            f"{one.rounds:,}",
+            "-" if best is None or best.metric is None else _shown(best.metric, metric),
+            "" if best is None else escape(", ".join(_assignments(best))),
+        )
+    return view
+
+
+def at_the_end(subject: Subject, best: Trial) -> list[str]:
+    """Return the searched keys whose best value lies at an end of its range: a better one may lie beyond.
+
+    Examples
+    --------
+    >>> from pathlib import PurePosixPath
+    >>> subject = Subject("a", {}, PurePosixPath("a"), {}, {"rho": Range(0.01, 1, log=True), "mu": Range(0, 1)})
+    >>> at_the_end(subject, Trial(0, {"rho": 0.99, "mu": 0.5}, "finished"))
+    ['rho']
+    """
+    found = []
+    for key, space in subject.space.items():
+        value = best.keys[key]
+        if isinstance(space, Range) and isinstance(value, int | float):
+            place = space.fraction(value)
+            if min(place, 1 - place) <= EDGE:
+                found.append(key)
+    return found
+
+
+def _assignments(trial: Trial) -> list[str]:
+    return [f"{key}={_short(value)}" for key, value in trial.keys.items()]
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else components.show(value).strip("'")
+
+
+def _shown(value: float, metric: Metric) -> str:
+    return f"{value:.1%}" if maximized(metric) and value >= 0 else f"{value:.4g}"

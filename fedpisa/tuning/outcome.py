@@ -1,0 +1,119 @@
+"""What tuning leaves to read and to go on with: all trials, a picture of them, and the best values as TOML."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedpisa import components
+from fedpisa.storage import replace_file
+from fedpisa.study import Study
+from fedpisa.tuning.metric import Metric, maximized
+from fedpisa.tuning.plan import Plan, Subject
+from fedpisa.tuning.trials import Trial
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def best_of(trials: Sequence[Trial], metric: Metric) -> Trial | None:
+    """Return the best trial that was trained to the end, the first among equals; ``None`` if there is none."""
+    ended = [trial for trial in trials if trial.state == "finished" and trial.metric is not None]
+    sign = -1 if maximized(metric) else 1
+    return min(ended, key=lambda trial: (sign * (trial.metric or 0), trial.index), default=None)
+
+
+def write_outcome(plan: Plan, trials: Sequence[Sequence[Trial]], directory: Path) -> None:
+    """Write ``trials.csv`` and ``trials.png``; once the budget is spent ``best/`` and ``best.toml``, too.
+
+    Parameters
+    ----------
+    plan
+        What was tuned.
+    trials
+        The trials of each of its subjects.
+    directory
+        Where to write.
+    """
+    from fedpisa.tuning.picture import plot_trials
+
+    replace_file(directory / "trials.csv", frame(plan, trials).to_csv(index=False).encode())
+    if any(trial.metric is not None for its in trials for trial in its):
+        plot_trials(plan, trials, directory / "trials.png")
+    shutil.rmtree(directory / "best", ignore_errors=True)
+    (directory / "best.toml").unlink(missing_ok=True)
+    if not is_complete(plan, trials):
+        return
+    best = [best_of(its, plan.metric) for its in trials]
+    for subject, its in zip(plan.subjects, best, strict=True):
+        if its is not None:
+            file = directory / "best" / f"{subject.path}.toml"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(file, best_config(subject, its).encode())
+    chosen = [its for its in best if its is not None]
+    if len(chosen) == len(plan.subjects):
+        head = f"# {plan.trials} trials each by {plan.metric}, on seeds that are not these; see trials.csv.\n"
+        replace_file(directory / "best.toml", (head + best_study(plan, chosen).to_toml()).encode())
+
+
+def is_complete(plan: Plan, trials: Sequence[Sequence[Trial]]) -> bool:
+    """Tell whether every subject has had its budget."""
+    return all(sum(trial.state != "running" for trial in its) == plan.trials for its in trials)
+
+
+def best_config(subject: Subject, best: Trial) -> str:
+    """Return the configuration of a trial as ``fedpisa run`` reads it: every key but the seed."""
+    import tomli_w
+
+    values = subject.config(best.keys, 0).to_mapping()
+    return tomli_w.dumps({key: value for key, value in values.items() if key != "seed"})
+
+
+def best_study(plan: Plan, best: Sequence[Trial]) -> Study:
+    """Return the study with every variant's best values, point by point where there is a sweep.
+
+    Parameters
+    ----------
+    plan
+        What was tuned.
+    best
+        The best trial of each of its subjects.
+    """
+    study = plan.study
+    variants = {name: dict(keys) for name, keys in study.variants.items()}
+    at = {name: list(study.at.get(name, ())) for name in variants}
+    for subject, its in zip(plan.subjects, best, strict=True):
+        if subject.point:
+            at[subject.variant].append((subject.point, its.keys))
+        else:
+            variants[subject.variant].update(its.keys)
+    return Study(study.name, study.base, study.sweep, variants, study.seeds, at)
+
+
+def frame(plan: Plan, trials: Sequence[Sequence[Trial]]) -> pd.DataFrame:
+    """Return one row per trial: its variant, swept keys and number, how it ended, and the searched keys."""
+    import pandas as pd
+
+    rows = [
+        {
+            "variant": subject.variant,
+            **{key: _cell(value) for key, value in subject.point.items()},
+            "trial": trial.index,
+            "state": trial.state,
+            plan.metric: math.nan if trial.metric is None else trial.metric,
+            "rounds": trial.rounds,
+            "seconds": trial.seconds,
+            "error": trial.error,
+            **{key: _cell(value) for key, value in trial.keys.items()},
+        }
+        for subject, its in zip(plan.subjects, trials, strict=True)
+        for trial in its
+    ]
+    return pd.DataFrame(rows)
+
+
+def _cell(value: object) -> object:
+    return value if isinstance(value, bool | int | float | str) else components.show(value)

@@ -1,0 +1,390 @@
+"""What is tuned, over which values, by which metric and at what cost: the tables that a study file adds for it.
+
+::
+
+    [tune]
+    trials = 20                      # for every variant at every point of the sweep alike
+    metric = "test_accuracy"         # of the last round; see fedpisa/tuning/metric.py
+    sampler = "tpe"                  # or random, grid
+    pruner = "halving"               # or none
+
+    [search]                         # for the variants that have the key
+    learning-rate = {low = 0.001, high = 1, log = true}
+
+    [[variant]]
+    name = "sisa"
+    algorithm = "sisa"
+    search = {sigma = [0.01, 0.1, 1], rho = {low = 1, high = 100, log = true}}
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Final, Literal, final
+
+from pydantic import Field
+
+from fedpisa import components
+from fedpisa.config import RunConfig, read_toml, run_keys
+from fedpisa.study import Study, StudyRun, read_study
+from fedpisa.tuning.metric import Metric, maximized
+from fedpisa.tuning.space import Range, Space, parse_space
+from fedpisa.typing import NonNegativeInt, PositiveInt
+
+TUNABLE: Final = ("fraction-train", "model")
+"""The run's own keys that can be searched; the others say what is learned, or are the budget."""
+
+
+@final
+@dataclass(frozen=True)
+class Settings:
+    """The table ``[tune]``.
+
+    Parameters
+    ----------
+    trials
+        Trials of every variant at every point of the sweep; a grid's own number by default.
+    metric
+        What trials are ranked by.
+    sampler
+        How values are chosen: ``tpe`` (the first third of the trials, at most ten, at random), ``random``, ``grid``.
+    pruner
+        ``halving``: asynchronous successive halving, see `rungs`; ``none``: every trial is trained to the end.
+    seed
+        Seed of the sampler.
+    seeds
+        Seeds of a trial's runs, over which the metric is averaged. None of the study's, so that the runs that are
+        reported are not those by which the values were chosen; by default one, the largest of the study's and one.
+    min_rounds
+        Rounds before the first trial is pruned; the ``reduction-factor`` squared-th part of all by default.
+    reduction_factor
+        One in how many goes on at each rung.
+    """
+
+    trials: PositiveInt | None = None
+    metric: Metric = "test_accuracy"
+    sampler: Literal["tpe", "random", "grid"] = "tpe"
+    pruner: Literal["halving", "none"] = "halving"
+    seed: NonNegativeInt = 0
+    seeds: tuple[NonNegativeInt, ...] = ()
+    min_rounds: PositiveInt | None = None
+    reduction_factor: Annotated[int, Field(ge=2)] = 3
+
+    def rungs(self, rounds: int) -> tuple[int, ...]:
+        """Return the rounds after which a trial goes on only if it is among the best.
+
+        They are ``min-rounds`` times the powers of ``reduction-factor`` (Li et al. 2020, ASHA), counted over all of a
+        trial's seeds. Of the trials that have come to a rung so far, the best in ``reduction-factor`` go on.
+
+        Parameters
+        ----------
+        rounds
+            Rounds of a whole trial.
+
+        Examples
+        --------
+        >>> Settings().rungs(90), Settings(min_rounds=4, reduction_factor=2).rungs(20)
+        ((10, 30), (4, 8, 16))
+        >>> Settings(pruner="none").rungs(90)
+        ()
+        """
+        if self.pruner == "none":
+            return ()
+        rung = self.min_rounds or math.ceil(rounds / self.reduction_factor**2)
+        found = []
+        while rung < rounds:
+            found.append(rung)
+            rung *= self.reduction_factor
+        return tuple(found)
+
+
+@final
+@dataclass(frozen=True)
+class Subject:
+    """What is tuned by itself: one variant at one point of the sweep.
+
+    Parameters
+    ----------
+    variant
+        The variant's name.
+    point
+        The swept keys' values.
+    path
+        ``<variant>/<point>``, as in a study's directory.
+    keys
+        All keys but the seed.
+    space
+        By key, the values to search.
+    """
+
+    variant: str
+    point: Mapping[str, object]
+    path: PurePosixPath
+    keys: Mapping[str, object]
+    space: Mapping[str, Space]
+
+    def config(self, values: Mapping[str, object], seed: int) -> RunConfig:
+        """Return the configuration of a run with some values of the space."""
+        return RunConfig.from_mapping({**self.keys, **values, "seed": seed})
+
+    def __str__(self) -> str:
+        return ", ".join(
+            [f"variant {self.variant!r}", *(f"{key}={components.show(v)}" for key, v in self.point.items())]
+        )
+
+
+@final
+@dataclass(frozen=True)
+class Plan:
+    """A study, what is tuned of it, and how.
+
+    Parameters
+    ----------
+    study
+        The study.
+    settings
+        Its table ``[tune]``, with ``trials`` and ``seeds`` filled in.
+    subjects
+        Every variant at every point, in the study's order.
+
+    Examples
+    --------
+    >>> plan = Plan.from_mapping(
+    ...     {
+    ...         "base": {"algorithm": "fedavg", "num-server-rounds": 9},
+    ...         "tune": {"sampler": "grid"},
+    ...         "search": {"learning-rate": [0.1, 1], "sigma": [1]},
+    ...     }
+    ... )
+    Traceback (most recent call last):
+        ...
+    ValueError: [search] sigma: key 'sigma' is used by none of the variants: leave it out
+    """
+
+    study: Study
+    settings: Settings
+    subjects: tuple[Subject, ...]
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any], name: str = "study") -> Plan:
+        """Return the plan that a study file's tables describe.
+
+        Raises
+        ------
+        ValueError
+            If a table is not of its form, a key cannot be searched by those it is meant for or does not take the ends
+            of its range, or the budgets would differ.
+        """
+        return make_plan(Study.from_mapping(values, name), values)
+
+    @property
+    def metric(self) -> Metric:
+        """What trials are ranked by."""
+        return self.settings.metric
+
+    @property
+    def trials(self) -> int:
+        """Trials of each subject."""
+        assert self.settings.trials is not None
+        return self.settings.trials
+
+    def rounds(self, subject: Subject) -> int:
+        """Return how many rounds a trial has that is not pruned, over all its seeds."""
+        config = subject.config({}, self.settings.seeds[0])
+        return config.num_server_rounds * len(self.settings.seeds)
+
+    @cached_property
+    def facts(self) -> Mapping[PurePosixPath, Mapping[str, str]]:
+        """By subject, whatever its trials depend on; ``trials`` itself may grow."""
+        of_all = {
+            f"[tune] {key.replace('_', '-')}": components.show(value)
+            for key, value in vars(self.settings).items()
+            if key not in ("trials", "seeds")
+        } | {"[tune] seeds": components.show(list(self.settings.seeds))}
+        return {
+            subject.path: {
+                **of_all,
+                **{f"search {key}": repr(space) for key, space in subject.space.items()},
+                **{
+                    key: components.show(value)
+                    for key, value in subject.config({}, 0).to_mapping().items()
+                    if key != "seed"
+                },
+            }
+            for subject in self.subjects
+        }
+
+
+def read_plan(file: str | os.PathLike[str]) -> Plan:
+    """Return the plan of a study file.
+
+    Raises
+    ------
+    ValueError
+        If there is no such file, or it describes no study that can be tuned; see `Plan.from_mapping`.
+    """
+    study = read_study(file)
+    try:
+        return make_plan(study, read_toml(file))
+    except ValueError as error:
+        raise ValueError(f"{Path(file)}: {error}") from error
+
+
+def make_plan(study: Study, values: Mapping[str, Any]) -> Plan:
+    """Return the plan of a study and its file's tables; see `Plan.from_mapping`."""
+    if "tune" not in values:
+        raise ValueError("there is no [tune] table: add one, with at least trials = 20, and [search]")
+    settings = _settings(values["tune"], study.seeds)
+    common = _spaces(values.get("search", {}), "[search]", study)
+    own = {
+        str(table.get("name")): _spaces(table["search"], f"search of variant {table.get('name')!r}", study)
+        for table in values.get("variant", [])
+        if "search" in table
+    }
+    first = [run for run in study.runs() if run.seed == study.seeds[0]]
+    subjects = tuple(_subject(run, common, own.get(run.variant, {})) for run in first)
+    for key in common:
+        if not any(key in subject.space for subject in subjects):
+            raise ValueError(f"[search] {key}: key {key!r} is used by none of the variants: leave it out")
+    _check_metric(subjects, settings.metric)
+    return Plan(study, replace(settings, trials=_budget(settings, subjects)), subjects)
+
+
+def _settings(table: object, reported: Sequence[int]) -> Settings:
+    if not isinstance(table, Mapping):
+        raise ValueError(f"[tune] is {table!r}: write a table of keys")
+    keys = {components.kebab(key): value for key, value in table.items()}
+    if isinstance(keys.get("metric"), str):
+        keys["metric"] = keys["metric"].replace("-", "_")
+    component = components.inspect_component("table", "[tune]", Settings, injected=())
+    settings = components.build(component, keys)
+    assert isinstance(settings, Settings)
+    if shared := sorted(set(settings.seeds) & set(reported)):
+        raise ValueError(
+            f"[tune] seeds = {list(settings.seeds)} shares {shared} with the study's seeds, by whose runs the "
+            "values would be chosen and judged: take others"
+        )
+    return settings if settings.seeds else replace(settings, seeds=(max(reported) + 1,))
+
+
+def _spaces(table: object, name: str, study: Study) -> dict[str, Space]:
+    if not isinstance(table, Mapping):
+        raise ValueError(f"{name} is {table!r}: write a table of keys")
+    spaces = {}
+    for written, space in table.items():
+        key = components.kebab(written)
+        if key in study.sweep:
+            raise ValueError(f"{name} {key}: key {key!r} is in [sweep]: leave it in one of them")
+        if key in run_keys() and key not in TUNABLE:
+            raise ValueError(
+                f"{name} {key}: key {key!r} says what is run, and is no choice: set it in [base]"
+            )
+        try:
+            spaces[key] = parse_space(space)
+        except ValueError as error:
+            raise ValueError(f"{name} {key}: {error}") from error
+    return spaces
+
+
+def _subject(run: StudyRun, common: Mapping[str, Space], own: Mapping[str, Space]) -> Subject:
+    config = run.config
+    spaces = {key: space for key, space in common.items() if config.accepts(key)} | dict(own)
+    if not spaces:
+        raise ValueError(
+            f"variant {run.variant!r} has nothing to search: name one of its keys in [search], or in its own search"
+        )
+    keys = {key: value for key, value in run.keys.items() if key != "seed"}
+    subject = Subject(run.variant, run.point, run.path.relative_to("runs").parent, keys, {})
+    for family in ("dataset", "partitioner"):
+        component = components.find(family, getattr(config, family))
+        for key in spaces:
+            if key in components.keys_of(component, config.to_mapping()):
+                raise ValueError(
+                    f"search {key}: key {key!r} of {component} says what is learned: set it in [base]"
+                )
+    return replace(subject, space={key: _fitting(subject, key, space) for key, space in spaces.items()})
+
+
+def _fitting(subject: Subject, key: str, space: Space) -> Space:
+    """Return the space if the subject takes its ends or choices; a range becomes one of whole numbers if need be."""
+
+    def check(value: object) -> None:
+        try:
+            subject.config({key: value}, 0).build_algorithm()
+        except ValueError as error:
+            raise ValueError(f"{subject}: search {key}: {error}") from error
+
+    if not isinstance(space, Range):
+        for value in space.values:
+            check(value)
+        return space
+    for value in (space.low, space.high):
+        check(value)
+    ends = (space.low, space.high, space.step or 0)
+    if all(isinstance(end, int) for end in ends):
+        try:
+            check(space.low + (space.high - space.low) / math.pi)
+        except ValueError:
+            return replace(space, whole=True)
+    step = None if space.step is None else float(space.step)
+    return replace(space, low=float(space.low), high=float(space.high), step=step)
+
+
+def _budget(settings: Settings, subjects: Sequence[Subject]) -> int:
+    """Return the number of trials, the same for every subject."""
+    sizes: dict[str, float] = {}
+    for subject in subjects:
+        if settings.sampler == "grid":
+            sizes[str(subject)] = math.prod(len(_grid(key, space)) for key, space in subject.space.items())
+        else:
+            sizes[str(subject)] = math.prod(float(space.size) for space in subject.space.values())
+    if settings.sampler == "grid":
+        wanted = set(sizes.values()) | ({settings.trials} if settings.trials else set())
+        if len(wanted) > 1:
+            listed = ", ".join(f"{size:.0f} of {name}" for name, size in sizes.items())
+            given = f" and trials = {settings.trials}" if settings.trials else ""
+            raise ValueError(
+                f"the grids have different budgets: {listed}{given}: give all the same number of points"
+            )
+        return int(wanted.pop())
+    if settings.trials is None:
+        raise ValueError("[tune] needs trials, the budget of every variant: add trials = 20")
+    for name, size in sizes.items():
+        if size < settings.trials:
+            raise ValueError(
+                f"{name} has {int(size)} configurations to search, fewer than trials = {settings.trials}: lower "
+                'trials, widen its search, or take sampler = "grid"'
+            )
+    return settings.trials
+
+
+def _grid(key: str, space: Space) -> Sequence[object]:
+    try:
+        return space.grid()
+    except ValueError as error:
+        raise ValueError(f"search {key}: {error}") from error
+
+
+def _check_metric(subjects: Sequence[Subject], metric: Metric) -> None:
+    """Check that the data can be read, and that the metric is measured on them."""
+    read = {}
+    for subject in subjects:
+        config = subject.config({}, 0)
+        if metric == "objective" and not config.exact_diagnostics:
+            raise ValueError("metric = 'objective' needs exact-diagnostics = true: add that to [base]")
+        if metric == "rounds_to_target" and config.target_accuracy is None:
+            raise ValueError("metric = 'rounds_to_target' needs target-accuracy: set it in [base]")
+        keys = components.keys_of(components.find("dataset", config.dataset))
+        data = {key: value for key, value in config.to_mapping().items() if key in keys}
+        source = repr((config.dataset, config.data_dir, config.num_clients, data))
+        if source not in read:
+            read[source] = config.load_dataset().num_classes
+        if (maximized(metric) or metric == "rounds_to_target") and read[source] is None:
+            raise ValueError(
+                f"{metric} is not measured on {config.dataset!r}, a regression: take 'test_loss'"
+            )

@@ -1,0 +1,364 @@
+"""Trials in SQLite, shared by all processes that tune in one directory.
+
+Each subject is an Optuna study. A trial's number in the budget, its ``index``, is given out under the directory's lock,
+with its values; the values depend on the plan's seed, the subject, the index and the trials that are there, and on
+nothing that a process remembers. Whoever works holds a lock of its own until it ends, however it ends: a trial that is
+running while its process's lock is free was lost, and its index is given out again.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from importlib import import_module
+from itertools import product
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Literal, final
+
+from fedpisa import components
+from fedpisa.storage import LOCK, InUseError, held
+from fedpisa.streams import stream_key
+from fedpisa.tuning.metric import maximized
+from fedpisa.tuning.plan import Plan, Subject
+
+if TYPE_CHECKING:
+    import optuna
+
+DATABASE: Final = "tune.db"
+WORKERS: Final = "workers"
+ATTEMPTS: Final = 3
+"""How often a trial is begun whose process ends; then it counts as failed."""
+TIMEOUT: Final = 60
+"""Seconds to wait for another process's write."""
+
+State = Literal["running", "finished", "pruned", "diverged", "failed"]
+
+
+@final
+@dataclass(frozen=True)
+class Trial:
+    """One trial.
+
+    Parameters
+    ----------
+    index
+        Its number in the subject's budget, from 0 on.
+    keys
+        The searched keys' values.
+    state
+        ``running``, or how it ended.
+    metric
+        What it reached: at the end, or where it was pruned; infinite if it diverged, ``None`` if it failed.
+    rounds
+        Rounds that it trained, over all its seeds.
+    seconds
+        How long it took.
+    error
+        Why it failed.
+    """
+
+    index: int
+    keys: Mapping[str, object]
+    state: State
+    metric: float | None = None
+    rounds: int = 0
+    seconds: float = 0.0
+    error: str = ""
+
+
+@final
+@dataclass
+class Claim:
+    """A trial that this process is to carry out, with its values of the searched keys; `Trials.claim` gives it."""
+
+    subject: Subject
+    index: int
+    keys: Mapping[str, object]
+    _trial: optuna.Trial = field(repr=False)
+    _ended: bool = field(default=False, repr=False)
+
+    def is_hopeless(self, step: int, metric: float) -> bool:
+        """Tell whether the trial is to be pruned, at a rung that it has come to."""
+        with _database_errors():
+            self._trial.report(metric, step)
+            return self._trial.should_prune()
+
+    def end(self, state: State, metric: float | None, rounds: int, seconds: float, error: str) -> None:
+        """Write how it ended; see `Trial`."""
+        from optuna.trial import TrialState
+
+        end = {"state": state, "metric": _text(metric), "rounds": rounds, "seconds": seconds, "error": error}
+        its = {"failed": TrialState.FAIL, "pruned": TrialState.PRUNED}.get(state, TrialState.COMPLETE)
+        with _database_errors():
+            self._ended = True
+            self._trial.set_user_attr("end", end)
+            self._trial.study.tell(self._trial, metric if its == TrialState.COMPLETE else None, state=its)
+
+    def give_up(self) -> None:
+        """Leave the trial for another time, if it has not ended."""
+        from optuna.trial import TrialState
+
+        with _database_errors():
+            if not self._ended:
+                self._trial.set_user_attr("given up", True)
+                self._trial.study.tell(self._trial, state=TrialState.FAIL)
+
+
+@final
+class Trials:
+    """The trials of a plan in a directory, for as long as the ``with`` block lasts.
+
+    Parameters
+    ----------
+    plan
+        What is tuned.
+    directory
+        Where ``tune.db`` is, or is to be.
+
+    Raises
+    ------
+    ValueError
+        If Optuna is missing, the database cannot be used, or it holds trials of another plan.
+    """
+
+    def __init__(self, plan: Plan, directory: Path) -> None:
+        require_optuna()
+        self._plan = plan
+        self._directory = directory
+        self._held = ExitStack()
+        self._me = directory / WORKERS / f"{os.getpid()}-{time.time_ns()}"
+        with held(directory, wait=True), _database_errors():
+            self._studies = self._open()
+
+    def __enter__(self) -> Trials:
+        self._held.enter_context(held(self._me))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._held.close()
+        _forget(self._me)
+        with suppress(OSError):  # as long as others work it is not empty
+            self._me.parent.rmdir()
+
+    def claim(self) -> Claim | None:
+        """Return a trial of the subject that has the fewest, ``None`` if the budget has been given out."""
+        with held(self._directory, wait=True), _database_errors():
+            given_out = []
+            for study in self._studies:
+                self._fail_lost(study)
+                given_out.append(set(self._latest(study)))
+            number = min(range(len(given_out)), key=lambda n: len(given_out[n]))
+            free = [index for index in range(self._plan.trials) if index not in given_out[number]]
+            if not free:
+                return None
+            subject, study = self._plan.subjects[number], self._studies[number]
+            trial = self._ask(study, subject, free[0])
+            trial.set_user_attr("claim", {"index": free[0], "worker": self._me.name})
+            values = {key: space.decoded(trial.params[key]) for key, space in subject.space.items()}
+            return Claim(subject, free[0], values, trial)
+
+    def of(self, subject: Subject) -> list[Trial]:
+        """Return a subject's trials in the order of their index; those that were lost are left out."""
+        number = self._plan.subjects.index(subject)
+        with held(self._directory, wait=True), _database_errors():
+            self._fail_lost(self._studies[number])
+            latest = self._latest(self._studies[number])
+            return [_read(subject, index, latest[index]) for index in sorted(latest)]
+
+    # -------------------------------------------------------------------------------------------- details
+
+    def _open(self) -> list[optuna.Study]:
+        import optuna
+        from sqlalchemy.pool import QueuePool
+
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        file = self._directory / DATABASE
+        storage = optuna.storages.RDBStorage(
+            "sqlite://", engine_kwargs={"creator": partial(_connect, file), "poolclass": QueuePool}
+        )
+        directions = optuna.study.StudyDirection
+        self._held.callback(storage.engine.dispose)
+        direction = directions.MAXIMIZE if maximized(self._plan.metric) else directions.MINIMIZE
+        studies = []
+        for subject in self._plan.subjects:
+            study = optuna.create_study(
+                storage=storage,
+                study_name=str(subject.path),
+                direction=direction,
+                pruner=self._pruner(subject),
+                load_if_exists=True,
+            )
+            self._require_same(study, subject)
+            studies.append(study)
+        return studies
+
+    def _require_same(self, study: optuna.Study, subject: Subject) -> None:
+        now = dict(self._plan.facts[subject.path])
+        before = study.user_attrs.get("plan")
+        if before is None:
+            study.set_user_attr("plan", now)
+            return
+        different = [
+            f"{key} was {before.get(key, 'not set')} and is now {now.get(key, 'not set')}"
+            for key in before | now
+            if before.get(key) != now.get(key)
+        ]
+        if different:
+            raise ValueError(
+                f"the trials of {subject} in {self._directory} are of another plan: {', '.join(different)}; put back "
+                "what it was, or give another directory with --out"
+            )
+        if extra := [index for index in self._latest(study) if index >= self._plan.trials]:
+            raise ValueError(
+                f"{self._directory} has {max(extra) + 1} trials of {subject}, more than trials = {self._plan.trials}: "
+                "trials can grow, and not shrink"
+            )
+
+    def _pruner(self, subject: Subject) -> optuna.pruners.BasePruner:
+        import optuna
+
+        rungs = self._plan.settings.rungs(self._plan.rounds(subject))
+        if not rungs:
+            return optuna.pruners.NopPruner()
+        return optuna.pruners.SuccessiveHalvingPruner(
+            min_resource=rungs[0], reduction_factor=self._plan.settings.reduction_factor
+        )
+
+    def _ask(self, study: optuna.Study, subject: Subject, index: int) -> optuna.Trial:
+        import optuna
+
+        settings = self._plan.settings
+        seed = stream_key(settings.seed, f"tune {subject.path}", index) % 2**32
+        at_random = optuna.samplers.RandomSampler(seed)
+        if settings.sampler == "grid":
+            chosen = grid_point(subject.space, index)
+            point = {key: [one.encoded(chosen[key])] for key, one in subject.space.items()}
+            study.sampler = optuna.samplers.GridSampler(point)
+        elif settings.sampler == "random":
+            study.sampler = at_random
+        else:
+            startup = max(1, min(10, self._plan.trials // 3))
+            study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup)
+        trial = study.ask({key: one.distribution() for key, one in subject.space.items()})
+        study.sampler = (
+            at_random  # a grid's sampler would end the study when told the result of its only point
+        )
+        return trial
+
+    def _fail_lost(self, study: optuna.Study) -> None:
+        """End the trials whose process has ended."""
+        from optuna.trial import TrialState
+
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            worker = trial.user_attrs.get("claim", {}).get("worker")
+            if worker is None or not self._works(worker):
+                study.tell(trial.number, state=TrialState.FAIL)
+
+    def _works(self, worker: str) -> bool:
+        path = self._directory / WORKERS / worker
+        if path == self._me:
+            return True
+        if not path.exists():
+            return False
+        try:
+            with held(path):
+                pass
+        except InUseError:
+            return True
+        _forget(path)
+        return False
+
+    @staticmethod
+    def _latest(study: optuna.Study) -> dict[int, optuna.trial.FrozenTrial]:
+        """Return, by index, the trial that counts: not one that was lost, unless that happened too often."""
+        found: dict[int, optuna.trial.FrozenTrial] = {}
+        lost: dict[int, int] = {}
+        for trial in study.get_trials(deepcopy=False):
+            index = trial.user_attrs.get("claim", {}).get("index")
+            if index is None or "given up" in trial.user_attrs:
+                continue
+            if trial.state.is_finished() and "end" not in trial.user_attrs:
+                lost[index] = lost.get(index, 0) + 1
+                if lost[index] < ATTEMPTS:
+                    continue
+            found[index] = trial
+        return found
+
+
+def grid_point(space: Mapping[str, Any], index: int) -> dict[str, object]:
+    """Return one point of the grid, the last key's values first.
+
+    Examples
+    --------
+    >>> from fedpisa.tuning.space import Choices
+    >>> grid_point({"a": Choices((1, 2)), "b": Choices(("x", "y"))}, 2)
+    {'a': 2, 'b': 'x'}
+    """
+    points: Sequence[tuple[object, ...]] = list(product(*(one.grid() for one in space.values())))
+    return dict(zip(space, points[index], strict=True))
+
+
+def require_optuna() -> None:
+    """Raise a one-line error if Optuna is not installed."""
+    try:
+        import_module("optuna")
+    except ModuleNotFoundError as error:
+        raise ValueError("tuning needs the extra tune; run pip install 'fedpisa[tune]'") from error
+
+
+def _read(subject: Subject, index: int, found: optuna.trial.FrozenTrial) -> Trial:
+    values = {key: space.decoded(found.params[key]) for key, space in subject.space.items()}
+    if not found.state.is_finished():
+        return Trial(index, values, "running")
+    end = found.user_attrs.get("end")
+    if end is None:
+        return Trial(index, values, "failed", error=f"its process ended {ATTEMPTS} times")
+    metric = None if end["metric"] is None else float(end["metric"])
+    return Trial(index, values, end["state"], metric, end["rounds"], end["seconds"], end["error"])
+
+
+def _connect(file: Path) -> sqlite3.Connection:
+    """Open the database so that a write need not wait for the disk: a power cut may cost the last trials, no more."""
+    connection = sqlite3.connect(file, timeout=TIMEOUT, check_same_thread=False)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = NORMAL")
+    return connection
+
+
+def _text(metric: float | None) -> str | None:
+    """Return a number as text that gives the same number: JSON has no infinity."""
+    return None if metric is None else repr(metric)
+
+
+def _forget(worker: Path) -> None:
+    """Remove a worker's folder; what cannot be removed does no harm."""
+    with suppress(OSError):
+        (worker / LOCK).unlink(missing_ok=True)
+        worker.rmdir()
+
+
+@contextmanager
+def _database_errors() -> Iterator[None]:
+    """Say in one line what is wrong with the database: a full disk, a folder that cannot be written, ..."""
+    import sqlalchemy.exc
+    from optuna.exceptions import StorageInternalError
+
+    try:
+        yield
+    except (StorageInternalError, sqlalchemy.exc.DatabaseError) as error:
+        cause = error.__cause__ or error
+        reason = components.one_line(getattr(cause, "orig", None) or cause)
+        raise DatabaseError(f"{DATABASE} cannot be used: {reason}") from error
+
+
+@final
+class DatabaseError(ValueError):
+    """The trials cannot be read or written."""

@@ -1,0 +1,304 @@
+"""Tuning carried out: trials claimed, trained and written down, by one process or several."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from statistics import fmean
+from typing import final
+
+from fedpisa.comparison import one_thread
+from fedpisa.components import one_line
+from fedpisa.interrupts import Interrupted, postponed
+from fedpisa.results import Row
+from fedpisa.storage import can_lock, held
+from fedpisa.tuning.metric import column_of, measure, worst
+from fedpisa.tuning.outcome import best_of, write_outcome
+from fedpisa.tuning.plan import Plan, Subject, read_plan
+from fedpisa.tuning.trials import Claim, DatabaseError, State, Trial, Trials
+from fedpisa.workers import for_children
+
+
+@final
+@dataclass(frozen=True)
+class TrialProgress:
+    """Where a trial stands.
+
+    Parameters
+    ----------
+    subject
+        The subject's number in the plan.
+    index
+        The trial's number in the subject's budget.
+    state
+        ``running``, or how it ended.
+    rounds
+        Rounds that are done, over all its seeds.
+    metric
+        The metric so far.
+    message
+        Why it failed.
+    before
+        Whether it had ended before.
+    """
+
+    subject: int
+    index: int
+    state: State
+    rounds: int = 0
+    metric: float | None = None
+    message: str = ""
+    before: bool = False
+
+
+@final
+@dataclass(frozen=True)
+class Standing:
+    """What has come out for one subject.
+
+    Parameters
+    ----------
+    subject
+        What was tuned.
+    trials
+        Its trials so far.
+    best
+        The best of those that were trained to the end, if there is one.
+    """
+
+    subject: Subject
+    trials: Sequence[Trial]
+    best: Trial | None
+
+    @property
+    def counts(self) -> Counter[State]:
+        """How many trials there are of each state."""
+        return Counter(trial.state for trial in self.trials)
+
+    @property
+    def rounds(self) -> int:
+        """Rounds that were trained for all of its trials."""
+        return sum(trial.rounds for trial in self.trials)
+
+
+def tune(
+    study: Plan | str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
+    *,
+    jobs: int = 1,
+    on_progress: Callable[[TrialProgress], None] = lambda progress: None,
+) -> list[Standing]:
+    """Search the best values of every variant at every point of a study, with the same number of trials for all.
+
+    The directory gets ``tune.db`` (Optuna's), ``trials.csv``, and when the budget is spent ``trials.png``,
+    ``best/<variant>/<point>.toml`` for ``fedpisa run`` and ``best.toml`` for ``fedpisa compare``. Whatever interrupts
+    it, the same call goes on; several processes may call it with the same directory.
+
+    Parameters
+    ----------
+    study
+        A plan, or the path of a study file with a table ``[tune]``.
+    out
+        The directory; ``tuned/<name of the file>`` by default.
+    jobs
+        Trials at a time, each in a process of its own. With one the trials are the same every time; with more the
+        sampler ``tpe`` and the pruner see what has ended by then, which depends on the machine.
+    on_progress
+        Told where a trial stands, whenever that changes.
+
+    Returns
+    -------
+    list of Standing
+        What came out for each subject, in the study's order.
+
+    Raises
+    ------
+    ValueError
+        If the plan is unusable, Optuna is missing, or the directory has trials of another plan.
+    KeyboardInterrupt
+        After Ctrl-C or SIGTERM, once the trials at work have ended their round; they begin again when it goes on.
+    """
+    plan = study if isinstance(study, Plan) else read_plan(study)
+    directory = Path("tuned") / plan.study.name if out is None else Path(out)
+    if jobs > 1 and not can_lock():
+        raise ValueError("jobs > 1 needs a system with flock, which this one lacks: take jobs = 1")
+    with Trials(plan, directory) as trials:
+        signum = None
+        for number, subject in enumerate(plan.subjects):
+            for one in trials.of(subject):
+                if one.state != "running":
+                    on_progress(
+                        TrialProgress(number, one.index, one.state, one.rounds, one.metric, one.error, True)
+                    )
+        if jobs == 1:
+            signum = _work(plan, trials, on_progress, _announce)
+        else:
+            # The trial of a process of ours that was ended is begun again; a few times, then it counts as failed.
+            while signum is None and (left := _left(plan, trials)):
+                signum = _share_out(plan, directory, min(jobs, left), on_progress)
+        standings = [_standing(plan, trials, subject) for subject in plan.subjects]
+        with held(directory, wait=True):
+            write_outcome(plan, [one.trials for one in standings], directory)
+    if signum is not None:
+        raise Interrupted(signum)
+    return standings
+
+
+def _standing(plan: Plan, trials: Trials, subject: Subject) -> Standing:
+    done = trials.of(subject)
+    return Standing(subject, done, best_of(done, plan.metric))
+
+
+def _left(plan: Plan, trials: Trials) -> int:
+    return sum(plan.trials - len(trials.of(subject)) for subject in plan.subjects)
+
+
+def training(plan: Plan, claim: Claim, number: int = 0) -> Iterator[TrialProgress]:
+    """Train one trial, seed after seed, and yield where it stands after every round; an error is one of its ends.
+
+    At a rung the trial's metric is the mean over the seeds that are done and the one that is being trained.
+    """
+    from fedpisa.simulation.simulation import Simulation
+
+    measured, rounds, metric = list[float](), 0, None
+    rungs = deque(plan.settings.rungs(plan.rounds(claim.subject)))
+
+    def now(state: State, message: str = "") -> TrialProgress:
+        return TrialProgress(number, claim.index, state, rounds, metric, message)
+
+    yield now("running")
+    try:
+        for seed in plan.settings.seeds:
+            config = claim.subject.config(claim.keys, seed)
+            simulation, rows, last = Simulation(config), list[Row](), None
+            for row in simulation.rows():
+                rows.append(row)
+                if simulation.diverged:
+                    rounds, metric = rounds + bool(row["round"]), worst(plan.metric)
+                    yield now("diverged")
+                    return
+                last = measure(plan.metric, rows, config.num_server_rounds, config.target_accuracy)
+                if not row["round"] or last is None:
+                    rounds += bool(row["round"])
+                    continue
+                rounds, metric = rounds + 1, fmean([*measured, last])
+                if rungs and rounds >= rungs[0] and row.get(column_of(plan.metric)) is not None:
+                    rungs = deque(rung for rung in rungs if rung > rounds)
+                    if claim.is_hopeless(rounds, metric):
+                        yield now("pruned")
+                        return
+                yield now("running")
+            if last is None:
+                raise ValueError(f"{plan.metric} was not measured")
+            measured.append(last)
+        yield now("finished")
+    except DatabaseError:
+        raise
+    except Exception as error:  # whatever it is, it is this trial's: the others go on, and it is reported
+        metric = None
+        yield now("failed", f"{type(error).__name__}: {one_line(error)}")
+
+
+def _work(
+    plan: Plan, trials: Trials, tell: Callable[[TrialProgress], None], announce: Callable[[int], None]
+) -> int | None:
+    """Carry out trials until none is left; return the signal that ended it, if one did."""
+    with one_thread(), postponed(announce) as stop:
+        while stop.signum is None and (claim := trials.claim()) is not None:
+            began = time.perf_counter()
+            try:
+                for progress in training(plan, claim, plan.subjects.index(claim.subject)):
+                    if progress.state != "running":
+                        seconds = time.perf_counter() - began
+                        claim.end(progress.state, progress.metric, progress.rounds, seconds, progress.message)
+                    tell(progress)
+                    if stop.signum is not None:
+                        break
+            finally:
+                claim.give_up()
+    return stop.signum
+
+
+def _announce(signum: int) -> None:
+    """Say that a signal came, past the console, which may just be writing: this is called within a signal's handler."""
+    os.write(2, b"\nending this round; once more ends at once\n")
+
+
+# ------------------------------------------------------------------------------------- several processes
+
+
+@final
+@dataclass(frozen=True)
+class _Fatal:
+    """Why a process cannot work at all."""
+
+    message: str
+
+
+def _share_out(plan: Plan, directory: Path, jobs: int, tell: Callable[[TrialProgress], None]) -> int | None:
+    """Have ``jobs`` processes work until none finds a trial; return the signal that ended it, if one did."""
+    context = multiprocessing.get_context("spawn")
+    busy: dict[Connection, SpawnProcess] = {}
+
+    def stop_all(signum: int) -> None:
+        _announce(signum)
+        for process in busy.values():
+            if process.is_alive():
+                process.terminate()
+
+    any_trial = False
+    with postponed(stop_all) as stop:
+        try:
+            with for_children():
+                for _ in range(jobs):
+                    pipe, theirs = context.Pipe()
+                    process = context.Process(target=_be_worker, args=(plan, directory, theirs), daemon=True)
+                    process.start()
+                    theirs.close()  # so that the end of the process is the end of the pipe
+                    busy[pipe] = process
+            while busy:
+                for ready in wait(list(busy)):
+                    assert isinstance(ready, Connection)
+                    try:
+                        message = ready.recv()
+                    except (EOFError, ConnectionResetError):
+                        busy.pop(ready).join()
+                        continue
+                    if isinstance(message, _Fatal):
+                        raise ValueError(message.message)
+                    any_trial = True
+                    tell(message)
+        finally:
+            for process in busy.values():
+                process.terminate()
+            for process in busy.values():
+                process.join()
+    if not any_trial and stop.signum is None:
+        raise RuntimeError("the processes of jobs ended before they began a trial")
+    return stop.signum
+
+
+def _be_worker(plan: Plan, directory: Path, pipe: Connection) -> None:
+    """Work until no trial is left, or the parent is gone."""
+
+    def tell(progress: TrialProgress) -> None:
+        try:
+            pipe.send(progress)
+        except OSError:
+            signal.raise_signal(signal.SIGTERM)  # nobody listens any more: end the round, and stop
+
+    try:
+        with Trials(plan, directory) as trials:
+            _work(plan, trials, tell, lambda signum: None)  # the parent has said it
+    except (ValueError, OSError) as error:
+        with suppress(OSError):
+            pipe.send(_Fatal(one_line(error)))

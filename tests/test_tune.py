@@ -1,0 +1,635 @@
+"""Tuning: what a study file may ask for, the budget, and that nothing is lost or done twice whatever happens."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import signal
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from fedpisa.cli import main
+from fedpisa.config import RunConfig, load_config
+from fedpisa.study import Study, read_study
+from fedpisa.tuning.metric import METRICS, maximized, measure
+from fedpisa.tuning.plan import Plan, Settings, read_plan
+from fedpisa.tuning.space import Choices, Range, parse_space
+
+BASE: Mapping[str, Any] = {
+    "dataset": "quadratic",
+    "partitioner": "natural",
+    "num-clients": 3,
+    "dimension": 4,
+    "dtype": "float64",
+    "batch-size": "full",
+    "num-server-rounds": 9,
+}
+TABLES: Mapping[str, Any] = {
+    "name": "small",
+    "seeds": [0, 1],
+    "tune": {"trials": 5, "metric": "test_loss"},
+    "base": BASE,
+    "search": {"learning-rate": {"low": 0.01, "high": 1, "log": True}},
+    "variant": [
+        {"name": "sgd", "algorithm": "fedsgd"},
+        {
+            "name": "sisa",
+            "algorithm": "sisa",
+            "search": {"sigma": [0.1, 1, 10], "local-steps": {"low": 1, "high": 9}},
+        },
+    ],
+}
+
+
+def tables_of(**changes: Any) -> dict[str, Any]:
+    tables = {**TABLES, **changes}
+    return {
+        **tables,
+        "base": {**BASE, **changes.get("base", {})},
+        "tune": {**TABLES["tune"], **changes.get("tune", {})},
+    }
+
+
+def plan_of(**changes: Any) -> Plan:
+    return Plan.from_mapping(tables_of(**changes))
+
+
+def write(path: Path, **changes: Any) -> Path:
+    import tomli_w
+
+    path.write_text(tomli_w.dumps(tables_of(**changes)))
+    return path
+
+
+SGD: Mapping[str, Any] = {"variant": [TABLES["variant"][0]]}
+GRID: Mapping[str, Any] = {
+    "tune": {"sampler": "grid", "trials": 6, "pruner": "none"},
+    "search": {"learning-rate": [0.1, 0.3, 1]},
+    "variant": [{"name": "sgd", "algorithm": "fedsgd", "search": {"momentum": [0, 0.5]}}],
+}
+
+# ----------------------------------------------------------------------------------- what may be asked for
+
+
+def test_the_common_search_goes_to_those_that_have_the_key_and_a_variants_own_goes_before_it() -> None:
+    own = {"name": "own", "algorithm": "fedsgd", "search": {"learning_rate": [0.1, 0.2, 0.3, 0.4, 0.5]}}
+    sgd, sisa, other = plan_of(variant=[*TABLES["variant"], own]).subjects
+    assert sgd.space == {"learning-rate": Range(0.01, 1.0, log=True)}
+    assert sisa.space == {"sigma": Choices((0.1, 1, 10)), "local-steps": Range(1, 9, whole=True)}
+    assert other.space == {"learning-rate": Choices((0.1, 0.2, 0.3, 0.4, 0.5))}
+
+
+def test_whole_ends_are_whole_numbers_only_where_the_key_takes_no_others() -> None:
+    (sgd,) = plan_of(**SGD, search={"learning-rate": {"low": 1, "high": 2}}).subjects
+    assert sgd.space["learning-rate"] == Range(1.0, 2.0)
+    assert not math.isfinite(sgd.space["learning-rate"].size)
+
+
+def test_a_study_reads_the_same_with_and_without_tuning() -> None:
+    tables = tables_of()
+    bare = {key: value for key, value in tables.items() if key not in ("tune", "search")}
+    bare["variant"] = [{k: v for k, v in table.items() if k != "search"} for table in tables["variant"]]
+    assert Study.from_mapping(tables) == Study.from_mapping(bare)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tune": {"trails": 3}}, r"unknown key 'trails' .*did you mean 'trials'"),
+        ({"tune": {"trials": 0}}, r"key 'trials' = 0: must be greater than or equal to 1"),
+        ({"tune": {"metric": "accuracy"}}, r"key 'metric' = 'accuracy': must be 'test_accuracy', "),
+        ({"tune": {"sampler": "best"}}, r"key 'sampler' = 'best': must be 'tpe', 'random' or 'grid'"),
+        ({"tune": {"reduction-factor": 1}}, r"key 'reduction-factor' = 1"),
+        ({"tune": {"seeds": [1, 7]}}, r"seeds = \[1, 7\] shares \[1\] with the study's"),
+        (
+            {"search": {"learning-rate": [1, 2, 3, 4, 5], "sigm": [1]}},
+            r"\[search\] sigm: key 'sigm' is used by none of the variants",
+        ),
+        ({"search": {"seed": [1, 2]}}, r"\[search\] seed: key 'seed' says what is run"),
+        ({"search": {"num-server-rounds": [1, 2]}}, r"key 'num-server-rounds' says what is run"),
+        ({"search": {"dimension": [1, 2]}}, r"key 'dimension' of dataset 'quadratic' says what is learned"),
+        ({"search": {"learning-rate": {"low": 1}}}, r"\[search\] learning-rate: high is missing"),
+        ({"search": {"learning-rate": {"low": 1, "high": 1}}}, r"low = 1 must be less than high = 1"),
+        ({"search": {"learning-rate": {"low": 0, "high": 1, "log": True}}}, r"low = 0 must be positive"),
+        ({"search": {"learning-rate": {"low": 0.0, "high": 1.0, "step": 0.3}}}, r"step = 0.3 does not lead"),
+        ({"search": {"learning-rate": {"low": 1, "high": 9, "step": 1, "log": True}}}, r"exclude each other"),
+        ({"search": {"learning-rate": {"min": 1}}}, r"unknown 'min'"),
+        ({"search": {"learning-rate": 0.1}}, r"0.1 is no search space"),
+        ({"search": {"learning-rate": []}}, r"nothing to choose from"),
+        ({"search": {"learning-rate": [1, 1]}}, r"has a value twice"),
+        (
+            {"search": {"learning-rate": {"low": -1, "high": 1}}},
+            r"variant 'sgd': search learning-rate: .* = -1",
+        ),
+        ({"search": {"learning-rate": [0.1, "fast"]}}, r"variant 'sgd': search learning-rate: .* = 'fast'"),
+        ({"search": {}}, r"variant 'sgd' has nothing to search"),
+        (
+            {"search": {"learning-rate": [0.1, 1]}, **SGD},
+            r"has 2 configurations to search, fewer than trials = 5",
+        ),
+        (
+            {"sweep": {"learning-rate": [0.1]}, **SGD},
+            r"\[search\] learning-rate: key 'learning-rate' is in \[sweep\]",
+        ),
+        (
+            {"variant": [{"name": "a", "algorithm": "fedsgd", "search": {"rho": [1, 2]}}]},
+            r"key 'rho' is not used by",
+        ),
+        ({"variant": [{"name": "a", "algorithm": "fedsgd", "search": 3}]}, r"search of variant 'a' is 3"),
+        ({"tune": {"metric": "objective"}}, r"needs exact-diagnostics = true"),
+        ({"tune": {"metric": "rounds_to_target"}}, r"needs target-accuracy"),
+        ({"tune": {"metric": "test_accuracy"}}, r"test_accuracy is not measured on 'quadratic'"),
+        ({"tune": {"sampler": "grid"}, **SGD}, r"search learning-rate: a grid needs points"),
+        ({**GRID, "tune": {"sampler": "grid", "trials": 7}}, r"6 of variant 'sgd' and trials = 7"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_runs(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        plan_of(**changes)
+
+
+def test_grids_of_different_sizes_are_different_budgets() -> None:
+    tables = tables_of(**GRID)
+    del tables["tune"]["trials"]
+    assert Plan.from_mapping(tables).trials == 6
+    tables["variant"].append({"name": "b", "algorithm": "fedsgd"})
+    with pytest.raises(ValueError, match=r"different budgets: 6 of variant 'sgd', 3 of variant 'b'"):
+        Plan.from_mapping(tables)
+    del tables["variant"][1]
+
+
+def test_a_missing_budget_and_a_missing_table_are_said() -> None:
+    with pytest.raises(ValueError, match=r"there is no \[tune\] table"):
+        Plan.from_mapping({"base": BASE})
+    with pytest.raises(ValueError, match=r"needs trials"):
+        Plan.from_mapping({**TABLES, "tune": {"metric": "test_loss"}})
+
+
+def test_the_seeds_of_tuning_are_not_the_studys() -> None:
+    assert plan_of().settings.seeds == (2,)
+    assert plan_of(tune={"seeds": [5, 6]}).settings.seeds == (5, 6)
+
+
+def test_grids_of_ranges() -> None:
+    assert parse_space({"low": 1, "high": 100, "log": True, "points": 3}).grid() == pytest.approx(
+        (1, 10, 100)
+    )
+    assert Range(1, 10, step=3, whole=True).grid() == (1, 4, 7, 10)
+    assert Range(1, 4, points=3, whole=True).grid() == (1, 2, 4)
+    assert Range(0.0, 0.3, step=0.1).grid() == pytest.approx((0, 0.1, 0.2, 0.3))
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_metrics_by_hand(metric: Any) -> None:
+    columns: dict[str, list[float | None]] = {
+        "test_accuracy": [0.1, 0.5, None, 0.4],
+        "test_loss": [3.0, 2.0, None, 2.5],
+        "train_loss": [3.0, 2.0, 1.0, 0.5],
+        "objective": [4.0, 3.0, 2.0, math.nan],
+    }
+    rows = [{"round": n, **{key: values[n] for key, values in columns.items()}} for n in range(4)]
+    wanted = {
+        "test_accuracy": 0.4, "best_test_accuracy": 0.5, "test_loss": 2.5, "train_loss": 0.5, "objective": 2.0,
+        "rounds_to_target": 1.0,
+    }  # fmt: skip
+    assert measure(metric, rows, 3, 0.45) == wanted[metric]
+    assert maximized(metric) == ("accuracy" in metric)
+    assert measure(metric, [], 3, 0.45) is None
+
+
+def test_runs_that_miss_the_target_are_behind_those_that_reach_it_in_the_last_round() -> None:
+    runs = [[{"round": 9, "test_accuracy": value}] for value in (0.9, 0.5, 0.4)]
+    values = [measure("rounds_to_target", rows, 9, 0.9) or 0 for rows in runs]
+    assert values == sorted(values)
+    assert values[0] == 9 < values[1] < values[2]
+
+
+def test_keys_that_hold_at_a_point_only() -> None:
+    at = [{"dirichlet-alpha": 0.1, "sigma": 0.5}, {"dirichlet-alpha": 10, "num-clients": 5, "sigma": 2}]
+    study = Study.from_mapping(
+        {
+            "base": {"sigma": 7},
+            "sweep": {"dirichlet-alpha": [0.1, 1, 10], "num-clients": [5, 6]},
+            "variant": [{"name": "a", "at": at}, {"name": "b"}],
+        }
+    )
+    got = [(run.variant, *run.point.values(), run.config.options["sigma"]) for run in study.runs()]
+    assert got[:6] == [
+        ("a", 0.1, 5, 0.5), ("a", 0.1, 6, 0.5), ("a", 1, 5, 7), ("a", 1, 6, 7), ("a", 10, 5, 2), ("a", 10, 6, 7)
+    ]  # fmt: skip
+    assert {sigma for name, *_, sigma in got if name == "b"} == {7}
+    assert Study.from_mapping(tomllib.loads(study.to_toml())) == study
+
+
+@pytest.mark.parametrize(
+    ("at", "message"),
+    [
+        ([{"dirichlet-alpha": 3, "sigma": 1}], r"dirichlet-alpha = 3 is not in the sweep"),
+        ([{"sigma": 1}], r"needs a value of the sweep"),
+        ([{"dirichlet-alpha": 1}], r"needs a value of the sweep, and keys"),
+        ({"sigma": 1}, r"write \[\[variant.at\]\]"),
+    ],
+)
+def test_keys_of_no_point_are_refused(at: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Study.from_mapping({"sweep": {"dirichlet-alpha": [1]}, "variant": [{"name": "a", "at": at}]})
+
+
+def test_without_optuna_the_command_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    file = write(tmp_path / "small.toml")
+    assert main(["tune", str(file), "--out", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err.strip().endswith("run pip install 'fedpisa[tune]'")
+    assert not (tmp_path / "out").exists()
+
+
+# --------------------------------------------------------------------------------------- what is carried out
+
+optuna = pytest.importorskip("optuna", reason="needs the extra tune")
+
+
+def values_of(standings: Any) -> list[Any]:
+    return [(t.index, dict(t.keys), t.state, t.metric, t.rounds) for one in standings for t in one.trials]
+
+
+def tune(*arguments: Any, **options: Any) -> Any:
+    from fedpisa.tuning.tune import tune as carry_out
+
+    return carry_out(*arguments, **options)
+
+
+def test_every_subject_gets_the_same_budget_and_the_same_call_does_nothing_more(tmp_path: Path) -> None:
+    plan = plan_of(sweep={"condition": [2.0, 6.0]})
+    told: list[Any] = []
+    standings = tune(plan, tmp_path, on_progress=told.append)
+    assert [(one.subject.variant, one.subject.point["condition"], len(one.trials)) for one in standings] == [
+        ("sgd", 2, 5), ("sgd", 6, 5), ("sisa", 2, 5), ("sisa", 6, 5)
+    ]  # fmt: skip
+    assert all(sorted(t.index for t in one.trials) == list(range(5)) for one in standings)
+    # The rounds that are reported are those that were trained.
+    trained = {(one.subject, one.index): one.rounds for one in told}
+    assert sum(trained.values()) == sum(one.rounds for one in standings)
+    again: list[Any] = []
+    assert values_of(tune(plan, tmp_path, on_progress=again.append)) == values_of(standings)
+    assert len(again) == 20
+    assert all(one.before for one in again)
+    assert not (tmp_path / "workers").exists()
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_the_trials_are_those_of_the_seed(tmp_path: Path, sampler: str) -> None:
+    first, second, other = (
+        values_of(
+            tune(plan_of(tune={"sampler": sampler, "seed": seed, "trials": 7}, **SGD), tmp_path / str(number))
+        )
+        for number, seed in enumerate((3, 3, 4))
+    )
+    assert first == second
+    assert len({str(keys) for _, keys, *_ in first}) == 7
+    assert [keys for _, keys, *_ in first] != [keys for _, keys, *_ in other]
+
+
+def test_more_trials_may_be_asked_for_and_fewer_not(tmp_path: Path) -> None:
+    short = values_of(tune(plan_of(tune={"sampler": "random"}, **SGD), tmp_path))
+    longer = values_of(tune(plan_of(tune={"sampler": "random", "trials": 8}, **SGD), tmp_path))
+    assert len(longer) == 8
+    assert longer[:5] == short
+    with pytest.raises(ValueError, match=r"has 8 trials .* more than trials = 5"):
+        tune(plan_of(tune={"sampler": "random"}, **SGD), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"base": {"num-server-rounds": 8}}, "num-server-rounds was 9 and is now 8"),
+        ({"search": {"learning-rate": {"low": 0.1, "high": 1}}}, "search learning-rate was Range"),
+        ({"tune": {"pruner": "none"}}, r"\[tune\] pruner was 'halving' and is now 'none'"),
+    ],
+)
+def test_another_plan_is_refused(tmp_path: Path, changes: Any, message: str) -> None:
+    tune(plan_of(tune={"trials": 1}, **SGD), tmp_path)
+    with pytest.raises(ValueError, match=message):
+        tune(plan_of(**{**SGD, "tune": {"trials": 1, **changes.pop("tune", {})}, **changes}), tmp_path)
+
+
+def test_a_grid_is_visited_exactly(tmp_path: Path) -> None:
+    (standing,) = tune(plan_of(**GRID), tmp_path)
+    assert [(t.keys["learning-rate"], t.keys["momentum"]) for t in standing.trials] == [
+        (rate, momentum) for rate in (0.1, 0.3, 1) for momentum in (0, 0.5)
+    ]
+    assert {t.state for t in standing.trials} == {"finished"}
+
+
+def test_choices_that_are_lists_come_back_as_lists(tmp_path: Path) -> None:
+    base = {"dataset": "digits", "partitioner": "iid", "model": "mlp", "num-server-rounds": 1}
+    tables: dict[str, Any] = {
+        "tune": {"sampler": "grid"},
+        "base": base,
+        "search": {"widths": [[4], [4, 3]], "bias": [True, False]},
+    }
+    tables["search"].pop("bias")
+    (standing,) = tune(Plan.from_mapping(tables), tmp_path)
+    assert [t.keys["widths"] for t in standing.trials] == [[4], [4, 3]]
+    assert load_config(tmp_path / "best/base/all.toml").options["widths"] == standing.best.keys["widths"]
+
+
+def test_gradient_descent_is_tuned_to_its_best_step(tmp_path: Path) -> None:
+    base = {"dimension": 6, "condition": 20.0, "num-server-rounds": 60, "eval-every": 60}
+    tables = {**SGD, "base": base, "search": {"learning-rate": {"low": 0.05, "high": 5, "log": True}}}
+    (standing,) = tune(plan_of(**tables, tune={"trials": 25, "pruner": "none"}), tmp_path)
+    # The best step in closed form: F(w_R) - F* = 1/2 sum_k h_k (1 - eta h_k)^2R c_k^2 along the Hessian's eigenvectors.
+    config = RunConfig.from_mapping({**BASE, **base, "algorithm": "fedsgd", "seed": 2})
+    data = config.load_dataset()
+    inputs = np.asarray(data.x_train, dtype=np.float64)
+    curvature, directions = np.linalg.eigh(inputs.T @ inputs / len(inputs))
+    initial = next(config.build_model(data).parameters()).detach().numpy().ravel()
+    away = directions.T @ (initial - np.asarray(data.facts["optimum"]))
+    steps = np.geomspace(0.05, 5, 20_001)
+    losses = (curvature * (1 - steps[:, None] * curvature) ** 120 * away**2).sum(axis=1)
+    best = steps[losses.argmin()]
+    assert best == pytest.approx(2 / (curvature[0] + curvature[-1]), rel=0.1)
+    assert standing.best.keys["learning-rate"] == pytest.approx(best, rel=0.1)
+    by_step = sorted((t.keys["learning-rate"], t.metric) for t in standing.trials)
+    assert standing.best.metric < min(by_step[0][1], by_step[-1][1])
+
+
+def test_pruned_trials_stop_at_a_rung(tmp_path: Path) -> None:
+    plan = plan_of(**SGD, tune={"trials": 12, "seeds": [7, 8]})
+    (standing,) = tune(plan, tmp_path)
+    rungs = Settings().rungs(18)
+    assert rungs == (2, 6)
+    assert standing.counts["pruned"] > 3
+    for trial in standing.trials:
+        assert trial.rounds == 18 if trial.state == "finished" else trial.rounds in rungs
+    assert standing.best.metric == min(t.metric for t in standing.trials if t.state == "finished")
+
+
+def test_a_trial_is_the_mean_over_its_seeds(tmp_path: Path) -> None:
+    from fedpisa.runner import run
+
+    (standing,) = tune(plan_of(**SGD, tune={"trials": 1, "seeds": [7, 8]}), tmp_path)
+    losses = [run(standing.subject.config(standing.best.keys, seed)).last("test_loss") for seed in (7, 8)]
+    assert standing.best.metric == pytest.approx(np.mean(losses), rel=1e-12)
+
+
+def test_a_trial_that_fails_is_reported_and_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write(tmp_path / "small.toml", **GRID)
+    from fedpisa.simulation import simulation
+
+    built = simulation.Simulation.__init__
+
+    def break_some(self: Any, config: RunConfig, *others: Any, **options: Any) -> None:
+        if config.options["momentum"]:
+            raise RuntimeError("no such\nluck")
+        built(self, config, *others, **options)
+
+    monkeypatch.setattr(simulation.Simulation, "__init__", break_some)
+    assert main(["tune", str(file), "--out", str(tmp_path / "out")]) == 0
+    shown = capsys.readouterr()
+    assert shown.err.count("failed: variant 'sgd', trial") == 3
+    assert "RuntimeError: no such luck" in shown.err
+    trials = pd.read_csv(tmp_path / "out" / "trials.csv")
+    assert trials.state.tolist() == ["finished", "failed"] * 3
+    assert (tmp_path / "out" / "best.toml").exists()
+
+
+def test_when_all_trials_of_a_variant_fail_there_is_no_best(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = {"num-server-rounds": 40}
+    search = {"learning-rate": [1e200, 1e201]}
+    file = write(
+        tmp_path / "small.toml",
+        **{**GRID, "base": base, "search": search, "tune": {"sampler": "grid", "trials": 4}},
+    )
+    assert main(["tune", str(file), "--out", str(tmp_path / "out")]) == 1
+    assert "no trial reached the end of variant 'sgd'" in capsys.readouterr().err
+    assert set(pd.read_csv(tmp_path / "out" / "trials.csv").state) == {"diverged"}
+    assert not (tmp_path / "out" / "best.toml").exists()
+
+
+# ------------------------------------------------------------------------------------------- what is written
+
+
+def test_the_best_values_are_files_for_run_and_compare(tmp_path: Path) -> None:
+    plan = plan_of(sweep={"condition": [2.0, 6.0]}, tune={"trials": 3})
+    standings = tune(plan, tmp_path)
+    for one in standings:
+        toml = load_config(tmp_path / "best" / f"{one.subject.path}.toml")
+        assert toml == one.subject.config(one.best.keys, 0)
+        assert "seed =" not in (tmp_path / "best" / f"{one.subject.path}.toml").read_text()
+    best = read_study(tmp_path / "best.toml")
+    assert (best.name, tuple(best.seeds), dict(best.sweep)) == ("small", (0, 1), {"condition": [2.0, 6.0]})
+    runs = {(run.variant, run.point["condition"], run.seed): run.config for run in best.runs()}
+    assert len(runs) == 8
+    for one in standings:
+        for seed in (0, 1):
+            wanted = one.subject.config(one.best.keys, seed)
+            assert runs[one.subject.variant, one.subject.point["condition"], seed] == wanted
+
+
+def test_without_a_sweep_the_best_values_are_the_variants_own(tmp_path: Path) -> None:
+    (standing,) = tune(plan_of(**SGD, tune={"trials": 2}), tmp_path)
+    best = read_study(tmp_path / "best.toml")
+    assert best.at == {"sgd": []} or not best.at
+    assert best.variants["sgd"]["learning-rate"] == standing.best.keys["learning-rate"]
+
+
+def test_the_picture_has_a_panel_for_each_key_of_each_variant(tmp_path: Path) -> None:
+    from fedpisa.tuning.picture import plot_trials
+
+    plan = plan_of(tune={"trials": 6})
+    standings = tune(plan, tmp_path)
+    assert (tmp_path / "trials.png").stat().st_size > 10_000
+    figure = plot_trials(plan, [one.trials for one in standings])
+    visible = [ax for ax in figure.axes if ax.get_visible()]
+    assert [ax.get_xlabel() for ax in visible] == ["learning-rate", "sigma", "local-steps"]
+    assert [ax.get_xscale() for ax in visible] == ["log", "log", "linear"]
+    for ax, one in zip((visible[0], visible[1]), standings, strict=True):
+        drawn = sum(len(line.get_xdata()) for line in ax.lines)
+        assert drawn == len(one.trials) + 1  # and the ring
+
+
+def test_the_table_says_what_it_cost(tmp_path: Path) -> None:
+    from fedpisa.tuning.console import TuneConsole, table
+
+    plan = plan_of(sweep={"condition": [4.0]})
+    text = io.StringIO()
+    with TuneConsole(plan, Console(file=text, width=200)) as console:
+        standings = tune(plan, tmp_path, on_progress=console)
+    assert text.getvalue().count("\n") == 10
+    assert "[10/10] variant 'sisa', condition=4.0: trial 4" in text.getvalue()
+    live = io.StringIO()
+    with TuneConsole(plan, Console(file=live, width=200, force_terminal=True)) as console:
+        tune(plan, tmp_path, on_progress=console)
+    assert "5/5" in live.getvalue()
+    out = io.StringIO()
+    Console(file=out, width=200).print(table(standings, plan.metric))
+    assert f" {standings[0].rounds} " in out.getvalue()
+    assert "learning-rate=" in out.getvalue()
+
+
+# ---------------------------------------------------------------------------------------- whatever interrupts
+
+
+def stop_at(calls: int, act: Callable[[], None]) -> Callable[[Any], None]:
+    """Return a listener that acts when a trial has come to its second round for the n-th time."""
+    seen = 0
+
+    def listen(progress: Any) -> None:
+        nonlocal seen
+        seen += progress.state == "running" and progress.rounds == 1
+        if seen == calls:
+            seen += 1
+            act()
+
+    return listen
+
+
+def fail() -> None:
+    raise RuntimeError("stop here")
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_a_resumed_tuning_has_the_trials_of_one_that_was_not_interrupted(
+    tmp_path: Path, sampler: str
+) -> None:
+    plan = plan_of(tune={"sampler": sampler})
+    whole = values_of(tune(plan, tmp_path / "whole"))
+    for calls in (1, 2, 4):
+        with pytest.raises(RuntimeError, match="stop here"):
+            tune(plan, tmp_path / "cut", on_progress=stop_at(calls, fail))
+    assert values_of(tune(plan, tmp_path / "cut")) == whole
+
+
+def test_ctrl_c_ends_the_round_and_the_same_command_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fedpisa.tuning import console
+
+    file = write(tmp_path / "small.toml")
+    listen = stop_at(3, lambda: signal.raise_signal(signal.SIGINT))
+    shown = console.TuneConsole.__call__
+
+    def listen_too(self: Any, progress: Any) -> None:
+        shown(self, progress)
+        listen(progress)
+
+    monkeypatch.setattr(console.TuneConsole, "__call__", listen_too)
+    out = tmp_path / "out"
+    assert main(["tune", str(file), "--out", str(out)]) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+    ended = pd.read_csv(out / "trials.csv")
+    assert 2 <= len(ended) < 10
+    assert "running" not in set(ended.state)
+    assert not (out / "best.toml").exists()
+    assert main(["tune", str(file), "--out", str(out)]) == 0
+    assert len(pd.read_csv(out / "trials.csv")) == 10
+    assert (out / "best.toml").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_budget_and_a_killed_one_loses_nothing(tmp_path: Path) -> None:
+    file = write(
+        tmp_path / "small.toml", tune={"trials": 8, "sampler": "random"}, base={"num-server-rounds": 60}
+    )
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "fedpisa", "tune", str(file), "--out", str(out)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    pipes: dict[str, Any] = {
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        "text": True,
+        "env": environment,
+    }
+    victim = subprocess.Popen(command, **pipes)
+    assert victim.stderr is not None
+    for _ in range(3):  # it has ended three trials, and is at another, or is about to be
+        victim.stderr.readline()
+    others = [subprocess.Popen(command, **pipes) for _ in range(2)]
+    victim.kill()
+    victim.communicate()
+    ends = [(other.communicate(), other.returncode) for other in others]
+    assert {code for _, code in ends} <= {0, 1}, ends
+    standings = tune(read_plan(file), out)
+    alone = tune(read_plan(file), tmp_path / "alone")
+    assert [(t.index, t.keys) for one in standings for t in one.trials] == [
+        (t.index, t.keys) for one in alone for t in one.trials
+    ]
+    storage = optuna.storages.RDBStorage(f"sqlite:///{out / 'tune.db'}")
+    for one in standings:
+        found = optuna.load_study(study_name=str(one.subject.path), storage=storage).get_trials()
+        ended = [t.user_attrs["claim"]["index"] for t in found if "end" in t.user_attrs]
+        assert sorted(ended) == list(range(8))
+        assert not any(t.state == optuna.trial.TrialState.RUNNING for t in found)
+
+
+@pytest.mark.slow
+def test_jobs_begin_the_trials_of_workers_that_were_killed_again(tmp_path: Path) -> None:
+    import multiprocessing
+
+    def kill_all() -> None:
+        for process in multiprocessing.active_children():
+            process.kill()
+
+    plan = plan_of(tune={"sampler": "random"}, base={"num-server-rounds": 200})
+    told: list[Any] = []
+    stop = stop_at(1, kill_all)
+    standings = tune(plan, tmp_path / "jobs", jobs=2, on_progress=lambda p: (told.append(p), stop(p)))
+    assert [len(one.trials) for one in standings] == [5, 5]
+    storage = optuna.storages.RDBStorage(f"sqlite:///{tmp_path / 'jobs' / 'tune.db'}")
+    assert sum(study.n_trials for study in optuna.get_all_study_summaries(storage)) > 10  # some were lost
+    alone = tune(plan, tmp_path / "alone")
+    assert [t.keys for one in standings for t in one.trials] == [t.keys for one in alone for t in one.trials]
+
+
+def test_a_trial_whose_process_always_ends_is_given_up(tmp_path: Path) -> None:
+    from fedpisa.tuning.trials import ATTEMPTS, Trials
+
+    plan = plan_of(**SGD, tune={"trials": 2})
+    for _ in range(ATTEMPTS):
+        with Trials(plan, tmp_path) as trials:
+            claim = trials.claim()
+            assert claim is not None
+            assert claim.index == 0
+    with Trials(plan, tmp_path) as trials:
+        claim = trials.claim()
+        assert claim is not None
+        assert claim.index == 1
+        lost, running = trials.of(plan.subjects[0])
+        assert (lost.state, running.state) == ("failed", "running")
+        assert "ended 3 times" in lost.error
+
+
+def test_a_trial_of_a_process_that_works_is_left_to_it(tmp_path: Path) -> None:
+    from fedpisa.tuning.trials import Trials
+
+    plan = plan_of(**SGD, tune={"trials": 3})
+    with Trials(plan, tmp_path) as mine, Trials(plan, tmp_path) as theirs:
+        given = [each.claim() for each in (mine, theirs, mine, theirs)]
+        assert [claim and claim.index for claim in given] == [0, 1, 2, None]
+        assert len({str(claim.keys) for claim in given if claim}) == 3
+
+
+def test_a_database_that_is_none_is_an_error_of_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write(tmp_path / "small.toml")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "tune.db").write_bytes(b"no database " * 100)
+    assert main(["tune", str(file), "--out", str(tmp_path / "out")]) == 2
+    assert "tune.db cannot be used: file is not a database" in capsys.readouterr().err
