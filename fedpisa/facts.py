@@ -37,7 +37,8 @@ def facts_of(simulation: Simulation) -> dict[str, object]:
         "layout": simulation.federation.task.layout.fingerprint,
         "started": now(),
     }
-    return {"seed": simulation.config.seed, "versions": versions, "machine": machine, **started}
+    about = {"seed": simulation.config.seed, "versions": versions, "machine": machine, **started}
+    return {**about, **simulation.grid.facts}
 
 
 def now() -> str:

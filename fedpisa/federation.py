@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from fedpisa.clients.data import ClientData
 from fedpisa.clients.local import BUFFERS, Client
 from fedpisa.config import RunConfig
+from fedpisa.datasets.base import Dataset
 from fedpisa.flower.compat import to_record
 from fedpisa.strategies.admission import Admission
 from fedpisa.strategies.base import Algorithm
@@ -28,6 +29,11 @@ class Federation:
     ----------
     config
         The run's configuration.
+    clients_have_data
+        Whether the clients bring their own samples. Then those of the configuration's data set only say what
+        samples look like, and its test set is the server's; nothing is split.
+    dataset
+        The data; by default those that the configuration names.
 
     Raises
     ------
@@ -41,17 +47,24 @@ class Federation:
     (4, 650)
     """
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(
+        self, config: RunConfig, *, clients_have_data: bool = False, dataset: Dataset | None = None
+    ) -> None:
         self.device = resolve_device(config.device)
         self.algorithm: Algorithm = config.build_algorithm()
         dtype: torch.dtype = getattr(torch, config.dtype)
-        dataset = config.load_dataset()
+        dataset = config.load_dataset() if dataset is None else dataset
         self.config = config.with_model_of(dataset)
-        self.partition: list[NDArray[np.int64]]
-        dataset, self.partition = self.config.split(dataset)
+        self.partition: list[NDArray[np.int64]] = []
+        if clients_have_data:
+            parts = [np.arange(len(dataset.y_train))]
+        else:
+            dataset, self.partition = self.config.split(dataset)
+            parts = self.partition
+        self.num_outputs, self.shape, self.classes = dataset.num_outputs, dataset.shape, dataset.class_names
         module = self.config.build_model(dataset).to(device=self.device, dtype=dtype)
         self.task = Task(module, dataset.num_classes)
-        self.data = ClientData.of(dataset.x_train, dataset.y_train, self.partition, dtype, self.device)
+        self.data = ClientData.of(dataset.x_train, dataset.y_train, parts, dtype, self.device)
         self.algorithm.local_update.check(self.task, self.data.x[:1])
         everything = [np.arange(len(dataset.y_test))]
         self.test = ClientData.of(dataset.x_test, dataset.y_test, everything, dtype, self.device)

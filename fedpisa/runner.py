@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,20 +81,32 @@ def run(
     >>> result.status, len(result.history)
     ('finished', 3)
     """
+    return train(config, out, resume=resume, on_event=on_event)
+
+
+def train(
+    config: RunConfig | Mapping[str, object] | str | os.PathLike[str] | None = None,
+    out: str | os.PathLike[str] | None = None,
+    *,
+    resume: str | os.PathLike[str] | None = None,
+    on_event: Listener | Iterable[Listener] | None = None,
+    simulation_of: Callable[[RunConfig], Simulation] = Simulation,
+) -> Result:
+    """Do what `run` does, on whatever Grid ``simulation_of`` gives the run."""
     tell = fan_out(on_event)
     if resume is not None:
         if out is not None:
             raise ValueError(
                 f"out = {out} and resume = {resume} exclude each other: a run goes on where it is"
             )
-        return _resume(Path(resume), config, tell)
+        return _resume(Path(resume), config, tell, simulation_of)
     config = load_config(config)
     if out is None:
-        return _Run(Simulation(config), tell).train()
+        return _Run(simulation_of(config), tell).train()
     directory = require_free(Path(out))
     if config.per_client:
         require_parquet()
-    simulation = Simulation(config)
+    simulation = simulation_of(config)
     with held(directory):
         files = RunDirectory.create(
             directory,
@@ -109,6 +121,7 @@ def _resume(
     directory: Path,
     config: RunConfig | Mapping[str, object] | str | os.PathLike[str] | None,
     tell: Listener,
+    simulation_of: Callable[[RunConfig], Simulation],
 ) -> Result:
     if not (directory / "config.toml").is_file():
         raise ValueError(f"{directory} is not a run's directory, it lacks config.toml: name one that is")
@@ -122,7 +135,7 @@ def _resume(
             result = load_result(directory)
             tell(RunFinished(result, before=True))
             return result
-        simulation = Simulation(after)
+        simulation = simulation_of(after)
         found = pick(files, simulation)
         if found is None:
             files.begin(

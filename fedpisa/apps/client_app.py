@@ -2,42 +2,58 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from logging import getLogger
 
-from flwr.app import Context
+from flwr.app import Context, Message, MessageType, RecordDict
+from flwr.clientapp.typing import ClientAppCallable
 
-from fedpisa.apps.handlers import make_client_app
+from fedpisa.apps.handlers import STATE, make_client_app
+from fedpisa.apps.participant import participant_of, state_folder
+from fedpisa.apps.records import NODE, RUN, RunRecord
+from fedpisa.apps.states import read_state
 from fedpisa.clients.local import Client
-from fedpisa.config import RunConfig
-from fedpisa.federation import Federation
+from fedpisa.flower.messages import CONFIG, SERVER_ROUND
 
 
 def client_of(context: Context) -> Client:
-    """Return the client of a node: partition ``partition-id`` of the run's data set.
+    """Return the client of a node in the run of the message that it answers."""
+    return participant_of(context, _run(context.state)).client
 
-    Raises
-    ------
-    ValueError
-        If the node config lacks ``partition-id`` or ``num-partitions``, or they do not fit.
+
+def own_state(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    """Answer a message from the node's own copy of the client's state, which is written before the reply leaves.
+
+    A mod, in Flower's words: it goes around the client app.
     """
-    node = context.node_config
-    if "partition-id" not in node or "num-partitions" not in node:
-        raise ValueError(
-            f"the node config has {sorted(node)}, but a node needs partition-id and num-partitions: start it with "
-            "--node-config 'partition-id=0 num-partitions=4'"
-        )
-    client_id, num_clients = int(node["partition-id"]), int(node["num-partitions"])
-    if not 0 <= client_id < num_clients:
-        raise ValueError(
-            f"partition-id = {client_id} is not among 0 to num-partitions - 1 = {num_clients - 1}"
-        )
-    return federation_of(tuple(sorted(context.run_config.items())), num_clients).client(client_id)
+    run = _run(message.content)
+    context.state[RUN] = run.to_record()
+    if message.metadata.message_type != MessageType.TRAIN:
+        return call_next(message, context)
+    file = participant_of(context, run).state_file(run.run, state_folder(context))
+    read_state(file, context.state)
+    kept = STATE in context.state
+    reply = call_next(message, context)
+    if not reply.has_error():
+        file.write(context.state)
+    server_round = int(str(message.content.config_records[CONFIG][SERVER_ROUND]))
+    if STATE in context.state and not kept and server_round > 1:
+        text = "round %d: %s did not exist, the initial state was taken: right for a node that was not asked before"
+        getLogger("flwr").warning(text, server_round, file.path)
+    return reply
 
 
-@lru_cache(maxsize=1)
-def federation_of(run_config: tuple[tuple[str, object], ...], num_clients: int) -> Federation:
-    """Return the federation of Flower's run config, built once per process."""
-    return Federation(RunConfig.from_mapping({**dict(run_config), "num-clients": num_clients}))
+def _run(content: RecordDict) -> RunRecord:
+    run = RunRecord.of(content)
+    if run is None:
+        raise ValueError("the message lacks the record of its run: start fedpisa's own server app")
+    return run
 
 
-app = make_client_app(client_of)
+app = make_client_app(client_of, mods=[own_state])
+
+
+@app.query()
+def describe(message: Message, context: Context) -> Message:
+    """Say what the node's samples look like."""
+    node = participant_of(context, _run(context.state))
+    return Message(RecordDict({NODE: node.record().to_record()}), reply_to=message)

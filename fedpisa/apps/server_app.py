@@ -2,27 +2,90 @@
 
 from __future__ import annotations
 
-import logging
+import json
+import re
+from logging import getLogger
+from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from fedpisa.apps.grid import NodeGrid
+from fedpisa.apps.records import NO_CLIENT, NodeRecord, RunRecord
+from fedpisa.apps.settings import NodeSettings, read_run_config
 from fedpisa.config import RunConfig
+from fedpisa.events import Event, RoundFinished, RunFinished, RunStarted
 from fedpisa.federation import Federation
-from fedpisa.flower.compat import to_tensors
-from fedpisa.simulation.rounds import rounds
+from fedpisa.results import free_directory
+from fedpisa.runner import train
+from fedpisa.simulation.simulation import Simulation
 
 app = ServerApp()
 
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run the rounds of Flower's run config and log the global model's test metrics."""
-    federation = Federation(RunConfig.from_mapping(dict(context.run_config)))
-    strategy, test, task = federation.strategy(), federation.test, federation.task
-    model = strategy.start_from(federation.initial_model())
-    for finished in rounds(strategy, grid, model, federation.config.num_server_rounds):
-        tensors = to_tensors(finished.arrays, test.x.dtype, test.x.device)
-        buffers_Q = tensors.get("buffers", test.x.new_zeros(0))
-        metrics = task.evaluate(tensors["params"], buffers_Q, test.x, test.y)
-        logging.getLogger("flwr").info("round %d: %s", finished.server_round, metrics)
+    """Run what Flower's run config says on the connected nodes, and write its directory.
+
+    Raises
+    ------
+    ValueError
+        If the configuration, the data, the directory or a node is unusable.
+    RuntimeError
+        If the run diverged or was interrupted; its directory has the rounds until then.
+    """
+    settings, keys = read_run_config(context.run_config)
+    # Of a round the nodes keep the state before and after: the server must not fall back further than that.
+    config = RunConfig.from_mapping({**keys, "checkpoint-every": 1})
+    name = re.sub(r"[^\w.-]+", "-", f"{config.algorithm}-{config.dataset}-{config.seed}")
+    directory = Path(settings.resume or settings.out or free_directory(Path("runs") / name)).absolute()
+    run = _number_of(directory) or str(context.run_id)
+
+    def simulation_of(resolved: RunConfig) -> Simulation:
+        return Simulation(
+            resolved,
+            lambda federation: _connect(grid, federation, run, settings),
+            clients_have_data=settings.node_data == "own",
+        )
+
+    out, resume = (None, directory) if settings.resume else (directory, None)
+    try:
+        result = train(config, out, resume=resume, on_event=_log, simulation_of=simulation_of)
+    except KeyboardInterrupt as error:
+        raise RuntimeError(f"interrupted: go on with the key resume = {str(directory)!r}") from error
+    if result.status == "diverged":
+        raise RuntimeError(f"{config.algorithm} diverged, its rounds so far are kept in {directory}")
+    getLogger("flwr").info("result: %s", directory)
+
+
+def _connect(grid: Grid, federation: Federation, run: str, settings: NodeSettings) -> NodeGrid:
+    config, layout = federation.config, federation.task.layout
+    own_data = settings.node_data == "own"
+    record = RunRecord(run, NO_CLIENT, config.num_clients, str(config.model), federation.classes)
+    wanted = NodeRecord(NO_CLIENT, own_data, 0, federation.shape, federation.num_outputs, layout.fingerprint)
+    return NodeGrid.connect(grid, record, wanted, settings.connect_timeout)
+
+
+def _number_of(directory: Path) -> str | None:
+    """Return the number of a run that goes on: under it the nodes keep their states."""
+    file = directory / "run.json"
+    number = json.loads(file.read_bytes()).get("run") if file.is_file() else None
+    return None if number is None else str(number)
+
+
+def _log(event: Event) -> None:
+    log = getLogger("flwr").info
+    if isinstance(event, RunStarted):
+        resumed = f", after round {event.resumed}" if event.resumed else ""
+        log("%s on %d nodes%s", event.config.algorithm, event.config.num_clients, resumed)
+    elif isinstance(event, RoundFinished):
+        shown = {
+            key: value for key, value in event.row.items() if key in ("test_accuracy", "test_loss", "seconds")
+        }
+        log(
+            "round %s: %s",
+            event.row["round"],
+            ", ".join(f"{k} {v:.4g}" for k, v in shown.items() if v is not None),
+        )
+    elif isinstance(event, RunFinished):
+        log("%s after %d rounds", event.result.status, len(event.result.rows) - 1)

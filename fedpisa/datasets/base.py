@@ -36,6 +36,8 @@ class Dataset:
         The natural client of each training sample, ``(n,)`` int64; ``None`` where the data has none.
     default_model
         Name of the model to train when none is asked for.
+    classes
+        The classes' own names in the order of their numbers; ``None`` where the numbers are the names.
     facts
         What is known in closed form about the data, such as the optimum of a quadratic.
 
@@ -61,6 +63,7 @@ class Dataset:
     num_classes: int | None
     groups: NDArray[np.int64] | None = None
     default_model: str = "logistic"
+    classes: tuple[str, ...] | None = None
     facts: Mapping[str, NDArray[np.float64] | float] = field(default_factory=dict)
 
     @property
@@ -72,6 +75,11 @@ class Dataset:
     def num_outputs(self) -> int:
         """Outputs that a model of this data has: one per class, or one for regression."""
         return 1 if self.num_classes is None else self.num_classes
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes' names in the order of their numbers; none for regression."""
+        return self.classes or tuple(str(number) for number in range(self.num_classes or 0))
 
     def __post_init__(self) -> None:
         if self.num_classes is not None and self.num_classes < 2:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from fedpisa.datasets.base import Dataset, train_test_split
+from fedpisa.datasets.base import Dataset, Features, Targets, train_test_split
 from fedpisa.streams import generator
 
 _Arrays = Mapping[str, NDArray[Any]]
@@ -90,9 +90,56 @@ def file(
         x_test=x_test,
         y_test=y_test,
         num_classes=None if classes is None else len(classes),
+        classes=None if classes is None else tuple(map(str, classes)),
         groups=owner,
         default_model="linear" if classes is None else "logistic",
     )
+
+
+def read_samples(
+    place: Path, class_names: Sequence[str], label_column: str = "label"
+) -> tuple[Features, Targets]:
+    """Read a node's own samples: a file as `file` reads them, or all such files of a folder.
+
+    Parameters
+    ----------
+    place
+        A .npz, .csv or .parquet file, or a folder of them.
+    class_names
+        The run's classes in the order of their numbers; none for regression.
+    label_column
+        Column of a table that holds the labels.
+
+    Raises
+    ------
+    ValueError
+        If there is nothing to read, or it does not fit. The text may quote the data: it is for the node alone.
+    """
+    kinds = (".npz", ".csv", ".parquet")
+    files = sorted(f for f in place.iterdir() if f.suffix in kinds) if place.is_dir() else [place]
+    if not files or not place.exists() or files[0].suffix not in kinds:
+        raise ValueError(f"data {place} is no {', '.join(kinds)} file, nor a folder of some: name one")
+    parts = []
+    for path in files:
+        arrays = _read_npz(path) if path.suffix == ".npz" else _read_table(path, label_column, None)
+        own, y = _targets(path, arrays["y"])
+        if (own is None) != (not class_names):
+            wanted = "class labels" if class_names else "numbers with a decimal point"
+            raise ValueError(f"{path}: the labels are {arrays['y'].dtype}; the run asks for {wanted}")
+        if own is not None:
+            number_of = {name: number for number, name in enumerate(class_names)}
+            unknown = [str(name) for name in own if str(name) not in number_of]
+            if unknown:
+                raise ValueError(
+                    f"{path}: label {unknown[0]!r} is none of the run's: {', '.join(class_names)}"
+                )
+            y = np.array([number_of[str(name)] for name in own], dtype=np.int64)[y]
+        parts.append((arrays["x"], y))
+    shapes = {x.shape[1:] for x, _ in parts}
+    if len(shapes) > 1:
+        raise ValueError(f"{place}: the files' samples have the shapes {sorted(shapes)}; give all the same")
+    x, y = (np.concatenate([part[k] for part in parts]) for k in (0, 1))
+    return x, y
 
 
 def _read_npz(path: Path) -> _Arrays:

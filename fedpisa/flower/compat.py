@@ -3,6 +3,7 @@
 - `ensure_identity`: outside a Flower process a `Message` cannot be made, because it asks a process-wide
   task identity for the run. The in-process Grids give the process one if it has none.
 - `stamp`: Flower numbers a message when it is pushed to a SuperLink; an in-process Grid does it itself.
+- `TRANSPORT_ERRORS`: what Flower answers in the place of a node that is away.
 - `encode`, `decode`: a `RecordDict` as Flower's own bytes, and back.
 - `TensorArray`: an `Array` that holds a tensor and encodes it only when somebody asks for bytes.
 """
@@ -20,6 +21,7 @@ from flwr.app import Array, ArrayRecord, Message, RecordDict
 from torch import Tensor
 
 try:
+    from flwr.common.constant import ErrorCode
     from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
     from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
     from flwr.supercore.run import Run
@@ -31,6 +33,7 @@ except ImportError as error:
     ) from error
 
 __all__ = [
+    "TRANSPORT_ERRORS",
     "Run",
     "TensorArray",
     "decode",
@@ -46,6 +49,10 @@ __all__ = [
 SERVER_NODE_ID = 1
 """Flower's own number for the server; clients are numbered from the next one on."""
 FIRST_CLIENT_NODE_ID = 2
+TRANSPORT_ERRORS = frozenset(
+    (ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
+)
+"""Codes of the replies that Flower makes itself when a message got lost."""
 
 
 def ensure_identity() -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import final
 
 import torch
-from flwr.app import ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Error, Message, MessageType, MetricRecord, RecordDict
 from torch import Tensor
 
 from fedpisa.clients.base import Arrays
@@ -23,6 +23,9 @@ NUM_EXAMPLES, SERVER_ROUND = "num-examples", "server-round"
 """Flower's words for ``n_i`` and the number of the round."""
 CONFIRMED_ROUND = "confirmed-round"
 """The last round in which the server had the node's reply, 0 for none; see `LocalUpdate.incremental`."""
+
+STATE_LOST = 1000
+"""Code of the error reply of a client that has not the state on which the server counts; Flower's own are below."""
 
 
 @final
@@ -106,10 +109,26 @@ def reply_to(request: Message, upload: Arrays, num_examples: int, metrics: Mappi
     return Message(content, reply_to=request)
 
 
+def state_lost_reply(request: Message) -> Message:
+    """Return the reply of a client that has not the state on which the server counts."""
+    return Message(Error(STATE_LOST, "the client's state is lost"), reply_to=request)
+
+
+def lost_states(replies: Iterable[Message]) -> list[int]:
+    """Return the nodes whose replies say that they have lost their state."""
+    errors = (reply for reply in replies if reply.has_error())
+    return [reply.metadata.src_node_id for reply in errors if reply.error.code == STATE_LOST]
+
+
 def stack_replies(
-    messages: Iterable[Message], dtype: torch.dtype, device: torch.device | str = "cpu"
+    messages: Iterable[Message],
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+    client_of: Mapping[int, int] = {},
 ) -> StackedReplies | None:
-    """Stack replies in the order of their nodes, those with an error left out; ``None`` if there are none.
+    """Stack replies, those with an error left out; ``None`` if there are none.
+
+    They are in the order of their nodes, or of the clients' numbers where the nodes have some.
 
     Raises
     ------
@@ -119,7 +138,9 @@ def stack_replies(
     replies = [message for message in messages if not message.has_error()]
     if not replies:
         return None
-    replies.sort(key=lambda message: message.metadata.src_node_id)
+    replies.sort(
+        key=lambda message: client_of.get(message.metadata.src_node_id, message.metadata.src_node_id)
+    )
     arrays = [message.content.array_records[ARRAYS] for message in replies]
     metrics = [message.content.metric_records[METRICS] for message in replies]
     for message, array, metric in zip(replies, arrays, metrics, strict=True):

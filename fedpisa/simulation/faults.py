@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedpisa import streams
-from fedpisa.clients.base import Arrays
 from fedpisa.flower.messages import ARRAYS, CONFIG, METRICS, NUM_EXAMPLES, SERVER_ROUND, Broadcast
 from fedpisa.simulation.devices import Pace, Reachable, uniform
 from fedpisa.simulation.grid import InProcessGrid
+from fedpisa.strategies.base import ClientStates
 
 CRASHED: Final = 1
 """Flower's code of an error of the client app."""
@@ -82,9 +82,9 @@ class FaultyGrid(InProcessGrid):
         What happens to them.
     """
 
-    def __init__(self, grid: Any, faults: Faults) -> None:
+    def __init__(self, grid: InProcessGrid, faults: Faults) -> None:
         super().__init__(grid.num_clients)
-        self.grid, self.faults = grid, faults
+        self.grid, self.faults, self.engine = grid, faults, grid.engine
         self.simulated_seconds: float | None = None
 
     def exchange(self, requests: Broadcast | list[Message]) -> Iterable[Message]:
@@ -143,20 +143,14 @@ class FaultyGrid(InProcessGrid):
         self.simulated_seconds = self.faults.round_timeout if waits else float(seconds_S.max())
         return late_S
 
-    def state(self, client_id: int) -> Arrays | None:
-        """Return one client's state; see `fedpisa.strategies.base.ClientStates`."""
-        state: Arrays | None = self.grid.state(client_id)
-        return state
-
-    def weighted_sum(self, name: str, weights_N: Tensor) -> Tensor:
-        """Return ``sum_i weights_i state_i[name]``; see `fedpisa.strategies.base.ClientStates`."""
-        total: Tensor = self.grid.weighted_sum(name, weights_N)
-        return total
+    @property
+    def client_states(self) -> ClientStates | None:
+        """What the Grid has: faults change no state."""
+        return self.grid.client_states
 
     def snapshot(self) -> dict[str, Tensor]:
         """Return the clients' states; faults have none."""
-        kept: dict[str, Tensor] = self.grid.snapshot()
-        return kept
+        return self.grid.snapshot()
 
     def restore(self, kept: Mapping[str, Tensor]) -> None:
         """Take up a `snapshot`."""

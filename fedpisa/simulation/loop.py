@@ -16,6 +16,7 @@ from fedpisa.clients.base import Arrays
 from fedpisa.flower.compat import decode, encode
 from fedpisa.flower.messages import Broadcast
 from fedpisa.simulation.grid import InProcessGrid
+from fedpisa.strategies.base import ClientStates
 
 
 @final
@@ -34,6 +35,8 @@ class LoopGrid(InProcessGrid):
         Flower's run config, the same for all.
     """
 
+    engine = "loop"
+
     def __init__(
         self, client_app: ClientApp, num_clients: int, run_config: Mapping[str, bool | float | int | str] = {}
     ) -> None:
@@ -41,6 +44,11 @@ class LoopGrid(InProcessGrid):
         self.client_app = client_app
         self.run_config = dict(run_config)
         self.contexts: dict[int, Context] = {}
+
+    @property
+    def client_states(self) -> ClientStates:
+        """Everything is in this process."""
+        return self
 
     def context(self, client_id: int) -> Context:
         """Return a client's context, which keeps its state between rounds."""

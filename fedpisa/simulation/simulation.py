@@ -1,9 +1,9 @@
-"""A whole run in this process: a federation, its Grid and strategy, the rounds, and what is measured in each."""
+"""A whole run: a federation, its Grid and strategy, the rounds, and what is measured in each."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, final
 
 import numpy as np
@@ -22,6 +22,7 @@ from fedpisa.flower.compat import to_record, to_tensors
 from fedpisa.perclient import Table, evaluate_clients, table_of
 from fedpisa.results import Row
 from fedpisa.simulation.faults import FaultyGrid
+from fedpisa.simulation.grid import EngineGrid
 from fedpisa.simulation.loop import LoopGrid
 from fedpisa.simulation.rounds import Round, rounds
 from fedpisa.simulation.vmap import UnstackableError, VmapGrid
@@ -29,12 +30,16 @@ from fedpisa.simulation.vmap import UnstackableError, VmapGrid
 
 @final
 class Simulation:
-    """A federation on an in-process Grid, and its rounds; ``engine`` is ``vmap`` or ``loop``.
+    """A federation on a Grid, and its rounds.
 
     Parameters
     ----------
     config
         The run's configuration.
+    grid
+        Makes the Grid; by default the in-process one that the configuration asks for.
+    clients_have_data
+        Whether the clients bring their own samples; see `Federation`.
 
     Raises
     ------
@@ -42,16 +47,28 @@ class Simulation:
         If the configuration or the data is unusable.
     """
 
-    def __init__(self, config: RunConfig) -> None:
-        self.federation = Federation(config)
+    def __init__(
+        self,
+        config: RunConfig,
+        grid: Callable[[Federation], EngineGrid] | None = None,
+        *,
+        clients_have_data: bool = False,
+    ) -> None:
+        self.federation = Federation(config, clients_have_data=clients_have_data)
         self.config = self.federation.config
-        grid, faults = make_grid(self.federation), self.config.build_faults()
-        self.engine = "vmap" if isinstance(grid, VmapGrid) else "loop"
-        self.grid = grid if faults is None else FaultyGrid(grid, faults)
-        self.strategy = self.federation.strategy(trusting=faults is None)
+        self.grid = self._checked((grid or _simulated)(self.federation))
+        # Of the simulator's own clients nothing comes that was not made here, unless faults are wanted.
+        trusting = self.grid.client_states is not None and not isinstance(self.grid, FaultyGrid)
+        self.strategy = self.federation.strategy(trusting=trusting)
+        self._number_clients()
         self.model: ArrayRecord = self.strategy.start_from(self.federation.initial_model())
         self.server_round = 0
         self.diverged = False
+
+    @property
+    def engine(self) -> str:
+        """``vmap``, ``loop``, or ``flower`` for real nodes."""
+        return self.grid.engine
 
     def started(self) -> RunStarted:
         """Return what is about to run."""
@@ -70,7 +87,14 @@ class Simulation:
         if self.server_round == 0:
             yield {"round": 0, **self._evaluate()}
         last = self.config.num_server_rounds
-        for finished in rounds(self.strategy, self.grid, self.model, last, first_round=self.server_round + 1):
+        for finished in rounds(
+            self.strategy,
+            self.grid,
+            self.model,
+            last,
+            self.config.round_timeout,
+            first_round=self.server_round + 1,
+        ):
             self.model, self.server_round = finished.arrays, finished.server_round
             yield self._row(finished)
             if self.diverged:
@@ -99,6 +123,7 @@ class Simulation:
             part, _, name = path.partition("/")
             parts[part][name] = value
         self.strategy.restore(parts["strategy"])
+        self._number_clients()  # a node may have come back under another number
         self.grid.restore(parts["clients"])
         self.model = to_record({n: value.to(self.federation.device) for n, value in parts["model"].items()})
         self.server_round = server_round
@@ -110,6 +135,24 @@ class Simulation:
         frozen = {name: tensor for name, tensor in task.module.named_parameters() if not tensor.requires_grad}
         tensors = frozen | task.layout.unflatten(params_P) | task.buffer_layout.unflatten(buffers_Q)
         return {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
+
+    def _checked(self, grid: EngineGrid) -> EngineGrid:
+        """Return the Grid if its clients can do what the configuration asks for."""
+        config, nodes = self.config, grid.client_states is None
+        own_data = nodes and not self.federation.partition
+        refused = {
+            "exact-diagnostics = true needs every client's samples in this process": config.exact_diagnostics,
+            "per-client = true needs every client's samples in this process": config.per_client and own_data,
+            "pace, availability and faults are those of simulated clients": config.build_faults() is not None,
+        }
+        for cause, asked in refused.items():
+            if nodes and asked:
+                raise ValueError(f"{cause}: leave it out where clients are real nodes")
+        return grid
+
+    def _number_clients(self) -> None:
+        if self.grid.clients:
+            self.strategy.number(self.grid.clients)
 
     def _tensors(self) -> dict[str, Tensor]:
         x = self.federation.test.x
@@ -148,15 +191,23 @@ class Simulation:
 
     def _state_columns(self, buffers_Q: Tensor) -> dict[str, float]:
         """Return the diagnostics that need every client's state, or all of its samples."""
-        server, data = self.strategy.server, self.federation.data
+        states, server, data = self.grid.client_states, self.strategy.server, self.federation.data
         assert server is not None
+        if states is None:
+            return {}
         algorithm = self.federation.algorithm
         weights_N = self.strategy.weights_of_all(torch.from_numpy(data.sizes_N).to(data.x.device))
-        columns = algorithm.stationarity(server, self.grid, weights_N)
+        columns = algorithm.stationarity(server, states, weights_N)
         if self.config.exact_diagnostics:
             objective = FullObjective(self.federation.task, data, buffers_Q)
-            columns |= algorithm.exact_diagnostics(server, self.grid, objective, weights_N)
+            columns |= algorithm.exact_diagnostics(server, states, objective, weights_N)
         return columns
+
+
+def _simulated(federation: Federation) -> LoopGrid | VmapGrid | FaultyGrid:
+    """Return the engine's Grid, with the faults that are wanted."""
+    grid, faults = make_grid(federation), federation.config.build_faults()
+    return grid if faults is None else FaultyGrid(grid, faults)
 
 
 def make_grid(federation: Federation) -> LoopGrid | VmapGrid:

@@ -39,6 +39,7 @@ from fedpisa.flower.messages import (
 from fedpisa.simulation.cores import keep_freed_memory, one_thread_each
 from fedpisa.simulation.grid import InProcessGrid
 from fedpisa.simulation.states import StackedStates
+from fedpisa.strategies.base import ClientStates
 from fedpisa.task import Task
 
 WORTH_A_THREAD: Final = 5_000_000
@@ -76,6 +77,8 @@ class VmapGrid(InProcessGrid):
         If a layer of the module cannot run stacked, by its name.
     """
 
+    engine = "vmap"
+
     def __init__(self, task: Task, update: LocalUpdate, data: ClientData, seed: int) -> None:
         super().__init__(data.num_clients)
         refuse_unstackable(task, data)
@@ -86,6 +89,11 @@ class VmapGrid(InProcessGrid):
         # What is drawn while the model runs comes from one generator, which threads would share.
         threads = torch.get_num_threads() if on_cpu and not draws(task, data) else 1
         self.copies = [deepcopy(task) for _ in range(threads - 1)]
+
+    @property
+    def client_states(self) -> ClientStates:
+        """Everything is in this process."""
+        return self
 
     def exchange(self, requests: Broadcast | list[Message]) -> Iterable[Message]:
         """Run the requests' clients, those with the same content together."""

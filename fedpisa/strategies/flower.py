@@ -38,7 +38,7 @@ from fedpisa.flower.messages import (
 from fedpisa.layout import ParamLayout
 from fedpisa.strategies.admission import Admission
 from fedpisa.strategies.base import Algorithm, Cohort, weighted_mean
-from fedpisa.strategies.strategy import averaged, sampled
+from fedpisa.strategies.strategy import averaged, in_order, sampled
 
 WEIGHT: Final = "weight"
 """Metric of a reply that says what it counts, ``alpha_i``."""
@@ -80,6 +80,7 @@ class FlowerStrategy(Strategy):
         self._model: ArrayRecord | None = None
         self._buffers: Arrays = {}
         self._client_of: dict[int, int] = {}
+        self._numbers: dict[int, int] = {}
         self._requests: dict[int, Message] = {}
 
     def summary(self) -> None:
@@ -106,8 +107,8 @@ class FlowerStrategy(Strategy):
                 self.server = {**self.server, "params": tensors["params"]}
                 self._buffers = {name: tensors[name] for name in self._buffers}
         assert self.server is not None
-        nodes = sorted(grid.get_node_ids())
-        self._client_of = {node: number for number, node in enumerate(nodes)}
+        nodes = sorted(grid.get_node_ids(), key=lambda node: self._numbers.get(node, node))
+        self._client_of = self._numbers or {node: number for number, node in enumerate(nodes)}
         cohort = sampled(nodes, self.fraction_train, self.seed, server_round)
         model = to_record({"params": self.server["params"]})
         with global_randomness(self.seed, "server-strategy-sampling", server_round):
@@ -128,7 +129,8 @@ class FlowerStrategy(Strategy):
                 CONFIG: ConfigRecord({**sent, SERVER_ROUND: server_round}),
             }
         )
-        broadcast = Broadcast(content, sorted(message.metadata.dst_node_id for message in messages))
+        asked = {message.metadata.dst_node_id for message in messages}
+        broadcast = Broadcast(content, sorted(asked, key=self._client_of.__getitem__))
         self._requests = dict(zip(broadcast.node_ids, broadcast, strict=True))
         return broadcast
 
@@ -146,7 +148,7 @@ class FlowerStrategy(Strategy):
         if isinstance(replies, StackedReplies):
             stacked: StackedReplies | None = replies
         else:
-            stacked = stack_replies(replies, self.layout.dtypes[0], self.device)
+            stacked = stack_replies(replies, self.layout.dtypes[0], self.device, self._client_of)
         if stacked is None:
             return None, MetricRecord({**counts}) if counts else None
         cohort = Cohort(
@@ -185,6 +187,10 @@ class FlowerStrategy(Strategy):
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Nothing to aggregate."""
         return None
+
+    def number(self, client_of: Mapping[int, int]) -> None:
+        """Give nodes the numbers ``0 .. N-1`` that their clients have; without it they are numbered by their own."""
+        self._numbers = in_order(client_of)
 
     def weights_of_all(self, sizes_N: Tensor) -> Tensor:
         """Return the algorithm's weights ``alpha`` ``(N,)`` if every client took part."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from logging import getLogger
 from typing import final
 
@@ -23,11 +23,14 @@ from fedpisa.flower.messages import (
     SERVER_ROUND,
     Broadcast,
     StackedReplies,
+    lost_states,
     stack_replies,
 )
 from fedpisa.layout import ParamLayout
 from fedpisa.strategies.admission import Admission
 from fedpisa.strategies.base import Algorithm, Cohort, weighted_mean
+
+_LOG = getLogger("fedpisa")
 
 
 @final
@@ -117,6 +120,8 @@ class AlgorithmStrategy(Strategy):
         nodes = grid.get_node_ids()
         nodes = nodes if isinstance(nodes, range) else sorted(nodes)
         self._number(nodes)
+        if not isinstance(nodes, range):
+            nodes = sorted(nodes, key=self._client_of.__getitem__)
         cohort = sampled(nodes, self.fraction_train, self.seed, server_round)
         algorithm = self.algorithm.at_round(server_round)
         content = RecordDict(
@@ -133,7 +138,25 @@ class AlgorithmStrategy(Strategy):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Take the server's step with the replies that arrived."""
+        """Take the server's step with the replies that arrived.
+
+        If a client has lost the state on which the algorithm counts, the algorithm begins anew from that model.
+        """
+        replies = replies if isinstance(replies, StackedReplies) else list(replies)
+        lost = [] if isinstance(replies, StackedReplies) else self._without_state(replies)
+        arrays, metrics = self._step(server_round, replies)
+        if not lost:
+            return arrays, metrics
+        text = "round %d: client %s lost its state: all clients begin anew from the model of this round"
+        _LOG.warning(text, server_round, ", ".join(map(str, lost)))
+        assert self.server is not None
+        self.server = self.algorithm.init(self.server["params"], self.layout)
+        self._confirmed.clear()
+        return self._record(), metrics
+
+    def _step(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         assert self.server is not None
         counts: dict[str, float] = {}
         if self.admission is not None:
@@ -144,7 +167,7 @@ class AlgorithmStrategy(Strategy):
         if isinstance(replies, StackedReplies):
             stacked: StackedReplies | None = replies
         else:
-            stacked = stack_replies(replies, self.layout.dtypes[0], self.device)
+            stacked = stack_replies(replies, self.layout.dtypes[0], self.device, self._client_of)
         if stacked is None:
             return None, MetricRecord({**counts}) if counts else None
         clients = [self._client_of[node] for node in stacked.node_ids]
@@ -177,6 +200,11 @@ class AlgorithmStrategy(Strategy):
         """Nothing to aggregate."""
         return None
 
+    def number(self, client_of: Mapping[int, int]) -> None:
+        """Give nodes the numbers ``0 .. N-1`` that their clients have; without it they are numbered as they come."""
+        self._client_of = in_order(client_of)
+        self._nodes = ()
+
     def weights_of_all(self, sizes_N: Tensor) -> Tensor:
         """Return the algorithm's weights ``alpha`` ``(N,)`` if every client took part."""
         ids_N = torch.arange(len(sizes_N), device=sizes_N.device)
@@ -207,6 +235,11 @@ class AlgorithmStrategy(Strategy):
         self._nodes = ()
         self._confirmed = dict(kept["confirmed"].tolist())
 
+    def _without_state(self, replies: Iterable[Message]) -> list[int]:
+        """Return the clients that have lost a state on which the server counts."""
+        clients = (self._client_of[node] for node in lost_states(replies) if node in self._client_of)
+        return sorted({client for client in clients if self._confirmed.get(client)})
+
     def _record(self) -> ArrayRecord:
         assert self.server is not None
         self._model = to_record({"params": self.server["params"], **self._buffers})
@@ -218,6 +251,20 @@ class AlgorithmStrategy(Strategy):
             for node in nodes:
                 self._client_of.setdefault(node, len(self._client_of))
             self._nodes = nodes
+
+
+def in_order(client_of: Mapping[int, int]) -> dict[int, int]:
+    """Return the nodes with their clients' numbers, in the order of these.
+
+    Raises
+    ------
+    ValueError
+        If the numbers are not ``0 .. N-1``.
+    """
+    ordered = dict(sorted(client_of.items(), key=lambda pair: pair[1]))
+    if list(ordered.values()) != list(range(len(ordered))):
+        raise ValueError(f"the nodes' clients are {[*ordered.values()]}: number them 0 to {len(ordered) - 1}")
+    return ordered
 
 
 def cohort_size(num_clients: int, fraction: float) -> int:

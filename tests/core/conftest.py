@@ -15,13 +15,15 @@ from typing import Any, Literal, get_args, get_origin
 import numpy as np
 import pytest
 import torch
+from flwr.app import ConfigRecord
 from torch import Tensor, nn
 
 from fedpisa import components
-from fedpisa.apps.handlers import STATE, make_client_app
+from fedpisa.apps.handlers import EARLIER_ROUND, STATE, STATE_OF, make_client_app
 from fedpisa.clients.data import ClientData
 from fedpisa.clients.local import BUFFERS, Client
 from fedpisa.flower.compat import to_record, to_tensors
+from fedpisa.flower.messages import SERVER_ROUND
 from fedpisa.simulation.loop import LoopGrid
 from fedpisa.simulation.rounds import rounds
 from fedpisa.simulation.vmap import VmapGrid
@@ -196,7 +198,9 @@ class Federation:
         """Give every client a state."""
         if self.engine == "loop":
             for client_id, state in enumerate(states):
-                self.grid.context(client_id).state[STATE] = to_record(state)
+                context = self.grid.context(client_id)
+                context.state[STATE] = to_record(state)
+                context.state[STATE_OF] = ConfigRecord({SERVER_ROUND: 0, EARLIER_ROUND: -1})
         else:
             from fedpisa.simulation.states import StackedStates
 

@@ -1,0 +1,291 @@
+"""Real nodes as a run sees them: known by their clients' numbers, and asked again when a message got lost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from logging import getLogger
+from typing import Final, Self, final
+
+from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+from flwr.serverapp import Grid
+from torch import Tensor
+
+from fedpisa.apps.records import NO_CLIENT, RUN, NodeRecord, RunRecord
+from fedpisa.flower.compat import TRANSPORT_ERRORS, Run
+from fedpisa.flower.messages import CONFIG, SERVER_ROUND
+from fedpisa.simulation.grid import EngineGrid
+
+PAUSE: Final = 0.5
+"""Seconds between two looks at what has arrived."""
+LOOK: Final = 4
+"""Pauses between two looks at which nodes are there."""
+_LOG: Final = getLogger("flwr")
+
+
+@final
+class NodeGrid(EngineGrid):
+    """Flower's Grid to the nodes of a run.
+
+    The same nodes take part from the first round to the last. A request whose node was started again since, or whose
+    loss Flower reports, is sent again as soon as the node is there: a client that gets a request twice replies twice
+    the same, see `fedpisa.apps.handlers.state_before`. Of several replies to a request the first counts.
+
+    Parameters
+    ----------
+    grid
+        Flower's own.
+    nodes
+        What each node said of itself.
+    run_record
+        What every node is told; its own number is added.
+    pause
+        Waits some seconds.
+    """
+
+    engine = "flower"
+
+    def __init__(
+        self,
+        grid: Grid,
+        nodes: Mapping[int, NodeRecord],
+        run_record: RunRecord,
+        pause: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.grid, self.nodes, self.run_record, self.pause = grid, dict(nodes), run_record, pause
+
+    @classmethod
+    def connect(
+        cls,
+        grid: Grid,
+        run_record: RunRecord,
+        wanted: NodeRecord,
+        timeout: float,
+        pause: Callable[[float], None] = time.sleep,
+    ) -> Self:
+        """Wait for the nodes, and ask each what its samples look like.
+
+        Parameters
+        ----------
+        grid
+            Flower's own.
+        run_record
+            What every node is told.
+        wanted
+            What every node has to say of itself; its number and its samples' are its own.
+        timeout
+            Seconds to wait for the nodes, and then for their answers.
+        pause
+            Waits some seconds.
+
+        Raises
+        ------
+        ValueError
+            If not all nodes come, or one does not fit.
+        """
+        num_clients, deadline = run_record.num_clients, time.monotonic() + timeout
+        _LOG.info("waiting for %d nodes", num_clients)
+        while len(node_ids := sorted(grid.get_node_ids())) < num_clients:
+            if time.monotonic() > deadline:
+                raise ValueError(
+                    f"{len(node_ids)} of num-clients = {num_clients} nodes were there after {timeout:g} s: "
+                    "start the others, or give connect-timeout more seconds"
+                )
+            pause(PAUSE)
+        if len(node_ids) > num_clients:
+            raise ValueError(
+                f"{len(node_ids)} nodes are there, and num-clients = {num_clients}: give both the same number"
+            )
+        asking = cls(grid, {}, run_record, pause)
+        questions = [Message(RecordDict(), node_id, MessageType.QUERY) for node_id in node_ids]
+        replies = asking.send_and_receive(questions, timeout=timeout)
+        answers = {reply.metadata.src_node_id: reply for reply in replies}
+        nodes: dict[int, NodeRecord] = {}
+        for node_id in node_ids:
+            if node_id not in answers:
+                raise ValueError(f"node {node_id} did not answer within {timeout:g} s: its log says why")
+            nodes[node_id] = _checked(node_id, answers[node_id], wanted)
+        return cls(grid, _numbered(nodes), run_record, pause)
+
+    @property
+    def client_states(self) -> None:
+        """They stay with the nodes."""
+        return
+
+    @property
+    def clients(self) -> Mapping[int, int]:
+        """Every node's client number."""
+        return {node_id: node.client for node_id, node in self.nodes.items()}
+
+    @property
+    def facts(self) -> Mapping[str, object]:
+        """The run's number, and each client's node and number of samples."""
+        ordered = sorted(self.nodes.items(), key=lambda pair: pair[1].client)
+        nodes = [{"node": str(node_id), "num_examples": node.num_examples} for node_id, node in ordered]
+        return {"run": self.run_record.run, "nodes": nodes}
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """Return nothing: the nodes keep their states themselves."""
+        return {}
+
+    def restore(self, kept: Mapping[str, Tensor]) -> None:
+        """Nothing to take up."""
+
+    def set_run(self, run: Run) -> None:
+        """Set the run."""
+        self.grid.set_run(run)
+
+    @property
+    def run(self) -> Run:
+        """Flower's run."""
+        return self.grid.run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """Return a new message to a node."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> list[int]:
+        """Return the nodes of the run, also those that are away."""
+        return list(self.nodes)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Send messages as they are."""
+        return self.grid.push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Return the replies that are there."""
+        return self.grid.pull_messages(message_ids)
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Send requests and return the replies that come within ``timeout`` seconds, one per node at most."""
+        exchange = _Exchange(self, {message.metadata.dst_node_id: message for message in messages})
+        deadline = None if timeout is None else time.monotonic() + timeout
+        exchange.send(list(exchange.requests))
+        while exchange.missing and (deadline is None or time.monotonic() < deadline):
+            for _ in range(LOOK):
+                exchange.receive()
+                if not exchange.missing:
+                    break
+                self.pause(PAUSE)
+            else:
+                exchange.send_again()
+        for node_id in exchange.missing:
+            _LOG.warning("client %s did not reply within %g s", self._name(node_id), timeout)
+        return list(exchange.replies.values())
+
+    def addressed(self, request: Message) -> Message:
+        """Return a new message with a request's content, and with what its node has to know about the run."""
+        node_id, content = request.metadata.dst_node_id, request.content
+        node = self.nodes.get(node_id)
+        record = self.run_record if node is None else replace(self.run_record, client=node.client)
+        config = content.config_records.get(CONFIG, ConfigRecord())
+        return Message(
+            RecordDict({**content, RUN: record.to_record()}),
+            node_id,
+            request.metadata.message_type,
+            group_id=str(config.get(SERVER_ROUND, "")),
+        )
+
+    def activations(self) -> dict[int, str]:
+        """Return the nodes that are there, and when each was started."""
+        return {node.node_id: node.last_activated_at for node in self.grid.get_nodes()}
+
+    def _name(self, node_id: int) -> str:
+        return str(self.nodes[node_id].client if node_id in self.nodes else f"of node {node_id}")
+
+
+@final
+@dataclass
+class _Exchange:
+    """Requests on their way, and the replies so far."""
+
+    grid: NodeGrid
+    requests: dict[int, Message]
+
+    def __post_init__(self) -> None:
+        self.replies: dict[int, Message] = {}
+        self.sent: dict[str, int] = {}
+        self.started: dict[int, str] = self.grid.activations()
+
+    @property
+    def missing(self) -> list[int]:
+        """The nodes that have not replied."""
+        return [node_id for node_id in self.requests if node_id not in self.replies]
+
+    def send(self, node_ids: list[int]) -> None:
+        messages = [self.grid.addressed(self.requests[node_id]) for node_id in node_ids]
+        if messages:
+            numbers = self.grid.push_messages(messages)
+            self.sent |= {n: node_id for n, node_id in zip(numbers, node_ids, strict=True) if n is not None}
+
+    def receive(self) -> None:
+        for reply in self.grid.pull_messages(list(self.sent)) if self.sent else ():
+            node_id = self.sent.pop(reply.metadata.reply_to_message_id, None)
+            if node_id is None or node_id in self.replies:
+                continue
+            if reply.has_error() and reply.error.code in TRANSPORT_ERRORS:
+                _LOG.warning(
+                    "a message to client %s got lost: %s", self.grid._name(node_id), reply.error.reason
+                )
+            elif reply.metadata.src_node_id == node_id:
+                self.replies[node_id] = reply
+
+    def send_again(self) -> None:
+        """Send the requests of nodes that are there, and have nothing on the way or were started since."""
+        activations, on_the_way = self.grid.activations(), set(self.sent.values())
+        lost = [
+            node_id
+            for node_id in self.missing
+            if node_id in activations
+            and (node_id not in on_the_way or activations[node_id] != self.started.get(node_id))
+        ]
+        for node_id in lost:
+            _LOG.warning("client %s is asked again", self.grid._name(node_id))
+            self.started[node_id] = activations[node_id]
+        self.send(lost)
+
+
+def _checked(node_id: int, answer: Message, wanted: NodeRecord) -> NodeRecord:
+    """Return what a node says of itself if it fits."""
+    if answer.has_error():
+        raise ValueError(f"node {node_id} cannot take part: {answer.error.reason}")
+    try:
+        node = NodeRecord.of(answer.content)
+    except ValueError as error:
+        raise ValueError(f"node {node_id} cannot take part: {error}") from error
+    for what, its, ours in (
+        ("samples of shape", node.shape, wanted.shape),
+        ("outputs for its labels,", node.num_outputs, wanted.num_outputs),
+        ("a model with the fingerprint", node.layout, wanted.layout),
+    ):
+        if its != ours:
+            raise ValueError(
+                f"node {node_id} has {what} {its}, the server {ours}: give all the same columns, classes and "
+                "model, and the same version of fedpisa"
+            )
+    if node.num_examples < 1:
+        raise ValueError(f"node {node_id} has no samples")
+    return node
+
+
+def _numbered(nodes: Mapping[int, NodeRecord]) -> dict[int, NodeRecord]:
+    """Return the nodes with clients' numbers: their own where all have one, or else in the order of the nodes'."""
+    own = [node.client for node in nodes.values()]
+    if all(number == NO_CLIENT for number in own):
+        return {n: replace(node, client=i) for i, (n, node) in enumerate(sorted(nodes.items()))}
+    if sorted(own) != list(range(len(own))):
+        raise ValueError(
+            f"the nodes' partition-ids are {sorted(own)}: give each of the {len(own)} nodes one of "
+            f"0 to {len(own) - 1}, or none of them any"
+        )
+    return dict(nodes)

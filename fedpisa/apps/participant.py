@@ -1,0 +1,161 @@
+"""A node's side of a run: its samples, the model, its client."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from logging import getLogger
+from pathlib import Path
+from typing import final
+
+from flwr.app import Context
+
+from fedpisa.apps.records import NO_CLIENT, NodeRecord, RunRecord
+from fedpisa.apps.settings import Value, read_run_config
+from fedpisa.apps.states import Owner, StateFile, default_folder
+from fedpisa.clients.local import Client
+from fedpisa.config import RunConfig
+from fedpisa.datasets.base import Dataset
+from fedpisa.datasets.files import read_samples
+from fedpisa.federation import Federation
+
+NODE_KEYS = ("partition-id", "num-partitions", "data", "label-column", "state-dir")
+"""Keys of a node config."""
+
+
+@final
+@dataclass(frozen=True)
+class Participant:
+    """A node in a run.
+
+    Parameters
+    ----------
+    federation
+        The model and the samples: all clients' of a named data set, or the node's own.
+    client_id
+        Its client number, `NO_CLIENT` while it has none.
+    own_data
+        Whether the samples are its own.
+    """
+
+    federation: Federation
+    client_id: int
+    own_data: bool
+
+    @property
+    def client(self) -> Client:
+        """The client that trains."""
+        samples = self.federation.data.client(0 if self.own_data else self.client_id)
+        task, update = self.federation.task, self.federation.algorithm.local_update
+        return Client(task, update, *samples, self.client_id, self.federation.config.seed)
+
+    def record(self) -> NodeRecord:
+        """Return what the server is told of the node."""
+        sizes_N = self.federation.data.sizes_N
+        return NodeRecord(
+            client=self.client_id,
+            own_data=self.own_data,
+            num_examples=int(sizes_N[0 if self.own_data else self.client_id]),
+            shape=self.federation.shape,
+            num_outputs=self.federation.num_outputs,
+            layout=self.federation.task.layout.fingerprint,
+        )
+
+    def state_file(self, run: str, folder: Path) -> StateFile:
+        """Return where the node keeps the client's state."""
+        layout = self.federation.task.layout.fingerprint
+        return StateFile(folder, Owner(run, self.federation.config.algorithm, layout, self.client_id))
+
+
+def participant_of(context: Context, run: RunRecord) -> Participant:
+    """Return the node's part in a run.
+
+    Raises
+    ------
+    ValueError
+        If the node config or the run config does not fit, or the samples cannot be used. What is wrong with a
+        node's own samples is logged there and not said in the error, which goes to the server.
+    """
+    node = {str(key): value for key, value in context.node_config.items()}
+    unknown = sorted(set(node) - set(NODE_KEYS))
+    if unknown:
+        raise ValueError(f"the node config has {', '.join(unknown)}; valid keys: {', '.join(NODE_KEYS)}")
+    return _participant(tuple(sorted(context.run_config.items())), tuple(sorted(node.items())), run)
+
+
+def state_folder(context: Context) -> Path:
+    """Return the folder in which a node keeps its states."""
+    named = str(context.node_config.get("state-dir", ""))
+    return Path(named).expanduser() if named else default_folder(context.node_id)
+
+
+@lru_cache(maxsize=1)
+def _participant(
+    run_config: tuple[tuple[str, Value], ...], node_config: tuple[tuple[str, Value], ...], run: RunRecord
+) -> Participant:
+    node = dict(node_config)
+    settings, keys = read_run_config(dict(run_config))
+    config = RunConfig.from_mapping({**keys, "num-clients": run.num_clients})
+    own_number = _partition_id(node, run)
+    client_id = run.client if own_number is None else own_number
+    if run.client not in (NO_CLIENT, client_id):
+        raise ValueError(f"the server calls this node client {run.client}, its partition-id is {client_id}")
+    if settings.node_data == "own":
+        if "data" not in node:
+            raise ValueError(
+                'node-data = "own", and the node config names no data: --node-config \'data="..."\''
+            )
+        data = _own_dataset(Path(str(node["data"])).expanduser(), config, run.classes, node)
+        config = config.replace({"model": run.model})
+        return Participant(Federation(config, clients_have_data=True, dataset=data), client_id, own_data=True)
+    if "data" in node:
+        raise ValueError(
+            'the node has samples of its own, and the run would not use them: set node-data = "own"'
+        )
+    if own_number is None:
+        raise ValueError(
+            f"the node config has {sorted(node)}, but a node needs partition-id and num-partitions: start it with "
+            "--node-config 'partition-id=0 num-partitions=4'"
+        )
+    return Participant(Federation(config.replace({"model": run.model})), client_id, own_data=False)
+
+
+def _partition_id(node: Mapping[str, Value], run: RunRecord) -> int | None:
+    if "partition-id" not in node:
+        return None
+    client_id, num_clients = int(node["partition-id"]), int(node.get("num-partitions", run.num_clients))
+    if not 0 <= client_id < num_clients:
+        raise ValueError(
+            f"partition-id = {client_id} is not among 0 to num-partitions - 1 = {num_clients - 1}"
+        )
+    if num_clients != run.num_clients:
+        raise ValueError(
+            f"num-partitions = {num_clients} and the run has num-clients = {run.num_clients}: give both the same"
+        )
+    return client_id
+
+
+def _own_dataset(
+    place: Path, config: RunConfig, classes: tuple[str, ...], node: Mapping[str, Value]
+) -> Dataset:
+    """Return a node's own samples as a data set; they stand in for its test set too, which nobody asks for."""
+    column = node.get("label-column", config.options.get("label-column", "label"))
+    if config.options.get("standardize"):
+        raise ValueError(
+            "standardize = true would scale every node's samples by its own: scale them beforehand"
+        )
+    try:
+        x, y = read_samples(place, classes, str(column))
+        return Dataset(
+            name="own",
+            x_train=x,
+            y_train=y,
+            x_test=x,
+            y_test=y,
+            num_classes=len(classes) or None,
+            classes=classes or None,
+        )
+    except (ValueError, OSError) as error:
+        getLogger("flwr").error("the node's own data: %s", error)
+        raise ValueError("the node's own data cannot be used: its log says why") from None

@@ -1,0 +1,65 @@
+"""The keys of `flwr run`."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from fedpisa.apps.settings import NodeSettings, all_keys, read_run_config, to_run_config
+from fedpisa.config import RunConfig
+
+PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
+
+
+def listed() -> dict[str, object]:
+    config: dict[str, object] = tomllib.loads(PYPROJECT.read_text())["tool"]["flwr"]["app"]["config"]
+    return config
+
+
+def test_pyproject_lists_every_key_and_gives_none() -> None:
+    """Flower refuses a key that is not in that table; to write it anew: print all_keys()."""
+    assert list(listed()) == all_keys()
+    assert set(listed().values()) == {""}
+
+
+def test_nothing_given_is_the_default_run() -> None:
+    settings, keys = read_run_config(listed())  # type: ignore[arg-type]
+    assert settings == NodeSettings()
+    assert RunConfig.from_mapping(keys) == RunConfig()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        RunConfig(),
+        RunConfig(algorithm="scaffold", num_clients=3, target_accuracy=0.9, dtype="float64"),
+        RunConfig(dataset="synthetic", options={"batch-size": "full", "sigma": 0.5}),
+    ],
+    ids=str,
+)
+def test_a_configuration_arrives_as_it_was(config: RunConfig) -> None:
+    settings = NodeSettings(out="somewhere", node_data="own", connect_timeout=5)
+    there, keys = read_run_config(to_run_config(settings, config))
+    assert (there, RunConfig.from_mapping(keys)) == (settings, config)
+
+
+def test_lists_are_text_and_own_keys_come_together() -> None:
+    values = {"widths": "[64, 32]", "more": "my-key=3 my-name='a b'", "sigma": ""}
+    assert read_run_config(values)[1] == {"widths": [64, 32], "my-key": 3, "my-name": "a b"}
+
+
+@pytest.mark.parametrize(
+    ("values", "fix"),
+    [
+        ({"node-data": "mine"}, "set it to partition or own"),
+        ({"out": "a", "resume": "b"}, "exclude each other"),
+        ({"connect-timeout": 0}, "above 0"),
+        ({"connect-timeout": "soon"}, "above 0"),
+        ({"widths": "[64,"}, "write it as in TOML"),
+    ],
+)
+def test_bad_values_are_named(values: dict[str, bool | int | float | str], fix: str) -> None:
+    with pytest.raises(ValueError, match=fix):
+        read_run_config(values)
