@@ -99,6 +99,7 @@ class AlgorithmStrategy(Strategy):
         tensors = to_tensors(arrays, self.layout.dtypes[0], self.device)
         self.server = self.algorithm.init(tensors["params"], self.layout)
         self._buffers = {BUFFERS: tensors[BUFFERS]} if BUFFERS in tensors else {}
+        self._confirmed.clear()
         return self._record()
 
     def configure_train(

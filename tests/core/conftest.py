@@ -208,7 +208,7 @@ class Federation:
             incremental = self.algorithm.local_update.incremental
             self.grid.states = StackedStates(initial, len(states), incremental)
             stacked = {name: torch.stack([state[name] for state in states]) for name in initial}
-            self.grid.states.write(torch.arange(len(states)), stacked, server_round=1)
+            self.grid.states.write(torch.arange(len(states)), stacked, server_round=0)
 
 
 def split(sizes: Sequence[int]) -> list[np.ndarray]:
