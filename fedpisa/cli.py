@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import click
 import typer
 
+from fedpisa.deployment.commands import app as deployment_commands
 from fedpisa.tracking import Listener, Tracker, TrackerName, fan_out, make_tracker
 
 if TYPE_CHECKING:
@@ -86,6 +87,8 @@ Keys = Annotated[
         show_default=False,
     ),
 ]
+
+app.add_typer(deployment_commands, name="deploy")
 
 
 @app.callback(invoke_without_command=True)

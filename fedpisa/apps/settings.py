@@ -52,7 +52,7 @@ class NodeSettings:
             raise ValueError(f"connect-timeout is {self.connect_timeout!r}: set it to seconds above 0")
 
 
-def read_run_config(values: Mapping[str, Value]) -> tuple[NodeSettings, dict[str, object]]:
+def read_run_config(values: Mapping[str, object]) -> tuple[NodeSettings, dict[str, object]]:
     """Return what Flower's run config says: the settings of a run on nodes, and the keys of its `RunConfig`.
 
     A key with the value ``""`` is not given. Flower's values cannot be lists: text that begins with ``[`` is one.

@@ -1,0 +1,319 @@
+"""A SuperLink and nodes on this machine: what ``fedpisa deploy`` does."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final, final
+
+from fedpisa.apps.settings import NodeSettings, Value, to_run_config
+from fedpisa.config import RunConfig
+from fedpisa.deployment import processes
+from fedpisa.deployment.certificates import CA, CERTIFICATE, KEY, make_certificates, make_node_key
+from fedpisa.deployment.processes import Process
+from fedpisa.storage import replace_file
+
+CONNECTION: Final = "local-deployment"
+"""What Flower's commands call the SuperLink."""
+RECORD: Final = "deployment.json"
+PATIENCE: Final = 120.0
+"""Seconds that the SuperLink and the nodes have to come up."""
+
+
+@final
+@dataclass(frozen=True)
+class Deployment:
+    """A folder with everything that a SuperLink and its nodes need; only its user can read it.
+
+    Parameters
+    ----------
+    folder
+        The folder.
+    address
+        Where nodes and commands reach the SuperLink, ``host:port``.
+    nodes
+        Every node's config.
+    """
+
+    folder: Path
+    address: str
+    nodes: tuple[Mapping[str, Value], ...]
+
+    @classmethod
+    def prepare(cls, folder: Path, address: str, nodes: Sequence[Mapping[str, Value]]) -> Deployment:
+        """Make a folder with a certificate for ``address`` and a key for each of the nodes.
+
+        Raises
+        ------
+        ValueError
+            If the folder exists, or the address has no port.
+        """
+        host, _, port = address.rpartition(":")
+        if not host or not port.isdigit():
+            raise ValueError(f"address {address!r} is not host:port")
+        folder = folder.absolute()
+        if folder.exists():
+            raise ValueError(f"{folder} exists: name another one")
+        folder.mkdir(parents=True, mode=0o700)
+        make_certificates(folder, [host.strip("[]"), "localhost", "127.0.0.1"])
+        for node in range(len(nodes)):
+            make_node_key(folder / f"node-{node}.key")
+        deployment = cls(folder, address, tuple(nodes))
+        connection = f'address = "{address}"\nroot-certificates = "{folder / CA}"\n'
+        deployment.flower_home.mkdir()
+        (deployment.flower_home / "config.toml").write_text(
+            f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\n{connection}',
+            encoding="utf-8",
+        )
+        deployment.write([])
+        return deployment
+
+    @classmethod
+    def read(cls, folder: Path) -> Deployment:
+        """Return the deployment of a folder.
+
+        Raises
+        ------
+        ValueError
+            If there is none.
+        """
+        file = folder.absolute() / RECORD
+        if not file.is_file():
+            raise ValueError(f"there is no deployment in {folder}: start one with fedpisa deploy up")
+        about = json.loads(file.read_bytes())
+        return cls(folder.absolute(), about["address"], tuple(about["nodes"]))
+
+    @property
+    def flower_home(self) -> Path:
+        """Flower's own folder, with the connection to the SuperLink."""
+        return self.folder / "flower"
+
+    def processes(self) -> list[Process]:
+        """Return the processes that were started."""
+        about = json.loads((self.folder / RECORD).read_bytes())
+        return [Process(**process) for process in about["processes"]]
+
+    def write(self, started: Sequence[Process]) -> None:
+        """Write down what was started."""
+        about = {
+            "address": self.address,
+            "nodes": list(self.nodes),
+            "processes": [asdict(process) for process in started],
+        }
+        replace_file(self.folder / RECORD, (json.dumps(about, indent=2) + "\n").encode())
+
+    # ------------------------------------------------------------------------------------------- commands
+
+    def superlink_command(self) -> list[str]:
+        """Return the command of the SuperLink."""
+        host, _, port = self.address.rpartition(":")
+        files = {"--ssl-ca-certfile": CA, "--ssl-certfile": CERTIFICATE, "--ssl-keyfile": KEY}
+        return [
+            "flower-superlink",
+            *(word for option, name in files.items() for word in (option, str(self.folder / name))),
+            "--enable-supernode-auth",
+            "--disable-runtime-dependency-installation",
+            *("--database", str(self.folder / "superlink.db")),
+            *("--host", host.strip("[]"), "--port", port),
+        ]
+
+    def node_command(self, node: int, port: int, more: Mapping[str, Value] = {}) -> list[str]:
+        """Return the command of a node, which talks to its own processes on ``port`` of the loopback address."""
+        config = {**more, **self.nodes[node]}
+        pairs = " ".join(f"{key}={json.dumps(value)}" for key, value in config.items())
+        return [
+            "flower-supernode",
+            *("--root-certificates", str(self.folder / CA)),
+            *("--superlink", self.address),
+            *("--auth-supernode-private-key", str(self.folder / f"node-{node}.key")),
+            *("--port", str(port)),
+            *("--node-config", pairs),
+        ]
+
+    def register_command(self, node: int) -> list[str]:
+        """Return the command that lets a node in."""
+        return ["flwr", "supernode", "register", str(self.folder / f"node-{node}.key.pub"), CONNECTION]
+
+    def environment(self, home: Path | None = None) -> dict[str, str]:
+        """Return the environment of Flower's commands: this one, with what they need."""
+        here = str(Path(sys.executable).parent)
+        threads = max(1, (os.cpu_count() or 1) // max(1, len(self.nodes)))
+        return {
+            "OMP_NUM_THREADS": str(threads),  # nodes on one machine share its cores
+            **os.environ,
+            "PATH": f"{here}{os.pathsep}{os.environ.get('PATH', '')}",
+            "FLWR_HOME": str(home or self.flower_home),
+            "FLWR_TELEMETRY_ENABLED": "0",
+        }
+
+    def flower(self, *words: str) -> str:
+        """Run one of Flower's commands and return what it says.
+
+        Raises
+        ------
+        ValueError
+            If it fails, with what it says.
+        """
+        command = [which(words[0]), *words[1:]]
+        done = subprocess.run(
+            command, env=self.environment(), capture_output=True, text=True, check=False, cwd=self.folder
+        )
+        if done.returncode:
+            said = " ".join((done.stderr + done.stdout).split())
+            raise ValueError(f"{' '.join(words[:3])} failed: {said or done.returncode}")
+        return done.stdout
+
+    # ------------------------------------------------------------------------------------------- processes
+
+    def up(self, tell: Callable[[str], None] = lambda text: None) -> None:
+        """Start the SuperLink and the nodes; on an error everything is ended.
+
+        Raises
+        ------
+        ValueError
+            If they run already, or one does not come up.
+        """
+        if running := [process.name for process in self.processes() if process.alive]:
+            raise ValueError(
+                f"{', '.join(running)} of {self.folder} run already: fedpisa deploy down ends them"
+            )
+        with self._ended_on_error():
+            self.start_superlink()
+            tell(f"SuperLink on {self.address}")
+            for node in range(len(self.known_nodes()), len(self.nodes)):
+                self.flower(*self.register_command(node), "--format", "json")
+            for node in range(len(self.nodes)):
+                self.start_node(node)
+            self.wait_for_nodes()
+            tell(f"{len(self.nodes)} nodes are connected")
+
+    def start_superlink(self) -> Process:
+        """Start the SuperLink and wait until it answers."""
+        process = self._start("superlink", self.superlink_command(), self.environment())
+        host, _, port = self.address.rpartition(":")
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                socket.create_connection((host.strip("[]"), int(port)), timeout=1).close()
+                return process
+            except OSError:
+                self._require(process, deadline)
+                time.sleep(0.2)
+
+    def start_node(self, node: int) -> Process:
+        """Start a node; it keeps its states in the deployment's folder unless it is told where."""
+        own = self.folder / f"node-{node}"
+        (own / "flower").mkdir(parents=True, exist_ok=True)
+        command = self.node_command(node, free_port(), {"state-dir": str(own / "state")})
+        return self._start(f"node-{node}", command, self.environment(own / "flower"))
+
+    def wait_for_nodes(self) -> None:
+        """Wait until all nodes are connected."""
+        deadline = time.monotonic() + PATIENCE
+        while sum(node["status"] == "online" for node in self.known_nodes()) < len(self.nodes):
+            for process in self.processes():
+                self._require(process, deadline)
+            time.sleep(0.5)
+
+    def known_nodes(self) -> list[dict[str, Any]]:
+        """Return what the SuperLink says of the nodes that it lets in."""
+        said = self.flower("flwr", "supernode", "list", CONNECTION, "--format", "json")
+        known: list[dict[str, Any]] = json.loads(said)["nodes"]
+        return known
+
+    def runs(self) -> list[dict[str, Any]]:
+        """Return what the SuperLink says of its runs."""
+        said = self.flower("flwr", "list", CONNECTION, "--format", "json")
+        runs: list[dict[str, Any]] = json.loads(said)["runs"]
+        return runs
+
+    def run(self, config: RunConfig, settings: NodeSettings) -> None:
+        """Start a run and show its log until it ends."""
+        app = write_app(self.folder / "app", to_run_config(settings, config))
+        command = [which("flwr"), "run", str(app), CONNECTION, "--stream"]
+        subprocess.run(command, env=self.environment(), check=False)
+
+    def down(self) -> int:
+        """End everything that was started, and what that started; return how many processes."""
+        return processes.end(self.folder, self.processes())
+
+    def _start(self, name: str, command: Sequence[str], environment: Mapping[str, str]) -> Process:
+        words = [which(command[0]), *command[1:]]
+        process = processes.start(name, words, self.folder, environment, Path.cwd())
+        self.write([*(other for other in self.processes() if other.name != name), process])
+        return process
+
+    def _require(self, process: Process, deadline: float) -> None:
+        if process.alive and time.monotonic() < deadline:
+            return
+        why = "did not come up in time" if process.alive else "ended"
+        log = self.folder / f"{process.name}.log"
+        last = " ".join(log.read_text(errors="replace").split()[-60:])
+        raise ValueError(f"{process.name} {why}, its log {log} ends with: {last}")
+
+    @contextmanager
+    def _ended_on_error(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self.down()
+            raise
+
+
+def write_app(folder: Path, run_config: Mapping[str, Value]) -> Path:
+    """Write a Flower app that does nothing but start the fedpisa that is installed on server and nodes."""
+    import tomli_w
+
+    from fedpisa import __version__
+
+    app = {
+        "publisher": "fedpisa",
+        "components": {
+            "serverapp": "fedpisa.apps.server_app:app",
+            "clientapp": "fedpisa.apps.client_app:app",
+        },
+        "config": dict(run_config),
+    }
+    project = {
+        "name": "fedpisa-run",
+        "version": __version__,
+        "description": "A run of the fedpisa that is installed",
+        "license": {"text": "Apache-2.0"},
+        "dependencies": [],
+    }
+    folder.mkdir(exist_ok=True)
+    text = tomli_w.dumps({"project": project, "tool": {"flwr": {"app": app}}})
+    replace_file(folder / "pyproject.toml", text.encode())
+    return folder
+
+
+def free_port() -> int:
+    """Return a port of the loopback address that nobody uses now."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+    return port
+
+
+def which(command: str) -> str:
+    """Return the path of one of Flower's commands, which is beside this Python's.
+
+    Raises
+    ------
+    ValueError
+        If there is none.
+    """
+    beside = Path(sys.executable).with_name(command)
+    found = str(beside) if beside.exists() else shutil.which(command)
+    if found is None:
+        raise ValueError(f"the command {command} is not there: it comes with flwr, install that")
+    return found
