@@ -180,7 +180,7 @@ class NodeGrid(EngineGrid):
             else:
                 exchange.send_again()
         for node_id in exchange.missing:
-            _LOG.warning("client %s did not reply within %g s", self._name(node_id), timeout)
+            _LOG.warning("client %s did not reply within %g s", self.name_of(node_id), timeout)
         return list(exchange.replies.values())
 
     def addressed(self, request: Message) -> Message:
@@ -200,7 +200,8 @@ class NodeGrid(EngineGrid):
         """Return the nodes that are there, and when each was started."""
         return {node.node_id: node.last_activated_at for node in self.grid.get_nodes()}
 
-    def _name(self, node_id: int) -> str:
+    def name_of(self, node_id: int) -> str:
+        """Return a client's number, or what is known of its node."""
         return str(self.nodes[node_id].client if node_id in self.nodes else f"of node {node_id}")
 
 
@@ -235,7 +236,7 @@ class _Exchange:
                 continue
             if reply.has_error() and reply.error.code in TRANSPORT_ERRORS:
                 _LOG.warning(
-                    "a message to client %s got lost: %s", self.grid._name(node_id), reply.error.reason
+                    "a message to client %s got lost: %s", self.grid.name_of(node_id), reply.error.reason
                 )
             elif reply.metadata.src_node_id == node_id:
                 self.replies[node_id] = reply
@@ -250,7 +251,7 @@ class _Exchange:
             and (node_id not in on_the_way or activations[node_id] != self.started.get(node_id))
         ]
         for node_id in lost:
-            _LOG.warning("client %s is asked again", self.grid._name(node_id))
+            _LOG.warning("client %s is asked again", self.grid.name_of(node_id))
             self.started[node_id] = activations[node_id]
         self.send(lost)
 

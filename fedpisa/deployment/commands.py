@@ -112,7 +112,11 @@ def run(
         settings = NodeSettings(str(directory), "", settings.node_data, settings.connect_timeout)
     if any("data" in node for node in deployment.nodes):
         settings = NodeSettings(settings.out, settings.resume, "own", settings.connect_timeout)
-    deployment.run(resolved, settings)
+    try:
+        deployment.run(resolved, settings)
+    except KeyboardInterrupt:
+        typer.echo(f"the run goes on, into {directory}; fedpisa deploy down ends it", err=True)
+        raise typer.Exit(130) from None
     about = directory / "run.json"
     status = json.loads(about.read_bytes())["status"] if about.is_file() else "not started"
     if status != "finished":

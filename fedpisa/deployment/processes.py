@@ -40,7 +40,7 @@ class Process:
     @property
     def alive(self) -> bool:
         """Whether it runs."""
-        return _started(self.pid) == self.started
+        return started_at(self.pid) == self.started
 
 
 def start(
@@ -57,7 +57,7 @@ def start(
             cwd=cwd,
             start_new_session=True,
         )
-    return Process(name, child.pid, _started(child.pid) or "")
+    return Process(name, child.pid, started_at(child.pid) or "")
 
 
 def end(folder: Path, processes: Sequence[Process]) -> int:
@@ -92,12 +92,12 @@ def _marked(folder: Path) -> set[int]:
     pids = set()
     for entry in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # it ended, or is another user's
-            if mark in (entry / "environ").read_bytes().split(b"\0") and _started(int(entry.name)):
+            if mark in (entry / "environ").read_bytes().split(b"\0") and started_at(int(entry.name)):
                 pids.add(int(entry.name))
     return pids - {os.getpid()}
 
 
-def _started(pid: int) -> str | None:
+def started_at(pid: int) -> str | None:
     """Return when a process was started, ``None`` if it has ended."""
     if Path("/proc/self/stat").exists():
         with suppress(OSError):

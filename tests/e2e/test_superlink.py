@@ -32,7 +32,7 @@ HERE = Path(__file__).parent
 NODES = 3
 
 
-def until(condition: Callable[[], Any], seconds: float = 240.0) -> Any:
+def until(condition: Callable[[], Any], seconds: float = 1200.0) -> Any:
     """Return what a condition gives as soon as it gives something."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
@@ -123,8 +123,11 @@ def test_sisa_is_the_same_as_in_the_simulation(deployment: Deployment, tmp_path:
     assert_same_states(deployment, out, run)
 
 
-def test_scaffold_is_the_same_after_kills(deployment: Deployment, tmp_path: Path) -> None:
+def test_scaffold_is_the_same_after_kills(
+    deployment: Deployment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """``kill -9`` of a SuperNode in its local step, and of the SuperLink between two rounds."""
+    monkeypatch.syspath_prepend(str(HERE))
     run, out = config("scaffold", model="held_model:held"), tmp_path / "run"
     gate = Path(os.environ["FEDPISA_TEST_GATE"])
     submit(deployment, NodeSettings(out=str(out)), run)
@@ -166,7 +169,7 @@ def ancestors(pid: int) -> list[int]:
 
 
 def process_is_there(pid: int) -> bool:
-    return processes._started(pid) is not None
+    return processes.started_at(pid) is not None
 
 
 def is_locked(out: Path) -> bool:
@@ -220,9 +223,9 @@ def test_strangers_are_refused(deployment: Deployment, tmp_path: Path) -> None:
         assert process.returncode != 0, (name, said[name])
         assert "SuperNode ID" not in said[name], name
         assert "Failed to initialize the connection" in said[name], (name, said[name])
-    assert "registration" in said["without a key"].lower()
-    assert "No SuperNode found" in said["wrong key"] or "activat" in said["wrong key"].lower()
-    assert "certificate" in said["wrong authority"].lower()
+    assert "must be registered" in said["without a key"]
+    assert "Failed to activate" in said["wrong key"]
+    assert "certificate verify failed" in said["wrong authority"].lower()
     assert {node["node-id"]: node["status"] for node in deployment.known_nodes()}.keys() == known.keys()
     # Commands in plain text get no answer either.
     plain = f'[superlink.{CONNECTION}]\naddress = "{deployment.address}"\ninsecure = true\n'

@@ -110,7 +110,7 @@ def test_down_ends_also_what_a_killed_process_left(tmp_path: Path) -> None:
     assert not process.alive
     os.kill(child, 0)
     assert processes.end(tmp_path, [process]) == 1
-    assert processes._started(child) is None
+    assert processes.started_at(child) is None
     assert processes.end(tmp_path, [process]) == 0
 
 
