@@ -191,7 +191,9 @@ class Federation:
 
     def states(self) -> list[dict[str, Tensor]]:
         """Return a copy of every client's state; empty for a client that has none."""
-        states = [self.grid.state(client_id) or {} for client_id in range(self.data.num_clients)]
+        states = [
+            self.grid.client_states.state(client_id) or {} for client_id in range(self.data.num_clients)
+        ]
         return [{name: value.clone() for name, value in state.items()} for state in states]
 
     def set_states(self, states: Sequence[Mapping[str, Tensor]]) -> None:
