@@ -125,7 +125,7 @@ def start(
         model, layout = str(federation.config.model), federation.task.layout.fingerprint
         record = RunRecord(run, NO_CLIENT, config.num_clients, model, federation.classes)
         wanted = NodeRecord(NO_CLIENT, own_data, 0, federation.shape, federation.num_outputs, layout)
-        return NodeGrid.connect(network, record, wanted, timeout=5, pause=lambda seconds: None)
+        return NodeGrid.connect(network, record, wanted, timeout=600, pause=lambda seconds: None)
 
     config = config.replace({"checkpoint-every": 1})
     return train(
