@@ -155,7 +155,9 @@ def test_too_few_nodes_is_said_in_time(tmp_path: Path, nodes: Any, monkeypatch: 
     monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
     case = config()
     network = nodes.network(tmp_path, case, order=[0, 1])
-    with pytest.raises(ValueError, match="2 of num-clients = 3 nodes were there after 600 s: start the others"):
+    with pytest.raises(
+        ValueError, match="2 of num-clients = 3 nodes were there after 600 s: start the others"
+    ):
         nodes.start(network, case, None)
 
 
