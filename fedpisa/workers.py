@@ -232,9 +232,7 @@ def _work(pipe: Connection) -> None:
     import torch
 
     torch.set_num_threads(1)
-    signal.signal(
-        signal.SIGTERM, signal.SIG_DFL
-    )  # a forked worker has its parent's handler, which only notes it
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # forked, it has its parent's handler, which only notes it
     gone = False
 
     def tell(progress: Progress) -> None:
