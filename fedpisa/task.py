@@ -14,6 +14,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from fedpisa.batchnorm import MaskedBatchNorm, mask_batchnorms, real_rows
+from fedpisa.chain import Chain
 from fedpisa.features import FeatureLoss, with_features
 from fedpisa.layout import ParamLayout
 
@@ -63,11 +64,13 @@ class Task:
     num_classes: int | None
     layout: ParamLayout = field(init=False)
     buffer_layout: ParamLayout = field(init=False)
+    chain: Chain | None = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "module", mask_batchnorms(self.module))
         object.__setattr__(self, "layout", ParamLayout.of_parameters(self.module))
         object.__setattr__(self, "buffer_layout", ParamLayout.of_buffers(self.module))
+        object.__setattr__(self, "chain", Chain.of(self.module, self.layout))
 
     def loss(self, outputs: Tensor) -> Loss:
         """Return the loss that fits the outputs' width: one output for two classes is a logit."""

@@ -20,7 +20,7 @@ from torch.func import grad, vjp, vmap
 from fedpisa.clients.base import MiniBatches
 from fedpisa.features import FeatureLoss
 from fedpisa.layout import ParamLayout
-from fedpisa.task import Task
+from fedpisa.task import Task, sample_losses
 
 
 @final
@@ -113,6 +113,16 @@ class StackedGradient:
         self, params_P: Tensor, batch: MiniBatches, extra: FeatureLoss | None = None
     ) -> tuple[Tensor, Tensor]:
         """Return the mean loss ``()`` and gradient ``(P,)`` over the mini-batches; see `Gradient`."""
+        chain, samples = self.task.chain, [part.flatten(0, 1) for part in _samples(batch)]
+        if extra is not None or chain is None or not chain.fits(samples[0]):
+            return self._derived(params_P, batch, extra)
+        self.loss, gradient_P = _OfChain.apply(params_P, *samples, self.task)
+        return self.loss, gradient_P
+
+    def _derived(
+        self, params_P: Tensor, batch: MiniBatches, extra: FeatureLoss | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the same for any module."""
         params = self.task.layout.unflatten(params_P)
 
         def one(*part: Tensor) -> tuple[Tensor, ...]:
@@ -127,11 +137,11 @@ class StackedGradient:
         """Return the mean loss ``()`` and each mini-batch's gradient ``(C, P)``; see `Gradient`."""
         if self.task.mixes_samples:
             parts = zip(*_samples(batch), strict=True)
-            losses, rows = zip(*(self(params_P, _alone(*part)) for part in parts), strict=True)
+            losses, rows = zip(*(self._derived(params_P, _alone(*part)) for part in parts), strict=True)
             losses_C, gradients_CP = torch.stack(losses), torch.stack(rows)
         else:
             losses_C, gradients_CP = vmap(
-                lambda *part: StackedGradient(self.task, self.buffers_Q)(params_P, _alone(*part)),
+                lambda *part: StackedGradient(self.task, self.buffers_Q)._derived(params_P, _alone(*part)),
                 randomness="different",
             )(*_samples(batch))
         self.loss = losses_C.sum()
@@ -184,6 +194,48 @@ class StackedGradient:
     def _thread(self, buffers_Q: Tensor, weight_B: Tensor) -> None:
         """Keep the buffers; a mini-batch that is not there leaves them alone."""
         self.buffers_Q = torch.where(weight_B.sum() > 0, buffers_Q, self.buffers_Q)
+
+
+@final
+class _OfChain(torch.autograd.Function):
+    """Loss and gradient of a `fedpisa.chain.Chain`, with a rule of its own for stacked clients."""
+
+    @staticmethod
+    def forward(
+        params_P: Tensor, x: Tensor, y_B: Tensor, weight_B: Tensor, task: Task
+    ) -> tuple[Tensor, Tensor]:
+        loss_S, gradient_SP = _of_stacked(params_P[None], x[None], y_B[None], weight_B[None], task)
+        return loss_S[0], gradient_SP[0]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        """Keep nothing: it is not differentiated."""
+
+    @staticmethod
+    def vmap(
+        info: Any,
+        in_dims: tuple[int | None, ...],
+        params: Tensor,
+        x: Tensor,
+        y: Tensor,
+        weight: Tensor,
+        task: Task,
+    ) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+        params_SP = params[None] if in_dims[0] is None else params.movedim(in_dims[0], 0)
+        x, y_SB, weight_SB = (
+            part.expand(info.batch_size, *part.shape) if dim is None else part.movedim(dim, 0)
+            for part, dim in zip((x, y, weight), in_dims[1:-1], strict=True)
+        )
+        return _of_stacked(params_SP, x, y_SB, weight_SB, task), (0, 0)
+
+
+def _of_stacked(
+    params_SP: Tensor, x: Tensor, y_SB: Tensor, weight_SB: Tensor, task: Task
+) -> tuple[Tensor, Tensor]:
+    assert task.chain is not None
+    return task.chain.gradient(
+        params_SP, x, y_SB, weight_SB, lambda outputs, y: sample_losses(task.loss(outputs), outputs, y)
+    )
 
 
 def _samples(batch: MiniBatches) -> tuple[Tensor, Tensor, Tensor]:

@@ -79,11 +79,11 @@ class SGDSteps(LocalUpdate, ABC):
             g_P = g_P + correction_P
         steps = work["steps"] + 1
         if not self.momentum:
-            return {"drift": work["drift"] - self.learning_rate * g_P, "steps": steps}
+            return {"drift": torch.sub(work["drift"], g_P, alpha=self.learning_rate), "steps": steps}
         m_P = self.momentum * work["m"] + g_P
         gain = self.momentum * work["gain"] + 1
         path = {"steps": steps, "gain": gain, "length": work["length"] + gain}
-        return {"drift": work["drift"] - self.learning_rate * m_P, "m": m_P, **path}
+        return {"drift": torch.sub(work["drift"], m_P, alpha=self.learning_rate), "m": m_P, **path}
 
     def path_length(self, work: Arrays) -> Tensor:
         r"""Return ``sum_k a_k`` ``()``, where ``w - v_K = learning-rate sum_k a_k g_k``.

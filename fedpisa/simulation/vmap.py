@@ -277,7 +277,11 @@ def _run_part(
     for k in range(steps):
         active = int((plan.steps_S > k).sum())
         rows_SCB = rows_SKCB[:active, k]
-        batch = (data.x[rows_SCB], data.y[rows_SCB], weight_SKCB[:active, k], key_SK[:active, k])
+        batch = (
+            *(_samples(part, rows_SCB) for part in (data.x, data.y)),
+            weight_SKCB[:active, k],
+            key_SK[:active, k],
+        )
         if k == 0:
             # The model is not stacked: everybody's first gradient is at the same point.
             carry = Carry(
@@ -299,6 +303,11 @@ def _run_part(
         "local-steps": torch.from_numpy(plan.gradients_S).to(carry.seen_S2),
     }
     return Outcome({**outcome.upload, **buffers}, dict(outcome.state), metrics)
+
+
+def _samples(values: Tensor, rows: Tensor) -> Tensor:
+    """Return ``values[rows]``; copying whole rows takes half the time of looking up each of their numbers."""
+    return values.index_select(0, rows.flatten()).view(*rows.shape, *values.shape[1:])
 
 
 def _join(parts: list[Any]) -> Any:

@@ -1,0 +1,298 @@
+"""Gradients of stacked clients where the module is layers one after the other, written out.
+
+What most models are: perhaps a convolutional body, then dense layers. Dense layers of many clients are one batched
+matrix product, and one ordinary product where all clients are at the same point; their gradients are written
+straight into the flat vectors. The body runs client by client through PyTorch's own convolutions, which on a
+processor beat stacked ones.
+
+Shapes: ``S`` clients, ``P`` parameters, ``B`` samples, ``F`` features; ``(1, P)`` parameters are everybody's.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final, final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from fedpisa.layout import ParamLayout
+
+_BODY: Final = (nn.Conv2d, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.MaxPool2d, nn.AvgPool2d, nn.Flatten, nn.Identity)
+
+SampleLosses = Callable[[Tensor, Tensor], Tensor]
+"""Losses ``(n,)`` of outputs ``(n, F)`` and labels ``(n,)``."""
+
+
+class Layer(ABC):
+    """A layer of the head: its outputs, and the derivatives of what comes after it."""
+
+    @abstractmethod
+    def forward(self, params_SP: Tensor, h_SBF: Tensor) -> Tensor:
+        """Return the layer's outputs ``(S, B, F)``."""
+
+    @abstractmethod
+    def backward(
+        self, params_SP: Tensor, h_SBF: Tensor, out_SBF: Tensor, slope_SBF: Tensor, gradient_SP: Tensor
+    ) -> Callable[[], Tensor]:
+        """Write the gradient with respect to the layer's parameters; return a way to that of its inputs."""
+
+
+@final
+@dataclass(frozen=True)
+class Dense(Layer):
+    """``h W^T + b``; ``weight`` and ``bias`` are where ``W`` and ``b`` begin in the flat vector."""
+
+    inputs: int
+    outputs: int
+    weight: int
+    bias: int | None
+
+    def _weight(self, vectors_SP: Tensor) -> Tensor:
+        part = vectors_SP[:, self.weight : self.weight + self.outputs * self.inputs]
+        return part.view(-1, self.outputs, self.inputs)
+
+    def _bias(self, vectors_SP: Tensor) -> Tensor | None:
+        return None if self.bias is None else vectors_SP[:, self.bias : self.bias + self.outputs]
+
+    def forward(self, params_SP: Tensor, h_SBF: Tensor) -> Tensor:
+        """Return ``h W^T + b``, as one product where all clients have the same ``W``."""
+        weight, bias = self._weight(params_SP), self._bias(params_SP)
+        if len(params_SP) == 1:
+            return nn.functional.linear(h_SBF, weight[0], None if bias is None else bias[0])
+        if bias is None:
+            return torch.bmm(h_SBF, weight.mT)
+        return torch.baddbmm(bias[:, None], h_SBF, weight.mT)
+
+    def backward(
+        self, params_SP: Tensor, h_SBF: Tensor, out_SBF: Tensor, slope_SBF: Tensor, gradient_SP: Tensor
+    ) -> Callable[[], Tensor]:
+        """Write ``slope^T h`` and the slopes' sum; ``slope W`` is the rest."""
+        torch.bmm(slope_SBF.mT, h_SBF, out=self._weight(gradient_SP))
+        bias = self._bias(gradient_SP)
+        if bias is not None:
+            torch.sum(slope_SBF, 1, out=bias)
+        weight = self._weight(params_SP)
+        if len(params_SP) == 1:
+            return lambda: slope_SBF @ weight[0]
+        return lambda: torch.bmm(slope_SBF, weight)
+
+
+@final
+@dataclass(frozen=True)
+class Activation(Layer):
+    """A function of each feature, and its derivative times a slope as a function of slope and output."""
+
+    function: Callable[[Tensor], Tensor]
+    derivative: Callable[[Tensor, Tensor], Tensor]
+
+    def forward(self, params_SP: Tensor, h_SBF: Tensor) -> Tensor:
+        """Return the function's values."""
+        return self.function(h_SBF)
+
+    def backward(
+        self, params_SP: Tensor, h_SBF: Tensor, out_SBF: Tensor, slope_SBF: Tensor, gradient_SP: Tensor
+    ) -> Callable[[], Tensor]:
+        """Return the way to the slope times the derivative; there are no parameters."""
+        return lambda: self.derivative(slope_SBF, out_SBF)
+
+
+_ACTIVATIONS: Final = {
+    nn.Identity: Activation(lambda h: h, lambda slope, out: slope),
+    nn.ReLU: Activation(torch.relu, lambda slope, out: torch.ops.aten.threshold_backward(slope, out, 0)),
+    nn.Tanh: Activation(torch.tanh, torch.ops.aten.tanh_backward),
+    nn.Sigmoid: Activation(torch.sigmoid, torch.ops.aten.sigmoid_backward),
+}
+
+
+@final
+@dataclass(frozen=True)
+class Chain:
+    """A module that is a body, which ends in flat features, and a head of dense layers.
+
+    Parameters
+    ----------
+    body
+        The layers up to the last `torch.nn.Flatten`.
+    body_names
+        The names of its parameters in ``layout``, in its own order.
+    head
+        The layers after it.
+    layout
+        The flat vector.
+
+    Examples
+    --------
+    >>> module = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    >>> chain = Chain.of(module, ParamLayout.of_parameters(module))
+    >>> len(chain.body), len(chain.head)
+    (1, 3)
+    >>> module = nn.Bilinear(2, 2, 2)
+    >>> Chain.of(module, ParamLayout.of_parameters(module)) is None
+    True
+    """
+
+    body: nn.Sequential
+    body_names: tuple[str, ...]
+    head: tuple[Layer, ...]
+    layout: ParamLayout
+
+    @classmethod
+    def of(cls, module: nn.Module, layout: ParamLayout) -> Chain | None:
+        """Return a module's chain; ``None`` if it is not one, or some of its parameters are not trained."""
+        layers = list(_layers(module))
+        names = [name for prefix, layer in layers for name in _parameters(prefix, layer)]
+        plain = all(type(layer) in (*_BODY, nn.Linear) and not _hooked(layer) for _, layer in layers)
+        # Tied parameters have one name less in the layout than the layers have.
+        if not plain or sorted(names) != sorted(layout.names) or len(set(layout.dtypes)) > 1:
+            return None
+        flattens = [number for number, (_, layer) in enumerate(layers) if type(layer) is nn.Flatten]
+        body, head = (
+            layers[: flattens[-1] + 1 if flattens else 0],
+            layers[flattens[-1] + 1 if flattens else 0 :],
+        )
+        if any(isinstance(layer, nn.Linear) for _, layer in body):
+            return None
+        if any(
+            isinstance(layer, nn.Flatten) and (layer.start_dim, layer.end_dim) != (1, -1) for _, layer in body
+        ):
+            return None
+        if not all(isinstance(layer, nn.Linear) or type(layer) in _ACTIVATIONS for _, layer in head):
+            return None
+        begin = dict(zip(layout.names, np.cumsum([0, *layout.sizes]).tolist(), strict=False))
+        return cls(
+            nn.Sequential(*(layer for _, layer in body)),
+            tuple(name for prefix, layer in body for name in _parameters(prefix, layer)),
+            tuple(_layer_of_head(prefix, layer, begin) for prefix, layer in head),
+            layout,
+        )
+
+    def fits(self, x: Tensor) -> bool:
+        """Tell whether it is of use for a client's samples ``(B, ...)``."""
+        if self.body_names:
+            return x.device.type == "cpu"  # elsewhere many small convolutions are slower than stacked ones
+        return len(self.body) > 0 or x.dim() == 2
+
+    def gradient(
+        self, params_SP: Tensor, x: Tensor, y_SB: Tensor, weight_SB: Tensor, losses: SampleLosses
+    ) -> tuple[Tensor, Tensor]:
+        """Return each client's weighted sum of losses ``(S,)`` and its gradient ``(S, P)``.
+
+        Parameters
+        ----------
+        params_SP
+            Each client's point ``(S, P)``, or everybody's ``(1, P)``.
+        x, y_SB, weight_SB
+            Samples ``(S, B, ...)``; of those of weight 0 nothing is computed that counts.
+        losses
+            The loss of each sample.
+        """
+        gradient_SP = params_SP.new_empty(len(x), self.layout.size)
+        if not self.body_names:
+            h_SBF = self.body(x.flatten(0, 1)).view(*x.shape[:2], -1)
+            loss_S, _ = self._head(params_SP, h_SBF, y_SB, weight_SB, losses, gradient_SP)
+            return loss_S, gradient_SP
+        loss_S = params_SP.new_empty(len(x))
+        for s in range(len(x)):
+            real_B = weight_SB[s] > 0
+            samples = (x[s], y_SB[s], weight_SB[s])
+            if not bool(real_B.all()):
+                samples = (x[s][real_B], y_SB[s][real_B], weight_SB[s][real_B])
+            point_1P = params_SP[s : s + 1] if len(params_SP) > 1 else params_SP
+            loss_S[s] = self._alone(point_1P, *samples, losses, gradient_SP[s : s + 1])
+        return loss_S, gradient_SP
+
+    def _alone(
+        self,
+        params_1P: Tensor,
+        x: Tensor,
+        y_B: Tensor,
+        weight_B: Tensor,
+        losses: SampleLosses,
+        gradient_1P: Tensor,
+    ) -> Tensor:
+        """Return one client's loss, and write its gradient."""
+        views, into = self.layout.unflatten(params_1P[0]), self.layout.unflatten(gradient_1P[0])
+        # PyTorch's convolutions are faster where the channels lie together.
+        point = [_channels_last(views[name]).detach().requires_grad_() for name in self.body_names]
+        named = dict(zip((name for name, _ in self.body.named_parameters()), point, strict=True))
+        with torch.enable_grad():
+            h_BF = functional_call(self.body, named, (_channels_last(x),))
+        loss_1, slope_1BF = self._head(
+            params_1P, h_BF.detach()[None], y_B[None], weight_B[None], losses, gradient_1P
+        )
+        for name, gradient in zip(
+            self.body_names, torch.autograd.grad(h_BF, point, slope_1BF()[0]), strict=True
+        ):
+            into[name].copy_(gradient)
+        return loss_1[0]
+
+    def _head(
+        self,
+        params_SP: Tensor,
+        h_SBF: Tensor,
+        y_SB: Tensor,
+        weight_SB: Tensor,
+        losses: SampleLosses,
+        gradient_SP: Tensor,
+    ) -> tuple[Tensor, Callable[[], Tensor]]:
+        """Return the losses ``(S,)`` and the way to the gradient of the features; write that of the parameters."""
+        values = [h_SBF]
+        for layer in self.head:
+            values.append(layer.forward(params_SP, values[-1]))
+        with torch.enable_grad():
+            outputs = values[-1].detach().requires_grad_()
+            losses_SB = losses(outputs.flatten(0, 1), y_SB.flatten()).view(y_SB.shape)
+            # A padded row may have an infinite loss; 0 * inf would spoil the sum.
+            loss_S = torch.where(weight_SB > 0, losses_SB, 0).mul(weight_SB).sum(1)
+            (first,) = torch.autograd.grad(loss_S.sum(), outputs)
+
+        def slope() -> Tensor:
+            return first
+
+        for number in reversed(range(len(self.head))):
+            h, out = values[number : number + 2]
+            slope = self.head[number].backward(params_SP, h, out, slope(), gradient_SP)
+        return loss_S.detach(), slope
+
+
+def _layers(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Yield the layers of nested `torch.nn.Sequential` in turn, with what their parameters' names begin with."""
+    if type(module) is not nn.Sequential or _hooked(module):
+        yield prefix, module
+        return
+    for name, part in module.named_children():
+        yield from _layers(part, f"{prefix}{name}.")
+
+
+def _hooked(module: nn.Module) -> bool:
+    """Tell whether calling a module does more than its forward pass."""
+    hooks = (
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+    )
+    return any(hooks)
+
+
+def _parameters(prefix: str, layer: nn.Module) -> list[str]:
+    return [f"{prefix}{name}" for name, _ in layer.named_parameters()]
+
+
+def _layer_of_head(prefix: str, layer: nn.Module, begin: Mapping[str, int]) -> Layer:
+    if not isinstance(layer, nn.Linear):
+        return _ACTIVATIONS[type(layer)]
+    bias = None if layer.bias is None else begin[f"{prefix}bias"]
+    return Dense(layer.in_features, layer.out_features, begin[f"{prefix}weight"], bias)
+
+
+def _channels_last(tensor: Tensor) -> Tensor:
+    if tensor.dim() != 4:
+        return tensor
+    # Not `contiguous`: to it one channel is in order either way, and then the layers after it are not.
+    return torch.empty_like(tensor, memory_format=torch.channels_last).copy_(tensor)

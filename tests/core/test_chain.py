@@ -1,0 +1,158 @@
+"""Gradients of chains of layers, written out, against PyTorch's autograd in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from fedpisa.chain import Chain
+from fedpisa.clients.base import MiniBatches
+from fedpisa.clients.gradients import StackedGradient
+from fedpisa.layout import ParamLayout
+from fedpisa.task import Task, sample_losses
+
+CLIENTS, SAMPLES = 3, 5
+
+
+def dense() -> nn.Module:
+    return nn.Sequential(
+        nn.Sequential(nn.Flatten(), nn.Linear(64, 7, bias=False), nn.Tanh()),
+        nn.Linear(7, 6),
+        nn.Sigmoid(),
+        nn.Identity(),
+        nn.Linear(6, 5),
+        nn.ReLU(),
+        nn.Linear(5, 3),
+    )
+
+
+def convolutional() -> nn.Module:
+    body = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))
+    second = (nn.Conv2d(2, 4, 3, stride=2, bias=False), nn.Tanh(), nn.AvgPool2d(1), nn.Flatten())
+    return nn.Sequential(body, *second, nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+
+
+def only_a_body() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 3, 8), nn.Flatten())
+
+
+CHAINS: dict[str, Callable[[], nn.Module]] = {
+    "dense": dense,
+    "convolutional": convolutional,
+    "only a body": only_a_body,
+}
+
+
+def task_of(build: Callable[[], nn.Module]) -> Task:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Task(build().double(), num_classes=3)
+
+
+def batch_of(generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Return samples, of which the last client has two, and a padded row that would make everything infinite."""
+    x = torch.randn(CLIENTS, SAMPLES, 1, 8, 8, generator=generator, dtype=torch.float64)
+    y_SB = torch.randint(0, 3, (CLIENTS, SAMPLES), generator=generator)
+    weight_SB = torch.rand(CLIENTS, SAMPLES, generator=generator, dtype=torch.float64) + 0.1
+    weight_SB[-1, 2:] = 0
+    x[-1, 3] = torch.inf
+    return x, y_SB, weight_SB
+
+
+def by_autograd(
+    task: Task, params_P: Tensor, x: Tensor, y_B: Tensor, weight_B: Tensor
+) -> tuple[Tensor, Tensor]:
+    point_P, real_B = params_P.detach().requires_grad_(), weight_B > 0
+    outputs = functional_call(task.module, task.layout.unflatten(point_P), (x[real_B],))
+    loss = (weight_B[real_B] * sample_losses("cross-entropy", outputs, y_B[real_B])).sum()
+    return loss.detach(), torch.autograd.grad(loss, point_P)[0]
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("name", CHAINS)
+def test_it_is_the_gradient(name: str, shared: bool) -> None:
+    task, generator = task_of(CHAINS[name]), torch.Generator().manual_seed(1)
+    assert task.chain is not None
+    x, y_SB, weight_SB = batch_of(generator)
+    if name == "dense":
+        x[-1, 3] = 1e6  # a matrix product with infinite rows is not finite
+    params_SP = task.initial_params().repeat(1 if shared else CLIENTS, 1)
+    params_SP += 0.1 * torch.randn(params_SP.shape, generator=generator, dtype=torch.float64)
+
+    def gradient(params_P: Tensor, *batch: Tensor) -> tuple[Tensor, Tensor]:
+        return StackedGradient(task, torch.zeros(0))(params_P, MiniBatches(*(part[None] for part in batch)))
+
+    losses_S, gradients_SP = vmap(gradient, in_dims=(None if shared else 0, 0, 0, 0))(
+        params_SP[0] if shared else params_SP, x, y_SB, weight_SB
+    )
+    for s in range(CLIENTS):
+        params_P = params_SP[0 if shared else s]
+        loss, gradient_P = by_autograd(task, params_P, x[s], y_SB[s], weight_SB[s])
+        torch.testing.assert_close(losses_S[s], loss, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(gradients_SP[s], gradient_P, rtol=1e-12, atol=1e-12)
+        alone = gradient(params_P, x[s], y_SB[s], weight_SB[s])[1]
+        torch.testing.assert_close(alone, gradient_P, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("num_classes", "outputs"), [(None, 1), (2, 1), (2, 2)])
+def test_it_knows_every_loss(num_classes: int | None, outputs: int) -> None:
+    torch.manual_seed(0)
+    task = Task(nn.Linear(4, outputs).double(), num_classes)
+    assert task.chain is not None
+    x, y_SB = torch.randn(1, 6, 4, dtype=torch.float64), torch.tensor([[0, 1, 1, 0, 1, 0]])
+    y_SB = y_SB.double() if num_classes is None else y_SB
+    weight_SB = torch.full((1, 6), 1 / 6, dtype=torch.float64)
+    point_P = task.initial_params().requires_grad_()
+    made = functional_call(task.module, task.layout.unflatten(point_P), (x[0],))
+    loss = sample_losses(task.loss(made), made, y_SB[0]).mean()
+    batch = MiniBatches(x, y_SB, weight_SB)
+    found, gradient_P = StackedGradient(task, torch.zeros(0))(point_P.detach(), batch)
+    torch.testing.assert_close(found, loss.detach(), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(gradient_P, torch.autograd.grad(loss, point_P)[0], rtol=1e-12, atol=1e-12)
+
+
+def tied() -> nn.Module:
+    first, second = nn.Linear(4, 4), nn.Linear(4, 4)
+    second.weight = first.weight
+    return nn.Sequential(first, second)
+
+
+def partly_frozen() -> nn.Module:
+    module = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    module[0].requires_grad_(False)
+    return module
+
+
+def hooked() -> nn.Module:
+    module = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+    module[1].register_forward_hook(lambda layer, inputs, output: 2 * output)
+    return module
+
+
+class Twice(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(super().forward(x))
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        tied,
+        partly_frozen,
+        hooked,
+        lambda: Twice(nn.Linear(4, 4)),
+        lambda: nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5)),
+        lambda: nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)),
+        lambda: nn.Sequential(nn.Linear(4, 4), nn.Flatten(0)),
+        lambda: nn.Sequential(nn.Linear(4, 4), nn.Flatten()),
+        lambda: nn.Sequential(nn.Conv2d(1, 2, 3), nn.Linear(4, 4)),
+        lambda: nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)),
+    ],
+)
+def test_what_does_more_than_its_layers_is_none(build: Callable[[], nn.Module]) -> None:
+    module = build()
+    assert Chain.of(module, ParamLayout.of_parameters(module)) is None
