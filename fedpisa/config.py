@@ -97,6 +97,12 @@ class RunConfig:
         Where to compute: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
     dtype
         Floating-point type of the parameters and the data.
+    autocast
+        ``bfloat16``: in training, layers compute with 16 bits where `torch.autocast` finds that safe; parameters,
+        gradients and evaluation stay as they are.
+    cohort_block
+        With ``vmap``, how many clients are computed at once: fewer take less memory; 0 for all, and half as many
+        whenever a device's memory proves too small.
     eval_every
         Rounds between two evaluations on the test set; the last round is always evaluated.
     checkpoint_every
@@ -150,6 +156,8 @@ class RunConfig:
     engine: Literal["auto", "loop", "vmap"] = "auto"
     device: str = "auto"
     dtype: Literal["float32", "float64"] = "float32"
+    autocast: Literal["none", "bfloat16"] = "none"
+    cohort_block: NonNegativeInt = 0
     eval_every: PositiveInt = 1
     checkpoint_every: NonNegativeInt = 10
     target_accuracy: Probability | None = None

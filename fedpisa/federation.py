@@ -63,7 +63,7 @@ class Federation:
             parts = self.partition
         self.num_outputs, self.shape, self.classes = dataset.num_outputs, dataset.shape, dataset.class_names
         module = self.config.build_model(dataset).to(device=self.device, dtype=dtype)
-        self.task = Task(module, dataset.num_classes)
+        self.task = Task(module, dataset.num_classes, autocast=config.autocast == "bfloat16")
         self.data = ClientData.of(dataset.x_train, dataset.y_train, parts, dtype, self.device)
         self.algorithm.local_update.check(self.task, self.data.x[:1])
         everything = [np.arange(len(dataset.y_test))]

@@ -52,6 +52,8 @@ class Task:
         serve only as initial values.
     num_classes
         Number of labels; ``None`` for regression.
+    autocast
+        Whether the forward pass of training uses bfloat16 where `torch.autocast` finds that safe.
 
     Examples
     --------
@@ -62,6 +64,7 @@ class Task:
 
     module: nn.Module
     num_classes: int | None
+    autocast: bool = False
     layout: ParamLayout = field(init=False)
     buffer_layout: ParamLayout = field(init=False)
     chain: Chain | None = field(init=False)
@@ -70,7 +73,7 @@ class Task:
         object.__setattr__(self, "module", mask_batchnorms(self.module))
         object.__setattr__(self, "layout", ParamLayout.of_parameters(self.module))
         object.__setattr__(self, "buffer_layout", ParamLayout.of_buffers(self.module))
-        object.__setattr__(self, "chain", Chain.of(self.module, self.layout))
+        object.__setattr__(self, "chain", None if self.autocast else Chain.of(self.module, self.layout))
 
     def loss(self, outputs: Tensor) -> Loss:
         """Return the loss that fits the outputs' width: one output for two classes is a logit."""
@@ -110,19 +113,23 @@ class Task:
         self.module.train()
         # The layers write into their buffers: give them copies.
         buffers = {name: b.clone() for name, b in self.buffer_layout.unflatten(buffers_Q).items()}
-        with real_rows(mask_B):
+        with real_rows(mask_B), self._precision(x):
             if extra is None:
                 outputs = functional_call(self.module, {**params, **buffers}, (x,))
             else:
                 outputs, features_BF = with_features(self.module, {**params, **buffers}, x)
+        outputs = outputs.to(x.dtype)
         losses_B = sample_losses(self.loss(outputs), outputs, y_B)
         if extra is not None:
             anchors = (self.features(anchor_P, buffers_Q, x, mask_B) for anchor_P in extra.anchors)
-            extra_B = extra.loss(features_BF, *anchors)
+            extra_B = extra.loss(features_BF.to(x.dtype), *anchors)
             losses_B = losses_B + (extra_B - extra_B.detach())
         if buffers:
             buffers_Q = self.buffer_layout.flatten(buffers, buffers_Q.dtype)
         return losses_B, buffers_Q
+
+    def _precision(self, x: Tensor) -> torch.autocast:
+        return torch.autocast(x.device.type, torch.bfloat16, enabled=self.autocast)
 
     def features(self, params_P: Tensor, buffers_Q: Tensor, x: Tensor, mask_B: Tensor) -> Tensor:
         """Return the samples' features ``(B, F)`` without noise: no dropout, and BatchNorms as in training.

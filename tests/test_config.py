@@ -33,9 +33,9 @@ _PISA = """preconditioner sigma rho gamma gamma-every gamma-until mu batch-size 
            gradient-reduction lambda absent weighting"""
 OPTIONS = {
     "run": """algorithm dataset data-dir model num-clients partitioner seed num-server-rounds fraction-train engine
-              device dtype eval-every checkpoint-every target-accuracy exact-diagnostics per-client schedule
-              schedule-keys warmup-rounds server-strategy differential-privacy pace availability dropout crash late nan
-              corrupt min-replies round-timeout max-upload-norm""",
+              device dtype autocast cohort-block eval-every checkpoint-every target-accuracy exact-diagnostics
+              per-client schedule schedule-keys warmup-rounds server-strategy differential-privacy pace availability
+              dropout crash late nan corrupt min-replies round-timeout max-upload-norm""",
     "algorithm fedavg": _SGD,
     "algorithm fedsgd": """batch-size batches-per-round mu optimizer
                            learning-rate momentum dampening weight-decay nesterov""",
@@ -311,7 +311,7 @@ def test_changes_are_checked() -> None:
     [
         (
             {"sigm": 1},
-            "unknown key 'sigm'; did you mean 'sigma'? (valid keys: absent, algorithm, availability, batch-size",
+            "unknown key 'sigm'; did you mean 'sigma'? (valid keys: absent, algorithm, autocast, availability",
         ),
         ({"num-client": 1}, "unknown key 'num-client'; did you mean 'num-clients'?"),
         (

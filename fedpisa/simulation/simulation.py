@@ -221,7 +221,8 @@ def make_grid(federation: Federation) -> LoopGrid | VmapGrid:
     config, data = federation.config, federation.data
     if config.engine != "loop":
         try:
-            return VmapGrid(federation.task, federation.algorithm.local_update, data, config.seed)
+            update = federation.algorithm.local_update
+            return VmapGrid(federation.task, update, data, config.seed, config.cohort_block)
         except UnstackableError:
             if config.engine == "vmap":
                 raise

@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
+from logging import getLogger
 from typing import Any, Final, NamedTuple, final
 
 import numpy as np
@@ -26,6 +27,7 @@ from fedpisa.clients.data import ClientData
 from fedpisa.clients.gradients import StackedGradient
 from fedpisa.clients.local import BUFFERS, Client, seeded
 from fedpisa.clients.schedule import Plan
+from fedpisa.components import one_line
 from fedpisa.flower.compat import to_tensors
 from fedpisa.flower.messages import (
     ARRAYS,
@@ -41,6 +43,8 @@ from fedpisa.simulation.grid import InProcessGrid
 from fedpisa.simulation.states import StackedStates
 from fedpisa.strategies.base import ClientStates
 from fedpisa.task import Task
+
+_LOG = getLogger("fedpisa")
 
 WORTH_A_THREAD: Final = 5_000_000
 """Multiplications of a cohort's local step, clients times samples times parameters, from which it is spread."""
@@ -70,6 +74,8 @@ class VmapGrid(InProcessGrid):
         All clients' samples.
     seed
         The run's seed.
+    block
+        How many clients are computed at once; 0 for all. Halved whenever the device's memory proves too small.
 
     Raises
     ------
@@ -79,10 +85,11 @@ class VmapGrid(InProcessGrid):
 
     engine = "vmap"
 
-    def __init__(self, task: Task, update: LocalUpdate, data: ClientData, seed: int) -> None:
+    def __init__(self, task: Task, update: LocalUpdate, data: ClientData, seed: int, block: int = 0) -> None:
         super().__init__(data.num_clients)
         refuse_unstackable(task, data)
         self.task, self.update, self.data, self.seed = task, update, data, seed
+        self.block = block or data.num_clients
         self.states: StackedStates | None = None
         on_cpu = data.x.device.type == "cpu"
         keep_freed_memory()
@@ -168,11 +175,35 @@ class VmapGrid(InProcessGrid):
             self.states.settle(rows_S, torch.tensor(confirmed_S, device=rows_S.device))
         server_round = int(content[CONFIG][SERVER_ROUND])
         own = self.states.read(rows_S)
-        common = (self.task, self.update, self.data, self.seed)
-        outcome = run_cohort(*common, ids_S, server_round, down, own, self.copies)
+        outcome = self._in_blocks(ids_S, server_round, down, own)
         self.states.write(rows_S, outcome.state, server_round)
         sizes_S = torch.from_numpy(self.data.sizes_N[ids_S]).double()
         return StackedReplies(requests, nodes, outcome.upload, sizes_S, outcome.metrics)
+
+    def _in_blocks(
+        self, ids_S: np.ndarray[Any, np.dtype[np.int64]], server_round: int, down: Arrays, states_S: Arrays
+    ) -> Outcome:
+        """Return the cohort's outcome, of no more clients at a time than memory has proved to take."""
+        common = (self.task, self.update, self.data, self.seed)
+        outcomes: list[Outcome] = []
+        begin = 0
+        while begin < len(ids_S):
+            part = slice(begin, begin + self.block)
+            own = {name: value[part] for name, value in states_S.items()}
+            try:
+                outcomes.append(run_cohort(*common, ids_S[part], server_round, down, own, self.copies, begin))
+            except torch.OutOfMemoryError as error:
+                self.block = min(self.block, len(ids_S) - begin) // 2
+                if not self.block:
+                    raise ValueError(
+                        f"one client's local step does not fit into the memory of {self.data.x.device} "
+                        f'({one_line(error)}): take a smaller batch-size, or device = "cpu"'
+                    ) from error
+                _LOG.warning("out of memory: from now on %d clients at a time", self.block)
+            else:
+                begin = part.stop
+        whole: Outcome = _join(outcomes)
+        return whole
 
 
 def run_cohort(
@@ -185,6 +216,7 @@ def run_cohort(
     down: Mapping[str, Tensor],
     states_S: Arrays,
     copies: Sequence[Task] = (),
+    begin: int = 0,
 ) -> Outcome:
     """Return the stacked outcome of a cohort's round; for each client what `Client.run_round` returns.
 
@@ -206,6 +238,8 @@ def run_cohort(
     copies
         Copies of ``task``, one for each further thread that may take a part of the cohort: PyTorch puts tensors
         into a module while it calls it.
+    begin
+        How many clients of the round came before these: what a module draws is not to be drawn again.
     """
     update = update.at_round(server_round)
     plan = update.schedule().plan(data.sizes_N[ids_S], ids_S, server_round, seed)
@@ -222,7 +256,7 @@ def run_cohort(
         return _run_part(task, update, data, seed, ids_S[rows_S], server_round, dict(down), own, part)
 
     if len(tasks) == 1:
-        with seeded(seed, server_round):
+        with seeded(seed, server_round, *([begin] if begin else [])):
             outcomes = [run(task, parts[0])]
     else:
         with one_thread_each(len(tasks)) as pool:
