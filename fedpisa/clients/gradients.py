@@ -11,16 +11,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, Protocol, final
 
 import torch
 from torch import Tensor
 from torch.func import grad, vjp, vmap
 
-from fedpisa.clients.base import MiniBatches
+from fedpisa.clients.base import Gradient, MiniBatches
 from fedpisa.features import FeatureLoss
 from fedpisa.layout import ParamLayout
 from fedpisa.task import Task, sample_losses
+
+
+class Threaded(Gradient, Protocol):
+    """The gradient of one local step, and what it leaves behind."""
+
+    @property
+    def buffers_Q(self) -> Tensor:
+        """The module's buffers after it."""
+        ...
+
+    @property
+    def loss(self) -> Tensor | None:
+        """The mean loss ``()``, if it was asked for."""
+        ...
 
 
 @final
@@ -97,12 +111,14 @@ class AutogradGradient:
 class StackedGradient:
     """The same under `torch.func.vmap`: padded mini-batches, and all ``C`` of them in one pass.
 
-    A module with BatchNorm sees its mini-batches one by one, because its statistics are theirs.
+    A module with BatchNorm sees its mini-batches one by one, because its statistics are theirs. ``stacked`` is
+    False where there is no `torch.func.vmap` around it.
     """
 
     task: Task
     buffers_Q: Tensor
     loss: Tensor | None = None
+    stacked: bool = True
 
     @property
     def layout(self) -> ParamLayout:
@@ -113,10 +129,12 @@ class StackedGradient:
         self, params_P: Tensor, batch: MiniBatches, extra: FeatureLoss | None = None
     ) -> tuple[Tensor, Tensor]:
         """Return the mean loss ``()`` and gradient ``(P,)`` over the mini-batches; see `Gradient`."""
-        chain, samples = self.task.chain, [part.flatten(0, 1) for part in _samples(batch)]
-        if extra is not None or chain is None or not chain.fits(samples[0]):
+        chain = self.task.chain
+        x, y_B, weight_B = (part.flatten(0, 1) for part in _samples(batch))
+        if extra is not None or chain is None or not chain.fits(x):
             return self._derived(params_P, batch, extra)
-        self.loss, gradient_P = _OfChain.apply(params_P, *samples, self.task)
+        of_chain = _OfChain.apply if self.stacked else _OfChain.forward
+        self.loss, gradient_P = of_chain(params_P, x, y_B, weight_B, self.task)
         return self.loss, gradient_P
 
     def _derived(

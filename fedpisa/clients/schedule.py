@@ -36,6 +36,10 @@ class Plan(NamedTuple):
         gradients: Ints = (self.weight_SKCB.sum(-1) > 0).sum((1, 2))
         return gradients
 
+    def rows(self, rows_S: Ints) -> Plan:
+        """Return the plan of some of the clients."""
+        return Plan(self.index_SKCB[rows_S], self.weight_SKCB[rows_S], self.steps_S[rows_S])
+
 
 class Schedule(ABC):
     """A rule that gives a cohort its samples, from the seed, the client and the round alone."""

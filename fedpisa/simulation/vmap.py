@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
+from functools import partial
 from logging import getLogger
 from typing import Any, Final, NamedTuple, final
 
@@ -23,10 +24,10 @@ from torch.utils._pytree import tree_map
 from fedpisa import streams
 from fedpisa.apps.handlers import evaluation_reply
 from fedpisa.clients.base import Arrays, LocalUpdate, MiniBatches, Outcome
-from fedpisa.clients.data import ClientData
+from fedpisa.clients.data import ClientData, rows
 from fedpisa.clients.gradients import StackedGradient
 from fedpisa.clients.local import BUFFERS, Client, seeded
-from fedpisa.clients.schedule import Plan
+from fedpisa.clients.schedule import Ints, Plan
 from fedpisa.components import one_line
 from fedpisa.flower.compat import to_tensors
 from fedpisa.flower.messages import (
@@ -180,9 +181,7 @@ class VmapGrid(InProcessGrid):
         sizes_S = torch.from_numpy(self.data.sizes_N[ids_S]).double()
         return StackedReplies(requests, nodes, outcome.upload, sizes_S, outcome.metrics)
 
-    def _in_blocks(
-        self, ids_S: np.ndarray[Any, np.dtype[np.int64]], server_round: int, down: Arrays, states_S: Arrays
-    ) -> Outcome:
+    def _in_blocks(self, ids_S: Ints, server_round: int, down: Arrays, states_S: Arrays) -> Outcome:
         """Return the cohort's outcome, of no more clients at a time than memory has proved to take."""
         common = (self.task, self.update, self.data, self.seed)
         outcomes: list[Outcome] = []
@@ -211,7 +210,7 @@ def run_cohort(
     update: LocalUpdate,
     data: ClientData,
     seed: int,
-    ids_S: np.ndarray[Any, np.dtype[np.int64]],
+    ids_S: Ints,
     server_round: int,
     down: Mapping[str, Tensor],
     states_S: Arrays,
@@ -241,29 +240,71 @@ def run_cohort(
     begin
         How many clients of the round came before these: what a module draws is not to be drawn again.
     """
-    update = update.at_round(server_round)
-    plan = update.schedule().plan(data.sizes_N[ids_S], ids_S, server_round, seed)
-    order_S = np.argsort(-plan.steps_S, kind="stable")
+    plan = update.at_round(server_round).schedule().plan(data.sizes_N[ids_S], ids_S, server_round, seed)
     multiplications = len(ids_S) * plan.weight_SKCB[0, 0].size * task.layout.size
     tasks = (task, *copies)[: len(ids_S)] if multiplications >= WORTH_A_THREAD else (task,)
-    # Dealt out in turn: everybody has as many clients with many steps as with few.
-    parts = [order_S[number :: len(tasks)] for number in range(len(tasks))]
+    parts = _deal_out(plan.steps_S, len(tasks))
+    run = _run_one_by_one if one_by_one(task, data) else _run_stacked
 
-    def run(task: Task, rows_S: np.ndarray[Any, Any]) -> Outcome:
-        rows = torch.from_numpy(rows_S).to(data.x.device)
-        own = {name: value[rows] for name, value in states_S.items()}
-        part = Plan(*(array[rows_S] for array in plan))
-        return _run_part(task, update, data, seed, ids_S[rows_S], server_round, dict(down), own, part)
+    def run_part(task: Task, rows_S: Ints) -> Outcome:
+        own = {name: _rows(value, rows_S) for name, value in states_S.items()}
+        return run(task, update, data, seed, ids_S[rows_S], server_round, down, own, plan.rows(rows_S))
 
     if len(tasks) == 1:
         with seeded(seed, server_round, *([begin] if begin else [])):
-            outcomes = [run(task, parts[0])]
+            outcomes = [run_part(task, parts[0])]
     else:
         with one_thread_each(len(tasks)) as pool:
-            outcomes = list(pool.map(run, tasks, parts))
-    back = torch.from_numpy(np.argsort(np.concatenate(parts))).to(data.x.device)
-    in_order: Outcome = tree_map(lambda value: value[back], _join(outcomes))
+            outcomes = list(pool.map(run_part, tasks, parts))
+    back = np.argsort(np.concatenate(parts))
+    in_order: Outcome = tree_map(lambda value: _rows(value, back), _join(outcomes))
     return in_order
+
+
+def _deal_out(steps_S: Ints, parts: int) -> list[Ints]:
+    """Return the clients of each part, those with more steps first, and as many of them in one part as in another."""
+    if (steps_S == steps_S[0]).all():
+        return np.array_split(np.arange(len(steps_S)), parts)
+    order_S = np.argsort(-steps_S, kind="stable")
+    return [order_S[number::parts] for number in range(parts)]
+
+
+def _rows(value: Tensor, rows_S: Ints) -> Tensor:
+    """Return some of a tensor's rows: consecutive ones as a view, because copies of whole cohorts take their time."""
+    if (np.diff(rows_S) == 1).all():
+        return value[rows_S[0] : rows_S[0] + len(rows_S)]
+    return value.index_select(0, torch.from_numpy(rows_S).to(value.device))
+
+
+def one_by_one(task: Task, data: ClientData) -> bool:
+    """Tell whether clients are computed one after the other: where their convolutions are anyway.
+
+    A client's vectors then stay in the cache from step to step.
+    """
+    return task.chain is not None and bool(task.chain.body_names) and data.x.device.type == "cpu"
+
+
+@torch.no_grad()
+def _run_one_by_one(
+    task: Task,
+    update: LocalUpdate,
+    data: ClientData,
+    seed: int,
+    ids_S: Ints,
+    server_round: int,
+    down: Mapping[str, Tensor],
+    states_S: Arrays,
+    plan: Plan,
+) -> Outcome:
+    """Return the stacked outcome of clients, each computed by itself."""
+    outcomes = []
+    for row, client_id in enumerate(ids_S.tolist()):
+        client = Client(task, update, *data.client(client_id), client_id, seed)
+        own = plan.rows(np.array([row]))
+        state = {name: value[row] for name, value in states_S.items()}
+        outcomes.append(client.train(server_round, own, down, state, partial(StackedGradient, stacked=False)))
+    stacked: Outcome = tree_map(lambda *values: torch.stack(values), *outcomes)
+    return stacked
 
 
 class Carry(NamedTuple):
@@ -278,18 +319,19 @@ class Carry(NamedTuple):
 
 
 @torch.no_grad()
-def _run_part(
+def _run_stacked(
     task: Task,
     update: LocalUpdate,
     data: ClientData,
     seed: int,
-    ids_S: np.ndarray[Any, np.dtype[np.int64]],
+    ids_S: Ints,
     server_round: int,
-    shared: dict[str, Tensor],
+    down: Mapping[str, Tensor],
     states_S: Arrays,
     plan: Plan,
 ) -> Outcome:
     """Return the stacked outcome of clients that are ordered by their steps, those with most first."""
+    update, shared = update.at_round(server_round), dict(down)
     device, steps = data.x.device, int(plan.steps_S.max())
     rows_SKCB = torch.from_numpy(plan.index_SKCB + data.begin_N[ids_S, None, None, None]).to(device)
     weight_SKCB = torch.from_numpy(plan.weight_SKCB).to(data.x)
@@ -312,7 +354,7 @@ def _run_part(
         active = int((plan.steps_S > k).sum())
         rows_SCB = rows_SKCB[:active, k]
         batch = (
-            *(_samples(part, rows_SCB) for part in (data.x, data.y)),
+            *(rows(part, rows_SCB) for part in (data.x, data.y)),
             weight_SKCB[:active, k],
             key_SK[:active, k],
         )
@@ -337,11 +379,6 @@ def _run_part(
         "local-steps": torch.from_numpy(plan.gradients_S).to(carry.seen_S2),
     }
     return Outcome({**outcome.upload, **buffers}, dict(outcome.state), metrics)
-
-
-def _samples(values: Tensor, rows: Tensor) -> Tensor:
-    """Return ``values[rows]``; copying whole rows takes half the time of looking up each of their numbers."""
-    return values.index_select(0, rows.flatten()).view(*rows.shape, *values.shape[1:])
 
 
 def _join(parts: list[Any]) -> Any:
