@@ -1,0 +1,30 @@
+"""One job by fedpisa, in a process of its own: ``python -m fedpisa.bench.engine JOB``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from fedpisa.bench.protocol import job, report
+
+
+def main() -> None:
+    """Run the job whose JSON is the first argument."""
+    from fedpisa.config import RunConfig
+    from fedpisa.simulation.simulation import Simulation
+
+    work = job()
+    evaluation: list[float] = []
+
+    def rounds() -> Iterator[None]:
+        # One round more, because the last one is evaluated.
+        keys = {**work.keys(), "num-server-rounds": work.warm_up + work.rounds + 1}
+        rows = Simulation(RunConfig.from_mapping(keys)).rows()
+        evaluation.append(float(next(rows)["evaluation_seconds"] or 0))
+        for _ in rows:
+            yield
+
+    report(work, rounds(), evaluation)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""What is measured: federations of synthetic images, by one letter each.
+
+The time of a round depends on the shapes alone, so the pixels are noise and the labels are too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from fedpisa.datasets.base import Dataset
+
+Algorithm = Literal["fedavg", "sisa"]
+"""``fedavg``: one epoch of plain SGD. ``sisa``: one step along the gradient of all samples."""
+
+ALGORITHMS: Final[tuple[Algorithm, ...]] = ("fedavg", "sisa")
+LEARNING_RATE: Final = 0.05
+SHAPE: Final = (1, 28, 28)
+CLASSES: Final = 10
+TEST_SAMPLES: Final = 1000
+SEED: Final = 0
+
+
+@final
+@dataclass(frozen=True)
+class Workload:
+    """A federation and a model.
+
+    Parameters
+    ----------
+    name
+        A letter.
+    clients, samples
+        How many clients there are, and the samples of each.
+    per_round
+        Clients of a round.
+    batch
+        Samples of a mini-batch.
+    model
+        ``mlp`` 784-200-200-10, ``leaf-cnn`` (5x5x32, 5x5x64, 512: 1.66 M parameters) or ``logistic``.
+    rounds
+        Rounds that are timed, of which one takes between a hundredth of a second and a few.
+    """
+
+    name: str
+    clients: int
+    samples: int
+    per_round: int
+    batch: int
+    model: str
+    rounds: int = 20
+
+    @property
+    def steps(self) -> int:
+        """SGD steps of a client in a round."""
+        return -(-self.samples // self.batch)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name}: {self.clients:,} clients x {self.samples}, {self.per_round:,} per round, "
+            f"batch {self.batch}, {self.model}"
+        )
+
+
+WORKLOADS: Final[Mapping[str, Workload]] = MappingProxyType(
+    {
+        workload.name: workload
+        for workload in (
+            Workload("A", clients=100, samples=600, per_round=10, batch=32, model="mlp"),
+            Workload("B", clients=100, samples=600, per_round=10, batch=32, model="leaf-cnn", rounds=4),
+            Workload("C", clients=1_000, samples=60, per_round=100, batch=20, model="logistic"),
+            Workload("D", clients=10_000, samples=20, per_round=1_000, batch=20, model="logistic"),
+        )
+    }
+)
+
+
+@final
+@dataclass(frozen=True)
+class Job:
+    """What one process has to do: a workload with an algorithm, so many rounds, the first ones not timed."""
+
+    workload: Workload
+    algorithm: Algorithm = "fedavg"
+    rounds: int = 20
+    warm_up: int = 3
+
+    def to_json(self) -> str:
+        """Return the job as one word of a command line.
+
+        Examples
+        --------
+        >>> job = Job(WORKLOADS["C"], "sisa", rounds=2)
+        >>> Job.from_json(job.to_json()) == job
+        True
+        """
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Return the job of `to_json`."""
+        values: dict[str, Any] = json.loads(text)
+        return cls(**{**values, "workload": Workload(**values["workload"])})
+
+    def keys(self) -> dict[str, object]:
+        """Return the keys of a run of fedpisa's."""
+        workload = self.workload
+        own: dict[str, object] = {"batches-per-round": "all"}
+        if self.algorithm == "fedavg":
+            own = {"local-epochs": 1, "learning-rate": LEARNING_RATE}
+        return {
+            "algorithm": self.algorithm,
+            "dataset": f"{__name__}:images",
+            "samples-per-client": workload.samples,
+            "partitioner": "natural",
+            "model": workload.model,
+            "num-clients": workload.clients,
+            "fraction-train": workload.per_round / workload.clients,
+            "batch-size": workload.batch,
+            "num-server-rounds": self.warm_up + self.rounds,
+            "eval-every": 10**9,
+            "seed": SEED,
+            **own,
+        }
+
+
+def samples(n: int, seed: int = SEED) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Return noise ``(n, 1, 28, 28)`` and its labels ``(n,)``, client after client.
+
+    Examples
+    --------
+    >>> x, y = samples(7)
+    >>> x.shape, y.shape, x.dtype, y.max() < CLASSES
+    ((7, 1, 28, 28), (7,), dtype('float32'), np.True_)
+    """
+    rng = np.random.default_rng(seed)
+    return rng.standard_normal((n, *SHAPE), dtype=np.float32), rng.integers(0, CLASSES, n)
+
+
+def images(*, seed: int, num_clients: int, samples_per_client: int) -> Dataset:
+    """Noise in the place of 28x28 images, the same number for every client."""
+    from fedpisa.datasets.base import Dataset
+
+    x, y = samples(num_clients * samples_per_client, seed)
+    x_test, y_test = samples(TEST_SAMPLES, seed + 1)
+    return Dataset(
+        name="images",
+        x_train=x,
+        y_train=y,
+        x_test=x_test,
+        y_test=y_test,
+        num_classes=CLASSES,
+        groups=np.repeat(np.arange(num_clients), samples_per_client),
+        default_model="logistic",
+    )
