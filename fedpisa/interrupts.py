@@ -32,6 +32,18 @@ class Stop:
     signum: int | None = None
 
 
+_once = False
+
+
+def heed_once() -> None:
+    """Have this process heed one signal and no second one.
+
+    For workers, which are told by their parent, and by whoever signals the whole group as well.
+    """
+    global _once
+    _once = True
+
+
 @contextmanager
 def postponed(announce: Callable[[int], None] = lambda signum: None) -> Iterator[Stop]:
     """Note the first Ctrl-C or SIGTERM instead of ending at once; a second one does what it always did.
@@ -53,15 +65,14 @@ def postponed(announce: Callable[[int], None] = lambda signum: None) -> Iterator
     stop = Stop()
     before: dict[int, Any] = {}
 
-    def put_back() -> None:
-        while before:
-            signum, handler = before.popitem()
-            signal.signal(signum, handler)
-
     def note(signum: int, frame: FrameType | None) -> None:
-        put_back()
-        stop.signum = signum
-        announce(signum)
+        if stop.signum is None:
+            stop.signum = signum
+            announce(signum)
+        elif not _once:
+            # This signal's handler only: were the other one just due, Python would find it without a handler.
+            signal.signal(signum, before.pop(signum, signal.SIG_DFL))
+            signal.raise_signal(signum)
 
     if threading.current_thread() is threading.main_thread():
         for signum in (signal.SIGINT, signal.SIGTERM):
@@ -71,4 +82,5 @@ def postponed(announce: Callable[[int], None] = lambda signum: None) -> Iterator
     try:
         yield stop
     finally:
-        put_back()
+        while before:
+            signal.signal(*before.popitem())

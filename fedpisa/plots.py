@@ -5,6 +5,7 @@ The pictures are made without pyplot, so nothing global changes, and the same da
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpisa.results import Result
+from fedpisa.storage import replace_file
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -368,5 +370,7 @@ def write_picture(figure: Figure, file: Path | None) -> None:
         return
     # No date in the file: the same data give the same bytes.
     metadata = {".png": {"Software": None}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
+    suffix, content = file.suffix.lower(), io.BytesIO()
+    figure.savefig(content, format=suffix[1:], metadata=metadata[suffix])
     file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, metadata=metadata[file.suffix.lower()])
+    replace_file(file, content.getvalue())

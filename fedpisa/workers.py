@@ -17,7 +17,7 @@ from typing import Literal, final
 from fedpisa.components import one_line
 from fedpisa.config import RunConfig, load_config
 from fedpisa.events import Event, RoundFinished, RunStarted, Stopping
-from fedpisa.interrupts import postponed
+from fedpisa.interrupts import heed_once, postponed
 from fedpisa.results import Result, RunDirectory, load_result
 from fedpisa.storage import InUseError, OccupiedError
 
@@ -154,11 +154,11 @@ class _Worker:
 
     def stop(self, note: Callable[[Progress], None]) -> None:
         """Have it end its round and write a checkpoint, or, the second time, end at once."""
-        self.told = True
         if self.process.is_alive():
-            self.process.terminate()
-            if self.stands is not None:
+            self.process.kill() if self.told else self.process.terminate()
+            if self.stands is not None and not self.told:
                 note(replace(self.stands, state="stopping"))
+        self.told = True
 
 
 def share_out(tasks: Sequence[Task], jobs: int, note: Callable[[Progress], None]) -> int | None:
@@ -229,10 +229,10 @@ def _hear(worker: _Worker, waiting: deque[Task], stopping: bool, note: Callable[
 
 def _work(pipe: Connection) -> None:
     """Be a worker, until there is no more to do or the parent is gone."""
+    heed_the_parent()
     import torch
 
     torch.set_num_threads(1)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # forked, it has its parent's handler, which only notes it
     gone = False
 
     def tell(progress: Progress) -> None:
@@ -252,12 +252,16 @@ def _work(pipe: Connection) -> None:
 
 @contextmanager
 def for_children() -> Iterator[None]:
-    """Have processes begin with one thread, and deaf to Ctrl-C: that is the parent's, who tells them."""
+    """Have processes begin with one thread, and deaf to Ctrl-C: that is the parent's, who tells them by SIGTERM.
+
+    That one waits until they `heed_the_parent`.
+    """
     variables = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(dict.fromkeys(variables, "1"))
     # Children inherit what is blocked; for this process a signal only waits.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if os.name == "posix" else None
+    blocked = {signal.SIGINT, signal.SIGTERM}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, blocked) if os.name == "posix" else None
     try:
         yield
     finally:
@@ -268,3 +272,11 @@ def for_children() -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+def heed_the_parent() -> None:
+    """Begin to be a worker, which ends by SIGTERM, in a run after its round."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # forked, it has its parent's handler, which only notes it
+    heed_once()
+    if os.name == "posix":
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})

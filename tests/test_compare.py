@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import io
-import multiprocessing
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ from rich.console import Console
 from fedpisa import comparison, storage, workers
 from fedpisa.cli import main
 from fedpisa.comparison import compare
-from fedpisa.interrupts import Interrupted
 from fedpisa.results import load_result
 from fedpisa.runner import Simulation
 from fedpisa.strategies.strategy import AlgorithmStrategy
@@ -335,58 +333,23 @@ def test_live_table_shows_every_run_or_those_at_work() -> None:
 
 @pytest.mark.slow
 def test_jobs_do_not_change_results(tmp_path: Path) -> None:
-    """Real processes, from the command line; a worker that is killed costs its own run only."""
+    """Processes that are begun anew, as from the command line."""
     compare(SHORT, tmp_path / "whole")
-    file = tmp_path / "small.toml"
-    file.write_text(SHORT.to_toml())
-    command = [
-        sys.executable,
-        "-m",
-        "fedpisa",
-        "compare",
-        str(file),
-        "--out",
-        str(tmp_path / "out"),
-        "--jobs",
-        "2",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stderr.count("finished, 3 rounds") == 3
-    assert contents(tmp_path / "out") == {**contents(tmp_path / "whole"), "study.toml": file.read_bytes()}
-
-
-def in_child(study: Study, directory: Path, jobs: int = 2) -> int:
-    """Fork a process group that carries out a study, its workers forked too: imports take seconds."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            os.setsid()
-            workers.CONTEXT = multiprocessing.get_context("fork")
-            compare(study, directory, jobs=jobs)
-            code = 0
-        except Interrupted as error:
-            code = 128 + error.signum
-        finally:
-            os._exit(code)
-    return child
-
-
-def ended(child: int) -> int:
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert states(compare(SHORT, tmp_path / "out", jobs=2)) == ["finished"] * 3
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
 @pytest.mark.slow
-def test_a_study_killed_at_random_moments(tmp_path: Path) -> None:
+def test_a_study_killed_at_random_moments(tmp_path: Path, in_child: Any, ended: Any) -> None:
     """``kill -9`` of the whole group, again and again, while two of twelve runs are at work."""
     study = study_of(base={"num-server-rounds": 8})
     begin = time.perf_counter()
-    assert ended(in_child(study, tmp_path / "whole")) == 0
+    assert ended(in_child(lambda: compare(study, tmp_path / "whole", jobs=2))) == 0
     duration = time.perf_counter() - begin
     rng = random.Random(4)
     killed, directory = 0, tmp_path / "cut-0"
     while killed < 25:
-        child = in_child(study, directory)
+        child = in_child(partial(compare, study, directory, jobs=2))
         time.sleep(rng.uniform(0, 0.4 * duration))
         with suppress(ProcessLookupError):  # it has no group of its own in its very first moment
             os.killpg(child, signal.SIGKILL)
@@ -396,24 +359,27 @@ def test_a_study_killed_at_random_moments(tmp_path: Path) -> None:
         if code == 0:  # it got to its end: begin another one
             assert contents(directory) == contents(tmp_path / "whole")
             directory = tmp_path / f"cut-{killed}"
-    assert ended(in_child(study, directory)) == 0
+    assert ended(in_child(partial(compare, study, directory, jobs=2))) == 0
     assert contents(directory) == contents(tmp_path / "whole")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_to_the_group_ends_all_workers_after_their_round(signum: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("signum", "group"), [(2, True), (15, True), (15, False)], ids=str)
+def test_a_signal_ends_all_workers_after_their_round(
+    signum: int, group: bool, tmp_path: Path, in_child: Any, ended: Any
+) -> None:
+    """Ctrl-C goes to the whole group, SIGTERM to one process or to all; none is to be told twice."""
     study = study_of(base={"num-server-rounds": 2000, "checkpoint-every": 0}, seeds=[0])
-    child = in_child(study, tmp_path)
+    child = in_child(lambda: compare(study, tmp_path, jobs=2), errors=tmp_path / "errors")
     for one in study.runs()[:2]:  # either of the two workers may be the first to be at work
         metrics = tmp_path / one.path / "metrics.jsonl"
         while not (metrics.exists() and metrics.stat().st_size):
             time.sleep(0.02)
-    if signum == signal.SIGINT:
-        os.killpg(child, signum)  # as a terminal does
-    else:
-        os.kill(child, signum)
+    (os.killpg if group else os.kill)(child, signum)
     assert ended(child) == 128 + signum
+    with pytest.raises(ProcessLookupError):  # nobody is left, no zombie either
+        os.killpg(child, 0)
+    assert (tmp_path / "errors").read_text() == ""
     found = load_study(tmp_path)
     assert [one.result.status for one in found] == ["interrupted", "interrupted"]
     for one in found:
@@ -423,7 +389,7 @@ def test_a_signal_to_the_group_ends_all_workers_after_their_round(signum: int, t
 
 
 @pytest.mark.slow
-def test_a_worker_that_dies_costs_its_run_only(tmp_path: Path) -> None:
+def test_a_worker_that_dies_costs_its_run_only(tmp_path: Path, in_child: Any, ended: Any) -> None:
     (tmp_path / "deadly.py").write_text(
         "import os\ndef model(shape, num_outputs):\n    os.kill(os.getpid(), 9)\n"
     )
@@ -431,7 +397,7 @@ def test_a_worker_that_dies_costs_its_run_only(tmp_path: Path) -> None:
     try:
         variants = [{"name": "dies", "model": "deadly:model"}, {"name": "a"}, {"name": "b"}]
         study = study_of(seeds=[0], sweep={}, variant=variants, base={"num-server-rounds": 2})
-        assert ended(in_child(study, tmp_path / "out")) == 0
+        assert ended(in_child(lambda: compare(study, tmp_path / "out", jobs=2))) == 0
     finally:
         sys.path.remove(str(tmp_path))
     assert [one.variant for one in load_study(tmp_path / "out")] == ["a", "b"]

@@ -21,7 +21,7 @@ from fedpisa import checkpoint, components, runner, storage
 from fedpisa.checkpoint import Checkpoint
 from fedpisa.cli import main
 from fedpisa.events import Event, RoundFinished, RunFinished, RunStarted, Stopping
-from fedpisa.interrupts import Interrupted
+from fedpisa.interrupts import Interrupted, heed_once, postponed
 from fedpisa.results import Result, load_result
 from fedpisa.runner import Simulation, run
 
@@ -410,6 +410,35 @@ def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
     assert load_result(tmp_path / "cut").status == "interrupted"
     assert checkpoints(tmp_path / "cut") == [2]
     run(resume=tmp_path / "cut")
+
+
+def test_signals_that_come_together_end_at_once_and_leave_no_trace(
+    tmp_path: Path, in_child: Any, ended: Any
+) -> None:
+    """Python looks for signals one after the other, and complains of one whose handler went in the meantime."""
+    both = {signal.SIGINT, signal.SIGTERM}
+
+    def work() -> None:
+        with postponed():
+            signal.pthread_sigmask(signal.SIG_BLOCK, both)
+            for signum in both:
+                os.kill(os.getpid(), signum)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, both)
+
+    child = in_child(work, tmp_path / "errors")
+    assert ended(child) == -signal.SIGTERM
+    assert (tmp_path / "errors").read_text() == ""
+
+
+def test_a_worker_heeds_one_signal(in_child: Any, ended: Any) -> None:
+    def work() -> int:
+        heed_once()
+        with postponed() as stop:
+            for _ in range(3):
+                signal.raise_signal(signal.SIGTERM)
+        return stop.signum or 0
+
+    assert ended(in_child(work)) == signal.SIGTERM
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import math
+import multiprocessing
 import os
+import resource
 import signal
+import sqlite3
 import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -542,59 +547,287 @@ def test_ctrl_c_ends_the_round_and_the_same_command_goes_on(
     assert (out / "best.toml").exists()
 
 
-@pytest.mark.slow
-def test_two_processes_share_the_budget_and_a_killed_one_loses_nothing(tmp_path: Path) -> None:
-    file = write(
-        tmp_path / "small.toml", tune={"trials": 8, "sampler": "random"}, base={"num-server-rounds": 60}
-    )
-    out = tmp_path / "out"
-    command = [sys.executable, "-m", "fedpisa", "tune", str(file), "--out", str(out)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    pipes: dict[str, Any] = {
-        "stdout": subprocess.PIPE,
-        "stderr": subprocess.PIPE,
-        "text": True,
-        "env": environment,
-    }
-    victim = subprocess.Popen(command, **pipes)
-    assert victim.stderr is not None
-    for _ in range(3):  # it has ended three trials, and is at another, or is about to be
-        victim.stderr.readline()
-    others = [subprocess.Popen(command, **pipes) for _ in range(2)]
-    victim.kill()
-    victim.communicate()
-    ends = [(other.communicate(), other.returncode) for other in others]
-    assert {code for _, code in ends} <= {0, 1}, ends
-    standings = tune(read_plan(file), out)
-    alone = tune(read_plan(file), tmp_path / "alone")
-    assert [(t.index, t.keys) for one in standings for t in one.trials] == [
-        (t.index, t.keys) for one in alone for t in one.trials
-    ]
+LONG: Mapping[str, Any] = {"tune": {"sampler": "random"}, "base": {"num-server-rounds": 25}}
+"""Trials that do not depend on each other, each long enough that a signal finds it at work."""
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    """Return the values of all trials of a tuning that nothing befell; they do not depend on the rounds."""
+    found = tune(plan_of(**{**LONG, "base": {"num-server-rounds": 1}}), tmp_path_factory.mktemp("alone"))
+    return [(t.index, t.keys) for one in found for t in one.trials]
+
+
+def assert_each_trial_ended_once(plan: Plan, out: Path, undisturbed: list[Any]) -> None:
+    """Finish a tuning, and assert that its trials are those, each of them with one end in the database."""
+    found = tune(plan, out)
+    assert [(t.index, t.keys) for one in found for t in one.trials] == undisturbed
+    assert {t.state for one in found for t in one.trials} <= {"finished", "pruned"}
+    for trials in stored(plan, out):
+        ends = [t.user_attrs["claim"]["index"] for t in trials if "end" in t.user_attrs]
+        assert sorted(ends) == list(range(plan.trials))
+        assert not any(t.state == optuna.trial.TrialState.RUNNING for t in trials)
+    assert len(pd.read_csv(out / "trials.csv")) == plan.trials * len(plan.subjects)
+    assert (out / "best.toml").exists()
+
+
+def stored(plan: Plan, out: Path) -> list[Any]:
+    """Return everything that the database has of each subject, what was lost, too."""
     storage = optuna.storages.RDBStorage(f"sqlite:///{out / 'tune.db'}")
-    for one in standings:
-        found = optuna.load_study(study_name=str(one.subject.path), storage=storage).get_trials()
-        ended = [t.user_attrs["claim"]["index"] for t in found if "end" in t.user_attrs]
-        assert sorted(ended) == list(range(8))
-        assert not any(t.state == optuna.trial.TrialState.RUNNING for t in found)
+    return [optuna.load_study(study_name=str(s.path), storage=storage).get_trials() for s in plan.subjects]
+
+
+def teller(wanted: Callable[[Any], bool]) -> tuple[Callable[[Any], None], Callable[[int], None]]:
+    """Return a listener for a child that tells of some progress, and what waits for so many of them."""
+    ours, theirs = os.pipe()
+
+    def listen(progress: Any) -> None:
+        if wanted(progress):
+            os.write(theirs, b".")
+
+    def wait(count: int) -> None:
+        for _ in range(count):
+            assert os.read(ours, 1)
+
+    return listen, wait
 
 
 @pytest.mark.slow
-def test_jobs_begin_the_trials_of_workers_that_were_killed_again(tmp_path: Path) -> None:
-    import multiprocessing
+def test_two_processes_share_the_budget_and_a_killed_one_loses_nothing(
+    tmp_path: Path, in_child: Any, ended: Any, undisturbed: list[Any]
+) -> None:
+    plan, out = plan_of(**LONG), tmp_path / "out"
+    listen, wait = teller(lambda progress: progress.state != "running" and not progress.before)
+    victim = in_child(lambda: tune(plan, out, on_progress=listen))
+    wait(3)  # it has ended three trials, and is at another, or is about to be
+    others = [in_child(lambda: tune(plan, out) and 0) for _ in range(2)]
+    os.kill(victim, signal.SIGKILL)
+    assert ended(victim) == -signal.SIGKILL
+    assert [ended(other) for other in others] == [0, 0]
+    assert (out / "best.toml").exists()  # whoever was last has written it
+    assert_each_trial_ended_once(plan, out, undisturbed)
 
+
+@pytest.mark.slow
+def test_jobs_begin_the_trials_of_workers_that_were_killed_again(
+    tmp_path: Path, in_child: Any, ended: Any, undisturbed: list[Any]
+) -> None:
     def kill_all() -> None:
         for process in multiprocessing.active_children():
             process.kill()
 
-    plan = plan_of(tune={"sampler": "random"}, base={"num-server-rounds": 200})
-    told: list[Any] = []
-    stop = stop_at(1, kill_all)
-    standings = tune(plan, tmp_path / "jobs", jobs=2, on_progress=lambda p: (told.append(p), stop(p)))
-    assert [len(one.trials) for one in standings] == [5, 5]
-    storage = optuna.storages.RDBStorage(f"sqlite:///{tmp_path / 'jobs' / 'tune.db'}")
-    assert sum(study.n_trials for study in optuna.get_all_study_summaries(storage)) > 10  # some were lost
-    alone = tune(plan, tmp_path / "alone")
-    assert [t.keys for one in standings for t in one.trials] == [t.keys for one in alone for t in one.trials]
+    plan, out = plan_of(**LONG), tmp_path / "out"
+    assert ended(in_child(lambda: tune(plan, out, jobs=2, on_progress=stop_at(1, kill_all)))) == 0
+    assert sum(map(len, stored(plan, out))) > 10  # some were lost
+    assert_each_trial_ended_once(plan, out, undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("signum", "group"), [(2, True), (15, True), (15, False)], ids=str)
+def test_a_signal_ends_all_workers_after_their_round(
+    signum: int,
+    group: bool,
+    tmp_path: Path,
+    in_child: Any,
+    ended: Any,
+    undisturbed: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from fedpisa.tuning.console import TuneConsole
+
+    file, out = write(tmp_path / "small.toml", **LONG), tmp_path / "out"
+    listen, wait = teller(lambda progress: progress.state == "running" and progress.rounds == 1)
+    shown = TuneConsole.__call__
+    monkeypatch.setattr(TuneConsole, "__call__", lambda self, one: (shown(self, one), listen(one)))
+    command = ["tune", str(file), "--out", str(out), "--jobs", "2"]
+    errors = tmp_path / "errors"
+    child = in_child(lambda: main(command), errors)
+    wait(2)
+    (os.killpg if group else os.kill)(child, signum)
+    assert ended(child) == 128 + signum
+    with pytest.raises(ProcessLookupError):  # nobody is left, no zombie either
+        os.killpg(child, 0)
+    *said, last = [line for line in errors.read_text().splitlines() if line]
+    assert last == f"interrupted: the trials so far are kept in {out}, the same command goes on"
+    assert "ending this round; once more ends at once" in said
+    assert all(line.startswith(("ending this round", "[ ", "[10/")) for line in said)
+    assert len(pd.read_csv(out / "trials.csv")) < 10
+    assert not (out / "best.toml").exists()
+    for its in stored(read_plan(file), out):  # none was lost: what had not ended was given back in time
+        assert all({"end", "given up"} & {*t.user_attrs} for t in its)
+    assert_each_trial_ended_once(read_plan(file), out, undisturbed)
+
+
+@pytest.mark.slow
+def test_ctrl_c_on_processes_that_are_begun_anew(tmp_path: Path, undisturbed: list[Any]) -> None:
+    """Real processes, from the command line, as a terminal would signal them."""
+    file, out = write(tmp_path / "small.toml", **LONG), tmp_path / "out"
+    command = [sys.executable, "-m", "fedpisa", "tune", str(file), "--out", str(out), "--jobs", "2"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stderr is not None
+    first = process.stderr.readline()
+    assert "[ 1/10] variant" in first
+    os.killpg(process.pid, signal.SIGINT)
+    shown, errors = process.communicate()
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert "Exception" not in errors
+    assert shown == ""  # its end is that of all processes: they have it open, too
+    assert_each_trial_ended_once(read_plan(file), out, undisturbed)
+
+
+def test_a_signal_after_the_last_trial_interrupts_nothing(tmp_path: Path) -> None:
+    plan = plan_of(**SGD, tune={"trials": 2})
+
+    def listen(progress: Any) -> None:
+        if (progress.index, progress.state) == (1, "finished"):
+            signal.raise_signal(signal.SIGTERM)
+
+    (standing,) = tune(plan, tmp_path, on_progress=listen)
+    assert len(standing.trials) == 2
+    assert (tmp_path / "best.toml").exists()
+
+
+def test_processes_that_find_nothing_left_are_no_error(
+    tmp_path: Path, in_child: Any, ended: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process takes the last trial while the workers of ``jobs`` are on their way."""
+    from fedpisa.tuning.trials import Trials
+
+    plan = plan_of(**SGD, tune={"trials": 1})
+    module = import_module("fedpisa.tuning.tune")
+    share_out = module._share_out
+
+    def quicker() -> int:
+
+        def late(*arguments: Any) -> int | None:
+            with Trials(plan, tmp_path) as other:
+                claim = other.claim()
+                assert claim is not None
+                other.disconnect()
+                try:
+                    return share_out(*arguments)
+                finally:
+                    claim.end("finished", 0.5, 9, 0.1, "")
+
+        monkeypatch.setattr(module, "_share_out", late)
+        return len(module.tune(plan, tmp_path, jobs=2)[0].trials) - 1
+
+    errors = tmp_path / "errors"
+    assert ended(in_child(quicker, errors)) == 0
+    assert errors.read_text() == ""
+
+
+# ------------------------------------------------------------------------------------- disks and folders
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_full_disk_loses_nothing(
+    jobs: int, tmp_path: Path, in_child: Any, ended: Any, undisturbed: list[Any]
+) -> None:
+    """The system itself refuses the database's bytes: first of all of it, then of the trials."""
+    file, out = write(tmp_path / "small.toml", **LONG), tmp_path / "out"
+    counts = []
+    for room in (100, 270_000, 300_000):
+
+        def limited(room: int = room) -> int:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
+            return main(["tune", str(file), "--out", str(out), "--jobs", str(jobs)])
+
+        errors = tmp_path / f"errors-{room}"
+        assert ended(in_child(limited, errors)) == 2
+        *said, last = errors.read_text().splitlines()
+        assert last.startswith("error: tune.db cannot be used: disk I/O error")
+        assert all(line.startswith("[ ") for line in said)
+        counts.append(len(said))
+    assert counts[0] == 0 < sum(counts) < 10
+    assert_each_trial_ended_once(read_plan(file), out, undisturbed)
+
+
+@pytest.mark.parametrize("name", ["trials.csv", "trials.png", "best.toml"])
+def test_what_could_not_be_written_is_written_by_the_same_command(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, out = write(tmp_path / "small.toml", **SGD, tune={"trials": 2}), tmp_path / "out"
+    command, real = ["tune", str(file), "--out", str(out)], Path.open
+    assert main(command) == 0
+    before = {
+        path: path.read_bytes() for path in out.rglob("*.*") if path.suffix in (".csv", ".toml", ".png")
+    }
+    assert {"trials.csv", "trials.png", "best.toml", "all.toml"} == {path.name for path in before}
+
+    def full(path: Path, mode: str = "r", *more: Any, **options: Any) -> Any:
+        if name in path.name and mode == "wb":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(path, mode, *more, **options)
+
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", full)
+        assert main(command) == 2
+    assert capsys.readouterr().err == f"error: {out / name}: No space left on device\n"
+    assert {path: path.read_bytes() for path in before} == before
+    (out / name).unlink()
+    assert main(command) == 0
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_folder_that_may_not_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from fedpisa.tuning import trials
+
+    file, out = write(tmp_path / "small.toml", **SGD), tmp_path / "out"
+
+    def mkdir(path: Path, *more: Any, **options: Any) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "mkdir", mkdir)
+        assert main(["tune", str(file), "--out", str(out)]) == 2
+    assert capsys.readouterr().err == f"error: {out}: Permission denied\n"
+    listen = stop_at(2, fail)
+    with pytest.raises(RuntimeError, match="stop here"):
+        tune(read_plan(file), out, on_progress=listen)
+    before = values_of(tune(plan_of(**SGD), tmp_path / "whole"))
+
+    def read_only(database: Path) -> Any:
+        return sqlite3.connect(f"file:{database}?mode=ro", uri=True, check_same_thread=False)
+
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setattr(trials, "_connect", read_only)
+        assert main(["tune", str(file), "--out", str(out)]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "error: tune.db cannot be used: attempt to write a readonly database"
+    ]
+    assert values_of(tune(read_plan(file), out)) == before
+
+
+def test_a_study_edited_under_a_half_finished_tuning_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, out = write(tmp_path / "small.toml", **SGD), tmp_path / "out"
+    command = ["tune", str(file), "--out", str(out)]
+    with pytest.raises(RuntimeError, match="stop here"):
+        tune(read_plan(file), out, on_progress=stop_at(2, fail))
+    for changes, reason in (
+        ({"base": {"num-clients": 4}}, "num-clients was 3 and is now 4"),
+        ({"search": {"learning-rate": [1, 2, 3, 4, 5]}}, "search learning-rate was Range"),
+        ({"tune": {"metric": "train_loss"}}, "[tune] metric was 'test_loss' and is now 'train_loss'"),
+    ):
+        for jobs in ("1", "2"):
+            write(file, **{**SGD, **changes})
+            assert main([*command, "--jobs", jobs]) == 2
+            (line,) = capsys.readouterr().err.splitlines()
+            assert line.startswith("error: the trials of variant 'sgd' in ")
+            assert reason in line
+    write(file, **SGD)
+    assert main(command) == 0
+    assert values_of(tune(read_plan(file), out)) == values_of(tune(plan_of(**SGD), tmp_path / "whole"))
 
 
 def test_a_trial_whose_process_always_ends_is_given_up(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,20 +42,28 @@ def write_outcome(plan: Plan, trials: Sequence[Sequence[Trial]], directory: Path
     replace_file(directory / "trials.csv", frame(plan, trials).to_csv(index=False).encode())
     if any(trial.metric is not None for its in trials for trial in its):
         plot_trials(plan, trials, directory / "trials.png")
-    shutil.rmtree(directory / "best", ignore_errors=True)
-    (directory / "best.toml").unlink(missing_ok=True)
-    if not is_complete(plan, trials):
-        return
+    files = _best_files(plan, trials) if is_complete(plan, trials) else {}
+    for name, content in files.items():
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        replace_file(directory / name, content.encode())
+    for file in [directory / "best.toml", *(directory / "best").rglob("*.toml")]:
+        if str(file.relative_to(directory)) not in files:
+            file.unlink(missing_ok=True)
+
+
+def _best_files(plan: Plan, trials: Sequence[Sequence[Trial]]) -> dict[str, str]:
+    """Return by name the files with the best values; ``best.toml`` only if there is a best of every subject."""
     best = [best_of(its, plan.metric) for its in trials]
-    for subject, its in zip(plan.subjects, best, strict=True):
-        if its is not None:
-            file = directory / "best" / f"{subject.path}.toml"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(file, best_config(subject, its).encode())
-    chosen = [its for its in best if its is not None]
-    if len(chosen) == len(plan.subjects):
+    files = {
+        str(Path("best") / f"{subject.path}.toml"): best_config(subject, its)
+        for subject, its in zip(plan.subjects, best, strict=True)
+        if its is not None
+    }
+    if len(files) == len(best):
         head = f"# {plan.trials} trials each by {plan.metric}, on seeds that are not these; see trials.csv.\n"
-        replace_file(directory / "best.toml", (head + best_study(plan, chosen).to_toml()).encode())
+        study = best_study(plan, [its for its in best if its is not None])
+        files["best.toml"] = head + study.to_toml()
+    return files
 
 
 def is_complete(plan: Plan, trials: Sequence[Sequence[Trial]]) -> bool:
@@ -112,7 +119,8 @@ def frame(plan: Plan, trials: Sequence[Sequence[Trial]]) -> pd.DataFrame:
         for subject, its in zip(plan.subjects, trials, strict=True)
         for trial in its
     ]
-    return pd.DataFrame(rows)
+    columns = ["variant", *plan.study.sweep, "trial", "state", plan.metric, "rounds", "seconds", "error"]
+    return pd.DataFrame(rows) if rows else pd.DataFrame(columns=columns)
 
 
 def _cell(value: object) -> object:

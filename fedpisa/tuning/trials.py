@@ -167,13 +167,28 @@ class Trials:
 
     def of(self, subject: Subject) -> list[Trial]:
         """Return a subject's trials in the order of their index; those that were lost are left out."""
-        number = self._plan.subjects.index(subject)
         with held(self._directory, wait=True), _database_errors():
-            self._fail_lost(self._studies[number])
-            latest = self._latest(self._studies[number])
-            return [_read(subject, index, latest[index]) for index in sorted(latest)]
+            return self._of(subject)
+
+    @contextmanager
+    def standing_still(self) -> Iterator[list[list[Trial]]]:
+        """Yield the trials of all subjects; until the block ends no process begins another one, or is in here."""
+        with held(self._directory, wait=True):
+            with _database_errors():
+                found = [self._of(subject) for subject in self._plan.subjects]
+            yield found
+
+    def disconnect(self) -> None:
+        """Close the database until it is used again: a connection must not be carried over into a forked process."""
+        self._engine.dispose()
 
     # -------------------------------------------------------------------------------------------- details
+
+    def _of(self, subject: Subject) -> list[Trial]:
+        study = self._studies[self._plan.subjects.index(subject)]
+        self._fail_lost(study)
+        latest = self._latest(study)
+        return [_read(subject, index, latest[index]) for index in sorted(latest)]
 
     def _open(self) -> list[optuna.Study]:
         import optuna
@@ -185,7 +200,8 @@ class Trials:
             "sqlite://", engine_kwargs={"creator": partial(_connect, file), "poolclass": QueuePool}
         )
         directions = optuna.study.StudyDirection
-        self._held.callback(storage.engine.dispose)
+        self._engine = storage.engine
+        self._held.callback(self.disconnect)
         direction = directions.MAXIMIZE if maximized(self._plan.metric) else directions.MINIMIZE
         studies = []
         for subject in self._plan.subjects:
@@ -260,7 +276,8 @@ class Trials:
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             worker = trial.user_attrs.get("claim", {}).get("worker")
             if worker is None or not self._works(worker):
-                study.tell(trial.number, state=TrialState.FAIL)
+                # It may have come to its end since it was read.
+                study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
 
     def _works(self, worker: str) -> bool:
         path = self._directory / WORKERS / worker

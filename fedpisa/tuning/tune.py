@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import time
@@ -11,21 +10,21 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from statistics import fmean
 from typing import final
 
+from fedpisa import workers
 from fedpisa.comparison import one_thread
 from fedpisa.components import one_line
 from fedpisa.interrupts import Interrupted, postponed
 from fedpisa.results import Row
-from fedpisa.storage import can_lock, held
+from fedpisa.storage import can_lock
 from fedpisa.tuning.metric import column_of, measure, worst
-from fedpisa.tuning.outcome import best_of, write_outcome
+from fedpisa.tuning.outcome import best_of, is_complete, write_outcome
 from fedpisa.tuning.plan import Plan, Subject, read_plan
 from fedpisa.tuning.trials import Claim, DatabaseError, State, Trial, Trials
-from fedpisa.workers import for_children
 
 
 @final
@@ -132,7 +131,6 @@ def tune(
     if jobs > 1 and not can_lock():
         raise ValueError("jobs > 1 needs a system with flock, which this one lacks: take jobs = 1")
     with Trials(plan, directory) as trials:
-        signum = None
         for number, subject in enumerate(plan.subjects):
             for one in trials.of(subject):
                 if one.state != "running":
@@ -142,20 +140,20 @@ def tune(
         if jobs == 1:
             signum = _work(plan, trials, on_progress, _announce)
         else:
+            signum = None
             # The trial of a process of ours that was ended is begun again; a few times, then it counts as failed.
             while signum is None and (left := _left(plan, trials)):
+                trials.disconnect()
                 signum = _share_out(plan, directory, min(jobs, left), on_progress)
-        standings = [_standing(plan, trials, subject) for subject in plan.subjects]
-        with held(directory, wait=True):
-            write_outcome(plan, [one.trials for one in standings], directory)
-    if signum is not None:
+        # Whoever ends last has seen the ends of all: what it writes is not written over with less.
+        with trials.standing_still() as found:
+            write_outcome(plan, found, directory)
+    if signum is not None and not is_complete(plan, found):
         raise Interrupted(signum)
-    return standings
-
-
-def _standing(plan: Plan, trials: Trials, subject: Subject) -> Standing:
-    done = trials.of(subject)
-    return Standing(subject, done, best_of(done, plan.metric))
+    return [
+        Standing(subject, its, best_of(its, plan.metric))
+        for subject, its in zip(plan.subjects, found, strict=True)
+    ]
 
 
 def _left(plan: Plan, trials: Trials) -> int:
@@ -246,32 +244,44 @@ class _Fatal:
 
 def _share_out(plan: Plan, directory: Path, jobs: int, tell: Callable[[TrialProgress], None]) -> int | None:
     """Have ``jobs`` processes work until none finds a trial; return the signal that ended it, if one did."""
-    context = multiprocessing.get_context("spawn")
-    busy: dict[Connection, SpawnProcess] = {}
+    busy: dict[Connection, BaseProcess] = {}
+    told = set[BaseProcess]()
+
+    def stop(process: BaseProcess) -> None:
+        """Have it end its round, or, the second time, end at once."""
+        if process.is_alive():
+            process.kill() if process in told else process.terminate()
+        told.add(process)
 
     def stop_all(signum: int) -> None:
         _announce(signum)
         for process in busy.values():
-            if process.is_alive():
-                process.terminate()
+            stop(process)
 
-    any_trial = False
-    with postponed(stop_all) as stop:
+    any_trial, codes = False, list[int | None]()
+    with postponed(stop_all) as signalled:
         try:
-            with for_children():
-                for _ in range(jobs):
-                    pipe, theirs = context.Pipe()
-                    process = context.Process(target=_be_worker, args=(plan, directory, theirs), daemon=True)
-                    process.start()
-                    theirs.close()  # so that the end of the process is the end of the pipe
-                    busy[pipe] = process
+            while len(busy) < jobs and signalled.signum is None:
+                ours, theirs = workers.CONTEXT.Pipe()
+                begun = workers.CONTEXT.Process(
+                    target=_be_worker, args=(plan, directory, theirs), daemon=True
+                )
+                with workers.for_children():
+                    begun.start()
+                theirs.close()  # so that the end of the process is the end of the pipe
+                busy[ours] = begun
+            if signalled.signum is not None:  # one that was just being made was not there to be told
+                for process in {*busy.values()} - told:
+                    stop(process)
             while busy:
                 for ready in wait(list(busy)):
                     assert isinstance(ready, Connection)
                     try:
                         message = ready.recv()
                     except (EOFError, ConnectionResetError):
-                        busy.pop(ready).join()
+                        process = busy.pop(ready)
+                        process.join()
+                        codes.append(process.exitcode)
                         continue
                     if isinstance(message, _Fatal):
                         raise ValueError(message.message)
@@ -279,16 +289,20 @@ def _share_out(plan: Plan, directory: Path, jobs: int, tell: Callable[[TrialProg
                     tell(message)
         finally:
             for process in busy.values():
-                process.terminate()
+                stop(process)
             for process in busy.values():
                 process.join()
-    if not any_trial and stop.signum is None:
-        raise RuntimeError("the processes of jobs ended before they began a trial")
-    return stop.signum
+    # Those that ended by themselves found nothing left: other processes were quicker.
+    if signalled.signum is None and not any_trial and all(codes):
+        raise ValueError(
+            f"the processes of jobs ended with code {codes[0]} before they began a trial: take jobs = 1"
+        )
+    return signalled.signum
 
 
 def _be_worker(plan: Plan, directory: Path, pipe: Connection) -> None:
     """Work until no trial is left, or the parent is gone."""
+    workers.heed_the_parent()
 
     def tell(progress: TrialProgress) -> None:
         try:
