@@ -2,7 +2,7 @@
 
 A checkpoint is a safetensors file whose metadata holds the facts as JSON, and whose name holds the round and a
 digest of every byte, ``round-20-<digest>.safetensors``. It is written under another name, synchronised and
-renamed; the last two are kept, so that one that went bad is not the end.
+renamed; the last two are kept, so that one that went bad is not the end, and the last one once the run has ended.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 KEPT: Final = 2
-"""Checkpoints that are kept."""
+"""Checkpoints that are kept while a run goes on."""
 FORMAT: Final = 1
 _NAME: Final = re.compile(r"round-(\d+)-([0-9a-f]{32})\.safetensors")
 
@@ -79,12 +79,20 @@ def write(directory: Path, checkpoint: Checkpoint) -> Path:
     file = directory / f"round-{checkpoint.server_round}-{_digest(content)}.safetensors"
     replace_file(file, content)
     earlier = [other for other in newest_first(directory) if _round(other) < checkpoint.server_round]
-    keep = {file, *earlier[: KEPT - 1]}
-    for other in directory.iterdir():
+    _remove_all_but(directory, {file, *earlier[: KEPT - 1]})
+    return file
+
+
+def keep_last(directory: Path) -> None:
+    """Remove all checkpoints but the last: enough for more rounds, and a study of many runs stays small."""
+    _remove_all_but(directory, set(newest_first(directory)[:1]))
+
+
+def _remove_all_but(directory: Path, keep: Collection[Path]) -> None:
+    for other in directory.iterdir() if directory.is_dir() else ():
         if other not in keep and (_NAME.fullmatch(other.name) or other.name.endswith(PARTIAL)):
             with suppress(FileNotFoundError):
                 other.unlink()
-    return file
 
 
 def newest_first(directory: Path) -> list[Path]:

@@ -5,7 +5,7 @@ A run's directory holds
 - ``config.toml``: the resolved configuration, enough to repeat the run;
 - ``run.json``: versions, machine, timing and ``status``;
 - ``metrics.jsonl``: one JSON object per round, flushed as soon as the round ends;
-- ``checkpoint/``: what `fedpisa.run` needs to go on, see `fedpisa.checkpoint`;
+- ``checkpoint/``: what `fedpisa.run` needs to go on, or to add rounds at the end, see `fedpisa.checkpoint`;
 - ``partition.npz``: the arrays ``0`` .. ``N-1``, client ``i``'s sample indices into the training set;
 - ``model.safetensors``: the global parameters under the module's own names;
 - ``clients.parquet``, if ``per-client = true``: a file for each evaluated round, a row for each client.

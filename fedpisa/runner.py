@@ -237,3 +237,5 @@ class _Run:
         if self.files is not None:
             self.files.write_model(parameters)
             self.files.update(status=status, seconds=self._seconds(), finished=now())
+            if status in ("finished", "diverged"):
+                checkpoint.keep_last(self.files.checkpoints)

@@ -192,6 +192,25 @@ def test_more_rounds_equal_a_longer_run(tmp_path: Path) -> None:
     assert_same(tmp_path / "short", tmp_path / "long")
 
 
+@pytest.mark.parametrize("damaged", [False, True])
+def test_an_ended_run_keeps_one_checkpoint_and_goes_on_from_it(
+    damaged: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = {**SMALL, "num-server-rounds": 6}
+    cut_short(config, tmp_path / "run", 5)
+    assert checkpoints(tmp_path / "run") == [4, 2]
+    run(resume=tmp_path / "run")
+    assert checkpoints(tmp_path / "run") == [6]
+    if damaged:
+        (file,) = (tmp_path / "run" / "checkpoint").iterdir()
+        file.write_bytes(b"")
+    run({"num-server-rounds": 10}, resume=tmp_path / "run")
+    assert ("begins again at round 0" in caplog.text) == damaged  # which costs time, and changes nothing
+    assert checkpoints(tmp_path / "run") == [10]
+    run({**SMALL, "num-server-rounds": 10}, tmp_path / "long")
+    assert_same(tmp_path / "run", tmp_path / "long")
+
+
 def test_seconds_are_those_of_all_parts(tmp_path: Path) -> None:
     directory = cut_short(SMALL, tmp_path / "cut", 5)
     (file, _) = checkpoint.newest_first(directory / "checkpoint")
@@ -236,7 +255,7 @@ def test_a_damaged_checkpoint_is_passed_over(
     assert f"{files[0].name} is damaged" in caplog.text
     assert ("begins again at round 0" in caplog.text) == both
     assert_same(directory, tmp_path / "whole")
-    assert checkpoints(directory) == [7, 6]
+    assert checkpoints(directory) == [7]
 
 
 def test_metrics_that_lost_lines_are_made_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -342,7 +361,7 @@ def test_what_may_not_change_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not a run's directory"):
         run(resume=tmp_path)
     run({"checkpoint-every": 1}, resume=directory)
-    assert checkpoints(directory) == [7, 6]
+    assert checkpoints(directory) == [7]
 
 
 def test_a_configuration_edited_under_a_run_is_seen(tmp_path: Path) -> None:
