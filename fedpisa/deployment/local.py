@@ -161,12 +161,23 @@ class Deployment:
         Raises
         ------
         ValueError
-            If it fails, with what it says.
+            If it fails, with what it says, or does not end.
         """
         command = [which(words[0]), *words[1:]]
-        done = subprocess.run(
-            command, env=self.environment(), capture_output=True, text=True, check=False, cwd=self.folder
-        )
+        try:
+            done = subprocess.run(
+                command,
+                env=self.environment(),
+                capture_output=True,
+                text=True,
+                check=False,
+                cwd=self.folder,
+                timeout=PATIENCE,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise ValueError(
+                f"{' '.join(words[:3])} had no answer from {self.address} within {PATIENCE:g} s"
+            ) from error
         if done.returncode:
             said = " ".join((done.stderr + done.stdout).split())
             raise ValueError(f"{' '.join(words[:3])} failed: {said or done.returncode}")

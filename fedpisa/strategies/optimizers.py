@@ -79,7 +79,9 @@ class Optimizer:
     def __post_init__(self) -> None:
         if self.rate != 1 and self.name == "rprop":
             raise ValueError("optimizer 'rprop' finds its own step lengths: a schedule has no effect on them")
-        self.create([torch.nn.Parameter(torch.zeros(1, 1))])
+        # FedSGD's default is right; to ask torch imports its compiler, a second in every process that lists algorithms.
+        if (self.name, self.options) != ("sgd", {"lr": 0.1}):
+            self.create([torch.nn.Parameter(torch.zeros(1, 1))])
 
     def create(
         self, parameters: Mapping[str, torch.nn.Parameter] | Iterable[torch.nn.Parameter]

@@ -1,0 +1,345 @@
+"""Flower's own SuperLink and SuperNodes on this machine: one configuration, one model, whatever is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import pytest
+from flwr.app import RecordDict
+
+import fedpisa
+from fedpisa.apps.handlers import STATE, STATE_OF
+from fedpisa.apps.settings import NodeSettings, to_run_config
+from fedpisa.apps.states import Owner, StateFile
+from fedpisa.config import RunConfig
+from fedpisa.deployment import processes
+from fedpisa.deployment.certificates import CA, make_certificates, make_node_key
+from fedpisa.deployment.local import CONNECTION, Deployment, free_port, which, write_app
+from fedpisa.deployment.processes import Process
+from fedpisa.flower.messages import SERVER_ROUND
+from fedpisa.results import load_result
+from fedpisa.simulation.simulation import Simulation
+from fedpisa.storage import InUseError
+from fedpisa.storage import held as locked
+
+pytestmark = pytest.mark.skipif(
+    not Path("/proc/self/environ").exists(), reason="processes are found in /proc"
+)
+
+HERE = Path(__file__).parent
+ALGORITHMS = ("sisa", "scaffold")
+"""One whose uploads are absolute, and one whose uploads are increments."""
+NODES, ROUNDS = 3, 5
+PATIENCE = 600.0
+"""Seconds for anything to happen; a quiet machine needs a tenth of it."""
+
+T = TypeVar("T")
+
+
+def until(condition: Callable[[], T], what: str) -> T:
+    """Return what a condition gives as soon as it gives something."""
+    deadline = time.monotonic() + PATIENCE
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"not within {PATIENCE:g} s: {what}"
+        time.sleep(0.1)
+    return found
+
+
+# ------------------------------------------------------------------------------------------------- the runs
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run on the deployment's nodes.
+
+    Parameters
+    ----------
+    deployment
+        The deployment.
+    config
+        Its configuration.
+    out
+        Its directory.
+    gate
+        The folder by which its clients are held; see `held_model`.
+    """
+
+    deployment: Deployment
+    config: RunConfig
+    out: Path
+    gate: Path
+
+    @classmethod
+    def of(cls, deployment: Deployment, algorithm: str, folder: Path) -> Run:
+        gate = folder / f"{algorithm}-gate"
+        gate.mkdir()
+        keys: dict[str, object] = {
+            "algorithm": algorithm,
+            "dataset": "synthetic",
+            "model": "held_model:held",
+            "gate": str(gate),
+            "num-clients": NODES,
+            "num-server-rounds": ROUNDS,
+            "device": "cpu",
+            "dtype": "float32",
+            "checkpoint-every": 1,
+        }
+        return cls(deployment, RunConfig.from_mapping(keys), folder / algorithm, gate)
+
+    def submit(self, *, resume: bool = False) -> None:
+        settings = NodeSettings(resume=str(self.out)) if resume else NodeSettings(out=str(self.out))
+        app = write_app(self.deployment.folder / "app", to_run_config(settings, self.config))
+        self.deployment.flower("flwr", "run", str(app), CONNECTION, "--format", "json")
+
+    @property
+    def facts(self) -> Mapping[str, str]:
+        with suppress(FileNotFoundError):
+            facts: dict[str, str] = json.loads((self.out / "run.json").read_bytes())
+            return facts
+        return {}
+
+    @property
+    def rounds(self) -> int:
+        """How many rounds its directory has; -1 before the initial model was evaluated."""
+        file = self.out / "metrics.jsonl"
+        return len(file.read_text().splitlines()) - 1 if file.exists() else -1
+
+    @property
+    def finished(self) -> bool:
+        status = self.facts.get("status", "not started")
+        log = self.deployment.folder / "superlink.log"
+        assert status in ("not started", "running", "finished"), log.read_text()[-5000:]
+        return status == "finished"
+
+    @property
+    def in_use(self) -> bool:
+        """Whether the server app still writes to its directory."""
+        try:
+            with locked(self.out):
+                return False
+        except InUseError:
+            return True
+
+    def state(self, client: int) -> RecordDict:
+        """Return what a node has on its disk."""
+        about = self.facts
+        owner = Owner(about["run"], self.config.algorithm, about["layout"], client)
+        kept = RecordDict()
+        StateFile(self.deployment.folder / f"node-{client}" / "state", owner).read_into(kept)
+        return kept
+
+    def state_round(self, client: int) -> int:
+        state = self.state(client)
+        return int(str(state.config_records[STATE_OF][SERVER_ROUND])) if STATE_OF in state else 0
+
+    def hold(self, count: int) -> list[int]:
+        """Hold so many clients in their next local steps; return the numbers of their processes."""
+        for number in range(count):
+            (self.gate / f"hold-{number}").touch()
+
+        def held() -> list[int]:
+            return [int(file.name.removeprefix("held-")) for file in self.gate.glob("held-*")]
+
+        until(lambda: len(held()) == count, f"{count} clients are held")
+        return held()
+
+    def assert_is_that_of_the_simulation(self) -> None:
+        """Compare model, rounds and every client's own state with those of both engines."""
+        result = load_result(self.out)
+        assert [row["round"] for row in result.rows] == list(range(ROUNDS + 1))
+        for engine in ("loop", "vmap"):
+            simulated = fedpisa.run(self.config.replace({"engine": engine}))
+            assert result.parameters.keys() == simulated.parameters.keys()
+            for name, value in simulated.parameters.items():
+                assert value.dtype == np.float32
+                np.testing.assert_allclose(result.parameters[name], value, rtol=1e-6, atol=1e-6)
+        loop = Simulation(self.config.replace({"engine": "loop"}))
+        for _ in loop.rows():
+            pass
+        for client in range(NODES):
+            assert self.state_round(client) == ROUNDS
+            assert loop.grid.client_states is not None
+            wanted = loop.grid.client_states.state(client)
+            assert wanted
+            for name, value in wanted.items():
+                own = self.state(client).array_records[STATE][name].numpy()
+                np.testing.assert_allclose(own, value.numpy(), rtol=1e-5, atol=1e-6)
+                assert np.abs(own).max() > 1e-3  # a lost dual is zero
+
+
+def wait_for(runs: list[Run]) -> None:
+    until(lambda: all(run.finished for run in runs), "all runs are finished")
+
+
+# -------------------------------------------------------------------------------------------- the processes
+
+
+def family() -> dict[int, int]:
+    """Return every process's parent."""
+    parents = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            found = re.search(r"^PPid:\s*(\d+)", (entry / "status").read_text(), re.M)
+            parents[int(entry.name)] = int(found[1]) if found else 0
+    return parents
+
+
+def ancestors(pid: int) -> list[int]:
+    """Return a process's parent, that one's, and so on."""
+    parents, found = family(), []
+    while pid := parents.get(pid, 0):
+        found.append(pid)
+    return found
+
+
+def kill(process: Process) -> None:
+    """``kill -9`` a process, and what it started: what a power cut or the end of a container does."""
+    started = [pid for pid in family() if process.pid in ancestors(pid)]
+    os.kill(process.pid, signal.SIGKILL)
+    os.waitpid(process.pid, 0)
+    for pid in started:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def named(deployment: Deployment, name: str) -> Process:
+    return next(process for process in deployment.processes() if process.name == name)
+
+
+def online(deployment: Deployment) -> int:
+    return sum(node["status"] == "online" for node in deployment.known_nodes())
+
+
+@pytest.fixture(scope="module")
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    """Start a SuperLink and three nodes; everything is ended, whatever happens to the tests."""
+    folder = tmp_path_factory.mktemp("deployment") / "private"
+    configs = [{"partition-id": node, "num-partitions": NODES} for node in range(NODES)]
+    deployment = Deployment.prepare(folder, f"127.0.0.1:{free_port()}", configs)
+    with pytest.MonkeyPatch.context() as patch:
+        path = [str(HERE), str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")]
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, path)))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.syspath_prepend(str(HERE))
+        try:
+            deployment.up()
+            yield deployment
+        finally:
+            deployment.down()
+    assert processes.end(folder, deployment.processes()) == 0
+
+
+# ------------------------------------------------------------------------------------------------ the tests
+
+
+def test_nodes_give_the_model_of_the_simulation(deployment: Deployment, tmp_path: Path) -> None:
+    """Two runs at once on the same nodes: neither takes notice of the other."""
+    runs = [Run.of(deployment, algorithm, tmp_path) for algorithm in ALGORITHMS]
+    for run in runs:
+        run.submit()
+    wait_for(runs)
+    for run in runs:
+        run.assert_is_that_of_the_simulation()
+
+
+def test_kills_change_nothing(deployment: Deployment, tmp_path: Path) -> None:
+    """A SuperNode is killed in a local step, another with a reply that has not left, later the SuperLink."""
+    runs = [Run.of(deployment, algorithm, tmp_path) for algorithm in ALGORITHMS]
+    scaffold = runs[1]
+    for run in runs:
+        run.submit()
+    until(lambda: min(run.rounds for run in runs) >= 1, "both runs have a round")
+
+    nodes = {p.pid: p for p in deployment.processes() if p.name.startswith("node-")}
+    owner = {pid: next(nodes[up] for up in ancestors(pid) if up in nodes) for pid in scaffold.hold(2)}
+    (_, at_work), (client_app, replying) = owner.items()
+    kill(at_work)
+    # The other one cannot pass on what its client app gives it, and so that reply is dropped.
+    client = int(replying.name.removeprefix("node-"))
+    os.kill(replying.pid, signal.SIGSTOP)
+    before = scaffold.state_round(client)
+    (scaffold.gate / f"held-{client_app}").unlink()
+    until(lambda: scaffold.state_round(client) == before + 1, "the client has written its state")
+    kill(replying)
+
+    # Flower lets them in again when they have missed two heartbeats, after a minute.
+    until(lambda: online(deployment) == NODES - 2, "the killed nodes are known to be away")
+    for node in (at_work, replying):
+        deployment.start_node(int(node.name.removeprefix("node-")))
+
+    until(lambda: max(run.rounds for run in runs) >= 3, "a run has three rounds")
+    kill(named(deployment, "superlink"))
+    until(lambda: not any(run.in_use for run in runs), "the server apps have ended")
+    assert all(before <= run.rounds < ROUNDS for run in runs)
+    deployment.start_superlink()
+    deployment.wait_for_nodes()
+    for run in runs:
+        run.submit(resume=True)
+    wait_for(runs)
+    for run in runs:
+        run.assert_is_that_of_the_simulation()
+
+
+def test_strangers_are_refused(deployment: Deployment, tmp_path: Path) -> None:
+    """A node without a key, with a key that nobody registered, in plain text, or that trusts another authority."""
+    make_node_key(tmp_path / "stranger.key")
+    other = tmp_path / "other"
+    other.mkdir()
+    make_certificates(other, ["127.0.0.1"])
+    known = deployment.known_nodes()
+    trust = ["--root-certificates", str(deployment.folder / CA)]
+    key = ["--auth-supernode-private-key", str(deployment.folder / "node-0.key")]
+    cases = {
+        "without a key": trust,
+        "wrong key": [*trust, "--auth-supernode-private-key", str(tmp_path / "stranger.key")],
+        "plain text": ["--insecure"],
+        "wrong authority": ["--root-certificates", str(other / CA), *key],
+    }
+    started = {
+        name: subprocess.Popen(
+            [
+                *(which("flower-supernode"), *options, "--superlink", deployment.address),
+                *("--max-retries", "1", "--port", str(free_port())),
+            ],
+            env={**deployment.environment(tmp_path / "flower"), processes.MARK: str(deployment.folder)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        for name, options in cases.items()
+    }
+    said = {}
+    try:
+        for name, process in started.items():
+            said[name] = process.communicate(timeout=PATIENCE)[0]
+    finally:
+        for process in started.values():
+            process.kill()
+            process.wait()
+    for name, process in started.items():
+        assert process.returncode != 0, (name, said[name])
+        assert "SuperNode ID" not in said[name], name
+        assert "Failed to initialize the connection" in said[name], (name, said[name])
+    assert "must be registered" in said["without a key"]
+    assert "Failed to activate" in said["wrong key"]
+    assert "certificate verify failed" in said["wrong authority"].lower()
+    assert [node["node-id"] for node in deployment.known_nodes()] == [node["node-id"] for node in known]
+    # Commands in plain text get no answer either.
+    plain = f'[superlink.{CONNECTION}]\naddress = "{deployment.address}"\ninsecure = true\n'
+    (tmp_path / "flower").mkdir(exist_ok=True)
+    (tmp_path / "flower" / "config.toml").write_text(plain)
+    stranger = Deployment(tmp_path, deployment.address, deployment.nodes)
+    with pytest.raises(ValueError, match="flwr supernode list failed"):
+        stranger.known_nodes()
