@@ -194,6 +194,18 @@ def counts(num_examples_N: Tensor, weighting: Weighting) -> Tensor:
     return (num_examples_N > 0).to(num_examples_N.dtype)
 
 
+def total(num_examples_N: Tensor, weighting: Weighting) -> float:
+    """Return what all clients count together, those not seen yet (``n_i = 0``) taken to be like the others.
+
+    Examples
+    --------
+    >>> total(torch.tensor([5.0, 0.0, 15.0]), "num-examples")
+    30.0
+    """
+    counts_N = counts(num_examples_N, weighting)
+    return float(counts_N.sum()) * len(counts_N) / max(int((counts_N > 0).sum()), 1)
+
+
 def remember(server: Arrays, rows_S: Mapping[str, Tensor], cohort: Cohort) -> Arrays:
     """Return the server's memory of all clients, first axis ``N``, with the cohort's rows written into it.
 

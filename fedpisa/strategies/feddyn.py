@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
-from torch import Tensor
-
 from fedpisa.clients.base import Arrays
 from fedpisa.clients.feddyn import FedDynUpdate
-from fedpisa.strategies.base import Cohort, counts, grown, weighted_mean
+from fedpisa.strategies.base import Cohort, counts, remember, total, weighted_mean
 from fedpisa.strategies.primaldual import PrimalDual
 
 
@@ -59,17 +57,13 @@ class FedDyn(PrimalDual):
 
     def step(self, server: Arrays, uploads_S: Arrays, cohort: Cohort) -> Arrays:
         """Follow the mean dual, and correct the mean model by it."""
-        v_SP, w_P = uploads_S["params"], server["params"]
+        v_SP, w_P, n_S = uploads_S["params"], server["params"], cohort.num_examples_S
         sigma = self.local_update.sigma_at(cohort.server_round)
-        n_N = grown(server.get("num-examples", cohort.num_examples_S[:0]), cohort.num_clients)
-        total = self._total(n_N)
-        n_N = n_N.index_copy_(0, cohort.ids_S, cohort.num_examples_S)
-        moved_P = weighted_mean(counts(cohort.num_examples_S, self.weighting), v_SP - w_P)
-        dual_P = ((total * server["dual"] if total else 0) + sigma * moved_P) / self._total(n_N)
+        # Before the memory grows: what the kept mean was divided by.
+        before = total(server.get("num-examples", n_S[:0]), self.weighting)
+        memory = remember(server, {"num-examples": n_S}, cohort)
+        change_P = sigma * weighted_mean(counts(n_S, self.weighting), v_SP - w_P)
+        sum_P = before * server["dual"] + change_P if before else change_P
+        dual_P = sum_P / total(memory["num-examples"], self.weighting)
         z_P = weighted_mean(self.weights(cohort), v_SP) + dual_P / sigma
-        return {"params": self.shrunk(z_P, cohort.server_round), "dual": dual_P, "num-examples": n_N}
-
-    def _total(self, num_examples_N: Tensor) -> float:
-        """Return the weights' sum over all clients, those not seen yet taken to be like the others."""
-        seen = int((num_examples_N > 0).sum())
-        return float(counts(num_examples_N, self.weighting).sum()) * len(num_examples_N) / max(seen, 1)
+        return {"params": self.shrunk(z_P, cohort.server_round), "dual": dual_P, **memory}

@@ -12,7 +12,7 @@ from fedpisa.clients.base import Arrays
 from fedpisa.clients.scaffold import ScaffoldUpdate
 from fedpisa.layout import ParamLayout
 from fedpisa.strategies.averaging import LocalTraining
-from fedpisa.strategies.base import Cohort, Weighting, counts, remember, shares, weighted_mean
+from fedpisa.strategies.base import Cohort, Weighting, counts, remember, shares, total, weighted_mean
 from fedpisa.typing import Positive
 
 
@@ -87,17 +87,13 @@ class Scaffold(LocalTraining):
         """Move the model to the clients' mean and ``c`` by the change of theirs."""
         w_P, c_P = server["params"], server["control"]
         drift_SP = uploads_S["drift"]
-        before = self._total(server["num-examples"]) if "num-examples" in server else 0.0
-        memory = remember(server, {"num-examples": cohort.num_examples_S}, cohort)
-        counts_S = counts(cohort.num_examples_S, self.weighting)
+        n_S = cohort.num_examples_S
+        before = total(server.get("num-examples", n_S[:0]), self.weighting)
+        memory = remember(server, {"num-examples": n_S}, cohort)
+        counts_S = counts(n_S, self.weighting)
         change_P = -weighted_mean(counts_S / uploads_S["length"], drift_SP) - float(counts_S.sum()) * c_P
         return {
             "params": w_P + self.server_learning_rate * weighted_mean(self.weights(cohort), drift_SP),
-            "control": (before * c_P + change_P) / self._total(memory["num-examples"]),
+            "control": (before * c_P + change_P) / total(memory["num-examples"], self.weighting),
             **memory,
         }
-
-    def _total(self, num_examples_N: Tensor) -> float:
-        """Return what all clients count together; those not seen yet count the others' mean."""
-        counts_N = counts(num_examples_N, self.weighting)
-        return float(counts_N.sum() / (counts_N > 0).sum()) * len(counts_N)

@@ -127,6 +127,19 @@ def test_the_weighted_optimum_is_reached_with_several_local_steps(name: str, fra
 
 
 @pytest.mark.parametrize("name", FAMILY)
+def test_clients_may_join_late(name: str) -> None:
+    """Three of the eight clients come after 20 rounds: what the server kept of the others still holds."""
+    problem = quadratic()
+    run = problem.run(build(name))
+    everybody, nodes = run.grid.get_node_ids(), run.grid.get_node_ids()[:5]
+    run.grid.get_node_ids = lambda: nodes  # type: ignore[method-assign]
+    for finished in rounds(run.strategy, run.grid, run.initial, 300):
+        nodes = nodes if finished.server_round < 20 else everybody
+    model = finished.arrays["params"].numpy()
+    assert relative(model, problem.optimum(problem.alpha())) <= 1e-8
+
+
+@pytest.mark.parametrize("name", FAMILY)
 def test_the_optimum_of_other_objectives(name: str) -> None:
     """Plain means, global and local L2: each moves the optimum, and ``sum_i alpha_i pi_i = lambda w``."""
     problem = quadratic()
