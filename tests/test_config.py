@@ -333,6 +333,7 @@ def test_changes_are_checked() -> None:
         ({"dataset": "digit"}, "unknown dataset 'digit'; did you mean 'digits'?"),
         ({"partitioner": "label_dirichlet"}, "did you mean 'label-dirichlet'?"),
         ({"model": "lgistic"}, "did you mean 'logistic'?"),
+        ({"algorithm": "nsisa", "beta": 1}, "key 'beta' = 1: must be less than 1"),
         ({"preconditioner": "adm"}, "unknown preconditioner 'adm'; did you mean 'adam'?"),
         (
             {"algorithm": "fedsgd", "optimizer": "lbfgs"},

@@ -13,7 +13,7 @@ from torch import Tensor
 from fedpisa.clients.base import Arrays, Gradient, MiniBatches
 from fedpisa.clients.preconditioners.base import Preconditioner, Slope
 from fedpisa.clients.preconditioners.moments import Adam
-from fedpisa.typing import NonNegative, Probability
+from fedpisa.typing import Decay, NonNegative, Probability
 
 
 @final
@@ -53,7 +53,7 @@ class NewtonSchulz(Preconditioner):
     exact: ClassVar[bool] = False
 
     momentum: Probability = 0.95
-    beta: Probability = 0.999
+    beta: Decay = 0.999
     eps: NonNegative = 1e-8
 
     def init(self, params_P: Tensor) -> Arrays:
