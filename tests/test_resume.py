@@ -156,6 +156,26 @@ def test_a_snapshot_holds_only_clients_that_took_part() -> None:
     assert len(kept["clients/clients"]) == 2
 
 
+@pytest.mark.parametrize("algorithm", ["pisa", "iiadmm", "scaffold"])
+def test_a_snapshot_stays_as_it_is(algorithm: str) -> None:
+    """Rounds that follow write into what the server remembers of its clients; nothing that was kept changes."""
+    config = runner.load_config({**SMALL, "algorithm": algorithm, "fraction-train": 0.5})
+    simulation = Simulation(config)
+    rows = simulation.rows()
+    for _ in range(3):
+        next(rows)
+    kept = simulation.snapshot()
+    copies = {name: value.clone() for name, value in kept.items()}
+    list(rows)
+    for _ in range(2):
+        again = Simulation(config)
+        again.restore(2, kept)
+        list(again.rows())
+        for name, value in simulation.parameters().items():
+            np.testing.assert_array_equal(again.parameters()[name], value)
+    assert all(torch.equal(value, copies[name]) for name, value in kept.items())
+
+
 def test_any_client_app_is_taken_up_again() -> None:
     """Whatever records an app keeps in its context come back: arrays, numbers, texts, bytes, lists."""
     from flwr.app import ArrayRecord, ConfigRecord, MetricRecord

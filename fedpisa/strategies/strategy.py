@@ -212,24 +212,23 @@ class AlgorithmStrategy(Strategy):
         return self.algorithm.weights(Cohort(ids_N, sizes_N.double(), 0, len(sizes_N), self.layout))
 
     def snapshot(self) -> dict[str, Tensor]:
-        """Return what changes, for `restore`: server, buffers, the nodes by their numbers, rounds confirmed."""
-        nodes = np.array(
-            list(self._client_of), dtype=np.uint64
-        )  # Flower's numbers have 64 bits, torch's a sign
+        """Return copies of what changes, for `restore`: server, buffers, nodes by their numbers, confirmed rounds."""
+        # Flower's numbers of nodes have 64 bits, and torch's integers a sign.
+        nodes = np.array(list(self._client_of), dtype=np.uint64).view(np.int64)
         return {
-            **{f"server/{name}": value for name, value in (self.server or {}).items()},
-            **{f"buffers/{name}": value for name, value in self._buffers.items()},
-            "nodes": torch.from_numpy(nodes.view(np.int64)),
+            **{f"server/{name}": value.clone() for name, value in (self.server or {}).items()},
+            **{f"buffers/{name}": value.clone() for name, value in self._buffers.items()},
+            "nodes": torch.from_numpy(nodes),
             "confirmed": torch.tensor([*self._confirmed.items()], dtype=torch.int64).view(-1, 2),
         }
 
     def restore(self, kept: Arrays) -> None:
-        """Take up a `snapshot`."""
+        """Take up a `snapshot`, which stays as it is."""
         parts: dict[str, dict[str, Tensor]] = {"server": {}, "buffers": {}}
         for path, value in kept.items():
             part, _, name = path.partition("/")
             if part in parts:
-                parts[part][name] = value.to(self.device)
+                parts[part][name] = value.to(self.device, copy=True)
         self.server, self._buffers = parts["server"] or None, parts["buffers"]
         nodes = kept["nodes"].cpu().numpy().view(np.uint64)
         self._client_of = {int(node): number for number, node in enumerate(nodes)}
@@ -274,7 +273,17 @@ def cohort_size(num_clients: int, fraction: float) -> int:
 
 
 def sampled(nodes: Sequence[int], fraction: float, seed: int, server_round: int) -> list[int]:
-    """Return the round's cohort, which depends on the seed and the round alone, in the order of ``nodes``."""
+    """Return the round's cohort, which depends on the seed and the round alone, in the order of ``nodes``.
+
+    Raises
+    ------
+    ValueError
+        If there are no nodes.
+    """
+    if not nodes:
+        raise ValueError(
+            f"no node is connected in round {server_round}: connect the clients before the first round"
+        )
     rng = streams.generator(seed, "sampling", server_round)
     size = cohort_size(len(nodes), fraction)
     positions = np.sort(rng.choice(len(nodes), size, replace=False, shuffle=False))

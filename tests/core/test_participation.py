@@ -7,6 +7,7 @@ import pytest
 
 import fedpisa
 from fedpisa import components
+from fedpisa.strategies.strategy import sampled
 
 NAMES = list(components.available("algorithm"))
 RULES = list(components.available("preconditioner"))
@@ -30,3 +31,10 @@ def test_three_of_ten_clients_with_few_labels_each(name: str, keys: dict[str, ob
     assert before == pytest.approx(np.log(10), rel=1e-6)  # the model starts at zero
     assert after < 0.95 * before
     assert all(np.isfinite(value).all() for value in result.parameters.values())
+
+
+def test_at_least_one_client_takes_part() -> None:
+    """However small the share; and where nobody is connected, the error says so."""
+    assert len(sampled(range(3), 1e-9, seed=0, server_round=1)) == 1
+    with pytest.raises(ValueError, match="no node is connected in round 1: connect"):
+        sampled([], 1.0, seed=0, server_round=1)
