@@ -22,6 +22,7 @@ from fedpisa.components import (
     available,
     build,
     check,
+    families,
     find,
     inspect_component,
     keys_of,
@@ -113,8 +114,8 @@ class Pizza:
 def _spices(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the toys' family known."""
     spices = [inspect_component("spice", components.name_of(cls), cls) for cls in (Salt, BlackPepper)]
-    monkeypatch.setattr(components, "_FAMILIES", {**components._FAMILIES, "spice": lambda: spices})
-    monkeypatch.setattr(components, "_collected", components._collected.__wrapped__)
+    monkeypatch.setattr(families, "_FAMILIES", {**families._FAMILIES, "spice": lambda: spices})
+    monkeypatch.setattr(families, "_collected", families._collected.__wrapped__)
 
 
 @pytest.fixture
@@ -303,7 +304,7 @@ def test_resolve_gives_all_keys_and_is_enough_to_build_the_same(pizza: Component
 def test_wrong_values_are_explained(
     pizza: Component, monkeypatch: pytest.MonkeyPatch, values: dict[str, object], message: str
 ) -> None:
-    monkeypatch.setattr(components, "FAMILIES", ("spice", "algorithm"))
+    monkeypatch.setattr("fedpisa.components.values.FAMILIES", ("spice", "algorithm"))
     with pytest.raises(ValueError) as caught:  # noqa: PT011
         build(pizza, values)
     assert message in str(caught.value)

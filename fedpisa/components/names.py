@@ -1,0 +1,59 @@
+"""Names and values as users write and read them."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+
+
+def kebab(name: str) -> str:
+    """Return the name that users see for a Python name.
+
+    Examples
+    --------
+    >>> kebab("label_dirichlet"), kebab("NewtonSchulz"), kebab("RMSProp"), kebab("lambda_")
+    ('label-dirichlet', 'newton-schulz', 'rmsprop', 'lambda')
+    """
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", name.rstrip("_")).replace("_", "-").lower()
+
+
+def nearest(name: str, candidates: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` for the candidate nearest to a misspelt name, or nothing.
+
+    Examples
+    --------
+    >>> nearest("sigm", ["rho", "sigma"])
+    "; did you mean 'sigma'?"
+    """
+    close = difflib.get_close_matches(kebab(name), list(candidates), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def name_of(part: object) -> str:
+    """Return the component name of a class or an instance: its own ``name``, or else its class's.
+
+    Examples
+    --------
+    >>> class NewtonSchulz: ...
+    >>> name_of(NewtonSchulz()), name_of(NewtonSchulz)
+    ('newton-schulz', 'newton-schulz')
+    """
+    own = getattr(part, "name", None)
+    return own if isinstance(own, str) else kebab((part if isinstance(part, type) else type(part)).__name__)
+
+
+def show(value: object) -> str:
+    """Return a value as an error message writes it."""
+    return {True: "true", False: "false"}[value] if isinstance(value, bool) else repr(value)
+
+
+def one_line(error: BaseException) -> str:
+    r"""Return an error's message without line breaks.
+
+    Examples
+    --------
+    >>> one_line(ValueError("two\nlines"))
+    'two lines'
+    """
+    return " ".join(str(error).split()) or type(error).__name__
