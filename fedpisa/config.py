@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self, final
 
 from fedpisa import components
 from fedpisa.components import Component, Key
-from fedpisa.typing import Fraction, NonNegativeInt, Positive, PositiveInt, Probability
+from fedpisa.typing import Bytes, Fraction, NonNegativeInt, Positive, PositiveInt, Probability
 
 if TYPE_CHECKING:
     from flwr.serverapp.strategy import Strategy
@@ -100,6 +100,9 @@ class RunConfig:
     autocast
         ``bfloat16``: in training, layers compute with 16 bits where `torch.autocast` finds that safe; parameters,
         gradients and evaluation stay as they are.
+    state_memory
+        Bytes that the clients' states may take, and as many again what the server keeps of each client: a number, or
+        ``"2GB"``. More than that is kept in temporary files, in the folder of the environment's ``TMPDIR``.
     cohort_block
         With ``vmap``, how many clients are computed at once: fewer take less memory; 0 for all, and half as many
         whenever a device's memory proves too small.
@@ -157,6 +160,7 @@ class RunConfig:
     device: str = "auto"
     dtype: Literal["float32", "float64"] = "float32"
     autocast: Literal["none", "bfloat16"] = "none"
+    state_memory: Bytes = 4_000_000_000
     cohort_block: NonNegativeInt = 0
     eval_every: PositiveInt = 1
     checkpoint_every: NonNegativeInt = 10

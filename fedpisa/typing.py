@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import re
+from typing import Annotated, Final
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticCustomError
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=True)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=True)]
@@ -13,3 +15,28 @@ NonNegativeInt = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
+
+_UNITS: Final = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+def bytes_of(size: object) -> int:
+    """Return a number of bytes that is written ``2000000000``, ``2GB`` or ``500 MB``.
+
+    Raises
+    ------
+    PydanticCustomError
+        If it is neither; a ValueError.
+
+    Examples
+    --------
+    >>> bytes_of("1.5 GB"), bytes_of(0)
+    (1500000000, 0)
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d*)?)\s*([KMGT]?B|)", str(size).strip().upper())
+    if match is None:
+        raise PydanticCustomError("bytes", 'a number of bytes, or one with KB, MB, GB or TB such as "2GB"')
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+Bytes = Annotated[int, BeforeValidator(bytes_of)]
+"""An amount of memory."""

@@ -222,7 +222,9 @@ def make_grid(federation: Federation) -> LoopGrid | VmapGrid:
     if config.engine != "loop":
         try:
             update = federation.algorithm.local_update
-            return VmapGrid(federation.task, update, data, config.seed, config.cohort_block)
+            return VmapGrid(
+                federation.task, update, data, config.seed, config.cohort_block, config.state_memory
+            )
         except UnstackableError:
             if config.engine == "vmap":
                 raise

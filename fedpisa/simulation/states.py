@@ -7,6 +7,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from fedpisa import stacks
 from fedpisa.clients.base import Arrays
 
 
@@ -14,7 +15,8 @@ from fedpisa.clients.base import Arrays
 class StackedStates:
     """Every client's state along a first axis ``N``.
 
-    Memory that starts at zero is taken from the system only when a client first writes to it.
+    They are in memory, or, if all of them would take more than ``limit`` bytes, in files; see `fedpisa.stacks`. A
+    client that never wrote takes no room in either: its state is the initial one.
 
     Parameters
     ----------
@@ -24,6 +26,8 @@ class StackedStates:
         ``N``.
     incremental
         Whether to keep a client's state from before its last round too, for `settle`.
+    limit
+        Bytes.
 
     Examples
     --------
@@ -34,24 +38,34 @@ class StackedStates:
     [[1.0, 1.0], [0.0, 0.0]]
     """
 
-    def __init__(self, initial: Arrays, num_clients: int, incremental: bool = False) -> None:
-        self._stacks = _stacked(initial, num_clients)
-        self._earlier = _stacked(initial, num_clients) if incremental else {}
+    def __init__(
+        self,
+        initial: Arrays,
+        num_clients: int,
+        incremental: bool = False,
+        limit: int = stacks.UNLIMITED,
+    ) -> None:
+        row = sum(value.numel() * value.element_size() for value in initial.values()) * (1 + incremental)
+        # Together they fit or they do not; what is a few bytes per client is never worth a file.
+        limit = stacks.UNLIMITED if num_clients * row <= limit else min(limit, 16 * num_clients)
         self._initial = {name: value.clone() for name, value in initial.items()}
+        self._starts_at_zero = {name: not bool(value.any()) for name, value in initial.items()}
+        self._stacks = self._zeros(num_clients, limit)
+        self._earlier = self._zeros(num_clients, limit) if incremental else {}
         device = next((value.device for value in initial.values()), None)
         # The round that each row is of; 0 for a client that never took part.
         self._round_N = torch.zeros(num_clients, dtype=torch.int64, device=device)
 
     def read(self, ids_S: Tensor) -> dict[str, Tensor]:
         """Return copies of the rows of these clients."""
-        return {name: stack.index_select(0, ids_S) for name, stack in self._stacks.items()}
+        return {name: self._read(name, ids_S) for name in self._stacks}
 
     def settle(self, ids_S: Tensor, confirmed_S: Tensor) -> None:
         """Take back the last round of those whose reply in it was not confirmed; see `LocalUpdate.incremental`."""
         lost_S = self._round_N[ids_S] != confirmed_S
         lost = ids_S[lost_S]
         for name, stack in self._stacks.items():
-            stack[lost] = self._earlier[name][lost]
+            stacks.put(stack, lost, stacks.take(self._earlier[name], lost))
         self._round_N[lost] = confirmed_S[lost_S]
 
     def write(self, ids_S: Tensor, states_S: Arrays, server_round: int) -> None:
@@ -63,14 +77,16 @@ class StackedStates:
             )
         for name, stack in self._stacks.items():
             if self._earlier:
-                self._earlier[name].index_copy_(0, ids_S, stack.index_select(0, ids_S))
-            stack.index_copy_(0, ids_S, states_S[name])
+                stacks.put(self._earlier[name], ids_S, self._read(name, ids_S))
+            stacks.put(stack, ids_S, states_S[name])
         self._round_N[ids_S] = server_round
 
     def weighted_sum(self, name: str, weights_N: Tensor) -> Tensor:
         """Return ``sum_i weights_i state_i[name]``; see `fedpisa.strategies.base.ClientStates`."""
-        stack = self._stacks[name]
-        return (weights_N * (self._round_N > 0)).to(stack.dtype) @ stack
+        stack, weights_N = self._stacks[name], weights_N * (self._round_N > 0)
+        if stacks.is_mapped(stack):
+            return stacks.weighted_sum(weights_N, stack).to(stack.dtype)
+        return weights_N.to(stack.dtype) @ stack
 
     def row(self, client_id: int) -> Arrays | None:
         """Return one client's state, as views; ``None`` if it was never written."""
@@ -96,30 +112,40 @@ class StackedStates:
             "clients": ids_S,
             "rounds": self._round_N[ids_S],
             **{f"initial/{name}": value for name, value in self._initial.items()},
-            **{f"rows/{name}": stack[ids_S] for name, stack in self._stacks.items()},
-            **{f"earlier/{name}": stack[ids_S] for name, stack in self._earlier.items()},
+            **{f"rows/{name}": stacks.take(stack, ids_S) for name, stack in self._stacks.items()},
+            **{f"earlier/{name}": stacks.take(stack, ids_S) for name, stack in self._earlier.items()},
         }
 
     @classmethod
-    def restored(cls, kept: Arrays, num_clients: int) -> StackedStates:
+    def restored(cls, kept: Arrays, num_clients: int, limit: int = stacks.UNLIMITED) -> StackedStates:
         """Return the states of a `snapshot`."""
-        states = cls(_below(kept, "initial/"), num_clients, bool(_below(kept, "earlier/")))
+        states = cls(_below(kept, "initial/"), num_clients, bool(_below(kept, "earlier/")), limit)
         states._round_N[kept["clients"]] = kept["rounds"]
-        for stacks, prefix in ((states._stacks, "rows/"), (states._earlier, "earlier/")):
+        for stack_of, prefix in ((states._stacks, "rows/"), (states._earlier, "earlier/")):
             for name, rows_S in _below(kept, prefix).items():
-                stacks[name].index_copy_(0, kept["clients"], rows_S)
+                stacks.put(stack_of[name], kept["clients"], rows_S)
         return states
+
+    def _zeros(self, num_clients: int, limit: int) -> dict[str, Tensor]:
+        return {
+            name: stacks.zeros((num_clients, *value.shape), value, limit)
+            for name, value in self._initial.items()
+        }
+
+    def _read(self, name: str, ids_S: Tensor) -> Tensor:
+        """Return rows, the initial state's for those that were never written."""
+        stack, initial = self._stacks[name], self._initial[name]
+        seen_S = self._round_N[ids_S] > 0
+        if stacks.is_mapped(stack):
+            # A row that was never written is not read: that would make room for it.
+            rows_S = initial.expand(len(ids_S), *initial.shape).clone()
+            rows_S[seen_S] = stacks.take(stack, ids_S[seen_S])
+            return rows_S
+        rows_S = stacks.take(stack, ids_S)
+        if self._starts_at_zero[name]:
+            return rows_S
+        return torch.where(seen_S.view(-1, *(1,) * initial.dim()), rows_S, initial)
 
 
 def _below(arrays: Arrays, prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
-
-
-def _stacked(initial: Arrays, num_clients: int) -> dict[str, Tensor]:
-    """Return ``N`` copies of a state; zeros take no memory until somebody writes to them."""
-    return {
-        name: value.expand(num_clients, *value.shape).clone()
-        if bool(value.any())
-        else value.new_zeros(num_clients, *value.shape)
-        for name, value in initial.items()
-    }

@@ -42,6 +42,7 @@ from fedpisa.flower.messages import (
 from fedpisa.simulation.cores import keep_freed_memory, one_thread_each
 from fedpisa.simulation.grid import InProcessGrid
 from fedpisa.simulation.states import StackedStates
+from fedpisa.stacks import UNLIMITED
 from fedpisa.strategies.base import ClientStates
 from fedpisa.task import Task
 
@@ -77,6 +78,8 @@ class VmapGrid(InProcessGrid):
         The run's seed.
     block
         How many clients are computed at once; 0 for all. Halved whenever the device's memory proves too small.
+    state_memory
+        Bytes that the clients' states may take in memory; see `StackedStates`.
 
     Raises
     ------
@@ -86,11 +89,20 @@ class VmapGrid(InProcessGrid):
 
     engine = "vmap"
 
-    def __init__(self, task: Task, update: LocalUpdate, data: ClientData, seed: int, block: int = 0) -> None:
+    def __init__(
+        self,
+        task: Task,
+        update: LocalUpdate,
+        data: ClientData,
+        seed: int,
+        block: int = 0,
+        state_memory: int = UNLIMITED,
+    ) -> None:
         super().__init__(data.num_clients)
         refuse_unstackable(task, data)
         self.task, self.update, self.data, self.seed = task, update, data, seed
         self.block = block or data.num_clients
+        self.state_memory = state_memory
         self.states: StackedStates | None = None
         on_cpu = data.x.device.type == "cpu"
         keep_freed_memory()
@@ -148,7 +160,7 @@ class VmapGrid(InProcessGrid):
     def restore(self, kept: Arrays) -> None:
         """Take up the states of a `snapshot`."""
         here = {name: value.to(self.data.x.device) for name, value in kept.items()}
-        self.states = StackedStates.restored(here, self.num_clients) if here else None
+        self.states = StackedStates.restored(here, self.num_clients, self.state_memory) if here else None
 
     def _received(self, content: Mapping[str, Any]) -> dict[str, Tensor]:
         dtype, device = self.data.x.dtype, self.data.x.device
@@ -171,7 +183,7 @@ class VmapGrid(InProcessGrid):
         rows_S = torch.from_numpy(ids_S).to(self.data.x.device)
         if self.states is None:
             initial = self.update.init(down["params"])
-            self.states = StackedStates(initial, self.num_clients, self.update.incremental)
+            self.states = StackedStates(initial, self.num_clients, self.update.incremental, self.state_memory)
         if confirmed_S is not None:
             self.states.settle(rows_S, torch.tensor(confirmed_S, device=rows_S.device))
         server_round = int(content[CONFIG][SERVER_ROUND])

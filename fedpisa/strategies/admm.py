@@ -14,7 +14,18 @@ import torch
 from torch import Tensor
 
 from fedpisa.clients.base import Arrays
-from fedpisa.strategies.base import ClientStates, Cohort, Objective, norm, remember, shares, weighted_mean
+from fedpisa.strategies.base import (
+    ClientStates,
+    Cohort,
+    Objective,
+    counts,
+    grown,
+    moved_sum,
+    norm,
+    remember,
+    shares,
+    weighted_mean,
+)
 from fedpisa.strategies.primaldual import PrimalDual
 
 
@@ -38,7 +49,8 @@ class ConsensusADMM(PrimalDual, ABC):
     The first broadcast is (2.9) at ``w_i = w^0``, ``pi_i = 0``: ``sigma w^0 / (sigma + lambda)``.
 
     Server state: ``params`` ``w``; with ``absent = "keep"`` also every client's last ``z_i`` ``(N, P)``,
-    ``sigma_i`` and ``n_i`` ``(N,)``, ``n_i = 0`` for a client not seen yet.
+    ``sigma_i`` and ``n_i`` ``(N,)``, ``n_i = 0`` for a client not seen yet; and after a round in which somebody was
+    absent ``sum`` ``sum_i n_i sigma_i z_i`` ``(P,)``: a round costs nothing for the clients that are not in it.
 
     Parameters
     ----------
@@ -53,13 +65,29 @@ class ConsensusADMM(PrimalDual, ABC):
         """Solve (2.9) over the clients seen so far, or over the round's alone."""
         z_SP, n_S = uploads_S["z"], cohort.num_examples_S
         sigma_S = torch.full_like(n_S, self.local_update.sigma_at(cohort.server_round))
-        memory: Arrays = {}
-        if self.absent == "keep":
-            rows_S = {"z": z_SP, "sigma": sigma_S, "num-examples": n_S}
-            memory = remember(server, rows_S, cohort)
-            z_SP, sigma_S, n_S = memory["z"], memory["sigma"], memory["num-examples"]
+        if self.absent == "keep" and len(n_S) < cohort.num_clients:
+            return self._with_the_absent(server, z_SP, sigma_S, cohort)
+        kept = {"z": z_SP, "sigma": sigma_S, "num-examples": n_S} if self.absent == "keep" else {}
         alpha_S = shares(n_S, self.weighting)
-        return {"params": solve_consensus(alpha_S, sigma_S, z_SP, self.lambda_), **memory}
+        return {
+            "params": solve_consensus(alpha_S, sigma_S, z_SP, self.lambda_),
+            **remember(server, kept, cohort),
+        }
+
+    def _with_the_absent(self, server: Arrays, z_SP: Tensor, sigma_S: Tensor, cohort: Cohort) -> Arrays:
+        """Solve (2.9) over the clients seen so far, by a sum that moves with the cohort's terms."""
+        n_S = cohort.num_examples_S
+        before = {
+            name: grown(server.get(name, n_S[:0]), cohort.num_clients) for name in ("sigma", "num-examples")
+        }
+        old_N = counts(before["num-examples"], self.weighting) * before["sigma"]
+        new_S = counts(n_S, self.weighting) * sigma_S
+        sum_P = moved_sum(server, z_SP, new_S, "z", old_N, cohort)
+        memory = remember({**server, **before}, {"z": z_SP, "sigma": sigma_S, "num-examples": n_S}, cohort)
+        counts_N = counts(memory["num-examples"], self.weighting)
+        stiffness = float(counts_N @ memory["sigma"] / counts_N.sum())
+        consensus_P = sum_P / (counts_N.sum() * (stiffness + self.lambda_))
+        return {"params": consensus_P.to(z_SP.dtype), **memory, "sum": sum_P}
 
     def diagnostics(
         self, before: Arrays, after: Arrays, metrics: Mapping[str, float], cohort: Cohort

@@ -13,6 +13,7 @@ from typing import ClassVar, Literal, Protocol, final
 import torch
 from torch import Tensor
 
+from fedpisa import stacks
 from fedpisa.clients.base import Arrays, LocalUpdate
 from fedpisa.layout import ParamLayout
 
@@ -37,6 +38,8 @@ class Cohort:
         ``N``.
     layout
         How the vectors ``(P,)`` are made up of the module's parameters.
+    memory_limit
+        Bytes beyond which what is kept of every client is not in memory; see `fedpisa.stacks`.
     """
 
     ids_S: Tensor
@@ -44,6 +47,7 @@ class Cohort:
     server_round: int
     num_clients: int
     layout: ParamLayout
+    memory_limit: int = stacks.UNLIMITED
 
 
 class ClientStates(Protocol):
@@ -218,14 +222,57 @@ def remember(server: Arrays, rows_S: Mapping[str, Tensor], cohort: Cohort) -> Ar
     >>> remember({}, {"num-examples": cohort.num_examples_S}, cohort)
     {'num-examples': tensor([0., 0., 7.])}
     """
-    stacks = {name: grown(server.get(name, row_S[:0]), cohort.num_clients) for name, row_S in rows_S.items()}
-    return {name: stacks[name].index_copy_(0, cohort.ids_S, row_S) for name, row_S in rows_S.items()}
+    return {
+        name: stacks.put(
+            grown(server.get(name, row_S[:0]), cohort.num_clients, cohort.memory_limit), cohort.ids_S, row_S
+        )
+        for name, row_S in rows_S.items()
+    }
 
 
-def grown(stack: Tensor, length: int) -> Tensor:
+def moved_sum(
+    server: Arrays, rows_SP: Tensor, weights_S: Tensor, name: str, weights_N: Tensor, cohort: Cohort
+) -> Tensor:
+    """Return ``sum_i weights_i row_i`` ``(P,)``, float64, over all clients, from that of the round before.
+
+    The cohort's own old terms go and the new ones come, so it costs what the cohort is large, whoever else was ever
+    there; in float64, old terms go as they came.
+
+    Parameters
+    ----------
+    server
+        The state before: ``name`` with a row of each client (absent before anybody replied), and ``sum``, which is made
+        anew of all rows where it is missing.
+    rows_SP, weights_S
+        The cohort's new rows, and weights.
+    name
+        Whose rows are summed.
+    weights_N
+        All clients' weights before, 0 for one not seen yet.
+    cohort
+        Who replied.
+
+    Examples
+    --------
+    >>> layout = ParamLayout((), (), ())
+    >>> cohort, server = Cohort(torch.tensor([1]), torch.ones(1), 2, 2, layout), {"z": torch.tensor([[3.0], [4.0]])}
+    >>> moved_sum(server, torch.tensor([[5.0]]), torch.tensor([2.0]), "z", torch.tensor([1.0, 2.0]), cohort)
+    tensor([13.], dtype=torch.float64)
+    """
+    new_P = stacks.weighted_sum(weights_S, rows_SP)
+    if name not in server:
+        return new_P
+    everybody_P = server["sum"] if "sum" in server else stacks.weighted_sum(weights_N, server[name])
+    old_S = weights_N[cohort.ids_S]
+    known_S = old_S > 0
+    old_P = stacks.weighted_sum(old_S[known_S], stacks.take(server[name], cohort.ids_S[known_S]))
+    return everybody_P - old_P + new_P
+
+
+def grown(stack: Tensor, length: int, limit: int = stacks.UNLIMITED) -> Tensor:
     """Return a stack with rows of zeros added up to ``length``: clients may join while a run goes on."""
     if len(stack) == length:
         return stack
-    longer = stack.new_zeros(length, *stack.shape[1:])
+    longer = stacks.zeros((length, *stack.shape[1:]), stack, limit if stack.dim() > 1 else stacks.UNLIMITED)
     longer[: len(stack)] = stack
     return longer

@@ -13,7 +13,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
-from fedpisa import streams
+from fedpisa import stacks, streams
 from fedpisa.clients.base import Arrays
 from fedpisa.clients.local import BUFFERS
 from fedpisa.flower.compat import to_record, to_tensors
@@ -53,6 +53,8 @@ class AlgorithmStrategy(Strategy):
         Where the server's state lives.
     admission
         Which replies are used; ``None`` trusts all of them, as those of simulated clients can be.
+    memory_limit
+        Bytes that what is kept of every client may take in memory; see `fedpisa.stacks`.
 
     Examples
     --------
@@ -72,6 +74,7 @@ class AlgorithmStrategy(Strategy):
         seed: int = 0,
         device: torch.device | str = "cpu",
         admission: Admission | None = None,
+        memory_limit: int = stacks.UNLIMITED,
     ) -> None:
         self.algorithm = algorithm
         self.layout = layout
@@ -79,6 +82,7 @@ class AlgorithmStrategy(Strategy):
         self.seed = seed
         self.device = torch.device(device)
         self.admission = admission
+        self.memory_limit = memory_limit
         self.server: Arrays | None = None
         self.reported: tuple[Tensor, Arrays] | None = None
         self._model: ArrayRecord | None = None
@@ -179,6 +183,7 @@ class AlgorithmStrategy(Strategy):
             server_round=server_round,
             num_clients=len(self._client_of),
             layout=self.layout,
+            memory_limit=self.memory_limit,
         )
         self.reported = (cohort.ids_S, stacked.metrics_S)
         uploads_S = dict(stacked.uploads_S)
@@ -212,11 +217,22 @@ class AlgorithmStrategy(Strategy):
         return self.algorithm.weights(Cohort(ids_N, sizes_N.double(), 0, len(sizes_N), self.layout))
 
     def snapshot(self) -> dict[str, Tensor]:
-        """Return copies of what changes, for `restore`: server, buffers, nodes by their numbers, confirmed rounds."""
+        """Return copies of what changes, for `restore`: server, buffers, the nodes by their numbers, rounds confirmed.
+
+        Of what is kept of every client in a file, only the rows of those that have replied.
+        """
         # Flower's numbers of nodes have 64 bits, and torch's integers a sign.
         nodes = np.array(list(self._client_of), dtype=np.uint64).view(np.int64)
+        seen = torch.tensor(sorted(self._confirmed), dtype=torch.int64)
+        whole, rows = {}, {}
+        for name, value in (self.server or {}).items():
+            if stacks.is_mapped(value):
+                rows[name] = stacks.take(value, seen)
+            else:
+                whole[name] = value
         return {
-            **{f"server/{name}": value.clone() for name, value in (self.server or {}).items()},
+            **{f"server/{name}": value.clone() for name, value in whole.items()},
+            **{f"rows/{name}": value for name, value in rows.items()},
             **{f"buffers/{name}": value.clone() for name, value in self._buffers.items()},
             "nodes": torch.from_numpy(nodes),
             "confirmed": torch.tensor([*self._confirmed.items()], dtype=torch.int64).view(-1, 2),
@@ -224,16 +240,20 @@ class AlgorithmStrategy(Strategy):
 
     def restore(self, kept: Arrays) -> None:
         """Take up a `snapshot`, which stays as it is."""
-        parts: dict[str, dict[str, Tensor]] = {"server": {}, "buffers": {}}
+        parts: dict[str, dict[str, Tensor]] = {"server": {}, "rows": {}, "buffers": {}}
         for path, value in kept.items():
             part, _, name = path.partition("/")
             if part in parts:
                 parts[part][name] = value.to(self.device, copy=True)
+        self._confirmed = dict(kept["confirmed"].tolist())
+        seen = torch.tensor(sorted(self._confirmed), dtype=torch.int64, device=self.device)
+        for name, rows_S in parts["rows"].items():
+            stack = stacks.zeros((len(kept["nodes"]), *rows_S.shape[1:]), rows_S, self.memory_limit)
+            parts["server"][name] = stacks.put(stack, seen, rows_S)
         self.server, self._buffers = parts["server"] or None, parts["buffers"]
         nodes = kept["nodes"].cpu().numpy().view(np.uint64)
         self._client_of = {int(node): number for number, node in enumerate(nodes)}
         self._nodes = ()
-        self._confirmed = dict(kept["confirmed"].tolist())
 
     def _without_state(self, replies: Iterable[Message]) -> list[int]:
         """Return the clients that have lost a state on which the server counts."""

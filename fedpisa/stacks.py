@@ -1,0 +1,102 @@
+"""A row for every client: in memory while all of them fit, beyond it in a file of which only the rows in use exist.
+
+Either way it is one tensor ``(N, ...)``. The file is a temporary one, in the folder of the environment's ``TMPDIR``; it
+has no name any more once it is mapped, so nothing is left behind however a run ends. Rows of zeros that nobody wrote
+to take no room in it, as long as nobody reads them either.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+import shutil
+import sys
+import tempfile
+from logging import getLogger
+from typing import Final
+
+import torch
+from torch import Tensor
+
+_LOG = getLogger("fedpisa")
+
+UNLIMITED: Final = sys.maxsize
+ROWS: Final = 64
+"""Rows that are worked on at once, so that copies of another type stay small."""
+_MADV_DONTNEED: Final = 4  # from Linux's mman-common.h, and the same on macOS
+
+
+def zeros(shape: tuple[int, ...], like: Tensor, limit: int = UNLIMITED) -> Tensor:
+    """Return a stack of zeros: on the device of ``like``, or in a file if it takes more than ``limit`` bytes.
+
+    Examples
+    --------
+    >>> here, there = (zeros((3, 2), torch.ones(()), limit) for limit in (24, 23))
+    >>> is_mapped(here), is_mapped(there), bool((here == there).all())
+    (False, True, True)
+    """
+    count = math.prod(shape)
+    size = count * like.element_size()
+    if size <= limit:
+        return like.new_zeros(shape)
+    handle, name = tempfile.mkstemp(prefix="fedpisa-", suffix=".rows")
+    try:
+        os.truncate(handle, size)
+        free = shutil.disk_usage(name).free
+        if size > free:
+            _LOG.warning(
+                "clients' vectors may come to take %.0f GB in %s, with %.0f GB free: set TMPDIR to a larger folder",
+                size / 1e9,
+                os.path.dirname(name),
+                free / 1e9,
+            )
+        return torch.from_file(name, shared=True, size=count, dtype=like.dtype).view(shape)
+    finally:
+        os.close(handle)
+        os.unlink(name)
+
+
+def is_mapped(stack: Tensor) -> bool:
+    """Tell whether a stack is in a file."""
+    return stack.device.type == "cpu" and stack.untyped_storage().filename is not None
+
+
+def take(stack: Tensor, ids_S: Tensor) -> Tensor:
+    """Return copies of rows, on the device of ``ids_S``."""
+    if not is_mapped(stack):
+        return stack.index_select(0, ids_S)
+    rows_S = stack.index_select(0, ids_S.cpu()).to(ids_S.device)
+    release(stack)
+    return rows_S
+
+
+def put(stack: Tensor, ids_S: Tensor, rows_S: Tensor) -> Tensor:
+    """Write rows, and return the stack."""
+    if not is_mapped(stack):
+        return stack.index_copy_(0, ids_S, rows_S)
+    stack.index_copy_(0, ids_S.cpu(), rows_S.cpu())
+    release(stack)
+    return stack
+
+
+def release(stack: Tensor) -> None:
+    """Let go of the memory through which a file's rows were read or written; what was written stays."""
+    madvise = ctypes.CDLL(None).madvise
+    madvise.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+    # Of a mapping of its own the first page is the storage's; anonymous memory would be set to zero by this.
+    madvise(stack.untyped_storage().data_ptr(), stack.untyped_storage().nbytes(), _MADV_DONTNEED)
+
+
+def weighted_sum(weights_S: Tensor, stack: Tensor) -> Tensor:
+    """Return ``sum_i weights_i row_i`` ``(P,)`` in float64; rows of weight 0 are not read.
+
+    Examples
+    --------
+    >>> weighted_sum(torch.tensor([2.0, 0.0, 1.0]), torch.tensor([[1.0], [torch.nan], [5.0]]))
+    tensor([7.], dtype=torch.float64)
+    """
+    total_P = torch.zeros(stack.shape[1:], dtype=torch.float64, device=weights_S.device)
+    for ids_B in torch.split(weights_S.nonzero().flatten(), ROWS):
+        total_P += weights_S[ids_B].double() @ take(stack, ids_B).double()
+    return total_P

@@ -1,0 +1,170 @@
+"""What is kept of every client, in memory or in files: the same bits, and no room for whoever never took part."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fedpisa import checkpoint, stacks
+from fedpisa.bench.memory import in_use
+from fedpisa.checkpoint import Checkpoint
+from fedpisa.config import RunConfig
+from fedpisa.layout import ParamLayout
+from fedpisa.runner import run
+from fedpisa.simulation.simulation import Simulation
+from fedpisa.simulation.states import StackedStates
+from fedpisa.simulation.vmap import VmapGrid
+from fedpisa.strategies.base import Cohort, moved_sum, remember
+
+KEYS = {
+    "num-clients": 12,
+    "fraction-train": 0.25,
+    "num-server-rounds": 6,
+    "model": "logistic",
+    "batch-size": 16,
+    "checkpoint-every": 3,
+}
+INITIAL = {"dual": torch.zeros(3), "anchor": torch.tensor([1.0, 2.0]), "count": torch.zeros(())}
+
+
+def written(limit: int, incremental: bool = False) -> StackedStates:
+    states = StackedStates(INITIAL, 100, incremental, limit)
+    for server_round, clients in ((1, [3, 70]), (2, [70, 99])):
+        ids = torch.tensor(clients)
+        rows = {name: value + server_round for name, value in states.read(ids).items()}
+        states.write(ids, rows, server_round)
+    return states
+
+
+def mapped(states: StackedStates) -> set[str]:
+    return {name for name, stack in states._stacks.items() if stacks.is_mapped(stack)}
+
+
+@pytest.mark.parametrize("incremental", [False, True])
+def test_in_files_everything_is_the_same(incremental: bool) -> None:
+    here, there = written(stacks.UNLIMITED, incremental), written(0, incremental)
+    assert mapped(here) == set()
+    assert mapped(there) == {*INITIAL}
+    everybody = torch.arange(100)
+    for name, rows in here.read(everybody).items():
+        assert torch.equal(rows, there.read(everybody)[name])
+        weights = torch.linspace(0, 1, 100, dtype=torch.float64)
+        torch.testing.assert_close(here.weighted_sum(name, weights), there.weighted_sum(name, weights))
+    assert here.read(torch.tensor([5, 70]))["anchor"].tolist() == [[1.0, 2.0], [4.0, 5.0]]
+    kept = there.snapshot()
+    assert all(torch.equal(value, kept[name]) for name, value in here.snapshot().items())
+    for limit in (0, stacks.UNLIMITED):
+        again = StackedStates.restored(kept, 100, limit).snapshot()
+        assert kept.keys() == again.keys()
+        assert all(torch.equal(value, again[name]) for name, value in kept.items())
+    if incremental:
+        for states in (here, there):
+            # Client 70's second round is not confirmed, of 99 none.
+            states.settle(torch.tensor([70, 99]), torch.tensor([1, 0]))
+        assert there.read(torch.tensor([70, 99]))["anchor"].tolist() == [[2.0, 3.0], [1.0, 2.0]]
+        assert all(torch.equal(here.read(everybody)[n], there.read(everybody)[n]) for n in INITIAL)
+
+
+def test_only_what_is_large_goes_into_a_file() -> None:
+    """All states together are beyond the limit; a few bytes per client are not worth a page each."""
+    states = StackedStates({"dual": torch.zeros(100), "count": torch.zeros(())}, 50, limit=10_000)
+    assert mapped(states) == {"dual"}
+    assert mapped(StackedStates({"dual": torch.zeros(100)}, 50, limit=20_000)) == set()
+    assert mapped(StackedStates({"dual": torch.zeros(100)}, 50, incremental=True, limit=20_000)) == {"dual"}
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="the system does not tell")
+def test_a_client_that_never_took_part_takes_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terabyte of states, of which a megabyte is used, and no file that could be left behind."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    length, clients = 2**18, 10**6
+    before = in_use(os.getpid()).resident
+    blocks = os.statvfs(tmp_path).f_bfree
+    states = StackedStates({"dual": torch.zeros(length)}, clients, limit=2**30)
+    ids = torch.tensor([5, 999_999])
+    assert not states.read(ids)["dual"].any()
+    states.write(ids, {"dual": torch.ones(2, length)}, 1)
+    states.read(torch.arange(1000))
+    assert states.weighted_sum("dual", torch.ones(clients, dtype=torch.float64))[0] == 2
+    assert states.snapshot()["rows/dual"].shape == (2, length)
+    assert list(tmp_path.iterdir()) == []
+    assert (blocks - os.statvfs(tmp_path).f_bfree) * os.statvfs(tmp_path).f_frsize < 2**30
+    assert in_use(os.getpid()).resident - before < 1.5 * 2**30  # the thousand rows that were asked for
+
+
+def test_memory_is_let_go_and_the_rows_stay() -> None:
+    stack = stacks.zeros((1000, 2**16), torch.ones(()), limit=0)
+    before = in_use(os.getpid()).resident
+    for ids in torch.arange(1000).split(50):
+        stacks.put(stack, ids, ids[:, None].float().expand(-1, 2**16))
+    assert in_use(os.getpid()).resident - before < 100e6  # of 262 MB
+    assert stacks.take(stack, torch.tensor([999, 3]))[:, 7].tolist() == [999.0, 3.0]
+
+
+def test_the_moving_sum_is_the_sum() -> None:
+    """Against all rows, summed anew after every round; a round of everybody in between drops it."""
+    layout, generator = ParamLayout((), (), ()), torch.Generator().manual_seed(0)
+    server: dict[str, Tensor] = {}
+    z_NP, weight_N = torch.zeros(9, 5), torch.zeros(9, dtype=torch.float64)
+    for server_round in range(1, 300):
+        ids = torch.randperm(9, generator=generator)[: 3 if server_round != 40 else 9].sort().values
+        rows = 10 ** float(server_round % 7) * torch.randn(len(ids), 5, generator=generator)
+        weights = torch.rand(len(ids), generator=generator, dtype=torch.float64)
+        cohort = Cohort(ids, weights, server_round, 9, layout, memory_limit=0 if server_round % 2 else 10**9)
+        server["sum"] = moved_sum(server, rows, weights, "z", weight_N, cohort)
+        if server_round == 40:
+            server.pop("sum")
+        server.update(remember(server, {"z": rows}, cohort))
+        z_NP[ids], weight_N[ids] = rows, weights
+        if "sum" in server:
+            scale = 1e6 * torch.finfo(torch.float64).eps * server_round
+            torch.testing.assert_close(server["sum"], weight_N @ z_NP.double(), rtol=1e-12, atol=10 * scale)
+
+
+@pytest.mark.parametrize("algorithm", ["sisa", "scaffold", "iiadmm", "fedavg"])
+def test_a_run_is_the_same_and_goes_on(algorithm: str, tmp_path: Path) -> None:
+    """In memory, in files, and cut short after three rounds with either: bit for bit."""
+    whole = run({**KEYS, "algorithm": algorithm}, tmp_path / "memory")
+    files = run({**KEYS, "algorithm": algorithm, "state-memory": 0}, tmp_path / "files")
+    run({**KEYS, "algorithm": algorithm, "state-memory": 0, "num-server-rounds": 3}, tmp_path / "short")
+    again = run({"num-server-rounds": 6, "state-memory": "1 MB"}, resume=tmp_path / "short")
+    for name, value in whole.parameters.items():
+        assert (files.parameters[name] == value).all()
+        assert (again.parameters[name] == value).all()
+
+
+def test_a_checkpoint_holds_those_who_took_part(tmp_path: Path) -> None:
+    """Of the server's vectors in a file too: the checkpoint is no larger than without one."""
+    sizes = []
+    for memory in (0, 10**9):
+        simulation = Simulation(RunConfig.from_mapping({**KEYS, "num-clients": 60, "state-memory": memory}))
+        grid, rows = simulation.grid, simulation.rows()
+        next(rows), next(rows)
+        assert isinstance(grid, VmapGrid)
+        assert grid.states is not None
+        assert simulation.strategy.server is not None
+        assert stacks.is_mapped(simulation.strategy.server["z"]) == (memory == 0)
+        assert bool(mapped(grid.states)) == (memory == 0)
+        kept: Any = simulation.snapshot()
+        file = checkpoint.write(tmp_path / str(memory), Checkpoint(1, kept, {}))
+        sizes.append(file.stat().st_size)
+    vector, sampled = 4 * 650, 15
+    assert sizes[0] < (3 * sampled + 3 + 2) * vector + 10_000 < sizes[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("2GB", 2 * 10**9), ("1.5 mb", 1_500_000), (7, 7), ("7", 7), ("0", 0), ("10 B", 10)]
+)
+def test_amounts_of_memory(text: str | int, size: int) -> None:
+    assert RunConfig.from_mapping({"state-memory": text}).state_memory == size
+
+
+@pytest.mark.parametrize("text", ["much", "-1", "2 GiB", "", -1, 2.5e400, True])
+def test_what_is_no_amount_of_memory_is_refused(text: object) -> None:
+    with pytest.raises(ValueError, match=r"key 'state-memory' = .*: must be a number of bytes"):
+        RunConfig.from_mapping({"state-memory": text})
