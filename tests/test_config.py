@@ -34,8 +34,8 @@ _PISA = """preconditioner sigma rho gamma gamma-every gamma-until mu batch-size 
 OPTIONS = {
     "run": """algorithm dataset data-dir model num-clients partitioner seed num-server-rounds fraction-train engine
               device dtype autocast state-memory cohort-block eval-every checkpoint-every target-accuracy
-              exact-diagnostics per-client schedule schedule-keys warmup-rounds server-strategy differential-privacy pace
-              availability dropout crash late nan corrupt min-replies round-timeout max-upload-norm""",
+              exact-diagnostics per-client schedule schedule-keys warmup-rounds server-strategy differential-privacy
+              pace availability dropout crash late nan corrupt min-replies round-timeout max-upload-norm""",
     "algorithm fedavg": _SGD,
     "algorithm fedsgd": """batch-size batches-per-round mu optimizer
                            learning-rate momentum dampening weight-decay nesterov""",
