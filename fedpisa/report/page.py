@@ -87,6 +87,7 @@ def render(
         data=data,
         sections=sections,
         several=len(collection.splits) > 1,
+        overall=bool(found.means),
         answers=answers,
         cautions=summary.cautions(answers),
         warnings=summary.warnings(found),

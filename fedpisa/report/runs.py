@@ -217,7 +217,8 @@ def collect(paths: Iterable[str | Path]) -> Collection:
         try:
             runs.append(_load(directory, names.get(directory.resolve())))
         except (ValueError, OSError) as error:
-            unreadable[directory] = " ".join(str(error).split())
+            # The cause says what is wrong with the run; that it is this run is said beside it.
+            unreadable[directory] = " ".join(str(error.__cause__ or error).split())
     if not runs:
         reasons = "; ".join(unreadable.values())
         raise ValueError(f"no run can be read, so there is nothing to report: {reasons}")

@@ -155,7 +155,7 @@ def _compared(
         return [f"{next_is}: equal."], ""
     gap = difference(one.difference, measure) + " points" * measure.percent
     word = "significant" if one.significant else "not significant"
-    test = f"{next_is}: {gap}, {word} at {1 - LEVEL:.0%} (paired t-test on {pairs}, corrected p {_equals(one.t_holm)})."
+    test = f"{next_is}: {gap} on {pairs}, {word} at {1 - LEVEL:.0%} (paired t-test, corrected p {_equals(one.t_holm)})."
     least = smallest_wilcoxon_p(n)
     if least < 1 - LEVEL:
         ranks = f"Wilcoxon's signed-rank test, which assumes no normal differences: p {_equals(one.wilcoxon_holm)}."
@@ -170,8 +170,11 @@ def _behind(
     found: Findings, best: int, others: Sequence[int], comparisons: Mapping[tuple[int, int], Comparison]
 ) -> list[str]:
     """Return which of several others are behind by more than chance."""
-    names = [found.collection.variants[v] for v in others if comparisons[best, v].significant]
-    return [f"Significantly behind it: {', '.join(names)}."] if names and len(others) > 1 else []
+    tested = [v for v in others if comparisons[best, v].t_p is not None]
+    if len(tested) < 2:  # the next one has its own sentence
+        return []
+    names = [found.collection.variants[v] for v in tested if comparisons[best, v].significant]
+    return [f"Significantly behind it: {', '.join(names) or 'none of the others'}."]
 
 
 def _equals(p: float | None) -> str:
@@ -198,11 +201,11 @@ def _costs(found: Findings, one: SplitFindings) -> list[str]:
     always = [o for o in reached if o.cost and o.cost.reached == o.cost.of]
     cheapest = min(always, key=_megabytes, default=None)
     if cheapest is not None and cheapest is not best:
-        sentences.append(f"Cheapest is {variants[cheapest.group.variant]}: {_spent(cheapest)}.")
+        sentences.append(f"Fewest bytes: {variants[cheapest.group.variant]}, {_spent(cheapest)}.")
     elif cheapest is best and len(always) > 1:
         follower = sorted(always, key=_megabytes)[1]
         name = variants[follower.group.variant]
-        sentences.append(f"No other costs less; {name}: {_spent(follower)}.")
+        sentences.append(f"No other needs fewer bytes; next is {name}: {_spent(follower)}.")
     never = [variants[o.group.variant] for o in one.ranked if o.cost and not o.cost.reached]
     if never and best in reached:
         sentences.append(f"Never there within the run: {', '.join(never)}.")

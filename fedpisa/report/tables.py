@@ -153,8 +153,9 @@ def accuracy(found: Findings) -> Table:
     return Table(
         "accuracy",
         f"Final and best {_measure_name(found)}",
-        "Mean ± sample standard deviation (n − 1) over the finished seeds; Student's t interval of the mean. The best "
-        "round is chosen on the test set, so it flatters every algorithm; compare the final values.",
+        "Mean ± sample standard deviation (n − 1) over the finished seeds; Student's t interval of the mean, which may "
+        "reach beyond 100% where a few seeds differ much. The best round is chosen on the test set, so it flatters "
+        "every algorithm; compare the final values.",
         _frame(tidy),
         head,
         rows,

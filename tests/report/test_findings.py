@@ -39,10 +39,17 @@ def test_ranking_and_comparison(write_run: WriteRun, tmp_path: Path) -> None:
     assert comparison.difference.mean == pytest.approx((0.10 + 0.11 + 0.11) / 3)
     assert comparison.significant
     assert (
-        "Next is fedavg, 81.33%: +10.67 points, significant at 5% (paired t-test on 3 common seeds"
+        "Next is fedavg, 81.33%: +10.67 points on 3 common seeds, significant at 5% (paired t-test, corrected"
         in text(found)
     )
     assert "With 3 pairs no rank test can give p below 0.25" in text(found)
+
+
+def test_the_others_are_named_or_said_not_to_be_behind(write_run: WriteRun, tmp_path: Path) -> None:
+    study(write_run, {"fedavg": [0.80, 0.81, 0.83], "sisa": [0.90, 0.92, 0.94], "fedprox": [0.7, 0.72, 0.73]})
+    assert "Significantly behind it: fedavg, fedprox." in text(find(collect([tmp_path])))
+    study(write_run, {"fedavg": [0.1, 0.9], "sisa": [0.9, 0.1], "fedprox": [0.2, 0.7]}, "b/")
+    assert "Significantly behind it: none of the others." in text(find(collect([tmp_path / "runs" / "b"])))
 
 
 def test_only_common_seeds_are_paired(write_run: WriteRun, tmp_path: Path) -> None:

@@ -134,6 +134,8 @@ def test_names_stay_text(write_run: WriteRun, tmp_path: Path) -> None:
     assert len(page.scripts) == 3  # the style, the data, the script
     assert page.data["variants"] == [HOSTILE]
     assert HOSTILE in page.text
+    assert "<b>broken cannot be read: " in page.text
+    assert page.text.count("cannot be read") == 1
     assert evil in page.text
     assert "<b>broken" in page.text
     assert "49" not in page.text.split("Answer")[0]

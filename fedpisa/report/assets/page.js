@@ -239,9 +239,10 @@
       element.append(svg("clipPath", { id: clip }, [svg("rect", { x: left, y: top - 4, width: right - left + 6, height: bottom - top + 8 })]));
       const layer = svg("g", { "clip-path": `url(#${clip})` });
       element.append(layer);
+      let goal = null; // drawn last, so that no curve runs through it
       if (target !== null && target !== undefined && metric.id === "test_accuracy" && target > low && target < high) {
         layer.append(svg("path", { class: "target", d: `M${left},${fixed(sy(target))}H${right}` }));
-        layer.append(svg("text", { x: left + 6, y: fixed(sy(target)) - 3, text: `target ${significant(100 * target, 4)}%` }));
+        goal = svg("text", { class: "goal", x: right - 4, y: fixed(sy(target)) + 12, "text-anchor": "end", text: `target ${significant(100 * target, 4)}%` });
       }
       for (const one of lines) {
         const spread = one.points.filter(band);
@@ -258,6 +259,7 @@
         const marks = one.points.filter((_, i) => i % step === offset).map((p) => marker(one.variant, fixed(sx(p.x)), fixed(sy(p.y)), 2.8));
         layer.append(svg("path", { d: marks.join(""), fill: colour(one.variant) }));
       });
+      if (goal) layer.append(goal);
       const stops = [...new Set(points.map((p) => p.x))].sort((a, b) => a - b);
       const cross = svg("path", { class: "cross", visibility: "hidden", d: `M0,${top}V${bottom}` });
       element.append(cross);
