@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import random
 import signal
@@ -347,7 +348,7 @@ def test_a_study_killed_at_random_moments(tmp_path: Path, in_child: Any, ended: 
     assert ended(in_child(lambda: compare(study, tmp_path / "whole", jobs=2))) == 0
     duration = time.perf_counter() - begin
     rng = random.Random(4)
-    killed, directory = 0, tmp_path / "cut-0"
+    killed, went_on, directory = 0, 0, tmp_path / "cut-0"
     while killed < 25:
         child = in_child(partial(compare, study, directory, jobs=2))
         time.sleep(rng.uniform(0, 0.4 * duration))
@@ -358,9 +359,17 @@ def test_a_study_killed_at_random_moments(tmp_path: Path, in_child: Any, ended: 
         killed += code != 0
         if code == 0:  # it got to its end: begin another one
             assert contents(directory) == contents(tmp_path / "whole")
+            went_on += resumed(directory)
             directory = tmp_path / f"cut-{killed}"
     assert ended(in_child(partial(compare, study, directory, jobs=2))) == 0
     assert contents(directory) == contents(tmp_path / "whole")
+    assert went_on + resumed(directory) > 0
+
+
+def resumed(directory: Path) -> int:
+    """Return how often runs of a study went on from a checkpoint that was not of their last round."""
+    found = [json.loads(file.read_text()).get("resumed", []) for file in directory.rglob("run.json")]
+    return sum(part["after_round"] > 0 for parts in found for part in parts)
 
 
 @pytest.mark.slow

@@ -621,8 +621,13 @@ KILLED: list[dict[str, object]] = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize("config", KILLED, ids=lambda config: f"{config['algorithm']}-{config['engine']}")
-def test_killed_at_random_moments(config: Mapping[str, object], tmp_path: Path) -> None:
-    """Five times ``kill -9`` of each run, wherever it just is: building, training, writing a checkpoint."""
+def test_killed_at_random_moments(
+    config: Mapping[str, object], tmp_path: Path, in_child: Any, ended: Any
+) -> None:
+    """Five times ``kill -9`` of each run, wherever it just is: building, training, writing a checkpoint.
+
+    And a sixth time in the middle, so that one at least goes on from a checkpoint and not from the beginning.
+    """
     config = {**SMALL, "fraction-train": 0.4, "num-server-rounds": 25, "checkpoint-every": 1, **config}
     begin = time.perf_counter()
     os.waitpid(go_on_in_child(config, tmp_path / "whole"), 0)
@@ -642,3 +647,14 @@ def test_killed_at_random_moments(config: Mapping[str, object], tmp_path: Path) 
     code = os.waitstatus_to_exitcode(os.waitpid(go_on_in_child(config, directory), 0)[1])
     assert code == 0
     assert_same(directory, tmp_path / "whole")
+
+    def end(event: Event) -> None:
+        if isinstance(event, RoundFinished) and event.row["round"] == 13:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    middle = tmp_path / "middle"
+    assert ended(in_child(lambda: run(config, middle, on_event=end) and 1)) == -signal.SIGKILL
+    assert ended(go_on_in_child(config, middle)) == 0
+    (resumed,) = json.loads((middle / "run.json").read_text())["resumed"]
+    assert resumed["after_round"] in (12, 13)
+    assert_same(middle, tmp_path / "whole")
