@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -234,6 +235,48 @@ def test_a_run_begun_elsewhere_in_the_same_moment_is_taken_over(
     exists = Path.exists
     monkeypatch.setattr(Path, "exists", lambda path: path.name != "config.toml" and exists(path))
     assert workers.carry_out(task, lambda progress: None).state == "finished"
+
+
+def test_a_full_disk_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """There is no room any more from the second run's second round on, not even for the summary."""
+    compare(SHORT, tmp_path / "whole")
+    file, out, real, full = tmp_path / "small.toml", tmp_path / "out", Path.open, False
+    file.write_text(SHORT.to_toml())
+    command = ["compare", str(file), "--out", str(out)]
+    metrics = out / SHORT.runs()[1].path / "metrics.jsonl"
+
+    def open_if_there_is_room(path: Path, mode: str = "r", *more: Any, **options: Any) -> Any:
+        nonlocal full
+        if path == metrics and mode == "a" and len(real(path).readlines()) == 2:
+            full = True
+        if full and mode in ("wb", "a"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(path, mode, *more, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", open_if_there_is_room)
+        assert main(command) == 2
+    *lines, last = capsys.readouterr().err.splitlines()
+    assert [line.split(": ")[1].split()[0].strip(",") for line in lines] == ["finished", "failed", "failed"]
+    assert all("No space left on device" in line for line in lines[1:])
+    assert last == f"error: {out / 'summary.csv'}: No space left on device"
+    assert main(command) == 0
+    assert contents(out) == {**contents(tmp_path / "whole"), "study.toml": file.read_bytes()}
+
+
+def test_a_folder_that_may_not_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "small.toml").write_text(SHORT.to_toml())
+
+    def mkdir(path: Path, *more: Any, **options: Any) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    assert main(["compare", str(tmp_path / "small.toml"), "--out", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path / 'out'}: Permission denied\n"
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
