@@ -28,11 +28,10 @@ from fedpisa.flower.compat import to_record, to_tensors
 from fedpisa.flower.messages import (
     ARRAYS,
     CONFIG,
-    METRICS,
-    NUM_EXAMPLES,
     SERVER_ROUND,
     Broadcast,
     StackedReplies,
+    reply_to,
     stack_replies,
 )
 from fedpisa.layout import ParamLayout
@@ -239,18 +238,13 @@ class FlowerStrategy(Strategy):
         """Yield the replies one by one, without buffers and with what each counts."""
         columns = {name: values.tolist() for name, values in replies.metrics_S.items()}
         for row, node_id in enumerate(replies.node_ids):
-            metrics = {
-                NUM_EXAMPLES: int(replies.num_examples_S[row]),
-                WEIGHT: float(weights_S[row]),
-                **{name: float(column[row]) for name, column in columns.items()},
-            }
-            content = RecordDict(
-                {
-                    ARRAYS: to_record({"params": replies.uploads_S["params"][row]}),
-                    METRICS: MetricRecord({**metrics}),
-                }
+            metrics = {name: float(column[row]) for name, column in columns.items()}
+            yield reply_to(
+                self._requests[node_id],
+                {"params": replies.uploads_S["params"][row]},
+                int(replies.num_examples_S[row]),
+                {**metrics, WEIGHT: float(weights_S[row])},
             )
-            yield Message(content, reply_to=self._requests[node_id])
 
 
 @final
