@@ -27,13 +27,14 @@ Where a reply that is lost must not have moved its client, because the server ad
 keeps its vectors twice: as they are, and as they were before its last round, until the server confirms that one.
 """
 SERVERS = """\
-Where the server's step is a mean of models (`fedavg`, `localsgd`, `fedprox`), `server-strategy` names one of Flower's
-strategies that takes its place, or a class of your own by `module:Class`; `differential-privacy` names one of Flower's
-wrappers for central privacy. Their numbers are keys, those of strategies with the prefix `server-`. Clients are sampled
-and weighed as ever. The noise's standard deviation is `noise-multiplier * clipping-norm / |S|`, which is calibrated for
-clients that count alike: `localsgd`. BatchNorm's buffers are averaged and do not pass through the strategy, so a model
-that has them is refused with privacy. No privacy budget is accounted for. Flower's FedAdam corrects the bias in round
-`t` as if it were `t + 1`; `qfed-avg` takes the clients' `learning-rate` for `1 / L`.
+Where the server's step is a mean of models (`fedavg`, `fedprox`, `localsgd`, `moon`), `server-strategy` names one of
+Flower's strategies that takes its place, or a class of your own by `module:Class`; `differential-privacy` names one of
+Flower's wrappers for central privacy. Their numbers are keys, those of strategies with the prefix `server-`. Clients
+are sampled and weighed as ever. The noise's standard deviation is `noise-multiplier * clipping-norm / |S|`, which is
+calibrated for clients that count alike, as in `localsgd`, and for a cohort `S` of which all reply: where some do not,
+each of the others counts for more than the noise hides. BatchNorm's buffers are averaged and do not pass through the
+strategy, so a model that has them is refused with privacy. No privacy budget is accounted for. Flower's FedAdam
+corrects the bias in round `t` as if it were `t + 1`; `qfed-avg` takes the clients' `learning-rate` for `1 / L`.
 """
 SCHEDULES = """\
 The same keys for all algorithms: `schedule` names one of these, `warmup-rounds` W lets the factor rise by

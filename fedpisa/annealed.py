@@ -42,7 +42,8 @@ def annealed(
     factors_T
         The factor of round 1, 2, ...; later rounds have the last one.
     keys
-        What it acts on: by default ``learning-rate``, or, of an algorithm without, all of `DIVIDED` that it has.
+        What it acts on: by default ``learning-rate`` and ``step-size``, or, of an algorithm without them, all of
+        `DIVIDED` that it has.
 
     Raises
     ------

@@ -58,7 +58,7 @@ def relative(got: Any, wanted: Any) -> float:
 # ------------------------------------------------------------------------------------------- the papers
 
 
-@pytest.mark.parametrize("algorithm", ["fedavg", "localsgd", "fedprox"])
+@pytest.mark.parametrize("algorithm", ["fedavg", "localsgd", "fedprox", "moon"])
 def test_flowers_mean_is_ours(engine: str, algorithm: str) -> None:
     """The same cohorts, the algorithm's own weights: ``localsgd`` counts clients alike."""
     values = {"algorithm": algorithm, "engine": engine, "fraction_train": 0.5}
