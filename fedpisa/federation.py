@@ -95,12 +95,11 @@ class Federation:
             "admission": None
             if trusting
             else Admission(self.config.max_upload_norm, self.config.min_replies),
+            "memory_limit": self.config.state_memory,
         }
         make = self.config.build_server_strategy(self.algorithm)
         if make is None:
-            return AlgorithmStrategy(
-                self.algorithm, self.task.layout, memory_limit=self.config.state_memory, **common
-            )
+            return AlgorithmStrategy(self.algorithm, self.task.layout, **common)
         if self.config.differential_privacy != "none" and self.task.buffer_layout.names:
             raise ValueError(
                 f"differential-privacy: the model's {self.task.buffer_layout.names[0]!r}, a running statistic of the "

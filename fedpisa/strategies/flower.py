@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from logging import WARNING, getLogger
-from typing import Any, Final, cast, final
+from typing import Any, Final, Unpack, cast, final
 
 import numpy as np
 import torch
@@ -22,7 +22,6 @@ from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
 from fedpisa import streams
-from fedpisa.clients.base import Arrays
 from fedpisa.clients.local import BUFFERS
 from fedpisa.flower.compat import to_record, to_tensors
 from fedpisa.flower.messages import (
@@ -32,19 +31,17 @@ from fedpisa.flower.messages import (
     Broadcast,
     StackedReplies,
     reply_to,
-    stack_replies,
 )
 from fedpisa.layout import ParamLayout
-from fedpisa.strategies.admission import Admission
-from fedpisa.strategies.base import Algorithm, Cohort, weighted_mean
-from fedpisa.strategies.strategy import averaged, in_order, sampled
+from fedpisa.strategies.base import Algorithm, weighted_mean
+from fedpisa.strategies.server import Options, ServerStrategy, averaged
 
 WEIGHT: Final = "weight"
 """Metric of a reply that says what it counts, ``alpha_i``."""
 
 
 @final
-class FlowerStrategy(Strategy):
+class FlowerStrategy(ServerStrategy):
     """A Flower strategy for an algorithm whose uploads are models.
 
     Parameters
@@ -55,8 +52,8 @@ class FlowerStrategy(Strategy):
         The module's parameters.
     make
         Makes the strategy, which samples all nodes that it sees.
-    fraction_train, seed, device, admission
-        See `fedpisa.strategies.strategy.AlgorithmStrategy`.
+    options
+        See `fedpisa.strategies.server.ServerStrategy`.
     """
 
     def __init__(
@@ -64,22 +61,11 @@ class FlowerStrategy(Strategy):
         algorithm: Algorithm,
         layout: ParamLayout,
         make: Callable[[], Strategy],
-        *,
-        fraction_train: float = 1.0,
-        seed: int = 0,
-        device: torch.device | str = "cpu",
-        admission: Admission | None = None,
+        **options: Unpack[Options],
     ) -> None:
-        self.algorithm, self.layout, self.make = algorithm, layout, make
-        self.fraction_train, self.seed, self.device = fraction_train, seed, torch.device(device)
-        self.admission = admission
+        super().__init__(algorithm, layout, **options)
+        self.make = make
         self.strategy = make()
-        self.server: Arrays | None = None
-        self.reported: tuple[Tensor, Arrays] | None = None
-        self._model: ArrayRecord | None = None
-        self._buffers: Arrays = {}
-        self._client_of: dict[int, int] = {}
-        self._numbers: dict[int, int] = {}
         self._requests: dict[int, Message] = {}
 
     def summary(self) -> None:
@@ -88,28 +74,16 @@ class FlowerStrategy(Strategy):
 
     def start_from(self, arrays: ArrayRecord) -> ArrayRecord:
         """Begin with an initial model and a new strategy, and return the model that is broadcast first."""
-        tensors = to_tensors(arrays, self.layout.dtypes[0], self.device)
         self.strategy = self.make()
-        self.server = self.algorithm.init(tensors["params"], self.layout)
-        self._buffers = {BUFFERS: tensors[BUFFERS]} if BUFFERS in tensors else {}
-        return self._record()
+        return super().start_from(arrays)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Sample the cohort as all algorithms do, and let the strategy see nobody else."""
-        if arrays is not self._model:
-            if self.server is None or server_round == 1:
-                self.start_from(arrays)
-            else:
-                tensors = to_tensors(arrays, self.layout.dtypes[0], self.device)
-                self.server = {**self.server, "params": tensors["params"]}
-                self._buffers = {name: tensors[name] for name in self._buffers}
-        assert self.server is not None
-        nodes = sorted(grid.get_node_ids(), key=lambda node: self._numbers.get(node, node))
-        self._client_of = self._numbers or {node: number for number, node in enumerate(nodes)}
-        cohort = sampled(nodes, self.fraction_train, self.seed, server_round)
-        model = to_record({"params": self.server["params"]})
+        server = self._take_up(server_round, arrays)
+        cohort = self._sampled(server_round, grid)
+        model = to_record({"params": server["params"]})
         with global_randomness(self.seed, "server-strategy-sampling", server_round):
             messages = list(
                 self.strategy.configure_train(
@@ -124,7 +98,7 @@ class FlowerStrategy(Strategy):
         sent = messages[0].content.config_records[CONFIG]
         content = RecordDict(
             {
-                ARRAYS: to_record({"params": self.server["params"], **self._buffers}),
+                ARRAYS: to_record({"params": server["params"], **self._buffers}),
                 CONFIG: ConfigRecord({**sent, SERVER_ROUND: server_round}),
             }
         )
@@ -138,26 +112,11 @@ class FlowerStrategy(Strategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Let the strategy make the next model of the replies that arrived."""
         assert self.server is not None
-        counts: dict[str, float] = {}
-        if self.admission is not None:
-            update, down = self.algorithm.local_update, {"params": self.server["params"]}
-            replies, counts = self.admission.accepted(
-                replies, self._requests, server_round, update, down, self._buffers, self.layout
-            )
-        if isinstance(replies, StackedReplies):
-            stacked: StackedReplies | None = replies
-        else:
-            stacked = stack_replies(replies, self.layout.dtypes[0], self.device, self._client_of)
+        before = self.server
+        stacked, counts = self._arrived(server_round, replies, self._requests, {"params": before["params"]})
         if stacked is None:
             return None, MetricRecord({**counts}) if counts else None
-        cohort = Cohort(
-            ids_S=torch.tensor([self._client_of[node] for node in stacked.node_ids], device=self.device),
-            num_examples_S=stacked.num_examples_S.to(self.device),
-            server_round=server_round,
-            num_clients=len(self._client_of),
-            layout=self.layout,
-        )
-        self.reported = (cohort.ids_S, stacked.metrics_S)
+        cohort = self._cohort(server_round, stacked)
         weights_S = self.algorithm.weights(cohort)
         with global_randomness(self.seed, "server-strategy", server_round):
             try:
@@ -169,32 +128,12 @@ class FlowerStrategy(Strategy):
                 f"{type(self.strategy).__name__} made no model of {len(stacked)} replies in round {server_round}: "
                 "let more clients take part, or tolerate fewer malicious ones"
             )
-        before = self.server
         self.server = {"params": to_tensors(model, self.layout.dtypes[0], self.device)["params"]}
         if BUFFERS in stacked.uploads_S:
             self._buffers = {BUFFERS: weighted_mean(weights_S, stacked.uploads_S[BUFFERS])}
         metrics = averaged(weights_S, stacked)
         columns = self.algorithm.diagnostics(before, self.server, metrics, cohort)
         return self._record(), MetricRecord({**columns, **counts})
-
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Ask nobody: the server evaluates."""
-        return []
-
-    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Nothing to aggregate."""
-        return None
-
-    def number(self, client_of: Mapping[int, int]) -> None:
-        """Give nodes the numbers ``0 .. N-1`` that their clients have; without it they are numbered by their own."""
-        self._numbers = in_order(client_of)
-
-    def weights_of_all(self, sizes_N: Tensor) -> Tensor:
-        """Return the algorithm's weights ``alpha`` ``(N,)`` if every client took part."""
-        ids_N = torch.arange(len(sizes_N), device=sizes_N.device)
-        return self.algorithm.weights(Cohort(ids_N, sizes_N.double(), 0, len(sizes_N), self.layout))
 
     def snapshot(self) -> dict[str, Tensor]:
         """Return all that changes from round to round, as named copies of tensors.
@@ -228,11 +167,6 @@ class FlowerStrategy(Strategy):
                 }
                 setattr(strategy, name, _KINDS[kind](parts))
         return self._record()
-
-    def _record(self) -> ArrayRecord:
-        assert self.server is not None
-        self._model = to_record({"params": self.server["params"], **self._buffers})
-        return self._model
 
     def _apart(self, replies: StackedReplies, weights_S: Tensor) -> Iterator[Message]:
         """Yield the replies one by one, without buffers and with what each counts."""

@@ -1,43 +1,33 @@
-"""The Flower strategy around an algorithm: sampling, messages, the server's state."""
+"""The Flower strategy around an algorithm: messages, and the server's own step."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from logging import getLogger
-from typing import final
+from typing import Unpack, final
 
 import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
-from fedpisa import stacks, streams
+from fedpisa import stacks
 from fedpisa.clients.base import Arrays
 from fedpisa.clients.local import BUFFERS
-from fedpisa.flower.compat import to_record, to_tensors
-from fedpisa.flower.messages import (
-    ARRAYS,
-    CONFIG,
-    SERVER_ROUND,
-    Broadcast,
-    StackedReplies,
-    lost_states,
-    stack_replies,
-)
+from fedpisa.flower.compat import to_record
+from fedpisa.flower.messages import ARRAYS, CONFIG, SERVER_ROUND, Broadcast, StackedReplies, lost_states
 from fedpisa.layout import ParamLayout
-from fedpisa.strategies.admission import Admission
-from fedpisa.strategies.base import Algorithm, Cohort, weighted_mean
+from fedpisa.strategies.base import Algorithm, weighted_mean
+from fedpisa.strategies.server import Options, ServerStrategy, averaged
+from fedpisa.strategies.server import cohort_size as cohort_size
 
 _LOG = getLogger("fedpisa")
 
 
 @final
-class AlgorithmStrategy(Strategy):
+class AlgorithmStrategy(ServerStrategy):
     """Any `Algorithm` as a Flower strategy; it holds the server's state, the one thing that changes.
-
-    ``server`` is that state; ``reported`` are the numbers of the latest round's clients and their metrics.
 
     Parameters
     ----------
@@ -45,16 +35,8 @@ class AlgorithmStrategy(Strategy):
         What to run.
     layout
         The module's parameters.
-    fraction_train
-        Share of the clients in a round: ``max(1, round(fraction * N))`` of them.
-    seed
-        The run's seed; who is sampled depends on it and the round alone.
-    device
-        Where the server's state lives.
-    admission
-        Which replies are used; ``None`` trusts all of them, as those of simulated clients can be.
-    memory_limit
-        Bytes that what is kept of every client may take in memory; see `fedpisa.stacks`.
+    options
+        See `fedpisa.strategies.server.ServerStrategy`.
 
     Examples
     --------
@@ -65,30 +47,8 @@ class AlgorithmStrategy(Strategy):
     True
     """
 
-    def __init__(
-        self,
-        algorithm: Algorithm,
-        layout: ParamLayout,
-        *,
-        fraction_train: float = 1.0,
-        seed: int = 0,
-        device: torch.device | str = "cpu",
-        admission: Admission | None = None,
-        memory_limit: int = stacks.UNLIMITED,
-    ) -> None:
-        self.algorithm = algorithm
-        self.layout = layout
-        self.fraction_train = fraction_train
-        self.seed = seed
-        self.device = torch.device(device)
-        self.admission = admission
-        self.memory_limit = memory_limit
-        self.server: Arrays | None = None
-        self.reported: tuple[Tensor, Arrays] | None = None
-        self._model: ArrayRecord | None = None
-        self._buffers: Arrays = {}
-        self._nodes: Iterable[int] = ()
-        self._client_of: dict[int, int] = {}
+    def __init__(self, algorithm: Algorithm, layout: ParamLayout, **options: Unpack[Options]) -> None:
+        super().__init__(algorithm, layout, **options)
         self._confirmed: dict[int, int] = {}
         self._asked: frozenset[int] = frozenset()
 
@@ -100,38 +60,18 @@ class AlgorithmStrategy(Strategy):
 
     def start_from(self, arrays: ArrayRecord) -> ArrayRecord:
         """Make the server's state from an initial model, and return the model that is broadcast first."""
-        tensors = to_tensors(arrays, self.layout.dtypes[0], self.device)
-        self.server = self.algorithm.init(tensors["params"], self.layout)
-        self._buffers = {BUFFERS: tensors[BUFFERS]} if BUFFERS in tensors else {}
         self._confirmed.clear()
-        return self._record()
+        return super().start_from(arrays)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Sample the cohort and broadcast to it.
-
-        A model that is not the strategy's own starts it afresh in round 1; later it takes the global model's
-        place, because whoever wraps a strategy may change the model between rounds.
-        """
-        if arrays is not self._model:
-            if self.server is None or server_round == 1:
-                self.start_from(arrays)
-            else:
-                tensors = to_tensors(arrays, self.layout.dtypes[0], self.device)
-                self.server = {**self.server, "params": tensors["params"]}
-                self._buffers = {name: tensors[name] for name in self._buffers}
-        assert self.server is not None
-        nodes = grid.get_node_ids()
-        nodes = nodes if isinstance(nodes, range) else sorted(nodes)
-        self._number(nodes)
-        if not isinstance(nodes, range):
-            nodes = sorted(nodes, key=self._client_of.__getitem__)
-        cohort = sampled(nodes, self.fraction_train, self.seed, server_round)
-        algorithm = self.algorithm.at_round(server_round)
+        """Sample the cohort and broadcast to it."""
+        server = self._take_up(server_round, arrays)
+        cohort = self._sampled(server_round, grid)
         content = RecordDict(
             {
-                ARRAYS: to_record({**algorithm.broadcast(self.server), **self._buffers}),
+                ARRAYS: to_record({**self._down(server_round, server), **self._buffers}),
                 CONFIG: ConfigRecord({**config, SERVER_ROUND: server_round}),
             }
         )
@@ -163,58 +103,24 @@ class AlgorithmStrategy(Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         assert self.server is not None
-        counts: dict[str, float] = {}
-        if self.admission is not None:
-            update, down = self.algorithm.local_update, self.algorithm.broadcast(self.server)
-            replies, counts = self.admission.accepted(
-                replies, self._asked, server_round, update, down, self._buffers, self.layout
-            )
-        if isinstance(replies, StackedReplies):
-            stacked: StackedReplies | None = replies
-        else:
-            stacked = stack_replies(replies, self.layout.dtypes[0], self.device, self._client_of)
+        before = self.server
+        stacked, counts = self._arrived(server_round, replies, self._asked, self._down(server_round, before))
         if stacked is None:
             return None, MetricRecord({**counts}) if counts else None
-        clients = [self._client_of[node] for node in stacked.node_ids]
-        self._confirmed.update(dict.fromkeys(clients, server_round))
-        cohort = Cohort(
-            ids_S=torch.tensor(clients, device=self.device),
-            num_examples_S=stacked.num_examples_S.to(self.device),
-            server_round=server_round,
-            num_clients=len(self._client_of),
-            layout=self.layout,
-            memory_limit=self.memory_limit,
-        )
-        self.reported = (cohort.ids_S, stacked.metrics_S)
+        cohort = self._cohort(server_round, stacked)
+        self._confirmed.update(dict.fromkeys(cohort.ids_S.tolist(), server_round))
         uploads_S = dict(stacked.uploads_S)
         weights_S = self.algorithm.weights(cohort)
         if BUFFERS in uploads_S:
             self._buffers = {BUFFERS: weighted_mean(weights_S, uploads_S.pop(BUFFERS))}
-        before = self.server
         self.server = self.algorithm.step(before, uploads_S, cohort)
         metrics = averaged(weights_S, stacked)
         columns = self.algorithm.diagnostics(before, self.server, metrics, cohort)
         return self._record(), MetricRecord({**columns, **counts})
 
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Ask nobody: the server evaluates."""
-        return []
-
-    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Nothing to aggregate."""
-        return None
-
-    def number(self, client_of: Mapping[int, int]) -> None:
-        """Give nodes the numbers ``0 .. N-1`` that their clients have; without it they are numbered as they come."""
-        self._client_of = in_order(client_of)
-        self._nodes = ()
-
-    def weights_of_all(self, sizes_N: Tensor) -> Tensor:
-        """Return the algorithm's weights ``alpha`` ``(N,)`` if every client took part."""
-        ids_N = torch.arange(len(sizes_N), device=sizes_N.device)
-        return self.algorithm.weights(Cohort(ids_N, sizes_N.double(), 0, len(sizes_N), self.layout))
+    def _down(self, server_round: int, server: Arrays) -> Arrays:
+        """Return what the algorithm broadcasts in a round."""
+        return self.algorithm.at_round(server_round).broadcast(server)
 
     def snapshot(self) -> dict[str, Tensor]:
         """Return copies of what changes, for `restore`: server, buffers, the nodes by their numbers, rounds confirmed.
@@ -259,61 +165,3 @@ class AlgorithmStrategy(Strategy):
         """Return the clients that have lost a state on which the server counts."""
         clients = (self._client_of[node] for node in lost_states(replies) if node in self._client_of)
         return sorted({client for client in clients if self._confirmed.get(client)})
-
-    def _record(self) -> ArrayRecord:
-        assert self.server is not None
-        self._model = to_record({"params": self.server["params"], **self._buffers})
-        return self._model
-
-    def _number(self, nodes: range | list[int]) -> None:
-        """Give new nodes the next client numbers; a node keeps its number."""
-        if nodes != self._nodes:
-            for node in nodes:
-                self._client_of.setdefault(node, len(self._client_of))
-            self._nodes = nodes
-
-
-def in_order(client_of: Mapping[int, int]) -> dict[int, int]:
-    """Return the nodes with their clients' numbers, in the order of these.
-
-    Raises
-    ------
-    ValueError
-        If the numbers are not ``0 .. N-1``.
-    """
-    ordered = dict(sorted(client_of.items(), key=lambda pair: pair[1]))
-    if list(ordered.values()) != list(range(len(ordered))):
-        raise ValueError(f"the nodes' clients are {[*ordered.values()]}: number them 0 to {len(ordered) - 1}")
-    return ordered
-
-
-def cohort_size(num_clients: int, fraction: float) -> int:
-    """Return how many clients take part in a round: ``max(1, round(fraction * N))``."""
-    return max(1, round(fraction * num_clients))
-
-
-def sampled(nodes: Sequence[int], fraction: float, seed: int, server_round: int) -> list[int]:
-    """Return the round's cohort, which depends on the seed and the round alone, in the order of ``nodes``.
-
-    Raises
-    ------
-    ValueError
-        If there are no nodes.
-    """
-    if not nodes:
-        raise ValueError(
-            f"no node is connected in round {server_round}: connect the clients before the first round"
-        )
-    rng = streams.generator(seed, "sampling", server_round)
-    size = cohort_size(len(nodes), fraction)
-    positions = np.sort(rng.choice(len(nodes), size, replace=False, shuffle=False))
-    return [nodes[position] for position in positions]
-
-
-def averaged(weights_S: Tensor, replies: StackedReplies) -> dict[str, float]:
-    """Return the clients' metrics averaged by weight; ``local-steps`` is the cohort's sum."""
-    names = list(replies.metrics_S)
-    table = torch.stack([replies.metrics_S[name].to(weights_S) for name in names])
-    means = dict(zip(names, (table @ weights_S).tolist(), strict=True))
-    means["local-steps"] = float(replies.metrics_S["local-steps"].sum())
-    return means

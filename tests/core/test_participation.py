@@ -7,7 +7,7 @@ import pytest
 
 import fedpisa
 from fedpisa import components
-from fedpisa.strategies.strategy import sampled
+from fedpisa.strategies.server import sampled
 
 NAMES = list(components.available("algorithm"))
 RULES = list(components.available("preconditioner"))
