@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self, final
 
 from fedpisa import components
 from fedpisa.components import Component, Key
-from fedpisa.typing import Bytes, Fraction, NonNegativeInt, Positive, PositiveInt, Probability
+from fedpisa.typing import Bytes, Fraction, NonNegative, NonNegativeInt, Positive, PositiveInt, Probability
 
 if TYPE_CHECKING:
     from flwr.serverapp.strategy import Strategy
@@ -92,7 +92,12 @@ class RunConfig:
     max_upload_norm
         Largest norm of an array that is accepted from a client, as a multiple of ``1 + ||w||``.
     engine
-        ``loop``: one client at a time; ``vmap``: all at once; ``auto``: ``vmap`` where the model allows.
+        ``loop``: one client at a time; ``vmap``: all at once; ``auto``: ``vmap`` where the model allows; ``ray``: in
+        the processes of Flower's simulation runtime, on this machine or on a Ray cluster.
+    num_cpus, num_gpus
+        What each client gets with ``engine = "ray"``, also less than 1: as many run at the same time as fit.
+    ray_address
+        A Ray cluster that runs already, ``host:port`` or ``auto``; by default one is started on this machine.
     device
         Where to compute: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
     dtype
@@ -156,7 +161,10 @@ class RunConfig:
     min_replies: PositiveInt = 1
     round_timeout: Positive = 3600.0
     max_upload_norm: Positive = 1e6
-    engine: Literal["auto", "loop", "vmap"] = "auto"
+    engine: Literal["auto", "loop", "vmap", "ray"] = "auto"
+    num_cpus: Positive = 1.0
+    num_gpus: NonNegative = 0.0
+    ray_address: str | None = None
     device: str = "auto"
     dtype: Literal["float32", "float64"] = "float32"
     autocast: Literal["none", "bfloat16"] = "none"

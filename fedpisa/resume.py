@@ -17,7 +17,7 @@ from fedpisa.results import RunDirectory, read_partition
 if TYPE_CHECKING:
     from fedpisa.simulation.simulation import Simulation
 
-FREE: Final = ("num-server-rounds", "checkpoint-every", "state-memory")
+FREE: Final = ("num-server-rounds", "checkpoint-every", "state-memory", "num-cpus", "num-gpus", "ray-address")
 """Keys that may change when a run goes on; the first of them can only grow."""
 
 

@@ -35,7 +35,8 @@ OPTIONS = {
     "run": """algorithm dataset data-dir model num-clients partitioner seed num-server-rounds fraction-train engine
               device dtype autocast state-memory cohort-block eval-every checkpoint-every target-accuracy
               exact-diagnostics per-client schedule schedule-keys warmup-rounds server-strategy differential-privacy
-              pace availability dropout crash late nan corrupt min-replies round-timeout max-upload-norm""",
+              pace availability dropout crash late nan corrupt min-replies round-timeout max-upload-norm
+              num-cpus num-gpus ray-address""",
     "algorithm fedavg": _SGD,
     "algorithm fedsgd": """batch-size batches-per-round mu optimizer
                            learning-rate momentum dampening weight-decay nesterov""",
@@ -342,7 +343,7 @@ def test_changes_are_checked() -> None:
         ({"num-clients": 0}, "key 'num-clients' = 0: must be greater than or equal to 1"),
         ({"num-clients": 2.5}, "key 'num-clients' = 2.5: must be a valid integer"),
         ({"fraction-train": 0}, "key 'fraction-train' = 0: must be greater than 0"),
-        ({"engine": "fast"}, "key 'engine' = 'fast': must be 'auto', 'loop' or 'vmap'"),
+        ({"engine": "fast"}, "key 'engine' = 'fast': must be 'auto', 'loop', 'vmap' or 'ray'"),
         ({"seed": True}, "key 'seed' = true: must be a valid integer"),
         ({"algorithm": 3}, "key 'algorithm' = 3: must be a valid string"),
         ({"sigma": -1}, "key 'sigma' = -1: must be greater than 0"),

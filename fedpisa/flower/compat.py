@@ -5,12 +5,16 @@
 - `stamp`: Flower numbers a message when it is pushed to a SuperLink; an in-process Grid does it itself.
 - `TRANSPORT_ERRORS`: what Flower answers in the place of a node that is away.
 - `encode`, `decode`: a `RecordDict` as Flower's own bytes, and back.
+- `start_ray`: the part of Flower's simulation runtime that runs client apps in Ray's actors.
 - `TensorArray`: an `Array` that holds a tensor and encodes it only when somebody asks for bytes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import signal
+import threading
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from io import BytesIO
 from typing import Any, final
@@ -18,12 +22,14 @@ from typing import Any, final
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, Message, RecordDict
+from flwr.clientapp import ClientApp
 from torch import Tensor
 
 try:
     from flwr.common.constant import ErrorCode
     from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
     from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
+    from flwr.server.superlink.fleet.vce.backend import Backend
     from flwr.supercore.run import Run
     from flwr.supercore.task_identity import TaskIdentity
 except ImportError as error:
@@ -34,6 +40,7 @@ except ImportError as error:
 
 __all__ = [
     "TRANSPORT_ERRORS",
+    "Backend",
     "Run",
     "TensorArray",
     "decode",
@@ -41,6 +48,7 @@ __all__ = [
     "ensure_identity",
     "payload_bytes",
     "stamp",
+    "start_ray",
     "to_record",
     "to_tensor",
     "to_tensors",
@@ -66,6 +74,44 @@ def stamp(message: Message, message_id: str) -> Message:
     """Give a message its number."""
     message.metadata.__dict__["_message_id"] = message_id
     return message
+
+
+def start_ray(app: Callable[[], ClientApp], address: str | None, num_cpus: float, num_gpus: float) -> Backend:
+    """Return Flower's Ray backend, with as many actors for an app as fit.
+
+    The driver's handler of SIGTERM and its environment, which it and Ray replace, stay as they are.
+
+    Raises
+    ------
+    ImportError
+        If Ray is not installed.
+    ConnectionError
+        If there is no cluster at the address.
+    ValueError
+        If not even one actor fits.
+    """
+    from flwr.server.superlink.fleet.vce.backend.raybackend import RayBackend
+
+    where: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
+    if address is not None:
+        where["address"] = address
+    resources: dict[str, Any] = {"num_cpus": num_cpus, "num_gpus": num_gpus}
+    handler, path = signal.getsignal(signal.SIGTERM), os.environ.get("PYTHONPATH")
+    try:
+        backend = RayBackend({"init_args": where, "client_resources": resources})
+        try:
+            backend.build(app)
+        except ValueError:
+            backend.terminate()
+            raise
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
+        if path is None:
+            os.environ.pop("PYTHONPATH", None)
+        else:
+            os.environ["PYTHONPATH"] = path
+    return backend
 
 
 def encode(records: RecordDict) -> bytes:

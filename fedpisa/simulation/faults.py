@@ -156,6 +156,10 @@ class FaultyGrid(InProcessGrid):
         """Take up a `snapshot`."""
         self.grid.restore(kept)
 
+    def close(self) -> None:
+        """End what the Grid started."""
+        self.grid.close()
+
 
 def _replace(reply: Message, change: Callable[[NDArray[Any]], NDArray[Any]]) -> None:
     """Change the numbers of a reply's first array."""

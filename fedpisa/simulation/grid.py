@@ -43,6 +43,9 @@ class EngineGrid(Grid, ABC):
     def restore(self, kept: Mapping[str, Tensor]) -> None:
         """Take up a `snapshot`."""
 
+    def close(self) -> None:
+        """End what the Grid started; the next message starts it again."""
+
 
 class InProcessGrid(EngineGrid, ABC):
     """A Flower Grid whose nodes are clients in this process, answering at once.

@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from copy import deepcopy
 from typing import final
 
-import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Message
 from flwr.clientapp import ClientApp
-from torch import Tensor
 
-from fedpisa.apps.handlers import STATE
-from fedpisa.clients.base import Arrays
-from fedpisa.flower.compat import decode, encode
 from fedpisa.flower.messages import Broadcast
-from fedpisa.simulation.grid import InProcessGrid
-from fedpisa.strategies.base import ClientStates
+from fedpisa.simulation.contexts import ContextGrid, transport
 
 
 @final
-class LoopGrid(InProcessGrid):
+class LoopGrid(ContextGrid):
     """Runs a Flower `ClientApp` for every message, arrays encoded on the way as they would be on a network.
 
     Any client app runs on it. It is the oracle of the faster engines.
@@ -29,10 +22,8 @@ class LoopGrid(InProcessGrid):
     ----------
     client_app
         The app.
-    num_clients
-        ``N``; client ``i`` finds ``partition-id = i`` and ``num-partitions = N`` in its node config.
-    run_config
-        Flower's run config, the same for all.
+    num_clients, run_config
+        See `ContextGrid`.
     """
 
     engine = "loop"
@@ -40,27 +31,8 @@ class LoopGrid(InProcessGrid):
     def __init__(
         self, client_app: ClientApp, num_clients: int, run_config: Mapping[str, bool | float | int | str] = {}
     ) -> None:
-        super().__init__(num_clients)
+        super().__init__(num_clients, run_config)
         self.client_app = client_app
-        self.run_config = dict(run_config)
-        self.contexts: dict[int, Context] = {}
-
-    @property
-    def client_states(self) -> ClientStates:
-        """Everything is in this process."""
-        return self
-
-    def context(self, client_id: int) -> Context:
-        """Return a client's context, which keeps its state between rounds."""
-        if client_id not in self.contexts:
-            self.contexts[client_id] = Context(
-                run_id=0,
-                node_id=self.get_node_ids()[client_id],
-                node_config={"partition-id": client_id, "num-partitions": self.num_clients},
-                state=RecordDict(),
-                run_config=dict(self.run_config),
-            )
-        return self.contexts[client_id]
 
     def exchange(self, requests: Broadcast | list[Message]) -> Iterable[Message]:
         """Call the client app for each message in turn.
@@ -85,60 +57,3 @@ class LoopGrid(InProcessGrid):
                 reply.content = transport(reply.content)
             replies.append(reply)
         return replies
-
-    def state(self, client_id: int) -> Arrays | None:
-        """Return one client's state; see `fedpisa.strategies.base.ClientStates`."""
-        context = self.contexts.get(client_id)
-        if context is None or STATE not in context.state:
-            return None
-        record = context.state.array_records[STATE]
-        return {name: torch.from_numpy(array.numpy()) for name, array in record.items()}
-
-    def weighted_sum(self, name: str, weights_N: Tensor) -> Tensor:
-        """Return ``sum_i weights_i state_i[name]``; see `fedpisa.strategies.base.ClientStates`."""
-        total = torch.zeros((), device=weights_N.device)
-        for client_id in sorted(self.contexts):
-            state = self.state(client_id)
-            if state is not None:
-                value = state[name].to(weights_N.device)
-                total = total + weights_N[client_id].to(value.dtype) * value
-        return total
-
-    def snapshot(self) -> dict[str, Tensor]:
-        """Return everything that client apps keep in their contexts, a client each, for `restore`."""
-        return {
-            str(client_id): torch.frombuffer(bytearray(encode(context.state)), dtype=torch.uint8)
-            if context.state
-            else torch.zeros(0, dtype=torch.uint8)
-            for client_id, context in self.contexts.items()
-        }
-
-    def restore(self, kept: Arrays) -> None:
-        """Take up the contexts of a `snapshot`."""
-        self.contexts.clear()
-        for client_id, content in kept.items():
-            self.context(int(client_id)).state = decode(content.numpy().tobytes())
-
-
-def transport(content: RecordDict) -> RecordDict:
-    """Return a copy of a content as it would come out of a network: arrays as bytes, nothing shared.
-
-    Examples
-    --------
-    >>> sent = RecordDict({"arrays": ArrayRecord([torch.zeros(2).numpy()])})
-    >>> received = transport(sent)
-    >>> received["arrays"]["0"].data == sent["arrays"]["0"].data, received["arrays"] is sent["arrays"]
-    (True, False)
-    """
-    copy = RecordDict()
-    for name, record in content.items():
-        if isinstance(record, ArrayRecord):
-            arrays = ArrayRecord()
-            for key, array in record.items():
-                arrays[key] = Array(array.dtype, tuple(array.shape), array.stype, array.data)
-            copy[name] = arrays
-        elif isinstance(record, MetricRecord):
-            copy[name] = MetricRecord(deepcopy(dict(record)))
-        else:
-            copy[name] = ConfigRecord(deepcopy(dict(record)))
-    return copy

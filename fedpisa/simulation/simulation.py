@@ -22,8 +22,9 @@ from fedpisa.flower.compat import to_record, to_tensors
 from fedpisa.perclient import Table, evaluate_clients, table_of
 from fedpisa.results import Row
 from fedpisa.simulation.faults import FaultyGrid
-from fedpisa.simulation.grid import EngineGrid
+from fedpisa.simulation.grid import EngineGrid, InProcessGrid
 from fedpisa.simulation.loop import LoopGrid
+from fedpisa.simulation.ray_grid import RayGrid
 from fedpisa.simulation.rounds import Round, rounds
 from fedpisa.simulation.vmap import UnstackableError, VmapGrid
 
@@ -67,7 +68,7 @@ class Simulation:
 
     @property
     def engine(self) -> str:
-        """``vmap``, ``loop``, or ``flower`` for real nodes."""
+        """``vmap``, ``loop``, ``ray``, or ``flower`` for real nodes."""
         return self.grid.engine
 
     def started(self) -> RunStarted:
@@ -84,6 +85,12 @@ class Simulation:
 
     def rows(self) -> Iterator[Row]:
         """Yield the row of each round, the initial model's first; stop at divergence."""
+        try:
+            yield from self._rows()
+        finally:
+            self.grid.close()
+
+    def _rows(self) -> Iterator[Row]:
         if self.server_round == 0:
             yield {"round": 0, **self._evaluate()}
         last = self.config.num_server_rounds
@@ -204,21 +211,23 @@ class Simulation:
         return columns
 
 
-def _simulated(federation: Federation) -> LoopGrid | VmapGrid | FaultyGrid:
+def _simulated(federation: Federation) -> InProcessGrid:
     """Return the engine's Grid, with the faults that are wanted."""
     grid, faults = make_grid(federation), federation.config.build_faults()
     return grid if faults is None else FaultyGrid(grid, faults)
 
 
-def make_grid(federation: Federation) -> LoopGrid | VmapGrid:
+def make_grid(federation: Federation) -> LoopGrid | VmapGrid | RayGrid:
     """Return the engine's Grid; ``auto`` stacks the clients unless a layer cannot be stacked.
 
     Raises
     ------
     ValueError
-        If ``engine = "vmap"`` is asked for and a layer cannot be stacked.
+        If ``engine = "vmap"`` is asked for and a layer cannot be stacked, or ``engine = "ray"`` and there is no Ray.
     """
     config, data = federation.config, federation.data
+    if config.engine == "ray":
+        return RayGrid(config)
     if config.engine != "loop":
         try:
             update = federation.algorithm.local_update

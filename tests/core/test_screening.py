@@ -15,7 +15,7 @@ from fedpisa import components
 from fedpisa.clients.outline import outline
 from fedpisa.flower.messages import ARRAYS, CONFIG, METRICS, NUM_EXAMPLES, SERVER_ROUND
 from fedpisa.flower.screening import Screen
-from fedpisa.simulation.loop import transport
+from fedpisa.simulation.contexts import transport
 from fedpisa.strategies.admission import Admission
 from fedpisa.strategies.strategy import AlgorithmStrategy
 

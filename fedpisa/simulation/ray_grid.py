@@ -1,0 +1,164 @@
+"""The Grid for clients in processes and machines of their own: the actors of Flower's simulation runtime, on Ray.
+
+The server's side is that of every other Grid. What an actor needs travels with each message: the run's keys, from
+which it builds data and model once, and the client's context, which comes back with the reply. So any actor may answer
+for any client, nothing is lost with one, and a checkpoint is that of the loop.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from importlib.util import find_spec
+from typing import final
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import ClientAppCallable
+
+from fedpisa.apps.handlers import make_client_app
+from fedpisa.apps.settings import NodeSettings, Value, read_run_config, to_run_config
+from fedpisa.clients.local import Client
+from fedpisa.config import RunConfig
+from fedpisa.federation import Federation
+from fedpisa.flower.compat import Backend, ensure_identity, start_ray
+from fedpisa.flower.messages import Broadcast
+from fedpisa.simulation.contexts import ContextGrid, transport
+
+
+@final
+class RayGrid(ContextGrid):
+    """Runs a client app for every message in one of Ray's actors, as many at a time as fit.
+
+    Ray is started by the first message, and ended by `close`.
+
+    Parameters
+    ----------
+    config
+        The run's configuration.
+
+    Raises
+    ------
+    ValueError
+        If Ray is not installed, or the clients are to compute on a GPU of which they get nothing.
+    """
+
+    engine = "ray"
+
+    def __init__(self, config: RunConfig) -> None:
+        if find_spec("ray") is None:
+            raise ValueError(
+                'engine = "ray" needs the extra ray, run pip install \'fedpisa[ray]\'; or take engine = "auto"'
+            )
+        if config.device.startswith("cuda") and config.num_gpus == 0:
+            raise ValueError(
+                f'device = "{config.device}" with engine = "ray" needs a part of a GPU for each client: set num-gpus, '
+                "such as 0.25 for four at a time"
+            )
+        folder = os.environ.get("FEDPISA_DATA") if config.data_dir is None else config.data_dir
+        there = {} if folder is None else {"data-dir": os.path.abspath(folder)}
+        if config.num_gpus == 0:  # and with auto an actor would take all GPUs that it sees
+            there["device"] = "cpu"
+        super().__init__(config.num_clients, to_run_config(NodeSettings(), config.replace(there)))
+        self.config = config
+        self._backend: Backend | None = None
+
+    def exchange(self, requests: Broadcast | list[Message]) -> Iterable[Message]:
+        """Let the actors answer the messages.
+
+        Raises
+        ------
+        RuntimeError
+            If a client app fails, with the client and the cause.
+        ValueError
+            If there is no cluster at the address, or no client fits on it.
+        """
+        messages = list(requests)
+        if not messages:
+            return []
+        if self._backend is None:
+            self._backend = self._started()
+        backend = self._backend
+        # Contexts are made here, so that their order is that of the requests and not of the threads.
+        clients = [self.client_of(message.metadata.dst_node_id) for message in messages]
+        contexts = [self.context(client_id) for client_id in clients]
+
+        def answer(message: Message, context: Context) -> tuple[Message, Context]:
+            message.content = transport(message.content)
+            return backend.process_message(message, context)
+
+        replies = []
+        with ThreadPoolExecutor(backend.num_workers) as threads:
+            pending = [threads.submit(answer, *pair) for pair in zip(messages, contexts, strict=True)]
+            for client_id, future in zip(clients, pending, strict=True):
+                try:
+                    reply, self.contexts[client_id] = future.result()
+                except Exception as error:
+                    threads.shutdown(wait=False, cancel_futures=True)
+                    raise RuntimeError(f"client {client_id} failed: {_cause(error)}") from error
+                replies.append(reply)
+        return replies
+
+    def close(self) -> None:
+        """End the actors, and Ray where it was started here."""
+        if self._backend is not None:
+            self._backend.terminate()
+            self._backend = None
+
+    def _started(self) -> Backend:
+        config = self.config
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault(
+            "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"
+        )  # a warning about what is settled above
+        try:
+            return start_ray(client_app, config.ray_address, config.num_cpus, config.num_gpus)
+        except ConnectionError as error:
+            raise ValueError(
+                f"ray-address = {config.ray_address!r}: there is no Ray cluster ({_cause(error)}); start one with "
+                "ray start --head, or leave the key out"
+            ) from error
+        except ValueError as error:
+            raise ValueError(
+                f"num-cpus = {config.num_cpus:g}, num-gpus = {config.num_gpus:g}: not one client fits on the cluster "
+                f"({_cause(error)}); give each less"
+            ) from error
+
+
+# --------------------------------------------------------------------------------------------- in an actor
+
+
+def client_app() -> ClientApp:
+    """Return the app that an actor runs."""
+    ensure_identity()
+    return make_client_app(_client_of, mods=[_encoded])
+
+
+def _client_of(context: Context) -> Client:
+    federation = _federation(tuple(sorted(context.run_config.items())))
+    return federation.client(int(context.node_config["partition-id"]))
+
+
+@lru_cache(maxsize=1)
+def _federation(run_config: tuple[tuple[str, Value], ...]) -> Federation:
+    _, keys = read_run_config(dict(run_config))
+    return Federation(RunConfig.from_mapping(keys))
+
+
+def _encoded(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    """Let arrays leave as bytes: a tensor would arrive on the device that it has here."""
+    reply = call_next(message, context)
+    if reply.has_content():
+        reply.content = transport(reply.content)
+    context.state = transport(context.state)
+    return reply
+
+
+def _cause(error: BaseException) -> str:
+    """Return the first line of the error that is below Ray's and Flower's."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
