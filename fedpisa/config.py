@@ -267,7 +267,7 @@ class RunConfig:
                 "and no warm-up"
             )
         from fedpisa.strategies.flower_components import combine
-        from fedpisa.strategies.strategy import cohort_size
+        from fedpisa.strategies.server import cohort_size
 
         parts = [
             components.find(f, getattr(self, _snake(f))) for f in ("server-strategy", "differential-privacy")

@@ -142,9 +142,9 @@ class Task:
             if isinstance(layer, MaskedBatchNorm):
                 layer.train()
         buffers = {name: b.clone() for name, b in self.buffer_layout.unflatten(buffers_Q).items()}
-        with real_rows(mask_B):
+        with real_rows(mask_B), self._precision(x):
             _, features_BF = with_features(self.module, {**self.layout.unflatten(params_P), **buffers}, x)
-        return features_BF.detach()
+        return features_BF.detach().to(x.dtype)
 
     def eval_losses(
         self, params_P: Tensor, buffers_Q: Tensor, x: Tensor, y_B: Tensor

@@ -20,7 +20,6 @@ from fedpisa.flower.messages import ARRAYS, CONFIG, SERVER_ROUND, Broadcast, Sta
 from fedpisa.layout import ParamLayout
 from fedpisa.strategies.base import Algorithm, weighted_mean
 from fedpisa.strategies.server import Options, ServerStrategy, averaged
-from fedpisa.strategies.server import cohort_size as cohort_size
 
 _LOG = getLogger("fedpisa")
 
