@@ -24,7 +24,9 @@ _LOG = getLogger("fedpisa")
 UNLIMITED: Final = sys.maxsize
 ROWS: Final = 64
 """Rows that are worked on at once, so that copies of another type stay small."""
-_MADV_DONTNEED: Final = 4  # from Linux's mman-common.h, and the same on macOS
+# From Linux's mman-common.h; the same on macOS.
+_MADV_RANDOM: Final = 1
+_MADV_DONTNEED: Final = 4
 
 
 def zeros(shape: tuple[int, ...], like: Tensor, limit: int = UNLIMITED) -> Tensor:
@@ -51,7 +53,10 @@ def zeros(shape: tuple[int, ...], like: Tensor, limit: int = UNLIMITED) -> Tenso
                 os.path.dirname(name),
                 free / 1e9,
             )
-        return torch.from_file(name, shared=True, size=count, dtype=like.dtype).view(shape)
+        stack = torch.from_file(name, shared=True, size=count, dtype=like.dtype).view(shape)
+        # Rows are far apart: reading ahead would make a hundred times the room that they need.
+        _advise(stack, _MADV_RANDOM)
+        return stack
     finally:
         os.close(handle)
         os.unlink(name)
@@ -82,10 +87,16 @@ def put(stack: Tensor, ids_S: Tensor, rows_S: Tensor) -> Tensor:
 
 def release(stack: Tensor) -> None:
     """Let go of the memory through which a file's rows were read or written; what was written stays."""
+    _advise(stack, _MADV_DONTNEED)
+
+
+def _advise(stack: Tensor, advice: int) -> None:
+    """Tell the system how a mapped stack is used; of anonymous memory it would forget what is in it."""
+    assert is_mapped(stack)
     madvise = ctypes.CDLL(None).madvise
     madvise.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
-    # Of a mapping of its own the first page is the storage's; anonymous memory would be set to zero by this.
-    madvise(stack.untyped_storage().data_ptr(), stack.untyped_storage().nbytes(), _MADV_DONTNEED)
+    storage = stack.untyped_storage()
+    madvise(storage.data_ptr(), storage.nbytes(), advice)
 
 
 def weighted_sum(weights_S: Tensor, stack: Tensor) -> Tensor:
