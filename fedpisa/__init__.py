@@ -6,12 +6,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fedpisa.comparison import compare
     from fedpisa.config import RunConfig, load_config
     from fedpisa.demo import run_demo
     from fedpisa.results import Result, load_result
     from fedpisa.runner import run
-    from fedpisa.study import Study, load_study, read_study
+    from fedpisa.studies.comparison import compare
+    from fedpisa.studies.study import Study, load_study, read_study
 
 __version__ = "0.1.0"
 __all__ = [
@@ -31,12 +31,12 @@ __all__ = [
 _HOMES = {
     "Result": "results",
     "RunConfig": "config",
-    "Study": "study",
-    "compare": "comparison",
+    "Study": "studies.study",
+    "compare": "studies.comparison",
     "load_config": "config",
     "load_result": "results",
-    "load_study": "study",
-    "read_study": "study",
+    "load_study": "studies.study",
+    "read_study": "studies.study",
     "run": "runner",
     "run_demo": "demo",
 }

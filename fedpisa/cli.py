@@ -222,9 +222,9 @@ def compare(
     """Carry out a study, or what is left of it: every variant at every point of the sweep, with every seed."""
     from rich.console import Console
 
-    from fedpisa.comparison import compare as carry_out
-    from fedpisa.study import load_study, read_study
-    from fedpisa.study_console import StudyConsole, table
+    from fedpisa.studies.comparison import compare as carry_out
+    from fedpisa.studies.console import StudyConsole, table
+    from fedpisa.studies.study import load_study, read_study
 
     directory = out or Path("studies") / study.stem
     runs = read_study(study).runs()

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from fedpisa import workers
 from fedpisa.interrupts import Interrupted
+from fedpisa.studies import workers
 
 Start = Callable[..., int]
 

@@ -21,15 +21,16 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from fedpisa import comparison, storage, workers
+from fedpisa import storage
 from fedpisa.cli import main
-from fedpisa.comparison import compare
 from fedpisa.results import load_result
 from fedpisa.runner import Simulation
 from fedpisa.strategies.strategy import AlgorithmStrategy
-from fedpisa.study import Study, StudyResult, load_study
-from fedpisa.study_console import StudyConsole, table
-from fedpisa.workers import Progress
+from fedpisa.studies import comparison, workers
+from fedpisa.studies.comparison import compare
+from fedpisa.studies.console import StudyConsole, table
+from fedpisa.studies.study import Study, StudyResult, load_study
+from fedpisa.studies.workers import Progress
 
 TABLES: Mapping[str, Any] = {
     "name": "small",

@@ -10,7 +10,7 @@ import pytest
 
 import fedpisa
 from fedpisa.results import RunDirectory
-from fedpisa.study import Study, StudyRun, load_study, read_study
+from fedpisa.studies.study import Study, StudyRun, load_study, read_study
 
 TOML = """
 seeds = [3, 5]

@@ -25,7 +25,7 @@ from rich.console import Console
 
 from fedpisa.cli import main
 from fedpisa.config import RunConfig, load_config
-from fedpisa.study import Study, read_study
+from fedpisa.studies.study import Study, read_study
 from fedpisa.tuning.metric import METRICS, maximized, measure
 from fedpisa.tuning.plan import Plan, Settings, read_plan
 from fedpisa.tuning.space import Choices, Range, parse_space

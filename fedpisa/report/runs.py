@@ -17,7 +17,7 @@ from typing import Any, final
 
 from fedpisa import components
 from fedpisa.results import Result, load_result
-from fedpisa.study import STUDY_FILE, read_study
+from fedpisa.studies.study import STUDY_FILE, read_study
 
 FAMILIES = ("dataset", "partitioner", "model")
 """Whose components' keys, with their names, make a split."""

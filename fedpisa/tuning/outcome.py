@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from fedpisa import components
 from fedpisa.storage import replace_file
-from fedpisa.study import Study
+from fedpisa.studies.study import Study
 from fedpisa.tuning.metric import Metric, maximized
 from fedpisa.tuning.plan import Plan, Subject
 from fedpisa.tuning.trials import Trial

@@ -31,7 +31,7 @@ from pydantic import Field
 
 from fedpisa import components
 from fedpisa.config import RunConfig, read_toml, run_keys
-from fedpisa.study import Study, StudyRun, read_study
+from fedpisa.studies.study import Study, StudyRun, read_study
 from fedpisa.tuning.metric import Metric, maximized
 from fedpisa.tuning.space import Range, Space, parse_space
 from fedpisa.typing import NonNegativeInt, PositiveInt

@@ -15,12 +15,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import final
 
-from fedpisa import workers
-from fedpisa.comparison import one_thread
 from fedpisa.components import one_line
 from fedpisa.interrupts import Interrupted, postponed
 from fedpisa.results import Row
 from fedpisa.storage import can_lock
+from fedpisa.studies import workers
+from fedpisa.studies.comparison import one_thread
 from fedpisa.tuning.metric import column_of, measure, worst
 from fedpisa.tuning.outcome import best_of, is_complete, write_outcome
 from fedpisa.tuning.plan import Plan, Subject, read_plan

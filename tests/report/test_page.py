@@ -18,7 +18,7 @@ import tomli_w
 import fedpisa
 from fedpisa.cli import main
 from fedpisa.report import Written, write_report
-from fedpisa.study import Study
+from fedpisa.studies.study import Study
 
 WriteRun = Callable[..., Path]
 

@@ -10,7 +10,7 @@ import pytest
 import tomli_w
 
 from fedpisa.report.runs import Collection, collect, find_runs
-from fedpisa.study import Study
+from fedpisa.studies.study import Study
 
 WriteRun = Callable[..., Path]
 

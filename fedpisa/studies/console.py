@@ -13,11 +13,11 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from fedpisa.comparison import by_seed, summary
-from fedpisa.workers import Progress
+from fedpisa.studies.comparison import by_seed, summary
+from fedpisa.studies.workers import Progress
 
 if TYPE_CHECKING:
-    from fedpisa.study import StudyResult, StudyRun
+    from fedpisa.studies.study import StudyResult, StudyRun
 
 STYLES = {
     "running": "bold cyan",

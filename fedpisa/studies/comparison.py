@@ -16,8 +16,8 @@ from fedpisa.config import load_config
 from fedpisa.interrupts import Interrupted
 from fedpisa.resume import differences
 from fedpisa.storage import held, replace_file
-from fedpisa.study import STUDY_FILE, Study, StudyResult, StudyRun, load_study, read_study
-from fedpisa.workers import Progress, Task, carry_out, share_out, standing
+from fedpisa.studies.study import STUDY_FILE, Study, StudyResult, StudyRun, load_study, read_study
+from fedpisa.studies.workers import Progress, Task, carry_out, share_out, standing
 
 if TYPE_CHECKING:
     import pandas as pd
