@@ -457,7 +457,7 @@ def report(
 def bench(
     workloads: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[A] [B] [C] [D]", help="Which workloads.", show_default="all"),
+        typer.Argument(metavar="[A] [B] [C] [D] [M]", help="Which workloads.", show_default="all"),
     ] = None,
     algorithm: Annotated[
         list[BenchAlgorithm] | None, typer.Option(help="May be repeated.", show_default="both")
@@ -474,7 +474,7 @@ def bench(
         Path | None, typer.Option(help="A .json for the measurements.", show_default=False)
     ] = None,
 ) -> None:
-    """Measure this machine: seconds per round, memory and start-up of four workloads, each in its own process."""
+    """Measure this machine: seconds per round, memory and start-up of five workloads, each in its own process."""
     from rich.console import Console
 
     from fedpisa.bench import measure, table

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from fedpisa.datasets import Dataset, Indices
+    from fedpisa.datasets.base import Generated
     from fedpisa.simulation.faults import Faults
     from fedpisa.strategies.base import Algorithm
 
@@ -335,6 +336,8 @@ class RunConfig:
         """
         from fedpisa import datasets
 
+        if dataset.generated is not None:
+            raise ValueError(f"{dataset.name} makes its samples client by client: there is nothing to split")
         return datasets.partition(
             dataset,
             self.partitioner,
@@ -342,6 +345,19 @@ class RunConfig:
             seed=self.seed,
             **self._options_of("partitioner"),
         )
+
+    def generated(self, dataset: Dataset) -> Generated:
+        """Return the clients that make their samples on the fly; refuse another way to make clients."""
+        assert dataset.generated is not None
+        count = len(dataset.generated.sizes_N)
+        if self.partitioner != "natural":
+            raise ValueError(
+                f"partitioner = {self.partitioner!r}: {dataset.name} makes its samples client by client, and there is "
+                'nothing to split; set partitioner = "natural"'
+            )
+        if count != self.num_clients:
+            raise ValueError(f"{dataset.name} has {count} clients: set num-clients = {count}")
+        return dataset.generated
 
     def build_partition(self, dataset: Dataset) -> list[Indices]:
         """Return each client's indices into the training samples."""

@@ -46,8 +46,8 @@ class FullObjective:
         weight_n = torch.repeat_interleave(weights_N / sizes_N, sizes_N).to(self.data.x)
         point_P = params_P.detach().requires_grad_()
         value, gradient_P = 0.0, torch.zeros_like(params_P)
-        parts = (torch.split(part, self.batch_size) for part in (self.data.x, self.data.y, weight_n))
-        for x_B, y_B, weight_B in zip(*parts, strict=True):
+        batches, weights = self.data.batches(self.batch_size), torch.split(weight_n, self.batch_size)
+        for (x_B, y_B), weight_B in zip(batches, weights, strict=True):
             losses_B, _ = self.task.eval_losses(point_P, self.buffers_Q, x_B, y_B)
             loss = losses_B @ weight_B
             gradient_P += torch.autograd.grad(loss, point_P)[0]

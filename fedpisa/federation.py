@@ -56,15 +56,17 @@ class Federation:
         dataset = config.load_dataset() if dataset is None else dataset
         self.config = config.with_model_of(dataset)
         self.partition: list[NDArray[np.int64]] = []
-        if clients_have_data:
-            parts = [np.arange(len(dataset.y_train))]
-        else:
+        parts = [np.arange(len(dataset.y_train))]
+        if not clients_have_data and dataset.generated is None:
             dataset, self.partition = self.config.split(dataset)
             parts = self.partition
         self.num_outputs, self.shape, self.classes = dataset.num_outputs, dataset.shape, dataset.class_names
         module = self.config.build_model(dataset).to(device=self.device, dtype=dtype)
         self.task = Task(module, dataset.num_classes, autocast=config.autocast == "bfloat16")
-        self.data = ClientData.of(dataset.x_train, dataset.y_train, parts, dtype, self.device)
+        if clients_have_data or dataset.generated is None:
+            self.data = ClientData.of(dataset.x_train, dataset.y_train, parts, dtype, self.device)
+        else:
+            self.data = ClientData.made_by(self.config.generated(dataset), dtype, self.device)
         self.algorithm.local_update.check(self.task, self.data.x[:1])
         everything = [np.arange(len(dataset.y_test))]
         self.test = ClientData.of(dataset.x_test, dataset.y_test, everything, dtype, self.device)

@@ -46,10 +46,7 @@ def evaluate_clients(
     >>> evaluate_clients(task, data, torch.ones(1), torch.zeros(0))
     {'loss': array([4.5 , 1.25])}
     """
-    parts = [
-        task.eval_losses(params_P, buffers_Q, x_B, y_B)
-        for x_B, y_B in zip(torch.split(data.x, batch_size), torch.split(data.y, batch_size), strict=True)
-    ]
+    parts = [task.eval_losses(params_P, buffers_Q, x_B, y_B) for x_B, y_B in data.batches(batch_size)]
     columns = {"loss": [losses_B for losses_B, _ in parts]}
     if task.num_classes is not None:
         columns["accuracy"] = [correct_B for _, correct_B in parts]

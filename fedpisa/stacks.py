@@ -107,7 +107,22 @@ def weighted_sum(weights_S: Tensor, stack: Tensor) -> Tensor:
     >>> weighted_sum(torch.tensor([2.0, 0.0, 1.0]), torch.tensor([[1.0], [torch.nan], [5.0]]))
     tensor([7.], dtype=torch.float64)
     """
+    ids_S = weights_S.nonzero().flatten()
     total_P = torch.zeros(stack.shape[1:], dtype=torch.float64, device=weights_S.device)
-    for ids_B in torch.split(weights_S.nonzero().flatten(), ROWS):
+    for ids_B in torch.split(ids_S, ROWS):
         total_P += weights_S[ids_B].double() @ take(stack, ids_B).double()
+    return total_P
+
+
+def precise_sum(weights_S: Tensor, rows_SP: Tensor) -> Tensor:
+    """Return ``sum_i weights_i row_i`` ``(P,)`` in float64, without a copy of all rows in it.
+
+    Examples
+    --------
+    >>> precise_sum(torch.tensor([2.0, 1.0]), torch.tensor([[1.0], [5.0]]))
+    tensor([7.], dtype=torch.float64)
+    """
+    total_P = torch.zeros(rows_SP.shape[1:], dtype=torch.float64, device=weights_S.device)
+    for weights_B, rows_BP in zip(torch.split(weights_S, ROWS), torch.split(rows_SP, ROWS), strict=True):
+        total_P += weights_B.double() @ rows_BP.double()
     return total_P

@@ -33,6 +33,8 @@ class Competitor:
         Threads of its numerical libraries.
     algorithms
         What it can run.
+    on_the_fly
+        Whether it can make samples when they are needed.
     most_rounds
         Of one that takes long, how many rounds are timed at most; one warms up.
     """
@@ -41,7 +43,12 @@ class Competitor:
     command: tuple[str, ...]
     threads: int
     algorithms: tuple[Algorithm, ...] = ALGORITHMS
+    on_the_fly: bool = False
     most_rounds: int | None = None
+
+    def takes(self, job: Job) -> bool:
+        """Tell whether it can do a job."""
+        return job.algorithm in self.algorithms and (self.on_the_fly or not job.workload.on_the_fly)
 
     def share(self, job: Job) -> Job:
         """Return what it does of a job."""
@@ -112,7 +119,8 @@ class Figure:
 
 def fedpisa(threads: int | None = None) -> Competitor:
     """Return this package as a competitor; by default with a thread for each core."""
-    return Competitor("fedpisa", (sys.executable, "-m", "fedpisa.bench.engine"), threads or cores())
+    command = (sys.executable, "-m", "fedpisa.bench.engine")
+    return Competitor("fedpisa", command, threads or cores(), on_the_fly=True)
 
 
 def cores() -> int:
@@ -157,7 +165,7 @@ def alternate(competitors: Sequence[Competitor], jobs: Sequence[Job], repeats: i
     for _ in range(repeats):
         for job in jobs:
             for competitor in competitors:
-                if job.algorithm in competitor.algorithms:
+                if competitor.takes(job):
                     yield measure(competitor, job)
 
 

@@ -47,6 +47,8 @@ class Workload:
         ``mlp`` 784-200-200-10, ``leaf-cnn`` (5x5x32, 5x5x64, 512: 1.66 M parameters) or ``logistic``.
     rounds
         Rounds that are timed, of which one takes between a hundredth of a second and a few.
+    on_the_fly
+        Whether samples are made when they are needed, because all of them would not fit.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Workload:
     batch: int
     model: str
     rounds: int = 20
+    on_the_fly: bool = False
 
     @property
     def steps(self) -> int:
@@ -77,6 +80,9 @@ WORKLOADS: Final[Mapping[str, Workload]] = MappingProxyType(
             Workload("B", clients=100, samples=600, per_round=10, batch=32, model="leaf-cnn", rounds=4),
             Workload("C", clients=1_000, samples=60, per_round=100, batch=20, model="logistic"),
             Workload("D", clients=10_000, samples=20, per_round=1_000, batch=20, model="logistic"),
+            Workload(
+                "M", 1_000_000, samples=20, per_round=1_000, batch=20, model="logistic", on_the_fly=True
+            ),
         )
     }
 )
@@ -117,7 +123,7 @@ class Job:
             own = {"local-epochs": 1, "learning-rate": LEARNING_RATE}
         return {
             "algorithm": self.algorithm,
-            "dataset": f"{__name__}:images",
+            "dataset": f"{__name__}:{'generated' if workload.on_the_fly else 'images'}",
             "samples-per-client": workload.samples,
             "partitioner": "natural",
             "model": workload.model,
@@ -142,6 +148,38 @@ def samples(n: int, seed: int = SEED) -> tuple[NDArray[np.float32], NDArray[np.i
     """
     rng = np.random.default_rng(seed)
     return rng.standard_normal((n, *SHAPE), dtype=np.float32), rng.integers(0, CLASSES, n)
+
+
+def generated(*, seed: int, num_clients: int, samples_per_client: int) -> Dataset:
+    """Noise of the same kind, made from the client's number: each sample is a window on a long row of it."""
+    from fedpisa import streams
+    from fedpisa.datasets.base import Dataset, Generated
+
+    size, windows = int(np.prod(SHAPE)), 2**20
+    noise = np.random.default_rng(seed).standard_normal(windows + size, dtype=np.float32)
+    window = np.lib.stride_tricks.sliding_window_view(noise, size)
+    key = streams.stream_key(seed, "bench")
+
+    def make(
+        client_n: NDArray[np.int64], position_n: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        bits_n = streams.hashed(key, client_n, position_n)
+        x = window[(bits_n % np.uint64(windows)).astype(np.int64)]
+        return x.reshape(-1, *SHAPE), ((bits_n >> np.uint64(32)) % np.uint64(CLASSES)).astype(np.int64)
+
+    x, y = make(np.zeros(CLASSES, np.int64), np.arange(CLASSES))
+    x_test, y_test = samples(TEST_SAMPLES, seed + 1)
+    sizes_N = np.full(num_clients, samples_per_client)
+    return Dataset(
+        name="generated",
+        x_train=x,
+        y_train=y,
+        x_test=x_test,
+        y_test=y_test,
+        num_classes=CLASSES,
+        default_model="logistic",
+        generated=Generated(sizes_N, make),
+    )
 
 
 def images(*, seed: int, num_clients: int, samples_per_client: int) -> Dataset:

@@ -1,8 +1,8 @@
-"""The clients' samples: held once, client after client."""
+"""The clients' samples: held once, client after client, or made whenever they are needed."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -11,11 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedpisa.datasets.base import Generated
+
 
 @final
 @dataclass(frozen=True)
 class ClientData:
-    """All clients' samples as contiguous tensors; a client is a range of rows.
+    """All clients' samples, as contiguous tensors unless they are made on the fly; a client is a range of rows.
 
     Parameters
     ----------
@@ -27,12 +29,15 @@ class ClientData:
         First row of each client.
     sizes_N
         Sample counts ``n_i``.
+    generated
+        What makes the samples, where they are not kept; ``x`` and ``y`` are then the first one alone.
     """
 
     x: Tensor
     y: Tensor
     begin_N: NDArray[np.int64]
     sizes_N: NDArray[np.int64]
+    generated: Generated | None = None
 
     @classmethod
     def of(
@@ -54,10 +59,8 @@ class ClientData:
         """
         sizes_N = np.array([len(indices) for indices in partition], dtype=np.int64)
         order = np.concatenate([np.asarray(indices, dtype=np.int64) for indices in partition])
-        y_n = torch.from_numpy(np.ascontiguousarray(y[order]))
         return cls(
-            x=torch.from_numpy(np.ascontiguousarray(x[order])).to(device=device, dtype=dtype),
-            y=y_n.to(device=device, dtype=dtype if y_n.is_floating_point() else torch.int64),
+            *_tensors(x[order], y[order], dtype, device),
             begin_N=np.cumsum(sizes_N) - sizes_N,
             sizes_N=sizes_N,
         )
@@ -67,10 +70,52 @@ class ClientData:
         """``N``."""
         return len(self.sizes_N)
 
+    @property
+    def num_samples(self) -> int:
+        """Samples of all clients."""
+        return int(self.sizes_N.sum())
+
+    @classmethod
+    def made_by(
+        cls, generated: Generated, dtype: torch.dtype, device: torch.device | str = "cpu"
+    ) -> ClientData:
+        """Keep nothing but who makes the samples.
+
+        Examples
+        --------
+        >>> odd = Generated(np.array([1, 2]), lambda client_n, k_n: (1.0 + 2 * k_n[:, None], client_n))
+        >>> data = ClientData.made_by(odd, torch.float32)
+        >>> data.client(1)[0].tolist(), data.samples(torch.tensor([[0, 2]]))[1].tolist()
+        ([[1.0], [3.0]], [[0, 1]])
+        """
+        sizes_N = generated.sizes_N
+        first = _tensors(*generated.make(np.zeros(1, np.int64), np.zeros(1, np.int64)), dtype, device)
+        return cls(*first, np.cumsum(sizes_N) - sizes_N, sizes_N, generated)
+
     def client(self, client_id: int) -> tuple[Tensor, Tensor]:
-        """Return one client's features and labels, as views."""
-        rows = slice(self.begin_N[client_id], self.begin_N[client_id] + self.sizes_N[client_id])
-        return self.x[rows], self.y[rows]
+        """Return one client's features and labels, as views where they are kept."""
+        begin = int(self.begin_N[client_id])
+        return self._range(begin, begin + int(self.sizes_N[client_id]))
+
+    def samples(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the features ``(*index.shape, *shape)`` and labels of rows, however many axes their numbers have."""
+        if self.generated is None:
+            return rows(self.x, index), rows(self.y, index)
+        row_n = index.flatten().cpu().numpy()
+        client_n = np.searchsorted(self.begin_N, row_n, side="right") - 1
+        made = self.generated.make(client_n, row_n - self.begin_N[client_n])
+        x, y = _tensors(*made, self.x.dtype, self.x.device)
+        return x.view(*index.shape, *x.shape[1:]), y.view(index.shape)
+
+    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield all samples, client after client, not more than ``batch_size`` at a time."""
+        for begin in range(0, self.num_samples, batch_size):
+            yield self._range(begin, min(begin + batch_size, self.num_samples))
+
+    def _range(self, begin: int, end: int) -> tuple[Tensor, Tensor]:
+        if self.generated is None:
+            return self.x[begin:end], self.y[begin:end]
+        return self.samples(torch.arange(begin, end))
 
 
 def rows(values: Tensor, index: Tensor) -> Tensor:
@@ -84,3 +129,13 @@ def rows(values: Tensor, index: Tensor) -> Tensor:
             [[1, 2]]])
     """
     return values.index_select(0, index.flatten()).view(*index.shape, *values.shape[1:])
+
+
+def _tensors(
+    x: NDArray[np.floating], y: NDArray[np.generic], dtype: torch.dtype, device: torch.device | str
+) -> tuple[Tensor, Tensor]:
+    y_n = torch.from_numpy(np.ascontiguousarray(y))
+    return (
+        torch.from_numpy(np.ascontiguousarray(x)).to(device=device, dtype=dtype),
+        y_n.to(device=device, dtype=dtype if y_n.is_floating_point() else torch.int64),
+    )

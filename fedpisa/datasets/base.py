@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, final
 
@@ -15,6 +15,24 @@ Targets: TypeAlias = NDArray[Any]
 """``(n,)``: int64 class labels, or float64 regression targets."""
 Indices: TypeAlias = NDArray[np.int64]
 """Sorted positions of one client's samples in the training set."""
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Generated:
+    """Clients whose samples are made whenever they are needed, and never kept: a million of them fit anywhere.
+
+    Parameters
+    ----------
+    sizes_N
+        How many samples each client has, int64, at least 1.
+    make
+        Returns samples, features and targets, given the client and the position of each (``0 .. n_i - 1``), both
+        ``(n,)``; the same ones whenever it is asked. `fedpisa.streams.hashed` gives random bits of that kind.
+    """
+
+    sizes_N: NDArray[np.int64]
+    make: Callable[[NDArray[np.int64], NDArray[np.int64]], tuple[Features, Targets]]
 
 
 @final
@@ -38,6 +56,9 @@ class Dataset:
         Name of the model to train when none is asked for.
     classes
         The classes' own names in the order of their numbers; ``None`` where the numbers are the names.
+    generated
+        The clients, where these make their samples on the fly; ``x_train`` and ``y_train`` are then a few of them, to
+        show what they look like, and nothing is split.
     facts
         What is known in closed form about the data, such as the optimum of a quadratic.
 
@@ -64,6 +85,7 @@ class Dataset:
     groups: NDArray[np.int64] | None = None
     default_model: str = "logistic"
     classes: tuple[str, ...] | None = None
+    generated: Generated | None = None
     facts: Mapping[str, NDArray[np.float64] | float] = field(default_factory=dict)
 
     @property

@@ -76,8 +76,8 @@ class Simulation:
         return RunStarted(
             config=self.config,
             num_parameters=self.federation.task.layout.size,
-            num_train=len(self.federation.data.y),
-            num_test=len(self.federation.test.y),
+            num_train=self.federation.data.num_samples,
+            num_test=self.federation.test.num_samples,
             engine=self.engine,
             device=str(self.federation.device),
             resumed=self.server_round or None,

@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_map
 from fedpisa import streams
 from fedpisa.apps.handlers import evaluation_reply
 from fedpisa.clients.base import Arrays, LocalUpdate, MiniBatches, Outcome
-from fedpisa.clients.data import ClientData, rows
+from fedpisa.clients.data import ClientData
 from fedpisa.clients.gradients import StackedGradient
 from fedpisa.clients.local import BUFFERS, Client, seeded
 from fedpisa.clients.schedule import Ints, Plan
@@ -366,7 +366,7 @@ def _run_stacked(
         active = int((plan.steps_S > k).sum())
         rows_SCB = rows_SKCB[:active, k]
         batch = (
-            *(rows(part, rows_SCB) for part in (data.x, data.y)),
+            *data.samples(rows_SCB),
             weight_SKCB[:active, k],
             key_SK[:active, k],
         )

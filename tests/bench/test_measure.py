@@ -41,7 +41,7 @@ def test_the_issues_workloads() -> None:
     facts = {
         name: (w.clients, w.samples, w.per_round, w.batch, w.steps, w.model) for name, w in WORKLOADS.items()
     }
-    assert facts == {
+    assert {name: own for name, own in facts.items() if name != "M"} == {
         "A": (100, 600, 10, 32, 19, "mlp"),
         "B": (100, 600, 10, 32, 19, "leaf-cnn"),
         "C": (1000, 60, 100, 20, 3, "logistic"),
