@@ -183,6 +183,21 @@ class Deployment:
             raise ValueError(f"{' '.join(words[:3])} failed: {said or done.returncode}")
         return done.stdout
 
+    def ask(self, *words: str) -> dict[str, Any]:
+        """Run one of Flower's commands and return its answer; a failure is told there, and not by its exit status.
+
+        Raises
+        ------
+        ValueError
+            If it fails, with what it says.
+        """
+        said = self.flower(*words, "--format", "json")
+        answer: dict[str, Any] = json.loads(said[said.find("{") :] or "{}")
+        if not answer.get("success"):
+            why = " ".join(str(answer.get("error-message", said)).split())
+            raise ValueError(f"{' '.join(words[:3])} failed: {why}")
+        return answer
+
     # ------------------------------------------------------------------------------------------- processes
 
     def up(self, tell: Callable[[str], None] = lambda text: None) -> None:
@@ -201,7 +216,7 @@ class Deployment:
             self.start_superlink()
             tell(f"SuperLink on {self.address}")
             for node in range(len(self.known_nodes()), len(self.nodes)):
-                self.flower(*self.register_command(node), "--format", "json")
+                self.ask(*self.register_command(node))
             for node in range(len(self.nodes)):
                 self.start_node(node)
             self.wait_for_nodes()
@@ -237,14 +252,12 @@ class Deployment:
 
     def known_nodes(self) -> list[dict[str, Any]]:
         """Return what the SuperLink says of the nodes that it lets in."""
-        said = self.flower("flwr", "supernode", "list", CONNECTION, "--format", "json")
-        known: list[dict[str, Any]] = json.loads(said)["nodes"]
+        known: list[dict[str, Any]] = self.ask("flwr", "supernode", "list", CONNECTION)["nodes"]
         return known
 
     def runs(self) -> list[dict[str, Any]]:
         """Return what the SuperLink says of its runs."""
-        said = self.flower("flwr", "list", CONNECTION, "--format", "json")
-        runs: list[dict[str, Any]] = json.loads(said)["runs"]
+        runs: list[dict[str, Any]] = self.ask("flwr", "list", CONNECTION)["runs"]
         return runs
 
     def run(self, config: RunConfig, settings: NodeSettings) -> None:

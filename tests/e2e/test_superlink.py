@@ -100,7 +100,7 @@ class Run:
     def submit(self, *, resume: bool = False) -> None:
         settings = NodeSettings(resume=str(self.out)) if resume else NodeSettings(out=str(self.out))
         app = write_app(self.deployment.folder / "app", to_run_config(settings, self.config))
-        self.deployment.flower("flwr", "run", str(app), CONNECTION, "--format", "json")
+        self.deployment.ask("flwr", "run", str(app), CONNECTION)
 
     @property
     def facts(self) -> Mapping[str, str]:
@@ -306,28 +306,29 @@ def test_strangers_are_refused(deployment: Deployment, tmp_path: Path) -> None:
         "plain text": ["--insecure"],
         "wrong authority": ["--root-certificates", str(other / CA), *key],
     }
-    started = {
-        name: subprocess.Popen(
-            [
-                *(which("flower-supernode"), *options, "--superlink", deployment.address),
-                *("--max-retries", "1", "--port", str(free_port())),
-            ],
-            env={**deployment.environment(tmp_path / "flower"), processes.MARK: str(deployment.folder)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-        for name, options in cases.items()
-    }
-    said = {}
+    # Not into pipes: Flower's own children hold them, and end only when a killed or ended parent was waited for.
+    logs = {name: tmp_path / f"{name}.log" for name in cases}
+    started = {}
+    for name, options in cases.items():
+        with logs[name].open("wb") as log:
+            started[name] = subprocess.Popen(
+                [
+                    *(which("flower-supernode"), *options, "--superlink", deployment.address),
+                    *("--max-retries", "1", "--port", str(free_port())),
+                ],
+                env={**deployment.environment(tmp_path / "flower"), processes.MARK: str(deployment.folder)},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
     try:
-        for name, process in started.items():
-            said[name] = process.communicate(timeout=PATIENCE)[0]
+        for process in started.values():
+            process.wait(timeout=PATIENCE)
     finally:
         for process in started.values():
             process.kill()
             process.wait()
+    said = {name: log.read_text() for name, log in logs.items()}
     for name, process in started.items():
         assert process.returncode != 0, (name, said[name])
         assert "SuperNode ID" not in said[name], name

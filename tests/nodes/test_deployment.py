@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import (
 from fedpisa.deployment import processes
 from fedpisa.deployment.certificates import CA, CERTIFICATE, KEY
 from fedpisa.deployment.commands import instructions
-from fedpisa.deployment.local import Deployment, write_app
+from fedpisa.deployment.local import Deployment, free_port, write_app
 
 NODES = [{"partition-id": node, "num-partitions": 2} for node in range(2)]
 
@@ -72,6 +72,13 @@ def test_the_printed_commands_are_those_that_run(prepared: Deployment) -> None:
     assert "partition-id=1 num-partitions=2" in text
     assert text.count("flwr supernode register") == 2
     assert "--insecure" not in text
+
+
+def test_a_command_that_reaches_nobody_is_an_error(tmp_path: Path) -> None:
+    """Flower's commands end without an error status when they are to answer in JSON."""
+    deployment = Deployment.prepare(tmp_path / "private", f"127.0.0.1:{free_port()}", NODES)
+    with pytest.raises(ValueError, match=r"flwr supernode list failed: .*unavailable"):
+        deployment.known_nodes()
 
 
 def test_an_app_that_flower_accepts(tmp_path: Path) -> None:
