@@ -16,7 +16,7 @@ class Memory(NamedTuple):
     """Bytes of a tree of processes.
 
     ``resident`` adds up what each has in memory, shared pages once per process; ``proportional`` counts a page that
-    several share once.
+    several share once. What the system has swapped out for a while counts too.
     """
 
     resident: int
@@ -48,12 +48,13 @@ def in_use(pid: int) -> Memory:
         kilobytes = {
             name: int(value.split()[0])
             for name, _, value in (
-                line.partition(":") for line in _text(_PROC / str(process) / "smaps_rollup").splitlines()
+                line.partition(":")
+                for line in _text(_PROC / str(process) / "smaps_rollup").splitlines()
+                if line.endswith(" kB")
             )
-            if name in ("Rss", "Pss")
         }
-        resident += 1024 * kilobytes.get("Rss", 0)
-        proportional += 1024 * kilobytes.get("Pss", 0)
+        resident += 1024 * (kilobytes.get("Rss", 0) + kilobytes.get("Swap", 0))
+        proportional += 1024 * (kilobytes.get("Pss", 0) + kilobytes.get("SwapPss", 0))
     return Memory(resident, proportional)
 
 

@@ -17,7 +17,7 @@ from fedpisa.bench.workloads import SEED, Algorithm, Job, Workload
 from fedpisa.clients.schedule import Epochs
 from fedpisa.config import RunConfig
 from fedpisa.simulation.simulation import Simulation
-from fedpisa.strategies.strategy import sampled
+from fedpisa.strategies.server import sampled
 
 COMPETITORS = Path(__file__).parents[2] / "benchmarks" / "competitors"
 
