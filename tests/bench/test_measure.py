@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 
 from fedpisa.bench import measure, table
 from fedpisa.bench.measure import Competitor, Measurement, alternate, summary
-from fedpisa.bench.memory import PeakMemory, in_use, tree
+from fedpisa.bench.memory import INTERVAL, PeakMemory, in_use, tree
 from fedpisa.bench.workloads import WORKLOADS, Job, Workload, images
 from fedpisa.cli import main
 
@@ -91,6 +92,7 @@ def test_memory_of_a_grandchild_counts() -> None:
         with PeakMemory(process.pid) as memory:
             assert process.stdout.readline() == "there\n"
             now, pids = in_use(process.pid), tree(process.pid)
+            time.sleep(3 * INTERVAL)  # the last look may have been while it was still taking its memory
             process.communicate("\n")
     assert len(pids) == 2
     assert os.getpid() not in pids
