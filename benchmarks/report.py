@@ -70,6 +70,7 @@ def draw(figures: Sequence[Figure], file: Path) -> None:
 
     mpl.use("agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import NullFormatter
 
     columns = list(dict.fromkeys((f.workload, f.algorithm) for f in figures if math.isfinite(f.seconds)))
     names = list(dict.fromkeys(figure.competitor for figure in figures))
@@ -90,6 +91,7 @@ def draw(figures: Sequence[Figure], file: Path) -> None:
                     error = [[max(0.0, side[0])] for side in error]
                     panel.barh(names.index(f.competitor), f.seconds, xerr=error, color=colour, height=0.7)
             panel.set_xscale("log")
+            panel.xaxis.set_minor_formatter(NullFormatter())  # else they overlap
             panel.set_yticks(range(len(names)), names)
             panel.set_ylim(len(names) - 0.5, -0.5)
             panel.grid(axis="x", alpha=0.3)
