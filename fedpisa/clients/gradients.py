@@ -111,14 +111,12 @@ class AutogradGradient:
 class StackedGradient:
     """The same under `torch.func.vmap`: padded mini-batches, and all ``C`` of them in one pass.
 
-    A module with BatchNorm sees its mini-batches one by one, because its statistics are theirs. ``stacked`` is
-    False where there is no `torch.func.vmap` around it.
+    A module with BatchNorm sees its mini-batches one by one, because its statistics are theirs.
     """
 
     task: Task
     buffers_Q: Tensor
     loss: Tensor | None = None
-    stacked: bool = True
 
     @property
     def layout(self) -> ParamLayout:
@@ -133,8 +131,7 @@ class StackedGradient:
         x, y_B, weight_B = (part.flatten(0, 1) for part in _samples(batch))
         if extra is not None or chain is None or not chain.fits(x):
             return self._derived(params_P, batch, extra)
-        of_chain = _OfChain.apply if self.stacked else _OfChain.forward
-        self.loss, gradient_P = of_chain(params_P, x, y_B, weight_B, self.task)
+        self.loss, gradient_P = _OfChain.apply(params_P, x, y_B, weight_B, self.task)
         return self.loss, gradient_P
 
     def _derived(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
-from functools import partial
 from logging import getLogger
 from typing import Any, Final, NamedTuple, final
 
@@ -293,7 +292,7 @@ def one_by_one(task: Task, data: ClientData) -> bool:
 
     A client's vectors then stay in the cache from step to step.
     """
-    return task.chain is not None and bool(task.chain.body_names) and data.x.device.type == "cpu"
+    return task.chain is not None and bool(task.chain.body_names) and task.chain.fits(data.x)
 
 
 @torch.no_grad()
@@ -314,7 +313,7 @@ def _run_one_by_one(
         client = Client(task, update, *data.client(client_id), client_id, seed)
         own = plan.rows(np.array([row]))
         state = {name: value[row] for name, value in states_S.items()}
-        outcomes.append(client.train(server_round, own, down, state, partial(StackedGradient, stacked=False)))
+        outcomes.append(client.train(server_round, own, down, state, StackedGradient))
     stacked: Outcome = tree_map(lambda *values: torch.stack(values), *outcomes)
     return stacked
 
