@@ -141,17 +141,6 @@ class NodeGrid(EngineGrid):
         """Flower's run."""
         return self.grid.run
 
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """Return a new message to a node."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
-
     def get_node_ids(self) -> list[int]:
         """Return the nodes of the run, also those that are away."""
         return list(self.nodes)

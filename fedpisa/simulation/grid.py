@@ -43,6 +43,17 @@ class EngineGrid(Grid, ABC):
     def restore(self, kept: Mapping[str, Tensor]) -> None:
         """Take up a `snapshot`."""
 
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """Return a new message to a node."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
     def close(self) -> None:
         """End what the Grid started; the next message starts it again."""
 
@@ -77,17 +88,6 @@ class InProcessGrid(EngineGrid, ABC):
         if self._run is None:
             raise ValueError("this Grid belongs to no Flower run; call set_run first")
         return self._run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """Return a new message to a client."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> range:
         """Return all clients' node numbers."""
