@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,9 +72,10 @@ def run_demo(out: str | Path, on_event: Callable[[Event], None] | None = None) -
     """
     from fedpisa.plots import plot_curves
     from fedpisa.runner import run
+    from fedpisa.simulation.cores import one_thread
 
     directory = require_free(out)
-    with _one_thread():
+    with one_thread():  # 650 parameters are too few to share
         results = {
             name: run({"algorithm": name, **COMMON, **own}, directory / name, on_event=on_event)
             for name, own in ALGORITHMS.items()
@@ -85,19 +85,6 @@ def run_demo(out: str | Path, on_event: Callable[[Event], None] | None = None) -
     panels = ("test_accuracy", "gradient_norm")
     plot_curves(results, y=panels, path=directory / "convergence.png", target_accuracy=target)
     return results
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Keep torch to one thread: 650 parameters are too few to share, and waiting for each other costs more."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def table(results: Mapping[str, Result]) -> Table:

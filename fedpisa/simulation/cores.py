@@ -38,6 +38,24 @@ def one_thread_each(threads: int) -> Iterator[ThreadPoolExecutor]:
         torch.set_num_threads(before)
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Keep PyTorch's operations to one thread: sums in another order give other bits, and small ones only wait.
+
+    Examples
+    --------
+    >>> with one_thread():
+    ...     torch.get_num_threads()
+    1
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 @cache
 def keep_freed_memory() -> bool:
     """Have the C library keep what is freed for the next tensor; return whether it does.

@@ -7,8 +7,7 @@ and its own lock, and the study itself keeps nothing but ``study.toml``.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +71,8 @@ def compare(
         _require_same(runs, directory)
         if not (directory / STUDY_FILE).exists() or (directory / STUDY_FILE).read_bytes() != content:
             replace_file(directory / STUDY_FILE, content)
+
+    from fedpisa.simulation.cores import one_thread
 
     tasks = [Task(number, run.keys, str(directory / run.path)) for number, run in enumerate(runs)]
     stands = [standing(task) for task in tasks]
@@ -148,19 +149,6 @@ def _one_by_one(tasks: Sequence[Task], note: Callable[[Progress], None]) -> int 
         if progress.state == "interrupted":
             return progress.signum
     return None
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Keep torch to one thread, as in the processes of ``jobs``: sums in another order give other bits."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 # ----------------------------------------------------------------------------------------- what came out

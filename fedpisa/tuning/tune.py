@@ -20,7 +20,6 @@ from fedpisa.interrupts import Interrupted, postponed
 from fedpisa.results import Row
 from fedpisa.storage import can_lock
 from fedpisa.studies import workers
-from fedpisa.studies.comparison import one_thread
 from fedpisa.tuning.metric import column_of, measure, worst
 from fedpisa.tuning.outcome import best_of, is_complete, write_outcome
 from fedpisa.tuning.plan import Plan, Subject, read_plan
@@ -210,6 +209,8 @@ def _work(
     plan: Plan, trials: Trials, tell: Callable[[TrialProgress], None], announce: Callable[[int], None]
 ) -> int | None:
     """Carry out trials until none is left; return the signal that ended it, if one did."""
+    from fedpisa.simulation.cores import one_thread
+
     with one_thread(), postponed(announce) as stop:
         while stop.signum is None and (claim := trials.claim()) is not None:
             began = time.perf_counter()
