@@ -12,7 +12,7 @@ import signal
 import statistics
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -229,14 +229,9 @@ def compare(
     directory = out or Path("studies") / study.stem
     runs = read_study(study).runs()
     stands = []
-    try:
-        with StudyConsole(runs) as console:
-            stands = carry_out(study, directory, jobs=jobs, on_progress=console)
-    except KeyboardInterrupt as error:
-        typer.echo(
-            f"interrupted: everything so far is kept in {directory}, the same command goes on", err=True
-        )
-        raise typer.Exit(128 + getattr(error, "signum", signal.SIGINT)) from None
+    kept = f"everything so far is kept in {directory}, the same command goes on"
+    with _interruptible(lambda: kept), StudyConsole(runs) as console:
+        stands = carry_out(study, directory, jobs=jobs, on_progress=console)
     terminal = Console(highlight=False, soft_wrap=True)
     terminal.print(table(load_study(directory)))
     terminal.print(f"\nstudy: {directory}", markup=False)
@@ -272,14 +267,9 @@ def tune(
 
     plan = read_plan(study)
     directory = out or Path("tuned") / plan.study.name
-    try:
-        with TuneConsole(plan) as console:
-            standings = carry_out(plan, directory, jobs=jobs, on_progress=console)
-    except KeyboardInterrupt as error:
-        typer.echo(
-            f"interrupted: the trials so far are kept in {directory}, the same command goes on", err=True
-        )
-        raise typer.Exit(128 + getattr(error, "signum", signal.SIGINT)) from None
+    kept = f"the trials so far are kept in {directory}, the same command goes on"
+    with _interruptible(lambda: kept), TuneConsole(plan) as console:
+        standings = carry_out(plan, directory, jobs=jobs, on_progress=console)
     terminal = Console(highlight=False, soft_wrap=True)
     terminal.print(table(standings, plan.metric))
     terminal.print(f"\ntrials: {directory / 'trials.csv'}, picture: {directory / 'trials.png'}", markup=False)
@@ -558,15 +548,28 @@ def _run_directories(paths: Sequence[Path]) -> Iterator[Path]:
 
 
 @contextmanager
+def _interruptible(kept: Callable[[], str]) -> Iterator[None]:
+    """Say what is left after Ctrl-C or SIGTERM, and exit as a shell expects: with 128 and the signal's number."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        typer.echo(f"interrupted: {kept()}", err=True)
+        raise typer.Exit(128 + getattr(error, "signum", signal.SIGINT)) from None
+
+
+@contextmanager
 def _keeping(directory: Path, go_on: str = "") -> Iterator[None]:
     """Say what is left, and how to go on, after Ctrl-C, SIGTERM or a file that cannot be written."""
     hint = f", go on with: {go_on}" if go_on else ""
     try:
-        yield
-    except KeyboardInterrupt as error:
-        kept = f"the rounds so far are kept in {directory}{hint}"
-        typer.echo(f"interrupted: {kept if directory.exists() else 'nothing was written'}", err=True)
-        raise typer.Exit(128 + getattr(error, "signum", signal.SIGINT)) from None
+        with _interruptible(
+            lambda: (
+                f"the rounds so far are kept in {directory}{hint}"
+                if directory.exists()
+                else "nothing was written"
+            )
+        ):
+            yield
     except OSError as error:
         if not (directory / "run.json").exists():
             raise

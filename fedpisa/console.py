@@ -1,17 +1,20 @@
-"""What a run says while it trains: a live line on a terminal, a few plain lines elsewhere."""
+"""What commands say meanwhile: live on a terminal, a few plain lines elsewhere."""
 
 from __future__ import annotations
 
 import math
 import os
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Self, final
 
 from rich.console import Console
+from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
 from fedpisa.events import Event, RoundFinished, RunFinished, RunStarted, Stopping
 
@@ -20,6 +23,42 @@ if TYPE_CHECKING:
 
 PLAIN_LINES = 6
 """Rounds that are reported, besides the last, where nobody watches."""
+
+
+class LiveTable(ABC):
+    """A table that changes in place on a terminal; elsewhere there is nothing to see of it.
+
+    Parameters
+    ----------
+    console
+        Where to write; standard error by default.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True, highlight=False, soft_wrap=True)
+        self._live: Live | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    @abstractmethod
+    def _table(self) -> Table:
+        """Return the table as it is now."""
+
+    def _on_screen(self) -> bool:
+        """Tell whether the table is shown; on a terminal it is from the first change on."""
+        if self._console.is_terminal and self._live is None:
+            self._live = Live(
+                console=self._console, get_renderable=self._table, refresh_per_second=2, transient=True
+            )
+            self._live.start()
+        return self._live is not None
 
 
 @final

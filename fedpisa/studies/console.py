@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, final
 
 from rich.console import Console
-from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
+from fedpisa.console import LiveTable
 from fedpisa.studies.comparison import by_seed, summary
 from fedpisa.studies.workers import Progress
 
@@ -36,7 +35,7 @@ AT_WORK = ("waiting", "running", "stopping")
 
 
 @final
-class StudyConsole:
+class StudyConsole(LiveTable):
     """Shows where every run of a study stands; give it to ``fedpisa.compare`` as ``on_progress``.
 
     Parameters
@@ -54,31 +53,15 @@ class StudyConsole:
     """
 
     def __init__(self, runs: Sequence[StudyRun], console: Console | None = None) -> None:
+        super().__init__(console)
         self._runs = runs
-        self._console = console or Console(stderr=True, highlight=False, soft_wrap=True)
         self._stands = [Progress(number, "waiting") for number in range(len(runs))]
-        self._live: Live | None = None
-
-    def __enter__(self) -> StudyConsole:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._live is not None:
-            self._live.stop()
 
     def __call__(self, progress: Progress) -> None:
         """Show one change."""
         before = self._stands[progress.number]
         self._stands[progress.number] = progress
-        if self._console.is_terminal:
-            if self._live is None:  # not before: what is wrong with a study is said without a table
-                self._live = Live(
-                    console=self._console, get_renderable=self._table, refresh_per_second=2, transient=True
-                )
-                self._live.start()
-        elif before.state != progress.state and progress.state not in AT_WORK:
+        if not self._on_screen() and before.state != progress.state and progress.state not in AT_WORK:
             ended = sum(stand.state not in AT_WORK for stand in self._stands)
             width = len(str(len(self._runs)))
             cells = ", ".join(filter(None, (progress.state, _rounds(progress), _accuracy(progress))))

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import TracebackType
 from typing import Final, final
 
 from rich.console import Console
-from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
 from fedpisa import components
+from fedpisa.console import LiveTable
 from fedpisa.tuning.metric import Metric, maximized
 from fedpisa.tuning.plan import Plan, Subject
 from fedpisa.tuning.space import Range
@@ -23,7 +22,7 @@ EDGE: Final = 0.02
 
 
 @final
-class TuneConsole:
+class TuneConsole(LiveTable):
     """Shows where the trials stand; give it to ``fedpisa.tuning.tune`` as ``on_progress``.
 
     Parameters
@@ -41,30 +40,14 @@ class TuneConsole:
     """
 
     def __init__(self, plan: Plan, console: Console | None = None) -> None:
+        super().__init__(console)
         self._plan = plan
-        self._console = console or Console(stderr=True, highlight=False, soft_wrap=True)
         self._trials: list[dict[int, TrialProgress]] = [{} for _ in plan.subjects]
-        self._live: Live | None = None
-
-    def __enter__(self) -> TuneConsole:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._live is not None:
-            self._live.stop()
 
     def __call__(self, progress: TrialProgress) -> None:
         """Show one change."""
         self._trials[progress.subject][progress.index] = progress
-        if self._console.is_terminal:
-            if self._live is None:  # not before: what is wrong with a plan is said without a table
-                self._live = Live(
-                    console=self._console, get_renderable=self._table, refresh_per_second=2, transient=True
-                )
-                self._live.start()
-        elif progress.state != "running" and not progress.before:
+        if not self._on_screen() and progress.state != "running" and not progress.before:
             ended = sum(one.state != "running" for its in self._trials for one in its.values())
             total = self._plan.trials * len(self._plan.subjects)
             reached = "" if progress.metric is None else f", {_shown(progress.metric, self._plan.metric)}"
