@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from logging import getLogger
-from typing import Any, Final, NamedTuple, final
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -18,15 +18,13 @@ from flwr.app import Message, MessageType
 from torch import Tensor, nn
 from torch.func import vmap
 from torch.nn.modules.instancenorm import _InstanceNorm
-from torch.utils._pytree import tree_map
 
-from fedpisa import streams
 from fedpisa.apps.handlers import evaluation_reply
 from fedpisa.clients.base import Arrays, LocalUpdate, MiniBatches, Outcome
 from fedpisa.clients.data import ClientData
 from fedpisa.clients.gradients import StackedGradient
-from fedpisa.clients.local import BUFFERS, Client, seeded
-from fedpisa.clients.schedule import Ints, Plan
+from fedpisa.clients.local import Client, seeded
+from fedpisa.clients.schedule import Ints
 from fedpisa.components import one_line
 from fedpisa.flower.compat import to_tensors
 from fedpisa.flower.messages import (
@@ -38,7 +36,8 @@ from fedpisa.flower.messages import (
     StackedReplies,
     scalars,
 )
-from fedpisa.simulation.cores import keep_freed_memory, one_thread_each
+from fedpisa.simulation.cohort import join, run_cohort
+from fedpisa.simulation.cores import keep_freed_memory
 from fedpisa.simulation.grid import InProcessGrid
 from fedpisa.simulation.states import StackedStates
 from fedpisa.stacks import UNLIMITED
@@ -46,9 +45,6 @@ from fedpisa.strategies.base import ClientStates
 from fedpisa.task import Task
 
 _LOG = getLogger("fedpisa")
-
-WORTH_A_THREAD: Final = 5_000_000
-"""Multiplications of a cohort's local step, clients times samples times parameters, from which it is spread."""
 
 
 @final
@@ -212,189 +208,8 @@ class VmapGrid(InProcessGrid):
                 _LOG.warning("out of memory: from now on %d clients at a time", self.block)
             else:
                 begin = part.stop
-        whole: Outcome = _join(outcomes)
+        whole: Outcome = join(outcomes)
         return whole
-
-
-def run_cohort(
-    task: Task,
-    update: LocalUpdate,
-    data: ClientData,
-    seed: int,
-    ids_S: Ints,
-    server_round: int,
-    down: Mapping[str, Tensor],
-    states_S: Arrays,
-    copies: Sequence[Task] = (),
-    begin: int = 0,
-) -> Outcome:
-    """Return the stacked outcome of a cohort's round; for each client what `Client.run_round` returns.
-
-    Clients with more steps come first inside, so that those still at work are always a prefix: a client
-    that is done is neither computed nor masked. Within a mini-batch, padding has weight 0.
-
-    Parameters
-    ----------
-    task, update, data, seed
-        What the clients share.
-    ids_S
-        The cohort.
-    server_round
-        1, 2, ...
-    down
-        The broadcast.
-    states_S
-        The clients' states.
-    copies
-        Copies of ``task``, one for each further thread that may take a part of the cohort: PyTorch puts tensors
-        into a module while it calls it.
-    begin
-        How many clients of the round came before these: what a module draws is not to be drawn again.
-    """
-    plan = update.at_round(server_round).schedule().plan(data.sizes_N[ids_S], ids_S, server_round, seed)
-    multiplications = len(ids_S) * plan.weight_SKCB[0, 0].size * task.layout.size
-    tasks = (task, *copies)[: len(ids_S)] if multiplications >= WORTH_A_THREAD else (task,)
-    parts = _deal_out(plan.steps_S, len(tasks))
-    run = _run_one_by_one if one_by_one(task, data) else _run_stacked
-
-    def run_part(task: Task, rows_S: Ints) -> Outcome:
-        own = {name: _rows(value, rows_S) for name, value in states_S.items()}
-        return run(task, update, data, seed, ids_S[rows_S], server_round, down, own, plan.rows(rows_S))
-
-    if len(tasks) == 1:
-        with seeded(seed, server_round, *([begin] if begin else [])):
-            outcomes = [run_part(task, parts[0])]
-    else:
-        with one_thread_each(len(tasks)) as pool:
-            outcomes = list(pool.map(run_part, tasks, parts))
-    back = np.argsort(np.concatenate(parts))
-    in_order: Outcome = tree_map(lambda value: _rows(value, back), _join(outcomes))
-    return in_order
-
-
-def _deal_out(steps_S: Ints, parts: int) -> list[Ints]:
-    """Return the clients of each part, those with more steps first, and as many of them in one part as in another."""
-    if (steps_S == steps_S[0]).all():
-        return np.array_split(np.arange(len(steps_S)), parts)
-    order_S = np.argsort(-steps_S, kind="stable")
-    return [order_S[number::parts] for number in range(parts)]
-
-
-def _rows(value: Tensor, rows_S: Ints) -> Tensor:
-    """Return some of a tensor's rows: consecutive ones as a view, because copies of whole cohorts take their time."""
-    if (np.diff(rows_S) == 1).all():
-        return value[rows_S[0] : rows_S[0] + len(rows_S)]
-    return value.index_select(0, torch.from_numpy(rows_S).to(value.device))
-
-
-def one_by_one(task: Task, data: ClientData) -> bool:
-    """Tell whether clients are computed one after the other: where their convolutions are anyway.
-
-    A client's vectors then stay in the cache from step to step.
-    """
-    return task.chain is not None and bool(task.chain.body_names) and task.chain.fits(data.x)
-
-
-@torch.no_grad()
-def _run_one_by_one(
-    task: Task,
-    update: LocalUpdate,
-    data: ClientData,
-    seed: int,
-    ids_S: Ints,
-    server_round: int,
-    down: Mapping[str, Tensor],
-    states_S: Arrays,
-    plan: Plan,
-) -> Outcome:
-    """Return the stacked outcome of clients, each computed by itself."""
-    outcomes = []
-    for row, client_id in enumerate(ids_S.tolist()):
-        client = Client(task, update, *data.client(client_id), client_id, seed)
-        own = plan.rows(np.array([row]))
-        state = {name: value[row] for name, value in states_S.items()}
-        outcomes.append(client.train(server_round, own, down, state, StackedGradient))
-    stacked: Outcome = tree_map(lambda *values: torch.stack(values), *outcomes)
-    return stacked
-
-
-class Carry(NamedTuple):
-    """What clients take from one local step to the next.
-
-    ``seen_S2`` are the sum of their losses and the number of steps that had one: a step may do without a gradient.
-    """
-
-    work: Arrays
-    buffers_SQ: Tensor
-    seen_S2: Tensor
-
-
-@torch.no_grad()
-def _run_stacked(
-    task: Task,
-    update: LocalUpdate,
-    data: ClientData,
-    seed: int,
-    ids_S: Ints,
-    server_round: int,
-    down: Mapping[str, Tensor],
-    states_S: Arrays,
-    plan: Plan,
-) -> Outcome:
-    """Return the stacked outcome of clients that are ordered by their steps, those with most first."""
-    update, shared = update.at_round(server_round), dict(down)
-    device, steps = data.x.device, int(plan.steps_S.max())
-    rows_SKCB = torch.from_numpy(plan.index_SKCB + data.begin_N[ids_S, None, None, None]).to(device)
-    weight_SKCB = torch.from_numpy(plan.weight_SKCB).to(data.x)
-    key_SK = torch.from_numpy(streams.step_keys(seed, ids_S, server_round, steps)).to(device)
-    buffers_Q = shared.pop(BUFFERS, shared["params"].new_zeros(0))
-
-    def first(state: Arrays, buffers_Q: Tensor, *batch: Tensor) -> Carry:
-        return local_step(state, update.start(shared, state), buffers_Q, *batch)
-
-    def local_step(state: Arrays, work: Arrays, buffers_Q: Tensor, *batch: Tensor) -> Carry:
-        gradient = StackedGradient(task, buffers_Q)
-        work = update.step(gradient, shared, state, work, MiniBatches(*batch))
-        none = shared["params"].new_zeros(())
-        seen = torch.stack([none, none] if gradient.loss is None else [gradient.loss, none + 1])
-        return Carry(work, gradient.buffers_Q, seen)
-
-    done: list[Carry] = []
-    carry: Any = None
-    for k in range(steps):
-        active = int((plan.steps_S > k).sum())
-        rows_SCB = rows_SKCB[:active, k]
-        batch = (
-            *data.samples(rows_SCB),
-            weight_SKCB[:active, k],
-            key_SK[:active, k],
-        )
-        if k == 0:
-            # The model is not stacked: everybody's first gradient is at the same point.
-            carry = Carry(
-                *vmap(first, randomness="different")(states_S, buffers_Q.expand(active, -1), *batch)
-            )
-            continue
-        if active < len(carry.seen_S2):
-            done.insert(0, tree_map(lambda value, a=active: value[a:], carry))
-            carry = tree_map(lambda value, a=active: value[:a], carry)
-        states = {name: value[:active] for name, value in states_S.items()}
-        after = vmap(local_step, randomness="different")(states, carry.work, carry.buffers_SQ, *batch)
-        carry = Carry(*after)._replace(seen_S2=carry.seen_S2 + after.seen_S2)
-    carry = _join([carry, *done])
-    outcome: Outcome = vmap(lambda state, work: update.finish(shared, state, work))(states_S, carry.work)
-    buffers = {BUFFERS: carry.buffers_SQ} if carry.buffers_SQ.shape[1] else {}
-    metrics = {
-        **outcome.metrics,
-        "train-loss": carry.seen_S2[:, 0] / carry.seen_S2[:, 1],
-        "local-steps": torch.from_numpy(plan.gradients_S).to(carry.seen_S2),
-    }
-    return Outcome({**outcome.upload, **buffers}, dict(outcome.state), metrics)
-
-
-def _join(parts: list[Any]) -> Any:
-    """Concatenate trees of tensors along their first axis."""
-    return parts[0] if len(parts) == 1 else tree_map(lambda *values: torch.cat(values), *parts)
 
 
 def draws(task: Task, data: ClientData) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fedpisa import components
-from fedpisa.simulation import vmap
+from fedpisa.simulation import cohort
 
 
 @pytest.mark.parametrize("name", components.available("algorithm"))
@@ -44,15 +44,15 @@ def test_dropout_draws_anew_in_every_block(lab: Any) -> None:
 def small_memory(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Have a device's memory take three clients; return how many were tried at a time."""
     tried: list[int] = []
-    run_stacked = vmap._run_stacked
+    run_stacked = cohort._run_stacked
 
     def limited(*args: Any) -> Any:
-        tried.append(len(args[4]))
-        if len(args[4]) > 3:
+        tried.append(len(args[2]))
+        if len(args[2]) > 3:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
         return run_stacked(*args)
 
-    monkeypatch.setattr(vmap, "_run_stacked", limited)
+    monkeypatch.setattr(cohort, "_run_stacked", limited)
     return tried
 
 
@@ -76,7 +76,7 @@ def test_a_client_that_does_not_fit_is_named(lab: Any, monkeypatch: pytest.Monke
     def full(*args: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(vmap, "_run_stacked", full)
+    monkeypatch.setattr(cohort, "_run_stacked", full)
     with pytest.raises(
         ValueError, match=r"one client's local step does not fit .* take a smaller batch-size"
     ):

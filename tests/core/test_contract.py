@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from fedpisa import streams
 from fedpisa.clients.base import Arrays
+from fedpisa.simulation.cohort import run_cohort
 from fedpisa.simulation.rounds import rounds
-from fedpisa.simulation.vmap import run_cohort
 
 pytestmark = pytest.mark.filterwarnings("error")
 

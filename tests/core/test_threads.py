@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fedpisa import components
-from fedpisa.simulation import vmap
+from fedpisa.simulation import cohort
 from fedpisa.simulation.cores import keep_freed_memory, one_thread_each
 
 
@@ -19,7 +19,7 @@ def three_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let PyTorch have three threads, and every step be worth them."""
     before = torch.get_num_threads()
     torch.set_num_threads(3)
-    monkeypatch.setattr(vmap, "WORTH_A_THREAD", 0)
+    monkeypatch.setattr(cohort, "WORTH_A_THREAD", 0)
     yield
     torch.set_num_threads(before)
 
@@ -63,7 +63,7 @@ def test_a_small_step_is_not_spread(lab: Any, monkeypatch: pytest.MonkeyPatch) -
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        monkeypatch.setattr(vmap, "one_thread_each", None)
+        monkeypatch.setattr(cohort, "one_thread_each", None)
         lab.make(lab.Case("fedavg", {}).build(), "vmap").run(1)
     finally:
         torch.set_num_threads(before)
