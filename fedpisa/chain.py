@@ -1,9 +1,8 @@
 """Gradients of stacked clients where the module is layers one after the other, written out.
 
 What most models are: perhaps a convolutional body, then dense layers. Dense layers of many clients are one batched
-matrix product, and one ordinary product where all clients are at the same point; their gradients are written
-straight into the flat vectors. The body runs client by client through PyTorch's own convolutions, which on a
-processor beat stacked ones.
+matrix product. Features come before samples, because ten classes side by side are too few for a processor's
+vectors. The body runs client by client through PyTorch's own convolutions, which on a processor beat stacked ones.
 
 Shapes: ``S`` clients, ``P`` parameters, ``B`` samples, ``F`` features; ``(1, P)`` parameters are everybody's.
 """
@@ -21,23 +20,21 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fedpisa.layout import ParamLayout
+from fedpisa.losses import Loss, losses_and_slopes
 
 _BODY: Final = (nn.Conv2d, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.MaxPool2d, nn.AvgPool2d, nn.Flatten, nn.Identity)
-
-SampleLosses = Callable[[Tensor, Tensor], Tensor]
-"""Losses ``(n,)`` of outputs ``(n, F)`` and labels ``(n,)``."""
 
 
 class Layer(ABC):
     """A layer of the head: its outputs, and the derivatives of what comes after it."""
 
     @abstractmethod
-    def forward(self, params_SP: Tensor, h_SBF: Tensor) -> Tensor:
-        """Return the layer's outputs ``(S, B, F)``."""
+    def forward(self, params_SP: Tensor, h_SFB: Tensor) -> Tensor:
+        """Return the layer's outputs ``(S, F, B)``."""
 
     @abstractmethod
     def backward(
-        self, params_SP: Tensor, h_SBF: Tensor, out_SBF: Tensor, slope_SBF: Tensor, gradient_SP: Tensor
+        self, params_SP: Tensor, h_SFB: Tensor, out_SFB: Tensor, slope_SFB: Tensor, gradient_SP: Tensor
     ) -> Callable[[], Tensor]:
         """Write the gradient with respect to the layer's parameters; return a way to that of its inputs."""
 
@@ -45,7 +42,7 @@ class Layer(ABC):
 @final
 @dataclass(frozen=True)
 class Dense(Layer):
-    """``h W^T + b``; ``weight`` and ``bias`` are where ``W`` and ``b`` begin in the flat vector."""
+    """``W h + b``; ``weight`` and ``bias`` are where ``W`` and ``b`` begin in the flat vector."""
 
     inputs: int
     outputs: int
@@ -57,29 +54,24 @@ class Dense(Layer):
         return part.view(-1, self.outputs, self.inputs)
 
     def _bias(self, vectors_SP: Tensor) -> Tensor | None:
-        return None if self.bias is None else vectors_SP[:, self.bias : self.bias + self.outputs]
+        return None if self.bias is None else vectors_SP[:, self.bias : self.bias + self.outputs, None]
 
-    def forward(self, params_SP: Tensor, h_SBF: Tensor) -> Tensor:
-        """Return ``h W^T + b``, as one product where all clients have the same ``W``."""
-        weight, bias = self._weight(params_SP), self._bias(params_SP)
-        if len(params_SP) == 1:
-            return nn.functional.linear(h_SBF, weight[0], None if bias is None else bias[0])
-        if bias is None:
-            return torch.bmm(h_SBF, weight.mT)
-        return torch.baddbmm(bias[:, None], h_SBF, weight.mT)
+    def forward(self, params_SP: Tensor, h_SFB: Tensor) -> Tensor:
+        """Return ``W h + b``."""
+        weight, bias = self._weight(params_SP).expand(len(h_SFB), -1, -1), self._bias(params_SP)
+        return torch.bmm(weight, h_SFB) if bias is None else torch.baddbmm(bias, weight, h_SFB)
 
     def backward(
-        self, params_SP: Tensor, h_SBF: Tensor, out_SBF: Tensor, slope_SBF: Tensor, gradient_SP: Tensor
+        self, params_SP: Tensor, h_SFB: Tensor, out_SFB: Tensor, slope_SFB: Tensor, gradient_SP: Tensor
     ) -> Callable[[], Tensor]:
-        """Write ``slope^T h`` and the slopes' sum; ``slope W`` is the rest."""
-        torch.bmm(slope_SBF.mT, h_SBF, out=self._weight(gradient_SP))
+        """Write ``slope h^T`` and the slopes' sum; ``W^T slope`` is the rest."""
+        # Straight into a part of each row it would be one product after the other, on one thread.
+        self._weight(gradient_SP).copy_(torch.bmm(slope_SFB, h_SFB.mT))
         bias = self._bias(gradient_SP)
         if bias is not None:
-            torch.sum(slope_SBF, 1, out=bias)
-        weight = self._weight(params_SP)
-        if len(params_SP) == 1:
-            return lambda: slope_SBF @ weight[0]
-        return lambda: torch.bmm(slope_SBF, weight)
+            torch.sum(slope_SFB, 2, keepdim=True, out=bias)
+        weight = self._weight(params_SP).expand(len(h_SFB), -1, -1)
+        return lambda: torch.bmm(weight.mT, slope_SFB)
 
 
 @final
@@ -90,15 +82,15 @@ class Activation(Layer):
     function: Callable[[Tensor], Tensor]
     derivative: Callable[[Tensor, Tensor], Tensor]
 
-    def forward(self, params_SP: Tensor, h_SBF: Tensor) -> Tensor:
+    def forward(self, params_SP: Tensor, h_SFB: Tensor) -> Tensor:
         """Return the function's values."""
-        return self.function(h_SBF)
+        return self.function(h_SFB)
 
     def backward(
-        self, params_SP: Tensor, h_SBF: Tensor, out_SBF: Tensor, slope_SBF: Tensor, gradient_SP: Tensor
+        self, params_SP: Tensor, h_SFB: Tensor, out_SFB: Tensor, slope_SFB: Tensor, gradient_SP: Tensor
     ) -> Callable[[], Tensor]:
         """Return the way to the slope times the derivative; there are no parameters."""
-        return lambda: self.derivative(slope_SBF, out_SBF)
+        return lambda: self.derivative(slope_SFB, out_SFB)
 
 
 _ACTIVATIONS: Final = {
@@ -178,7 +170,7 @@ class Chain:
         return len(self.body) > 0 or x.dim() == 2
 
     def gradient(
-        self, params_SP: Tensor, x: Tensor, y_SB: Tensor, weight_SB: Tensor, losses: SampleLosses
+        self, params_SP: Tensor, x: Tensor, y_SB: Tensor, weight_SB: Tensor, loss: Callable[[int], Loss]
     ) -> tuple[Tensor, Tensor]:
         """Return each client's weighted sum of losses ``(S,)`` and its gradient ``(S, P)``.
 
@@ -188,13 +180,14 @@ class Chain:
             Each client's point ``(S, P)``, or everybody's ``(1, P)``.
         x, y_SB, weight_SB
             Samples ``(S, B, ...)``; of those of weight 0 nothing is computed that counts.
-        losses
-            The loss of each sample.
+        loss
+            The loss of a sample, by the number of outputs.
         """
+        assert len(x) == len(y_SB) == len(weight_SB), "only the parameters can be everybody's"
         gradient_SP = params_SP.new_empty(len(x), self.layout.size)
         if not self.body_names:
             h_SBF = self.body(x.flatten(0, 1)).view(*x.shape[:2], -1)
-            loss_S, _ = self._head(params_SP, h_SBF, y_SB, weight_SB, losses, gradient_SP)
+            loss_S, _ = self._head(params_SP, h_SBF.mT, y_SB, weight_SB, loss, gradient_SP)
             return loss_S, gradient_SP
         loss_S = params_SP.new_empty(len(x))
         for s in range(len(x)):
@@ -203,7 +196,7 @@ class Chain:
             if not bool(real_B.all()):
                 samples = (x[s][real_B], y_SB[s][real_B], weight_SB[s][real_B])
             point_1P = params_SP[s : s + 1] if len(params_SP) > 1 else params_SP
-            loss_S[s] = self._alone(point_1P, *samples, losses, gradient_SP[s : s + 1])
+            loss_S[s] = self._alone(point_1P, *samples, loss, gradient_SP[s : s + 1])
         return loss_S, gradient_SP
 
     def _alone(
@@ -212,7 +205,7 @@ class Chain:
         x: Tensor,
         y_B: Tensor,
         weight_B: Tensor,
-        losses: SampleLosses,
+        loss: Callable[[int], Loss],
         gradient_1P: Tensor,
     ) -> Tensor:
         """Return one client's loss, and write its gradient."""
@@ -222,42 +215,40 @@ class Chain:
         named = dict(zip((name for name, _ in self.body.named_parameters()), point, strict=True))
         with torch.enable_grad():
             h_BF = functional_call(self.body, named, (_channels_last(x),))
-        loss_1, slope_1BF = self._head(
-            params_1P, h_BF.detach()[None], y_B[None], weight_B[None], losses, gradient_1P
+        loss_1, slope_1FB = self._head(
+            params_1P, h_BF.detach().mT[None], y_B[None], weight_B[None], loss, gradient_1P
         )
-        for name, gradient in zip(
-            self.body_names, torch.autograd.grad(h_BF, point, slope_1BF()[0]), strict=True
-        ):
+        gradients = torch.autograd.grad(h_BF, point, slope_1FB()[0].mT)
+        for name, gradient in zip(self.body_names, gradients, strict=True):
             into[name].copy_(gradient)
         return loss_1[0]
 
     def _head(
         self,
         params_SP: Tensor,
-        h_SBF: Tensor,
+        h_SFB: Tensor,
         y_SB: Tensor,
         weight_SB: Tensor,
-        losses: SampleLosses,
+        loss: Callable[[int], Loss],
         gradient_SP: Tensor,
     ) -> tuple[Tensor, Callable[[], Tensor]]:
         """Return the losses ``(S,)`` and the way to the gradient of the features; write that of the parameters."""
-        values = [h_SBF]
+        values = [h_SFB]
         for layer in self.head:
             values.append(layer.forward(params_SP, values[-1]))
-        with torch.enable_grad():
-            outputs = values[-1].detach().requires_grad_()
-            losses_SB = losses(outputs.flatten(0, 1), y_SB.flatten()).view(y_SB.shape)
-            # A padded row may have an infinite loss; 0 * inf would spoil the sum.
-            loss_S = torch.where(weight_SB > 0, losses_SB, 0).mul(weight_SB).sum(1)
-            (first,) = torch.autograd.grad(loss_S.sum(), outputs)
+        losses_SB, slopes_SFB = losses_and_slopes(loss(values[-1].shape[1]), values[-1], y_SB)
+        # A padded row may have an infinite loss; 0 * inf would spoil the sum.
+        padded_SB = weight_SB == 0
+        loss_S = losses_SB.mul(weight_SB).masked_fill_(padded_SB, 0).sum(1)
+        first_SFB = slopes_SFB.mul_(weight_SB[:, None]).masked_fill_(padded_SB[:, None], 0)
 
         def slope() -> Tensor:
-            return first
+            return first_SFB
 
         for number in reversed(range(len(self.head))):
             h, out = values[number : number + 2]
             slope = self.head[number].backward(params_SP, h, out, slope(), gradient_SP)
-        return loss_S.detach(), slope
+        return loss_S, slope
 
 
 def _layers(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:

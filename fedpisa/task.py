@@ -6,38 +6,17 @@ Shapes: ``P`` parameters, ``Q`` buffer entries, ``B`` samples of a mini-batch, `
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn import functional as F
 
 from fedpisa.batchnorm import MaskedBatchNorm, mask_batchnorms, real_rows
 from fedpisa.chain import Chain
 from fedpisa.features import FeatureLoss, with_features
 from fedpisa.layout import ParamLayout
-
-Loss = Literal["cross-entropy", "binary", "half-squared-error"]
-
-
-def sample_losses(loss: Loss, outputs: Tensor, y_B: Tensor) -> Tensor:
-    r"""Return each sample's loss ``(B,)``.
-
-    ``cross-entropy``: ``-log softmax(o)_y``; ``binary``: ``log(1 + exp(-(2 y - 1) o))`` of one logit;
-    ``half-squared-error``: ``(o - y)^2 / 2``.
-
-    Examples
-    --------
-    >>> sample_losses("half-squared-error", torch.tensor([[3.0]]), torch.tensor([1.0]))
-    tensor([2.])
-    """
-    if loss == "cross-entropy":
-        return F.cross_entropy(outputs, y_B, reduction="none")
-    outputs = outputs.reshape(y_B.shape)
-    if loss == "binary":
-        return F.binary_cross_entropy_with_logits(outputs, y_B.to(outputs.dtype), reduction="none")
-    return 0.5 * (outputs - y_B) ** 2
+from fedpisa.losses import Loss, sample_losses
 
 
 @final
@@ -58,7 +37,7 @@ class Task:
     Examples
     --------
     >>> task = Task(nn.Linear(3, 2), num_classes=2)
-    >>> task.layout.size, task.buffer_layout.size, task.loss(torch.zeros(1, 2))
+    >>> task.layout.size, task.buffer_layout.size, task.loss(2)
     (8, 0, 'cross-entropy')
     """
 
@@ -75,11 +54,11 @@ class Task:
         object.__setattr__(self, "buffer_layout", ParamLayout.of_buffers(self.module))
         object.__setattr__(self, "chain", None if self.autocast else Chain.of(self.module, self.layout))
 
-    def loss(self, outputs: Tensor) -> Loss:
-        """Return the loss that fits the outputs' width: one output for two classes is a logit."""
+    def loss(self, num_outputs: int) -> Loss:
+        """Return the loss that fits the number of outputs: one for two classes is a logit."""
         if self.num_classes is None:
             return "half-squared-error"
-        return "binary" if self.num_classes == 2 and outputs.shape[-1] == 1 else "cross-entropy"
+        return "binary" if self.num_classes == 2 and num_outputs == 1 else "cross-entropy"
 
     @property
     def mixes_samples(self) -> bool:
@@ -119,7 +98,7 @@ class Task:
             else:
                 outputs, features_BF = with_features(self.module, {**params, **buffers}, x)
         outputs = outputs.to(x.dtype)
-        losses_B = sample_losses(self.loss(outputs), outputs, y_B)
+        losses_B = sample_losses(self.loss(outputs.shape[-1]), outputs, y_B)
         if extra is not None:
             anchors = (self.features(anchor_P, buffers_Q, x, mask_B) for anchor_P in extra.anchors)
             extra_B = extra.loss(features_BF.to(x.dtype), *anchors)
@@ -153,7 +132,7 @@ class Task:
         self.module.eval()
         tensors = {**self.layout.unflatten(params_P), **self.buffer_layout.unflatten(buffers_Q)}
         outputs = functional_call(self.module, tensors, (x,))
-        loss = self.loss(outputs)
+        loss = self.loss(outputs.shape[-1])
         if loss == "cross-entropy":
             correct_B = outputs.argmax(-1) == y_B
         else:

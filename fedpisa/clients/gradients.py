@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, final
 
 import torch
@@ -20,7 +21,8 @@ from torch.func import grad, vjp, vmap
 from fedpisa.clients.base import Gradient, MiniBatches
 from fedpisa.features import FeatureLoss
 from fedpisa.layout import ParamLayout
-from fedpisa.task import Task, sample_losses
+from fedpisa.stacked import of_all_clients
+from fedpisa.task import Task
 
 
 class Threaded(Gradient, Protocol):
@@ -131,7 +133,8 @@ class StackedGradient:
         x, y_B, weight_B = (part.flatten(0, 1) for part in _samples(batch))
         if extra is not None or chain is None or not chain.fits(x):
             return self._derived(params_P, batch, extra)
-        self.loss, gradient_P = _OfChain.apply(params_P, x, y_B, weight_B, self.task)
+        of_loss = partial(chain.gradient, loss=self.task.loss)
+        self.loss, gradient_P = of_all_clients(of_loss, params_P, x, y_B, weight_B)
         return self.loss, gradient_P
 
     def _derived(
@@ -209,48 +212,6 @@ class StackedGradient:
     def _thread(self, buffers_Q: Tensor, weight_B: Tensor) -> None:
         """Keep the buffers; a mini-batch that is not there leaves them alone."""
         self.buffers_Q = torch.where(weight_B.sum() > 0, buffers_Q, self.buffers_Q)
-
-
-@final
-class _OfChain(torch.autograd.Function):
-    """Loss and gradient of a `fedpisa.chain.Chain`, with a rule of its own for stacked clients."""
-
-    @staticmethod
-    def forward(
-        params_P: Tensor, x: Tensor, y_B: Tensor, weight_B: Tensor, task: Task
-    ) -> tuple[Tensor, Tensor]:
-        loss_S, gradient_SP = _of_stacked(params_P[None], x[None], y_B[None], weight_B[None], task)
-        return loss_S[0], gradient_SP[0]
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        """Keep nothing: it is not differentiated."""
-
-    @staticmethod
-    def vmap(
-        info: Any,
-        in_dims: tuple[int | None, ...],
-        params: Tensor,
-        x: Tensor,
-        y: Tensor,
-        weight: Tensor,
-        task: Task,
-    ) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
-        params_SP = params[None] if in_dims[0] is None else params.movedim(in_dims[0], 0)
-        x, y_SB, weight_SB = (
-            part.expand(info.batch_size, *part.shape) if dim is None else part.movedim(dim, 0)
-            for part, dim in zip((x, y, weight), in_dims[1:-1], strict=True)
-        )
-        return _of_stacked(params_SP, x, y_SB, weight_SB, task), (0, 0)
-
-
-def _of_stacked(
-    params_SP: Tensor, x: Tensor, y_SB: Tensor, weight_SB: Tensor, task: Task
-) -> tuple[Tensor, Tensor]:
-    assert task.chain is not None
-    return task.chain.gradient(
-        params_SP, x, y_SB, weight_SB, lambda outputs, y: sample_losses(task.loss(outputs), outputs, y)
-    )
 
 
 def _samples(batch: MiniBatches) -> tuple[Tensor, Tensor, Tensor]:

@@ -6,7 +6,8 @@ Shapes: ``S`` clients, ``P`` parameters, ``Q`` buffer entries, ``K`` local steps
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -22,6 +23,7 @@ from fedpisa.clients.gradients import StackedGradient
 from fedpisa.clients.local import BUFFERS, Client, seeded
 from fedpisa.clients.schedule import Ints, Plan
 from fedpisa.simulation.cores import one_thread_each
+from fedpisa.stacked import of_all_clients
 from fedpisa.task import Task
 
 WORTH_A_THREAD: Final = 5_000_000
@@ -118,6 +120,11 @@ def one_by_one(task: Task, data: ClientData) -> bool:
     return task.chain is not None and bool(task.chain.body_names) and task.chain.fits(data.x)
 
 
+def in_one_piece(task: Task, data: ClientData) -> bool:
+    """Tell whether a cohort is never dealt out: where PyTorch's own threads share batched products of dense layers."""
+    return task.chain is not None and not task.chain.body_names and task.chain.fits(data.x)
+
+
 @torch.no_grad()
 def _run_one_by_one(task: Task, common: Common, ids_S: Ints, states_S: Arrays, plan: Plan) -> Outcome:
     """Return the stacked outcome of clients, each computed by itself."""
@@ -135,12 +142,13 @@ def _run_one_by_one(task: Task, common: Common, ids_S: Ints, states_S: Arrays, p
 class Carry(NamedTuple):
     """What clients take from one local step to the next.
 
-    ``seen_S2`` are the sum of their losses and the number of steps that had one: a step may do without a gradient.
+    ``losses_S`` is the number of steps whose losses ``loss_S`` adds up: a step may do without a gradient.
     """
 
     work: Arrays
     buffers_SQ: Tensor
-    seen_S2: Tensor
+    loss_S: Tensor
+    losses_S: Tensor
 
 
 @torch.no_grad()
@@ -153,48 +161,57 @@ def _run_stacked(task: Task, common: Common, ids_S: Ints, states_S: Arrays, plan
     weight_SKCB = torch.from_numpy(plan.weight_SKCB).to(data.x)
     key_SK = torch.from_numpy(streams.step_keys(seed, ids_S, server_round, steps)).to(device)
     buffers_Q = shared.pop(BUFFERS, shared["params"].new_zeros(0))
+    none = shared["params"].new_zeros(())
 
-    def first(state: Arrays, buffers_Q: Tensor, *batch: Tensor) -> Carry:
-        return local_step(state, update.start(shared, state), buffers_Q, *batch)
+    def first_steps(state: Arrays, buffers_Q: Tensor, *batches: Tensor) -> Carry:
+        return local_steps(state, Carry(update.start(shared, state), buffers_Q, none, none), *batches)
 
-    def local_step(state: Arrays, work: Arrays, buffers_Q: Tensor, *batch: Tensor) -> Carry:
-        gradient = StackedGradient(task, buffers_Q)
-        work = update.step(gradient, shared, state, work, MiniBatches(*batch))
-        none = shared["params"].new_zeros(())
-        seen = torch.stack([none, none] if gradient.loss is None else [gradient.loss, none + 1])
-        return Carry(work, gradient.buffers_Q, seen)
+    def local_steps(state: Arrays, carry: Carry, *batches: Tensor) -> Carry:
+        work, buffers_Q, loss, losses = carry
+        for rows_CB, weight_CB, key in zip(*(part.unbind() for part in batches), strict=True):
+            x, y_CB = of_all_clients(data.samples, rows_CB)
+            gradient = StackedGradient(task, buffers_Q)
+            work = update.step(gradient, shared, state, work, MiniBatches(x, y_CB, weight_CB, key))
+            buffers_Q = gradient.buffers_Q
+            if gradient.loss is not None:
+                loss, losses = loss + gradient.loss, losses + 1
+        return Carry(work, buffers_Q, loss, losses)
 
     done: list[Carry] = []
     carry: Any = None
-    for k in range(steps):
-        active = int((plan.steps_S > k).sum())
-        rows_SCB = rows_SKCB[:active, k]
-        batch = (
-            *data.samples(rows_SCB),
-            weight_SKCB[:active, k],
-            key_SK[:active, k],
-        )
-        if k == 0:
+    for begin, end, active in _stretches(plan.steps_S):
+        batches = [part[:active, begin:end] for part in (rows_SKCB, weight_SKCB, key_SK)]
+        states = {name: value[:active] for name, value in states_S.items()}
+        if begin == 0:
             # The model is not stacked: everybody's first gradient is at the same point.
-            carry = Carry(
-                *vmap(first, randomness="different")(states_S, buffers_Q.expand(active, -1), *batch)
-            )
+            carry = vmap(first_steps, randomness="different")(states, buffers_Q.expand(active, -1), *batches)
             continue
-        if active < len(carry.seen_S2):
+        if active < len(carry.loss_S):
             done.insert(0, tree_map(lambda value, a=active: value[a:], carry))
             carry = tree_map(lambda value, a=active: value[:a], carry)
-        states = {name: value[:active] for name, value in states_S.items()}
-        after = vmap(local_step, randomness="different")(states, carry.work, carry.buffers_SQ, *batch)
-        carry = Carry(*after)._replace(seen_S2=carry.seen_S2 + after.seen_S2)
+        carry = vmap(local_steps, randomness="different")(states, carry, *batches)
     carry = join([carry, *done])
     outcome: Outcome = vmap(lambda state, work: update.finish(shared, state, work))(states_S, carry.work)
     buffers = {BUFFERS: carry.buffers_SQ} if carry.buffers_SQ.shape[1] else {}
     metrics = {
         **outcome.metrics,
-        "train-loss": carry.seen_S2[:, 0] / carry.seen_S2[:, 1],
-        "local-steps": torch.from_numpy(plan.gradients_S).to(carry.seen_S2),
+        "train-loss": carry.loss_S / carry.losses_S,
+        "local-steps": torch.from_numpy(plan.gradients_S).to(carry.loss_S),
     }
     return Outcome({**outcome.upload, **buffers}, dict(outcome.state), metrics)
+
+
+def _stretches(steps_S: Ints) -> Iterator[tuple[int, int, int]]:
+    """Yield the first local step, the end and the clients of every stretch of steps with the same clients at work.
+
+    Examples
+    --------
+    >>> list(_stretches(np.array([4, 4, 1])))
+    [(0, 1, 3), (1, 4, 2)]
+    """
+    ends = np.unique(steps_S).tolist()
+    for begin, end in itertools.pairwise([0, *ends]):
+        yield begin, end, int((steps_S > begin).sum())
 
 
 def join(parts: list[Any]) -> Any:

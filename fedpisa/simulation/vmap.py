@@ -36,7 +36,7 @@ from fedpisa.flower.messages import (
     StackedReplies,
     scalars,
 )
-from fedpisa.simulation.cohort import join, run_cohort
+from fedpisa.simulation.cohort import in_one_piece, join, run_cohort
 from fedpisa.simulation.cores import keep_freed_memory
 from fedpisa.simulation.grid import InProcessGrid
 from fedpisa.simulation.states import StackedStates
@@ -102,7 +102,8 @@ class VmapGrid(InProcessGrid):
         on_cpu = data.x.device.type == "cpu"
         keep_freed_memory()
         # What is drawn while the model runs comes from one generator, which threads would share.
-        threads = torch.get_num_threads() if on_cpu and not draws(task, data) else 1
+        alone = in_one_piece(task, data) or draws(task, data) or not on_cpu
+        threads = 1 if alone else torch.get_num_threads()
         self.copies = [deepcopy(task) for _ in range(threads - 1)]
 
     @property

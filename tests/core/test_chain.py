@@ -13,7 +13,8 @@ from fedpisa.chain import Chain
 from fedpisa.clients.base import MiniBatches
 from fedpisa.clients.gradients import StackedGradient
 from fedpisa.layout import ParamLayout
-from fedpisa.task import Task, sample_losses
+from fedpisa.losses import sample_losses
+from fedpisa.task import Task
 
 CLIENTS, SAMPLES = 3, 5
 
@@ -108,7 +109,7 @@ def test_it_knows_every_loss(num_classes: int | None, outputs: int) -> None:
     weight_SB = torch.full((1, 6), 1 / 6, dtype=torch.float64)
     point_P = task.initial_params().requires_grad_()
     made = functional_call(task.module, task.layout.unflatten(point_P), (x[0],))
-    loss = sample_losses(task.loss(made), made, y_SB[0]).mean()
+    loss = sample_losses(task.loss(outputs), made, y_SB[0]).mean()
     batch = MiniBatches(x, y_SB, weight_SB)
     found, gradient_P = StackedGradient(task, torch.zeros(0))(point_P.detach(), batch)
     torch.testing.assert_close(found, loss.detach(), rtol=1e-12, atol=1e-12)

@@ -42,14 +42,28 @@ def test_threads_change_nothing_but_rounding(lab: Any, name: str, three_threads:
         assert mine.train_metrics["train-loss"] == pytest.approx(other.train_metrics["train-loss"], rel=1e-11)
 
 
-def test_they_give_the_same_bits_every_time(lab: Any, three_threads: None) -> None:
-    runs = [lab.make(lab.Case("sisa", {}).build(), "vmap").run(5).params for _ in range(5)]
-    assert all(torch.equal(runs[0], other) for other in runs[1:])
+@pytest.mark.parametrize("spread", [True, False])
+def test_they_give_the_same_bits_every_time(lab: Any, spread: bool, three_threads: None) -> None:
+    module = lambda: nn.Sequential(nn.LayerNorm(4), lab.mlp()) if spread else lab.mlp()  # noqa: E731
+    runs = [lab.make(lab.Case("sisa", {}).build(), "vmap", module=module).run(5) for _ in range(5)]
+    assert all(bool(run.grid.copies) == spread for run in runs)
+    assert all(torch.equal(runs[0].params, other.params) for other in runs[1:])
+
+
+def test_dense_layers_stay_in_one_piece(lab: Any, three_threads: None) -> None:
+    """PyTorch shares out their batched products itself, to the same result."""
+    three = lab.make(lab.Case("scaffold", {}).build(), "vmap").run(3)
+    torch.set_num_threads(1)
+    one = lab.make(lab.Case("scaffold", {}).build(), "vmap").run(3)
+    assert three.grid.copies == []
+    assert lab.relative(three.params, one.params) <= 1e-12
 
 
 def test_more_threads_than_clients(lab: Any, three_threads: None) -> None:
     data = lab.blobs(sizes=(5, 3))
-    federation = lab.Federation(lab.Case("fedavg", {}).build(), lab.mlp(), engine="vmap", **data)
+    module = nn.Sequential(nn.LayerNorm(4), lab.mlp()).double()
+    federation = lab.Federation(lab.Case("fedavg", {}).build(), module, engine="vmap", **data)
+    assert len(federation.grid.copies) == 2
     assert torch.isfinite(federation.run(2).params).all()
 
 
@@ -64,7 +78,10 @@ def test_a_small_step_is_not_spread(lab: Any, monkeypatch: pytest.MonkeyPatch) -
     torch.set_num_threads(2)
     try:
         monkeypatch.setattr(cohort, "one_thread_each", None)
-        lab.make(lab.Case("fedavg", {}).build(), "vmap").run(1)
+        module = lambda: nn.Sequential(nn.LayerNorm(4), lab.mlp())  # noqa: E731
+        federation = lab.make(lab.Case("fedavg", {}).build(), "vmap", module=module)
+        assert federation.grid.copies
+        federation.run(1)
     finally:
         torch.set_num_threads(before)
 
