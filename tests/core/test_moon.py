@@ -181,13 +181,13 @@ def test_the_first_round_is_fedavgs(lab: Any, engine: str) -> None:
 
 
 def test_a_model_of_one_layer_has_features_that_cannot_be_learnt(lab: Any, engine: str) -> None:
-    """They are its input: MOON is FedAvg, to the last bit."""
+    """They are its input: MOON is FedAvg, whose stacked gradients are written out, to the last bits."""
     module = lambda: lab.fill(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)))  # noqa: E731
     moon, fedavg = (
         lab.make(lab.Case(name, keys).build(), engine, module=module).run(3).params
         for name, keys in (("moon", {"contrastive-mu": 10.0}), ("fedavg", {}))
     )
-    assert torch.equal(moon, fedavg)
+    assert lab.relative(moon, fedavg) <= (1e-14 if engine == "vmap" else 0)
 
 
 def test_anchors_are_seen_without_dropout(lab: Any) -> None:
