@@ -65,8 +65,12 @@ class Dense(Layer):
         self, params_SP: Tensor, h_SFB: Tensor, out_SFB: Tensor, slope_SFB: Tensor, gradient_SP: Tensor
     ) -> Callable[[], Tensor]:
         """Write ``slope h^T`` and the slopes' sum; ``W^T slope`` is the rest."""
-        # Straight into a part of each row it would be one product after the other, on one thread.
-        self._weight(gradient_SP).copy_(torch.bmm(slope_SFB, h_SFB.mT))
+        into = self._weight(gradient_SP)
+        if into.is_contiguous():
+            torch.bmm(slope_SFB, h_SFB.mT, out=into)
+        else:
+            # Straight into a part of each row it would be one product after the other, on one thread.
+            into.copy_(torch.bmm(slope_SFB, h_SFB.mT))
         bias = self._bias(gradient_SP)
         if bias is not None:
             torch.sum(slope_SFB, 2, keepdim=True, out=bias)
@@ -157,7 +161,7 @@ class Chain:
             return None
         begin = dict(zip(layout.names, np.cumsum([0, *layout.sizes]).tolist(), strict=False))
         return cls(
-            nn.Sequential(*(layer for _, layer in body)),
+            nn.Sequential(*_pooled_first([layer for _, layer in body])),
             tuple(name for prefix, layer in body for name in _parameters(prefix, layer)),
             tuple(_layer_of_head(prefix, layer, begin) for prefix, layer in head),
             layout,
@@ -258,6 +262,14 @@ def _layers(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Modul
         return
     for name, part in module.named_children():
         yield from _layers(part, f"{prefix}{name}.")
+
+
+def _pooled_first(layers: list[nn.Module]) -> list[nn.Module]:
+    """Return the layers with each ReLU after the pooling behind it: the same numbers for a quarter of the work."""
+    for number in range(1, len(layers)):
+        if isinstance(layers[number], nn.MaxPool2d) and isinstance(layers[number - 1], nn.ReLU):
+            layers[number - 1], layers[number] = layers[number], layers[number - 1]
+    return layers
 
 
 def _hooked(module: nn.Module) -> bool:

@@ -59,8 +59,11 @@ class ClientData:
         """
         sizes_N = np.array([len(indices) for indices in partition], dtype=np.int64)
         order = np.concatenate([np.asarray(indices, dtype=np.int64) for indices in partition])
+        # Samples that lie client after client already are not copied.
+        if not (np.array_equal(order, np.arange(len(x))) and x.flags.writeable and y.flags.writeable):
+            x, y = x[order], y[order]
         return cls(
-            *_tensors(x[order], y[order], dtype, device),
+            *_tensors(x, y, dtype, device),
             begin_N=np.cumsum(sizes_N) - sizes_N,
             sizes_N=sizes_N,
         )

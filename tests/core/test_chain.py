@@ -116,6 +116,30 @@ def test_it_knows_every_loss(num_classes: int | None, outputs: int) -> None:
     torch.testing.assert_close(gradient_P, torch.autograd.grad(loss, point_P)[0], rtol=1e-12, atol=1e-12)
 
 
+def test_a_relu_behind_its_pooling_changes_no_bit() -> None:
+    """Where all of a window is off, and where two of it are the largest; with padding, too."""
+    module = nn.Sequential(
+        nn.Conv2d(1, 2, 3), nn.ReLU(), nn.MaxPool2d(3, stride=2, padding=1), nn.Flatten(), nn.Linear(18, 3)
+    ).double()
+    chain = Chain.of(module, ParamLayout.of_parameters(module))
+    assert chain is not None
+    assert [type(layer).__name__ for layer in chain.body] == ["Conv2d", "MaxPool2d", "ReLU", "Flatten"]
+    x = torch.randint(-3, 3, (7, 1, 8, 8), generator=torch.Generator().manual_seed(0)).double()
+    with torch.no_grad():
+        module[0].weight.fill_(
+            1
+        )  # whole numbers: windows have ties, and the second channel is off nearly always
+        module[0].bias.copy_(torch.tensor([0.0, -8.0]))
+    slope = torch.rand(7, 18, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found = []
+    for body in (module[:4], chain.body):
+        made = body(x)
+        found.append(
+            [made.detach(), *torch.autograd.grad((made * slope).sum(), list(module[0].parameters()))]
+        )
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+
+
 def tied() -> nn.Module:
     first, second = nn.Linear(4, 4), nn.Linear(4, 4)
     second.weight = first.weight

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import platform
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -96,6 +100,27 @@ def test_an_error_in_a_thread_is_the_callers_and_threads_are_as_before(three_thr
 
 
 def test_memory_is_kept_where_glibc_is() -> None:
-    import platform
-
     assert keep_freed_memory() == (platform.libc_ver()[0] == "glibc")
+
+
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+@pytest.mark.skipif(
+    not HUGE_PAGES.exists() or "[never]" in HUGE_PAGES.read_text() or platform.libc_ver()[0] != "glibc",
+    reason="no transparent huge pages here",
+)
+def test_kept_memory_has_large_pages() -> None:
+    program = """
+import re, torch
+from pathlib import Path
+from fedpisa.simulation.cores import keep_freed_memory
+def large():
+    return sum(map(int, re.findall(r"AnonHugePages: +([0-9]+)", Path("/proc/self/smaps").read_text())))
+keep_freed_memory()
+before = large()
+kept = torch.ones(16 * 2**20)
+print(large() - before)
+"""
+    printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert int(printed.stdout) >= 32 * 2**10, "less than half of 64 MB"
