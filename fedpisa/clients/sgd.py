@@ -73,14 +73,14 @@ class SGDSteps(LocalUpdate, ABC):
         v_P = self.centre(down, state) + work["drift"]
         g_P = self.slope(gradient, down, state, v_P, batch)
         if self.weight_decay:
-            g_P = torch.add(g_P, v_P, alpha=self.weight_decay)
+            g_P = g_P + self.weight_decay * v_P
         correction_P = self.correction(down, state, work["drift"])
         if correction_P is not None:
             g_P = g_P + correction_P
         steps = work["steps"] + 1
         if not self.momentum:
             return {"drift": torch.sub(work["drift"], g_P, alpha=self.learning_rate), "steps": steps}
-        m_P = torch.add(g_P, work["m"], alpha=self.momentum)
+        m_P = self.momentum * work["m"] + g_P
         gain = self.momentum * work["gain"] + 1
         path = {"steps": steps, "gain": gain, "length": work["length"] + gain}
         return {"drift": torch.sub(work["drift"], m_P, alpha=self.learning_rate), "m": m_P, **path}
