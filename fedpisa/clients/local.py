@@ -106,7 +106,17 @@ class Client:
 
 @contextmanager
 def seeded(seed: int, *counters: int) -> Iterator[None]:
-    """Seed torch's own generator, which dropout draws from, and put it back afterwards."""
-    with torch.random.fork_rng():
-        torch.manual_seed(streams.torch_seed(seed, "dropout", *counters))
+    """Seed torch's own generators, which dropout draws from, and put them back afterwards."""
+    key = streams.torch_seed(seed, "dropout", *counters)
+    if torch.cuda.is_available() or torch.backends.mps.is_available():
+        with torch.random.fork_rng():
+            torch.manual_seed(key)
+            yield
+        return
+    # Without a device there is one generator, and what the above does beyond it takes longer than a small round.
+    before = torch.get_rng_state()
+    torch.default_generator.manual_seed(key)
+    try:
         yield
+    finally:
+        torch.set_rng_state(before)
