@@ -186,9 +186,8 @@ def _run_stacked(task: Task, common: Common, ids_S: Ints, states_S: Arrays, plan
             # The model is not stacked: everybody's first gradient is at the same point.
             carry = vmap(first_steps, randomness="different")(states, buffers_Q.expand(active, -1), *batches)
             continue
-        if active < len(carry.loss_S):
-            done.insert(0, tree_map(lambda value, a=active: value[a:], carry))
-            carry = tree_map(lambda value, a=active: value[:a], carry)
+        done.insert(0, tree_map(lambda value, a=active: value[a:], carry))
+        carry = tree_map(lambda value, a=active: value[:a], carry)
         carry = vmap(local_steps, randomness="different")(states, carry, *batches)
     carry = join([carry, *done])
     outcome: Outcome = vmap(lambda state, work: update.finish(shared, state, work))(states_S, carry.work)
@@ -202,7 +201,7 @@ def _run_stacked(task: Task, common: Common, ids_S: Ints, states_S: Arrays, plan
 
 
 def _stretches(steps_S: Ints) -> Iterator[tuple[int, int, int]]:
-    """Yield the first local step, the end and the clients of every stretch of steps with the same clients at work.
+    """Yield first step, end and number of clients of every stretch of steps between two clients' ends.
 
     Examples
     --------
