@@ -84,13 +84,18 @@ def draw(figures: Sequence[Figure], file: Path) -> None:
         for column, workload in enumerate(across):
             panel = panels[row, column]
             panel.set_title(f"{workload}, {algorithm}", fontsize="medium")
-            for f in figures:
-                if (f.workload, f.algorithm) == (workload, algorithm) and math.isfinite(f.seconds):
-                    colour = "C0" if f.competitor == "fedpisa" else "0.6"
-                    error = [[f.seconds - f.low], [f.high - f.seconds]]
-                    error = [[max(0.0, side[0])] for side in error]
-                    panel.barh(names.index(f.competitor), f.seconds, xerr=error, color=colour, height=0.7)
+            here = [f for f in figures if (f.workload, f.algorithm) == (workload, algorithm)]
+            here = [f for f in here if math.isfinite(f.seconds)]
+            panel.set_visible(bool(here))
+            for f in here:
+                colour = "C0" if f.competitor == "fedpisa" else "0.6"
+                error = [[f.seconds - f.low], [f.high - f.seconds]]
+                error = [[max(0.0, side[0])] for side in error]
+                panel.barh(names.index(f.competitor), f.seconds, xerr=error, color=colour, height=0.7)
             panel.set_xscale("log")
+            if here:  # from one power of ten to another: else some panels have no number
+                powers = [math.log10(f.seconds) for f in here]
+                panel.set_xlim(10.0 ** math.floor(min(powers)), 10.0 ** (math.floor(max(powers)) + 1))
             panel.xaxis.set_minor_formatter(NullFormatter())  # else they overlap
             panel.set_yticks(range(len(names)), names)
             panel.set_ylim(len(names) - 0.5, -0.5)
