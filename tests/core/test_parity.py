@@ -19,12 +19,15 @@ from fedpisa.flower.compat import to_record
 pytestmark = pytest.mark.filterwarnings("error")
 TOLERANCE = {"float32": 1e-6, "float64": 1e-12}
 # Rules that amplify rounding: the diagonal of a Hessian is a sum of larger terms of both signs; five Newton-Schulz
-# steps multiply a singular value that is zero but for rounding by 485, and the momentum carries it on.
-AMPLIFY = {"hutchinson": 10.0, "newton-schulz": 3e4}
+# steps multiply a singular value that is zero but for rounding by 485, and the momentum carries it on. ProxSkip's
+# momentum runs on over its rounds' random numbers of steps: 0.84e-6 or 1.05e-6 by how one addition is rounded.
+AMPLIFY = {"hutchinson": 10.0, "newton-schulz": 3e4, "scaffnew with momentum": 3.0}
 
 
 def amplified(tolerance: float, case: Any) -> float:
     rule = components.name_of(getattr(case.build().local_update, "preconditioner", None))
+    if case.name == "scaffnew" and "momentum" in case.values:
+        rule = "scaffnew with momentum"
     return tolerance * AMPLIFY.get(rule, 1.0)
 
 
