@@ -7,7 +7,6 @@ to take no room in it, as long as nobody reads them either.
 
 from __future__ import annotations
 
-import ctypes
 import math
 import os
 import shutil
@@ -18,6 +17,8 @@ from typing import Final
 
 import torch
 from torch import Tensor
+
+from fedpisa.memory import advise
 
 _LOG = getLogger("fedpisa")
 
@@ -93,10 +94,8 @@ def release(stack: Tensor) -> None:
 def _advise(stack: Tensor, advice: int) -> None:
     """Tell the system how a mapped stack is used; of anonymous memory it would forget what is in it."""
     assert is_mapped(stack)
-    madvise = ctypes.CDLL(None).madvise
-    madvise.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
     storage = stack.untyped_storage()
-    madvise(storage.data_ptr(), storage.nbytes(), advice)
+    advise(storage.data_ptr(), storage.nbytes(), advice)
 
 
 def weighted_sum(weights_S: Tensor, stack: Tensor) -> Tensor:

@@ -21,8 +21,8 @@ from torch.func import grad, vjp, vmap
 from fedpisa.clients.base import Gradient, MiniBatches
 from fedpisa.features import FeatureLoss
 from fedpisa.layout import ParamLayout
-from fedpisa.stacked import of_all_clients
 from fedpisa.task import Task
+from fedpisa.vmapped import of_all_clients
 
 
 class Threaded(Gradient, Protocol):

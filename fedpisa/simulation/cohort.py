@@ -17,14 +17,15 @@ from torch.func import vmap
 from torch.utils._pytree import tree_map
 
 from fedpisa import streams
+from fedpisa.chain import Chain
 from fedpisa.clients.base import Arrays, LocalUpdate, MiniBatches, Outcome
 from fedpisa.clients.data import ClientData
 from fedpisa.clients.gradients import StackedGradient
 from fedpisa.clients.local import BUFFERS, Client, seeded
 from fedpisa.clients.schedule import Ints, Plan
 from fedpisa.simulation.cores import one_thread_each
-from fedpisa.stacked import of_all_clients
 from fedpisa.task import Task
+from fedpisa.vmapped import of_all_clients
 
 WORTH_A_THREAD: Final = 5_000_000
 """Multiplications of a cohort's local step, clients times samples times parameters, from which it is spread."""
@@ -117,12 +118,19 @@ def one_by_one(task: Task, data: ClientData) -> bool:
 
     A client's vectors then stay in the cache from step to step.
     """
-    return task.chain is not None and bool(task.chain.body_names) and task.chain.fits(data.x)
+    chain = _chain(task, data)
+    return chain is not None and bool(chain.body_names)
 
 
 def in_one_piece(task: Task, data: ClientData) -> bool:
     """Tell whether a cohort is never dealt out: where PyTorch's own threads share batched products of dense layers."""
-    return task.chain is not None and not task.chain.body_names and task.chain.fits(data.x)
+    chain = _chain(task, data)
+    return chain is not None and not chain.body_names
+
+
+def _chain(task: Task, data: ClientData) -> Chain | None:
+    """Return the module as a chain, where gradients written out are of use for these samples."""
+    return task.chain if task.chain is not None and task.chain.fits(data.x) else None
 
 
 @torch.no_grad()

@@ -12,6 +12,8 @@ from typing import Final
 
 import torch
 
+from fedpisa.memory import advise
+
 # From glibc's malloc.h.
 _TRIM_THRESHOLD: Final = -1
 _MMAP_MAX: Final = -4
@@ -77,13 +79,10 @@ def keep_freed_memory() -> bool:
     libc.mallopt(_ARENA_MAX, 1)
     # Addresses, not memory: a page is taken when it is first written to.
     libc.malloc.argtypes, libc.malloc.restype = (ctypes.c_size_t,), ctypes.c_void_p
-    libc.free.argtypes, libc.madvise.argtypes = (
-        (ctypes.c_void_p,),
-        (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int),
-    )
+    libc.free.argtypes = (ctypes.c_void_p,)
     block = libc.malloc(_LARGE)
     if block:
         begin = -(-block // _PAGE) * _PAGE
-        libc.madvise(begin, (block + _LARGE - begin) // _PAGE * _PAGE, _MADV_HUGEPAGE)
+        advise(begin, (block + _LARGE - begin) // _PAGE * _PAGE, _MADV_HUGEPAGE)
         libc.free(block)
     return True

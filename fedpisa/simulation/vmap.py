@@ -102,7 +102,7 @@ class VmapGrid(InProcessGrid):
         on_cpu = data.x.device.type == "cpu"
         keep_freed_memory()
         # What is drawn while the model runs comes from one generator, which threads would share.
-        alone = in_one_piece(task, data) or draws(task, data) or not on_cpu
+        alone = not on_cpu or in_one_piece(task, data) or draws(task, data)
         threads = 1 if alone else torch.get_num_threads()
         self.copies = [deepcopy(task) for _ in range(threads - 1)]
 

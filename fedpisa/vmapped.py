@@ -1,7 +1,7 @@
 """A way out of `torch.func.vmap`: what is written for all stacked clients at once, called where one client is meant.
 
 `torch.autograd.Function` has the same way out, at a tenth of a millisecond a call: as much as all the rest of a small
-model's local step. This module alone uses what PyTorch keeps to itself.
+model's local step. This module alone uses what `torch.func` keeps to itself.
 """
 
 from __future__ import annotations
@@ -16,8 +16,15 @@ from torch._functorch.pyfunctorch import temporarily_pop_interpreter_stack
 def of_all_clients(function: Callable[..., tuple[Tensor, Tensor]], *parts: Tensor) -> tuple[Tensor, Tensor]:
     """Return one client's part of a function of stacked tensors, inside `torch.func.vmap` or outside it.
 
-    ``function`` is called with the parts ``(S, ...)`` of all ``S`` clients; what they share, and outside `vmap`
-    everything, is ``(1, ...)``. It returns two tensors ``(S, ...)``. Nothing is differentiated.
+    Nothing is differentiated.
+
+    Parameters
+    ----------
+    function
+        Takes the parts of all ``S`` clients, ``(S, ...)``, and returns two tensors ``(S, ...)``. What the clients
+        share, and outside `vmap` everything, is ``(1, ...)``.
+    parts
+        One client's arguments.
 
     Examples
     --------
