@@ -11,10 +11,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, final
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -25,56 +24,73 @@ from fedpisa.losses import Loss, losses_and_slopes
 _BODY: Final = (nn.Conv2d, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.MaxPool2d, nn.AvgPool2d, nn.Flatten, nn.Identity)
 
 
+Tensors = Mapping[str, Tensor]
+"""By the parameters' names, those of all clients ``(S, *shape)``, or everybody's ``(1, *shape)``."""
+
+
+@final
+@dataclass(frozen=True)
+class Sum:
+    """Where gradients go: ``total <- beta total + alpha gradient``; with ``beta`` 0 whatever was there is forgotten.
+
+    Each of ``total`` is contiguous, see `ParamLayout.blocks`: there a batched product adds itself to what it finds, at
+    full speed and on several threads.
+    """
+
+    total: Tensors
+    alpha: float = 1.0
+    beta: float = 0.0
+
+    def add(self, name: str, gradient: Tensor) -> None:
+        """Add a gradient."""
+        into = self.total[name]
+        if self.beta:
+            into.mul_(self.beta).add_(gradient, alpha=self.alpha)
+        else:
+            torch.mul(gradient, self.alpha, out=into)
+
+    def add_product(self, name: str, left: Tensor, right: Tensor) -> None:
+        """Add a gradient that is a product of stacked matrices, without writing it down."""
+        self.total[name].baddbmm_(left, right, beta=self.beta, alpha=self.alpha)
+
+
 class Layer(ABC):
     """A layer of the head: its outputs, and the derivatives of what comes after it."""
 
     @abstractmethod
-    def forward(self, params_SP: Tensor, h_SFB: Tensor) -> Tensor:
+    def forward(self, params: Tensors, h_SFB: Tensor) -> Tensor:
         """Return the layer's outputs ``(S, F, B)``."""
 
     @abstractmethod
     def backward(
-        self, params_SP: Tensor, h_SFB: Tensor, out_SFB: Tensor, slope_SFB: Tensor, gradient_SP: Tensor
+        self, params: Tensors, h_SFB: Tensor, out_SFB: Tensor, slope_SFB: Tensor, into: Sum
     ) -> Callable[[], Tensor]:
-        """Write the gradient with respect to the layer's parameters; return a way to that of its inputs."""
+        """Add the gradient with respect to the layer's parameters; return a way to that of its inputs."""
 
 
 @final
 @dataclass(frozen=True)
 class Dense(Layer):
-    """``W h + b``; ``weight`` and ``bias`` are where ``W`` and ``b`` begin in the flat vector."""
+    """``W h + b``; ``weight`` and ``bias`` are the names of ``W`` and ``b``."""
 
-    inputs: int
-    outputs: int
-    weight: int
-    bias: int | None
+    weight: str
+    bias: str | None
 
-    def _weight(self, vectors_SP: Tensor) -> Tensor:
-        part = vectors_SP[:, self.weight : self.weight + self.outputs * self.inputs]
-        return part.view(-1, self.outputs, self.inputs)
-
-    def _bias(self, vectors_SP: Tensor) -> Tensor | None:
-        return None if self.bias is None else vectors_SP[:, self.bias : self.bias + self.outputs, None]
-
-    def forward(self, params_SP: Tensor, h_SFB: Tensor) -> Tensor:
+    def forward(self, params: Tensors, h_SFB: Tensor) -> Tensor:
         """Return ``W h + b``."""
-        weight, bias = self._weight(params_SP).expand(len(h_SFB), -1, -1), self._bias(params_SP)
-        return torch.bmm(weight, h_SFB) if bias is None else torch.baddbmm(bias, weight, h_SFB)
+        weight = params[self.weight].expand(len(h_SFB), -1, -1)
+        if self.bias is None:
+            return torch.bmm(weight, h_SFB)
+        return torch.baddbmm(params[self.bias][:, :, None], weight, h_SFB)
 
     def backward(
-        self, params_SP: Tensor, h_SFB: Tensor, out_SFB: Tensor, slope_SFB: Tensor, gradient_SP: Tensor
+        self, params: Tensors, h_SFB: Tensor, out_SFB: Tensor, slope_SFB: Tensor, into: Sum
     ) -> Callable[[], Tensor]:
-        """Write ``slope h^T`` and the slopes' sum; ``W^T slope`` is the rest."""
-        into = self._weight(gradient_SP)
-        if into.is_contiguous():
-            torch.bmm(slope_SFB, h_SFB.mT, out=into)
-        else:
-            # Straight into a part of each row it would be one product after the other, on one thread.
-            into.copy_(torch.bmm(slope_SFB, h_SFB.mT))
-        bias = self._bias(gradient_SP)
-        if bias is not None:
-            torch.sum(slope_SFB, 2, keepdim=True, out=bias)
-        weight = self._weight(params_SP).expand(len(h_SFB), -1, -1)
+        """Add ``slope h^T`` and the slopes' sum; ``W^T slope`` is the rest."""
+        into.add_product(self.weight, slope_SFB, h_SFB.mT)
+        if self.bias is not None:
+            into.add(self.bias, slope_SFB.sum(2))
+        weight = params[self.weight].expand(len(h_SFB), -1, -1)
         return lambda: torch.bmm(weight.mT, slope_SFB)
 
 
@@ -86,12 +102,12 @@ class Activation(Layer):
     function: Callable[[Tensor], Tensor]
     derivative: Callable[[Tensor, Tensor], Tensor]
 
-    def forward(self, params_SP: Tensor, h_SFB: Tensor) -> Tensor:
+    def forward(self, params: Tensors, h_SFB: Tensor) -> Tensor:
         """Return the function's values."""
         return self.function(h_SFB)
 
     def backward(
-        self, params_SP: Tensor, h_SFB: Tensor, out_SFB: Tensor, slope_SFB: Tensor, gradient_SP: Tensor
+        self, params: Tensors, h_SFB: Tensor, out_SFB: Tensor, slope_SFB: Tensor, into: Sum
     ) -> Callable[[], Tensor]:
         """Return the way to the slope times the derivative; there are no parameters."""
         return lambda: self.derivative(slope_SFB, out_SFB)
@@ -159,11 +175,10 @@ class Chain:
             return None
         if not all(isinstance(layer, nn.Linear) or type(layer) in _ACTIVATIONS for _, layer in head):
             return None
-        begin = dict(zip(layout.names, np.cumsum([0, *layout.sizes]).tolist(), strict=False))
         return cls(
             nn.Sequential(*_pooled_first([layer for _, layer in body])),
             tuple(name for prefix, layer in body for name in _parameters(prefix, layer)),
-            tuple(_layer_of_head(prefix, layer, begin) for prefix, layer in head),
+            tuple(_layer_of_head(prefix, layer) for prefix, layer in head),
             layout,
         )
 
@@ -176,70 +191,86 @@ class Chain:
     def gradient(
         self, params_SP: Tensor, x: Tensor, y_SB: Tensor, weight_SB: Tensor, loss: Callable[[int], Loss]
     ) -> tuple[Tensor, Tensor]:
-        """Return each client's weighted sum of losses ``(S,)`` and its gradient ``(S, P)``.
+        """Return each client's weighted sum of losses ``(S,)`` and its gradient ``(S, P)``; see `add_gradient`.
+
+        ``params_SP`` is each client's point ``(S, P)``, or everybody's ``(1, P)``.
+        """
+        memory_SP = params_SP.new_empty(len(x), self.layout.size)
+        into = Sum(self.layout.blocks(memory_SP))
+        loss_S = self.add_gradient(self.layout.unflatten(params_SP), x, y_SB, weight_SB, loss, into)
+        return loss_S, self.layout.rows(memory_SP)
+
+    def add_gradient(
+        self,
+        params: Tensors,
+        x: Tensor,
+        y_SB: Tensor,
+        weight_SB: Tensor,
+        loss: Callable[[int], Loss],
+        into: Sum,
+    ) -> Tensor:
+        """Return each client's weighted sum of losses ``(S,)``, and add its gradient.
 
         Parameters
         ----------
-        params_SP
-            Each client's point ``(S, P)``, or everybody's ``(1, P)``.
+        params
+            Each client's point, or everybody's.
         x, y_SB, weight_SB
             Samples ``(S, B, ...)``; of those of weight 0 nothing is computed that counts.
         loss
             The loss of a sample, by the number of outputs.
+        into
+            What the gradients are added to.
         """
         assert len(x) == len(y_SB) == len(weight_SB), "only the parameters can be everybody's"
-        gradient_SP = params_SP.new_empty(len(x), self.layout.size)
         if not self.body_names:
             h_SBF = self.body(x.flatten(0, 1)).view(*x.shape[:2], -1)
-            loss_S, _ = self._head(params_SP, h_SBF.mT, y_SB, weight_SB, loss, gradient_SP)
-            return loss_S, gradient_SP
-        loss_S = params_SP.new_empty(len(x))
+            return self._head(params, h_SBF.mT, y_SB, weight_SB, loss, into)[0]
+        loss_S = x.new_empty(len(x))
         for s in range(len(x)):
             real_B = weight_SB[s] > 0
             samples = (x[s], y_SB[s], weight_SB[s])
             if not bool(real_B.all()):
                 samples = (x[s][real_B], y_SB[s][real_B], weight_SB[s][real_B])
-            point_1P = params_SP[s : s + 1] if len(params_SP) > 1 else params_SP
-            loss_S[s] = self._alone(point_1P, *samples, loss, gradient_SP[s : s + 1])
-        return loss_S, gradient_SP
+            total = {name: part[s : s + 1] for name, part in into.total.items()}
+            point = {name: part[s : s + 1] if len(part) > 1 else part for name, part in params.items()}
+            loss_S[s] = self._alone(point, *samples, loss, replace(into, total=total))
+        return loss_S
 
     def _alone(
         self,
-        params_1P: Tensor,
+        params: Tensors,
         x: Tensor,
         y_B: Tensor,
         weight_B: Tensor,
         loss: Callable[[int], Loss],
-        gradient_1P: Tensor,
+        into: Sum,
     ) -> Tensor:
-        """Return one client's loss, and write its gradient."""
-        views, into = self.layout.unflatten(params_1P[0]), self.layout.unflatten(gradient_1P[0])
+        """Return one client's loss, and add its gradient; ``params`` and ``into`` are stacks of one."""
         # PyTorch's convolutions are faster where the channels lie together.
-        point = [_channels_last(views[name]).detach().requires_grad_() for name in self.body_names]
+        point = [_channels_last(params[name][0]).detach().requires_grad_() for name in self.body_names]
         named = dict(zip((name for name, _ in self.body.named_parameters()), point, strict=True))
         with torch.enable_grad():
             h_BF = functional_call(self.body, named, (_channels_last(x),))
-        loss_1, slope_1FB = self._head(
-            params_1P, h_BF.detach().mT[None], y_B[None], weight_B[None], loss, gradient_1P
-        )
+        loss_1, slope_1FB = self._head(params, h_BF.detach().mT[None], y_B[None], weight_B[None], loss, into)
         gradients = torch.autograd.grad(h_BF, point, slope_1FB()[0].mT)
         for name, gradient in zip(self.body_names, gradients, strict=True):
-            into[name].copy_(gradient)
+            into.add(name, gradient[None])
         return loss_1[0]
 
     def _head(
         self,
-        params_SP: Tensor,
+        params: Tensors,
         h_SFB: Tensor,
         y_SB: Tensor,
         weight_SB: Tensor,
         loss: Callable[[int], Loss],
-        gradient_SP: Tensor,
+        into: Sum,
     ) -> tuple[Tensor, Callable[[], Tensor]]:
-        """Return the losses ``(S,)`` and the way to the gradient of the features; write that of the parameters."""
+        """Return the losses ``(S,)`` and the way to the gradient of the features; add that of the parameters."""
         values = [h_SFB]
         for layer in self.head:
-            values.append(layer.forward(params_SP, values[-1]))
+            values.append(layer.forward(params, values[-1]))
         losses_SB, slopes_SFB = losses_and_slopes(loss(values[-1].shape[1]), values[-1], y_SB)
         # A padded row may have an infinite loss; 0 * inf would spoil the sum.
         padded_SB = weight_SB == 0
@@ -251,7 +282,7 @@ class Chain:
 
         for number in reversed(range(len(self.head))):
             h, out = values[number : number + 2]
-            slope = self.head[number].backward(params_SP, h, out, slope(), gradient_SP)
+            slope = self.head[number].backward(params, h, out, slope(), into)
         return loss_S, slope
 
 
@@ -287,11 +318,10 @@ def _parameters(prefix: str, layer: nn.Module) -> list[str]:
     return [f"{prefix}{name}" for name, _ in layer.named_parameters()]
 
 
-def _layer_of_head(prefix: str, layer: nn.Module, begin: Mapping[str, int]) -> Layer:
+def _layer_of_head(prefix: str, layer: nn.Module) -> Layer:
     if not isinstance(layer, nn.Linear):
         return _ACTIVATIONS[type(layer)]
-    bias = None if layer.bias is None else begin[f"{prefix}bias"]
-    return Dense(layer.in_features, layer.out_features, begin[f"{prefix}weight"], bias)
+    return Dense(f"{prefix}weight", None if layer.bias is None else f"{prefix}bias")
 
 
 def _channels_last(tensor: Tensor) -> Tensor:

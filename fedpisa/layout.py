@@ -82,9 +82,40 @@ class ParamLayout:
         return torch.cat(parts) if parts else torch.zeros(0, dtype=dtype)
 
     def unflatten(self, vector_P: Tensor) -> dict[str, Tensor]:
-        """Return views of ``vector_P`` ``(P,)`` under the module's names; integer tensors are rounded copies."""
-        parts = torch.split(vector_P, self.sizes)
+        """Return views of ``vector_P`` under the module's names; integer tensors are rounded copies.
+
+        Of a stack of vectors ``(S, P)`` they are ``(S, *shape)``.
+        """
+        parts = torch.split(vector_P, self.sizes, dim=-1)
+        views = [
+            part.view(vector_P.shape[:-1] + shape) for part, shape in zip(parts, self.shapes, strict=True)
+        ]
         return {
-            name: part.view(shape) if dtype.is_floating_point else part.view(shape).round().to(dtype)
-            for name, shape, dtype, part in zip(self.names, self.shapes, self.dtypes, parts, strict=True)
+            name: view if dtype.is_floating_point else view.round().to(dtype)
+            for name, dtype, view in zip(self.names, self.dtypes, views, strict=True)
         }
+
+    def blocks(self, memory_SP: Tensor) -> dict[str, Tensor]:
+        """Share out the memory of a stack of vectors in another order: views ``(S, *shape)``, each of them contiguous.
+
+        A stack of one is in this order anyway; any other is no stack of vectors meanwhile: see `rows`.
+
+        Examples
+        --------
+        >>> layout, memory_SP = ParamLayout.of_parameters(nn.Linear(1, 1)), torch.zeros(2, 2)
+        >>> layout.blocks(memory_SP)["bias"].fill_(1.0).shape, layout.rows(memory_SP)
+        (torch.Size([2, 1]), tensor([[0., 1.],
+                [0., 1.]]))
+        """
+        count = len(memory_SP)
+        parts = torch.split(memory_SP.view(-1), [count * size for size in self.sizes])
+        return {
+            name: part.view(count, *shape)
+            for name, shape, part in zip(self.names, self.shapes, parts, strict=True)
+        }
+
+    def rows(self, memory_SP: Tensor) -> Tensor:
+        """Return the stack of vectors ``(S, P)`` whose memory was shared out by `blocks`."""
+        if len(memory_SP) == 1:
+            return memory_SP
+        return torch.cat([block.flatten(1) for block in self.blocks(memory_SP).values()], 1)

@@ -12,6 +12,8 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterable
+from functools import reduce
 from logging import getLogger
 from typing import Final
 
@@ -25,6 +27,8 @@ _LOG = getLogger("fedpisa")
 UNLIMITED: Final = sys.maxsize
 ROWS: Final = 64
 """Rows that are worked on at once, so that copies of another type stay small."""
+_LONG: Final = 2**15
+"""Numbers of a row from which rows are copied one by one, on all cores: `index_copy_` takes one core, and longer."""
 # From Linux's mman-common.h; the same on macOS.
 _MADV_RANDOM: Final = 1
 _MADV_DONTNEED: Final = 4
@@ -80,7 +84,11 @@ def take(stack: Tensor, ids_S: Tensor) -> Tensor:
 def put(stack: Tensor, ids_S: Tensor, rows_S: Tensor) -> Tensor:
     """Write rows, and return the stack."""
     if not is_mapped(stack):
-        return stack.index_copy_(0, ids_S, rows_S)
+        if stack.device.type != "cpu" or stack[0].numel() < _LONG:
+            return stack.index_copy_(0, ids_S, rows_S)
+        for row, new in zip(ids_S.tolist(), rows_S.unbind(), strict=True):
+            stack[row].copy_(new)
+        return stack
     stack.index_copy_(0, ids_S.cpu(), rows_S.cpu())
     release(stack)
     return stack
@@ -107,10 +115,7 @@ def weighted_sum(weights_S: Tensor, stack: Tensor) -> Tensor:
     tensor([7.], dtype=torch.float64)
     """
     ids_S = weights_S.nonzero().flatten()
-    total_P = torch.zeros(stack.shape[1:], dtype=torch.float64, device=weights_S.device)
-    for ids_B in torch.split(ids_S, ROWS):
-        total_P += weights_S[ids_B].double() @ take(stack, ids_B).double()
-    return total_P
+    return _added_up((weights_S[ids_B], take(stack, ids_B)) for ids_B in torch.split(ids_S, ROWS))
 
 
 def precise_sum(weights_S: Tensor, rows_SP: Tensor) -> Tensor:
@@ -121,7 +126,9 @@ def precise_sum(weights_S: Tensor, rows_SP: Tensor) -> Tensor:
     >>> precise_sum(torch.tensor([2.0, 1.0]), torch.tensor([[1.0], [5.0]]))
     tensor([7.], dtype=torch.float64)
     """
-    total_P = torch.zeros(rows_SP.shape[1:], dtype=torch.float64, device=weights_S.device)
-    for weights_B, rows_BP in zip(torch.split(weights_S, ROWS), torch.split(rows_SP, ROWS), strict=True):
-        total_P += weights_B.double() @ rows_BP.double()
-    return total_P
+    return _added_up(zip(torch.split(weights_S, ROWS), torch.split(rows_SP, ROWS), strict=True))
+
+
+def _added_up(parts: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    """Return the parts' sums of weighted rows, added up in float64."""
+    return reduce(torch.add, (weights_B.double() @ rows_BP.double() for weights_B, rows_BP in parts))

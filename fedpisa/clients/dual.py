@@ -60,9 +60,13 @@ class LagrangianSGD(SGDUpdate, DualUpdate, ABC):
         """Return ``pi_i = 0``."""
         return {"dual": torch.zeros_like(params_P)}
 
-    def correction(self, down: Arrays, state: Arrays, drift_P: Tensor) -> Tensor:
-        """Return the gradient of what the Lagrangian adds to the loss."""
-        return state["dual"] + self.sigma * drift_P
+    def shift(self, down: Arrays, state: Arrays) -> Tensor:
+        """Return ``pi_i``."""
+        return state["dual"]
+
+    def pull(self, down: Arrays) -> float:
+        """Return ``sigma``."""
+        return self.sigma
 
     def ascend(self, down: Arrays, state: Arrays, work: Arrays) -> tuple[Tensor, Tensor, Arrays]:
         """Return ``v_K`` and the dual after its step, both ``(P,)``, and the metrics."""

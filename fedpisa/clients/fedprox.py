@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
-from torch import Tensor
-
 from fedpisa.clients.base import Arrays, Outcome
 from fedpisa.clients.sgd import SGDUpdate
 from fedpisa.typing import NonNegative
@@ -41,9 +39,9 @@ class ProximalSGDUpdate(SGDUpdate):
 
     proximal_mu: NonNegative = 0.1
 
-    def correction(self, down: Arrays, state: Arrays, drift_P: Tensor) -> Tensor:
-        """Return the gradient of the squared distance."""
-        return self.proximal_mu * drift_P
+    def pull(self, down: Arrays) -> float:
+        """Return ``mu_prox``: the squared distance's gradient is that times the drift."""
+        return self.proximal_mu
 
     def finish(self, down: Arrays, state: Arrays, work: Arrays) -> Outcome:
         """Upload the local model."""

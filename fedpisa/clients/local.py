@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import final
@@ -14,8 +14,7 @@ from torch import Tensor
 from fedpisa import streams
 from fedpisa.clients.base import Arrays, LocalUpdate, MiniBatches, Outcome
 from fedpisa.clients.data import rows
-from fedpisa.clients.gradients import AutogradGradient, Threaded
-from fedpisa.clients.schedule import Plan
+from fedpisa.clients.gradients import AutogradGradient
 from fedpisa.task import Task
 
 BUFFERS = "buffers"
@@ -52,33 +51,13 @@ class Client:
 
     def run_round(self, server_round: int, down: Arrays, state: Arrays) -> Outcome:
         """Return the outcome of one round, buffers in the upload and ``train-loss``, ``local-steps`` in the metrics."""
-        schedule = self.update.at_round(server_round).schedule()
-        plan = schedule.plan(np.array([len(self.x)]), np.array([self.client_id]), server_round, self.seed)
-        with seeded(self.seed, server_round, self.client_id):
-            return self.train(server_round, plan, down, state, AutogradGradient)
-
-    def train(
-        self,
-        server_round: int,
-        plan: Plan,
-        down: Arrays,
-        state: Arrays,
-        gradient_at: Callable[[Task, Tensor], Threaded],
-    ) -> Outcome:
-        """Return what `run_round` does, by any kind of gradient; a module's random numbers are the caller's affair.
-
-        Parameters
-        ----------
-        server_round
-            1, 2, ...
-        plan
-            The samples of its round, of this client alone.
-        down, state
-            The broadcast and the client's own state.
-        gradient_at
-            Makes a local step's gradient, of the task and the buffers.
-        """
-        update, steps = self.update.at_round(server_round), int(plan.steps_S[0])
+        update, size_1, id_1 = (
+            self.update.at_round(server_round),
+            np.array([len(self.x)]),
+            np.array([self.client_id]),
+        )
+        plan = update.schedule().plan(size_1, id_1, server_round, self.seed)
+        steps = int(plan.steps_S[0])
         index_KCB = torch.from_numpy(plan.index_SKCB[0, :steps]).to(self.x.device)
         weight_KCB = torch.from_numpy(plan.weight_SKCB[0, :steps]).to(self.x)
         key_SK = streams.step_keys(self.seed, np.array([self.client_id]), server_round, steps)
@@ -86,12 +65,13 @@ class Client:
         down = dict(down)
         buffers_Q = down.pop(BUFFERS, down["params"].new_zeros(0))
         work, losses = update.start(down, state), []
-        for index_CB, weight_CB, key in zip(index_KCB, weight_KCB, key_K, strict=True):
-            gradient = gradient_at(self.task, buffers_Q)
-            batch = MiniBatches(rows(self.x, index_CB), rows(self.y, index_CB), weight_CB, key)
-            work = update.step(gradient, down, state, work, batch)
-            buffers_Q = gradient.buffers_Q
-            losses += [] if gradient.loss is None else [gradient.loss]
+        with seeded(self.seed, server_round, self.client_id):
+            for index_CB, weight_CB, key in zip(index_KCB, weight_KCB, key_K, strict=True):
+                gradient = AutogradGradient(self.task, buffers_Q)
+                batch = MiniBatches(rows(self.x, index_CB), rows(self.y, index_CB), weight_CB, key)
+                work = update.step(gradient, down, state, work, batch)
+                buffers_Q = gradient.buffers_Q
+                losses += [] if gradient.loss is None else [gradient.loss]
         outcome = update.finish(down, state, work)
         return Outcome(
             upload={**outcome.upload, BUFFERS: buffers_Q} if len(buffers_Q) else outcome.upload,

@@ -137,7 +137,9 @@ class PisaUpdate(DualUpdate):
         memory = _without(work, "drift", "value", "steps")
         q_P, memory = self.preconditioner.direction(state["dual"] + g_P, slope, memory)
         scale_P, memory = self.preconditioner(q_P, slope, memory)
-        step_P = -(q_P + self.sigma * drift_P) / (self.sigma + self.rho * scale_P)
+        # Each of these passes over all clients' vectors takes as long as some of the gradient: no more than needed.
+        step_P = torch.add(q_P, drift_P, alpha=self.sigma)
+        step_P.div_(torch.sub(scalar_like(q_P, -self.sigma), scale_P, alpha=self.rho))
         # F_i(w_i) to first order along the path: the loss where it began, then <g, step> for each step.
         value = work["value"] + torch.where(work["steps"] == 0, loss, 0) + (g_P * step_P).sum()
         return {"drift": drift_P + step_P, "value": value, "steps": work["steps"] + 1, **memory}
@@ -145,11 +147,11 @@ class PisaUpdate(DualUpdate):
     def finish(self, down: Arrays, state: Arrays, work: Arrays) -> Outcome:
         """Move the dual (2.14) and upload ``z_i``."""
         drift_P = work["drift"]
-        dual_P = state["dual"] + self.sigma * drift_P
+        dual_P = torch.add(state["dual"], drift_P, alpha=self.sigma)
         squared_drift = (drift_P * drift_P).sum()
         lagrangian = work["value"] + (dual_P * drift_P).sum() + self.sigma / 2 * squared_drift
         return Outcome(
-            upload={"z": down["params"] + (drift_P + dual_P / self.sigma)},
+            upload={"z": down["params"] + torch.add(drift_P, dual_P, alpha=1 / self.sigma)},
             state={"dual": dual_P, **_without(work, "drift", "value", "steps")},
             metrics={"squared-drift": squared_drift, "lagrangian": lagrangian},
         )

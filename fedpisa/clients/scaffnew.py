@@ -92,13 +92,13 @@ class ScaffnewUpdate(SGDSteps):
         """Return ``h_i = 0``."""
         return {"z": torch.zeros_like(params_P), "stiffness": scalar_like(params_P)}
 
-    def correction(self, down: Arrays, state: Arrays, drift_P: Tensor) -> Tensor:
+    def shift(self, down: Arrays, state: Arrays) -> Tensor:
         """Return ``-h_i``."""
         return state["stiffness"] * (state["z"] - down["params"])
 
     def finish(self, down: Arrays, state: Arrays, work: Arrays) -> Outcome:
         """Upload and keep ``z_i``."""
-        shift_P = self.correction(down, state, work["drift"]) / self.stiffness
+        shift_P = self.shift(down, state) / self.stiffness
         z_P = down["params"] + (work["drift"] + shift_P)
         return Outcome(
             {"z": z_P}, {"z": z_P, "stiffness": torch.full_like(state["stiffness"], self.stiffness)}, {}

@@ -49,7 +49,7 @@ class ScaffoldUpdate(SGDUpdate):
         """Return ``c_i = 0``."""
         return {"control": torch.zeros_like(params_P)}
 
-    def correction(self, down: Arrays, state: Arrays, drift_P: Tensor) -> Tensor:
+    def shift(self, down: Arrays, state: Arrays) -> Tensor:
         """Return ``c - c_i``."""
         return down["control"] - state["control"]
 

@@ -18,7 +18,7 @@ from fedpisa.typing import NonNegative, Positive, PositiveInt, Probability
 class SGDSteps(LocalUpdate, ABC):
     r"""SGD on the client's own samples, starting at the global model ``w``, with room for a correction.
 
-    ``v_0 = w``, ``g = grad f_i(v_k; B_k) + weight-decay v_k + correction``,
+    ``v_0 = w``, ``g = grad f_i(v_k; B_k) + weight-decay v_k + shift + pull (v_k - w)``,
     ``m = momentum m + g``, ``v_{k+1} = v_k - learning-rate m``.
 
     The momentum buffer starts at zero every round, as a fresh `torch.optim.SGD` would. Working variables: the
@@ -48,9 +48,13 @@ class SGDSteps(LocalUpdate, ABC):
         """Return where the steps begin and the drift is counted from ``(P,)``: by default the global model."""
         return down["params"]
 
-    def correction(self, down: Arrays, state: Arrays, drift_P: Tensor) -> Tensor | None:
-        """Return what is added to the gradient at ``centre + drift`` ``(P,)``; ``None`` for nothing."""
+    def shift(self, down: Arrays, state: Arrays) -> Tensor | None:
+        """Return what is added to all of the round's gradients ``(P,)``; ``None`` for nothing."""
         return None
+
+    def pull(self, down: Arrays) -> float:
+        """Return how much of the drift is added to the gradient."""
+        return 0.0
 
     def slope(
         self, gradient: Gradient, down: Arrays, state: Arrays, v_P: Tensor, batch: MiniBatches
@@ -70,20 +74,26 @@ class SGDSteps(LocalUpdate, ABC):
         self, gradient: Gradient, down: Arrays, state: Arrays, work: Arrays, batch: MiniBatches
     ) -> Arrays:
         """Take one SGD step."""
-        v_P = self.centre(down, state) + work["drift"]
+        drift_P = work["drift"]
+        v_P = self.centre(down, state) + drift_P
         g_P = self.slope(gradient, down, state, v_P, batch)
         if self.weight_decay:
             g_P = g_P + self.weight_decay * v_P
-        correction_P = self.correction(down, state, work["drift"])
-        if correction_P is not None:
-            g_P = g_P + correction_P
+        if (shift_P := self.shift(down, state)) is not None:
+            g_P = g_P + shift_P
+        if pull := self.pull(down):
+            g_P = g_P + pull * drift_P
+        moved = {"m": self.momentum * work["m"] + g_P} if self.momentum else {}
+        drift_P = torch.sub(drift_P, moved.get("m", g_P), alpha=self.learning_rate)
+        return {"drift": drift_P, **moved, **self.counted(work)}
+
+    def counted(self, work: Arrays) -> Arrays:
+        """Return the working variables that count, one step later."""
         steps = work["steps"] + 1
         if not self.momentum:
-            return {"drift": torch.sub(work["drift"], g_P, alpha=self.learning_rate), "steps": steps}
-        m_P = self.momentum * work["m"] + g_P
+            return {"steps": steps}
         gain = self.momentum * work["gain"] + 1
-        path = {"steps": steps, "gain": gain, "length": work["length"] + gain}
-        return {"drift": torch.sub(work["drift"], m_P, alpha=self.learning_rate), "m": m_P, **path}
+        return {"steps": steps, "gain": gain, "length": work["length"] + gain}
 
     def path_length(self, work: Arrays) -> Tensor:
         r"""Return ``sum_k a_k`` ``()``, where ``w - v_K = learning-rate sum_k a_k g_k``.
@@ -121,8 +131,7 @@ class SGDUpdate(SGDSteps, ABC):
 class LocalSGDUpdate(SGDUpdate):
     r"""Plain local SGD, see `SGDUpdate`; uploads the local model ``v_K``.
 
-    If the server's config carries ``proximal-mu``, as Flower's FedProx sends it, ``mu_prox (v - w)`` is the
-    correction.
+    If the server's config carries ``proximal-mu``, as Flower's FedProx sends it, it is the `pull`.
 
     References
     ----------
@@ -139,9 +148,9 @@ class LocalSGDUpdate(SGDUpdate):
     tensor([2.])
     """
 
-    def correction(self, down: Arrays, state: Arrays, drift_P: Tensor) -> Tensor | None:
-        """Return the proximal term, if the server asks for one."""
-        return down["proximal-mu"] * drift_P if "proximal-mu" in down else None
+    def pull(self, down: Arrays) -> float:
+        """Return ``mu_prox``, if the server asks for a proximal term."""
+        return float(down["proximal-mu"]) if "proximal-mu" in down else 0.0
 
     def finish(self, down: Arrays, state: Arrays, work: Arrays) -> Outcome:
         """Upload the local model."""

@@ -20,9 +20,11 @@ from fedpisa import streams
 from fedpisa.chain import Chain
 from fedpisa.clients.base import Arrays, LocalUpdate, MiniBatches, Outcome
 from fedpisa.clients.data import ClientData
+from fedpisa.clients.descent import descend, descends
 from fedpisa.clients.gradients import StackedGradient
-from fedpisa.clients.local import BUFFERS, Client, seeded
+from fedpisa.clients.local import BUFFERS, seeded
 from fedpisa.clients.schedule import Ints, Plan
+from fedpisa.clients.sgd import SGDSteps
 from fedpisa.simulation.cores import one_thread_each
 from fedpisa.task import Task
 from fedpisa.vmapped import of_all_clients
@@ -133,22 +135,26 @@ def _chain(task: Task, data: ClientData) -> Chain | None:
     return task.chain if task.chain is not None and task.chain.fits(data.x) else None
 
 
-@torch.no_grad()
 def _run_one_by_one(task: Task, common: Common, ids_S: Ints, states_S: Arrays, plan: Plan) -> Outcome:
-    """Return the stacked outcome of clients, each computed by itself."""
-    update, data, seed, server_round, down = common
+    """Return the stacked outcome of clients, each of them a stack of its own."""
     outcomes = []
-    for row, client_id in enumerate(ids_S.tolist()):
-        client = Client(task, update, *data.client(client_id), client_id, seed)
-        own = plan.rows(np.array([row]))
-        state = {name: value[row] for name, value in states_S.items()}
-        outcomes.append(client.train(server_round, own, down, state, StackedGradient))
-    stacked: Outcome = tree_map(lambda *values: torch.stack(values), *outcomes)
+    for row in range(len(ids_S)):
+        own = {name: value[row : row + 1] for name, value in states_S.items()}
+        outcomes.append(_run_stacked(task, common, ids_S[row : row + 1], own, plan.rows(np.array([row]))))
+    stacked: Outcome = join(outcomes)
     return stacked
 
 
+class Batches(NamedTuple):
+    """The mini-batches of some clients' steps: `Plan`'s, rows of all the samples, and the steps' random keys."""
+
+    rows_SKCB: Tensor
+    weight_SKCB: Tensor
+    key_SK: Tensor
+
+
 class Carry(NamedTuple):
-    """What clients take from one local step to the next.
+    """What clients take from one local step to the next; ``work`` is empty before the first.
 
     ``losses_S`` is the number of steps whose losses ``loss_S`` adds up: a step may do without a gradient.
     """
@@ -165,38 +171,23 @@ def _run_stacked(task: Task, common: Common, ids_S: Ints, states_S: Arrays, plan
     update, data, seed, server_round, down = common
     update, shared = update.at_round(server_round), dict(down)
     device, steps = data.x.device, int(plan.steps_S.max())
-    rows_SKCB = torch.from_numpy(plan.index_SKCB + data.begin_N[ids_S, None, None, None]).to(device)
-    weight_SKCB = torch.from_numpy(plan.weight_SKCB).to(data.x)
-    key_SK = torch.from_numpy(streams.step_keys(seed, ids_S, server_round, steps)).to(device)
+    batches = Batches(
+        torch.from_numpy(plan.index_SKCB + data.begin_N[ids_S, None, None, None]).to(device),
+        torch.from_numpy(plan.weight_SKCB).to(data.x),
+        torch.from_numpy(streams.step_keys(seed, ids_S, server_round, steps)).to(device),
+    )
     buffers_Q = shared.pop(BUFFERS, shared["params"].new_zeros(0))
-    none = shared["params"].new_zeros(())
-
-    def first_steps(state: Arrays, buffers_Q: Tensor, *batches: Tensor) -> Carry:
-        return local_steps(state, Carry(update.start(shared, state), buffers_Q, none, none), *batches)
-
-    def local_steps(state: Arrays, carry: Carry, *batches: Tensor) -> Carry:
-        work, buffers_Q, loss, losses = carry
-        for rows_CB, weight_CB, key in zip(*(part.unbind() for part in batches), strict=True):
-            x, y_CB = of_all_clients(data.samples, rows_CB)
-            gradient = StackedGradient(task, buffers_Q)
-            work = update.step(gradient, shared, state, work, MiniBatches(x, y_CB, weight_CB, key))
-            buffers_Q = gradient.buffers_Q
-            if gradient.loss is not None:
-                loss, losses = loss + gradient.loss, losses + 1
-        return Carry(work, buffers_Q, loss, losses)
-
+    none_S = shared["params"].new_zeros(len(ids_S))
+    carry = Carry({}, buffers_Q.expand(len(ids_S), -1), none_S, none_S)
+    take_steps = _descend if _chain(task, data) is not None and descends(update) else _take_steps
     done: list[Carry] = []
-    carry: Any = None
     for begin, end, active in _stretches(plan.steps_S):
-        batches = [part[:active, begin:end] for part in (rows_SKCB, weight_SKCB, key_SK)]
+        if active < len(carry.loss_S):
+            done.insert(0, tree_map(lambda value, a=active: value[a:], carry))
+            carry = tree_map(lambda value, a=active: value[:a], carry)
         states = {name: value[:active] for name, value in states_S.items()}
-        if begin == 0:
-            # The model is not stacked: everybody's first gradient is at the same point.
-            carry = vmap(first_steps, randomness="different")(states, buffers_Q.expand(active, -1), *batches)
-            continue
-        done.insert(0, tree_map(lambda value, a=active: value[a:], carry))
-        carry = tree_map(lambda value, a=active: value[:a], carry)
-        carry = vmap(local_steps, randomness="different")(states, carry, *batches)
+        own = Batches(*(part[:active, begin:end] for part in batches))
+        carry = take_steps(task, update, data, shared, states, carry, own)
     carry = join([carry, *done])
     outcome: Outcome = vmap(lambda state, work: update.finish(shared, state, work))(states_S, carry.work)
     buffers = {BUFFERS: carry.buffers_SQ} if carry.buffers_SQ.shape[1] else {}
@@ -206,6 +197,55 @@ def _run_stacked(task: Task, common: Common, ids_S: Ints, states_S: Arrays, plan
         "local-steps": torch.from_numpy(plan.gradients_S).to(carry.loss_S),
     }
     return Outcome({**outcome.upload, **buffers}, dict(outcome.state), metrics)
+
+
+def _take_steps(
+    task: Task,
+    update: LocalUpdate,
+    data: ClientData,
+    down: Arrays,
+    states_S: Arrays,
+    carry: Carry,
+    batches: Batches,
+) -> Carry:
+    """Take an update's steps, whatever they are, for all clients in one `vmap`."""
+
+    def of_one(state: Arrays, carry: Carry, batches: Batches) -> Carry:
+        work, buffers_Q, loss, losses = carry
+        # Begun here, the model is not stacked: everybody's first gradient is at the same point.
+        work = work or update.start(down, state)
+        for rows_CB, weight_CB, key in zip(*(part.unbind() for part in batches), strict=True):
+            x, y_CB = of_all_clients(data.samples, rows_CB)
+            gradient = StackedGradient(task, buffers_Q)
+            work = update.step(gradient, down, state, work, MiniBatches(x, y_CB, weight_CB, key))
+            buffers_Q = gradient.buffers_Q
+            if gradient.loss is not None:
+                loss, losses = loss + gradient.loss, losses + 1
+        return Carry(work, buffers_Q, loss, losses)
+
+    after: Carry = vmap(of_one, randomness="different")(states_S, carry, batches)
+    return after
+
+
+def _descend(
+    task: Task,
+    update: LocalUpdate,
+    data: ClientData,
+    down: Arrays,
+    states_S: Arrays,
+    carry: Carry,
+    batches: Batches,
+) -> Carry:
+    """Take the steps of plain SGD; see `fedpisa.clients.descent`."""
+    assert task.chain is not None
+    assert isinstance(update, SGDSteps)
+    work = carry.work or vmap(lambda state, _: update.start(down, state))(states_S, carry.loss_S)
+    parts = zip(*(part.flatten(2).unbind(1) for part in batches[:2]), strict=True)
+    samples = ((*data.samples(rows_SB), weight_SB) for rows_SB, weight_SB in parts)
+    work, loss_S = descend(
+        update, task.chain, task.loss, down, states_S, work, samples, begins=not carry.work
+    )
+    return Carry(work, carry.buffers_SQ, carry.loss_S + loss_S, carry.losses_S + batches.key_SK.shape[1])
 
 
 def _stretches(steps_S: Ints) -> Iterator[tuple[int, int, int]]:

@@ -431,7 +431,7 @@ def test_fedprox_squares_its_norm(quadratic: Any) -> None:
     down = {"params": w}
     for scale in (0.0, 1.0, 2.0, 100.0):
         v = w + scale * offset
-        got = update.correction(down, {}, v - w)
+        got = update.pull(down) * (v - w)
         penalty = torch.autograd.functional.jacobian(lambda v: 0.25 * ((v - w) ** 2).sum(), v)
         torch.testing.assert_close(got, 0.5 * scale * offset)
         torch.testing.assert_close(got, penalty)

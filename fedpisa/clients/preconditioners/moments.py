@@ -76,7 +76,7 @@ class RMSprop(Preconditioner):
 
     def __call__(self, q_P: Tensor, slope: Slope, memory: Arrays) -> tuple[Tensor, Arrays]:
         """Average the second moment."""
-        n_P = self.beta * memory["second-moment"] + (1 - self.beta) * q_P * q_P
+        n_P = (self.beta * memory["second-moment"]).add_(q_P * q_P, alpha=1 - self.beta)
         return _bounded_root(n_P, self.eta) + self.eps, {"second-moment": n_P}
 
 
@@ -115,14 +115,14 @@ class Adam(Preconditioner):
 
     def __call__(self, q_P: Tensor, slope: Slope, memory: Arrays) -> tuple[Tensor, Arrays]:
         """Average the second moment and correct its bias."""
-        n_P = self.beta * memory["second-moment"] + (1 - self.beta) * q_P * q_P
+        n_P = (self.beta * memory["second-moment"]).add_(q_P * q_P, alpha=1 - self.beta)
         count = memory["count"] + 1
         # 1 - beta^t, without the cancellation that costs float32 half of its digits.
         log_beta = log(self.beta) if self.beta else -inf
         share = -torch.expm1(count * log_beta) if self.bias_correction == "adam" else 1 - self.beta
-        return _bounded_root(n_P / share, self.eta) + self.eps, {"second-moment": n_P, "count": count}
+        return _bounded_root(n_P / share, self.eta).add_(self.eps), {"second-moment": n_P, "count": count}
 
 
 def _bounded_root(n_P: Tensor, eta: float) -> Tensor:
     """Return ``sqrt(min(n, eta^2))``."""
-    return n_P.sqrt() if eta == inf else n_P.clamp(max=eta**2).sqrt()
+    return n_P.sqrt() if eta == inf else n_P.clamp(max=eta**2).sqrt_()

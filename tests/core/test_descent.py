@@ -1,0 +1,167 @@
+"""SGD's steps that write no gradient down, against the steps themselves in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, final
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import vmap
+
+from fedpisa.chain import Sum
+from fedpisa.clients.base import Arrays, Gradient, MiniBatches
+from fedpisa.clients.descent import descend, descends
+from fedpisa.clients.fedadmm import FedADMMUpdate
+from fedpisa.clients.feddr import FedDRUpdate
+from fedpisa.clients.feddyn import FedDynUpdate
+from fedpisa.clients.fednova import NormalisedSGDUpdate
+from fedpisa.clients.fedpd import FedPDUpdate
+from fedpisa.clients.fedprox import ProximalSGDUpdate
+from fedpisa.clients.gradients import AutogradGradient
+from fedpisa.clients.moon import MoonUpdate
+from fedpisa.clients.pisa import PisaUpdate
+from fedpisa.clients.scaffnew import ScaffnewUpdate
+from fedpisa.clients.scaffold import ScaffoldUpdate
+from fedpisa.clients.sgd import LocalSGDUpdate, SGDSteps
+from fedpisa.task import Task
+
+CLIENTS, STAYING, SAMPLES, STEPS = 3, 2, 5, 4
+UPDATES: tuple[type[Any], ...] = (
+    LocalSGDUpdate,
+    NormalisedSGDUpdate,
+    ProximalSGDUpdate,
+    ScaffoldUpdate,
+    ScaffnewUpdate,
+    FedDynUpdate,
+    FedADMMUpdate,
+    FedDRUpdate,
+    FedPDUpdate,
+)
+OPTIONS: tuple[dict[str, float], ...] = (
+    {},
+    {"momentum": 0.9},
+    {"weight_decay": 0.3},
+    {"momentum": 0.9, "weight_decay": 0.3},
+)
+
+
+def dense() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(36, 7, bias=False), nn.Tanh(), nn.Linear(7, 3))
+
+
+def convolutional() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8, 3))
+
+
+@contextmanager
+def nothing_is_zero_by_chance() -> Iterator[None]:
+    """Fill memory that nobody wrote to with NaN."""
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def numbers(generator: torch.Generator, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def batches_of(generator: torch.Generator, clients: int) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Return each step's samples; the last client's mini-batches have two of them."""
+    batches = []
+    for _ in range(STEPS):
+        x, y_SB = (
+            numbers(generator, clients, SAMPLES, 1, 6, 6),
+            torch.randint(0, 3, (clients, SAMPLES), generator=generator),
+        )
+        weight_SB = torch.full((clients, SAMPLES), 1 / SAMPLES, dtype=torch.float64)
+        weight_SB[-1] = torch.tensor([0.5, 0.5, 0, 0, 0])
+        batches.append((x, y_SB, weight_SB))
+    return batches
+
+
+def step_by_step(
+    update: SGDSteps, task: Task, down: Arrays, state: Arrays, work: Arrays, batches: list[tuple[Tensor, ...]]
+) -> tuple[Arrays, Tensor]:
+    """Take one client's steps by `SGDSteps.step` and PyTorch's autograd."""
+    loss = torch.zeros((), dtype=torch.float64)
+    for x, y_B, weight_B in batches:
+        gradient = AutogradGradient(task, torch.zeros(0))
+        work = update.step(gradient, down, state, work, MiniBatches(x[None], y_B[None], weight_B[None]))
+        assert gradient.loss is not None
+        loss = loss + gradient.loss
+    return work, loss
+
+
+@pytest.mark.parametrize("build", [dense, convolutional])
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("kind", UPDATES)
+def test_it_takes_the_steps(
+    kind: Callable[..., SGDSteps], options: dict[str, float], build: Callable[[], nn.Module]
+) -> None:
+    """From the round's beginning and, for those who have more of them, on; from any state, with padded mini-batches."""
+    generator, update = torch.Generator().manual_seed(0), kind(learning_rate=0.2, **options)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        task = Task(build().double(), num_classes=3)
+    chain, size = task.chain, task.layout.size
+    assert chain is not None
+    assert descends(update)
+    down = {
+        "params": numbers(generator, size),
+        "control": numbers(generator, size),
+        "proximal-mu": torch.tensor(0.7),
+    }
+    state = {
+        name: numbers(generator, CLIENTS, *value.shape).abs()
+        for name, value in update.init(down["params"]).items()
+    }
+    work: Arrays = vmap(lambda _: update.start(down, {}))(torch.zeros(CLIENTS))
+    wanted = [{name: value[s] for name, value in work.items()} for s in range(CLIENTS)]
+    for begins in (True, False):
+        active = CLIENTS if begins else STAYING
+        work = {name: value[:active] for name, value in work.items()}
+        states = {name: value[:active] for name, value in state.items()}
+        batches = batches_of(generator, active)
+        with torch.no_grad(), nothing_is_zero_by_chance():
+            work, loss_S = descend(update, chain, task.loss, down, states, work, batches, begins)
+        for s in range(active):
+            own_batches = [tuple(part[s] for part in batch) for batch in batches]
+            own_state = {name: value[s] for name, value in states.items()}
+            wanted[s], loss = step_by_step(update, task, down, own_state, wanted[s], own_batches)
+            torch.testing.assert_close(loss_S[s], loss, rtol=1e-12, atol=1e-12)
+            assert work.keys() == wanted[s].keys()
+            for name, value in wanted[s].items():
+                torch.testing.assert_close(work[name][s], value, rtol=1e-12, atol=1e-12)
+
+
+def test_only_sgd_along_the_losss_gradient_descends() -> None:
+    """Not where more than the loss is differentiated, nor where the step is another one."""
+
+    @final
+    class Halved(SGDSteps):
+        def step(
+            self, gradient: Gradient, down: Arrays, state: Arrays, work: Arrays, batch: MiniBatches
+        ) -> Arrays:
+            return {**super().step(gradient, down, state, work, batch), "drift": work["drift"] / 2}
+
+        schedule = LocalSGDUpdate.schedule  # type: ignore[assignment]
+        finish = LocalSGDUpdate.finish  # type: ignore[assignment]
+
+    assert descends(LocalSGDUpdate())
+    assert not any(descends(update) for update in (MoonUpdate(), PisaUpdate(), Halved()))
+
+
+@pytest.mark.parametrize(("beta", "wanted"), [(0.0, -6.0), (1.0, -4.0), (0.5, -5.0)])
+def test_a_sum_with_beta_zero_forgets(beta: float, wanted: float) -> None:
+    """``beta total + alpha gradient`` with total 2, alpha -1, gradient 6; NaN is forgotten too."""
+    start = torch.full((2, 3, 3), 2.0 if beta else torch.nan)
+    into = Sum({"sum": start.clone(), "product": start.clone()}, alpha=-1.0, beta=beta)
+    into.add("sum", torch.full((2, 3, 3), 6.0))
+    into.add_product("product", torch.full((2, 3, 2), 3.0), torch.ones(2, 2, 3))
+    for total in into.total.values():
+        assert total.tolist() == torch.full((2, 3, 3), wanted).tolist()
