@@ -1,26 +1,27 @@
 """A row for every client: in memory while all of them fit, beyond it in a file of which only the rows in use exist.
 
-Either way it is one tensor ``(N, ...)``. The file is a temporary one, in the folder of the environment's ``TMPDIR``; it
-has no name any more once it is mapped, so nothing is left behind however a run ends. Rows of zeros that nobody wrote
-to take no room in it, as long as nobody reads them either.
+Either way it is one tensor ``(N, ...)``; in a file, rows are read and written by `take` and `put`, one call of the
+system's for each: through the mapping it would be one interruption for each page. The file is a temporary one, in the
+folder of the environment's ``TMPDIR``; it has no name any more once it is mapped, so nothing is left behind however a
+run ends. Rows of zeros that nobody wrote to take no room in it, as long as nobody reads them either.
 """
 
 from __future__ import annotations
 
+import errno
 import math
+import mmap
 import os
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterable
-from functools import reduce
 from logging import getLogger
-from typing import Final
+from typing import Any, Final, final
+from weakref import WeakValueDictionary, finalize
 
 import torch
 from torch import Tensor
-
-from fedpisa.memory import advise
 
 _LOG = getLogger("fedpisa")
 
@@ -28,10 +29,18 @@ UNLIMITED: Final = sys.maxsize
 ROWS: Final = 64
 """Rows that are worked on at once, so that copies of another type stay small."""
 _LONG: Final = 2**15
-"""Numbers of a row from which rows are copied one by one, on all cores: `index_copy_` takes one core, and longer."""
-# From Linux's mman-common.h; the same on macOS.
-_MADV_RANDOM: Final = 1
-_MADV_DONTNEED: Final = 4
+"""Numbers of a row from which rows are worked on one by one."""
+
+
+@final
+class _File(mmap.mmap):
+    """A mapped file without a name, and the number under which it is open for as long as it is mapped."""
+
+    number: int
+
+
+_files: Final[WeakValueDictionary[int, _File]] = WeakValueDictionary()
+"""By the address at which they are mapped, and a stack's storage begins."""
 
 
 def zeros(shape: tuple[int, ...], like: Tensor, limit: int = UNLIMITED) -> Tensor:
@@ -43,70 +52,80 @@ def zeros(shape: tuple[int, ...], like: Tensor, limit: int = UNLIMITED) -> Tenso
     >>> is_mapped(here), is_mapped(there), bool((here == there).all())
     (False, True, True)
     """
-    count = math.prod(shape)
-    size = count * like.element_size()
+    size = math.prod(shape) * like.element_size()
     if size <= limit:
         return like.new_zeros(shape)
-    handle, name = tempfile.mkstemp(prefix="fedpisa-", suffix=".rows")
-    try:
-        os.truncate(handle, size)
-        free = shutil.disk_usage(name).free
-        if size > free:
-            _LOG.warning(
-                "clients' vectors may come to take %.0f GB in %s, with %.0f GB free: set TMPDIR to a larger folder",
-                size / 1e9,
-                os.path.dirname(name),
-                free / 1e9,
-            )
-        stack = torch.from_file(name, shared=True, size=count, dtype=like.dtype).view(shape)
-        # Rows are far apart: reading ahead would make a hundred times the room that they need.
-        _advise(stack, _MADV_RANDOM)
-        return stack
-    finally:
-        os.close(handle)
-        os.unlink(name)
+    number, name = tempfile.mkstemp(prefix="fedpisa-", suffix=".rows")
+    os.unlink(name)
+    os.truncate(number, size)
+    free = shutil.disk_usage(os.path.dirname(name)).free
+    if size > free:
+        _LOG.warning(
+            "clients' vectors may come to take %.0f GB in %s, with %.0f GB free: set TMPDIR to a larger folder",
+            size / 1e9,
+            os.path.dirname(name),
+            free / 1e9,
+        )
+    file = _File(number, size)
+    file.number = number
+    finalize(file, os.close, number)
+    # Rows are far apart: reading ahead would make a hundred times the room that they need.
+    file.madvise(mmap.MADV_RANDOM)
+    stack = torch.frombuffer(file, dtype=like.dtype)
+    _files[stack.data_ptr()] = file
+    return stack.view(shape)
+
+
+def _file(stack: Tensor) -> _File | None:
+    return _files.get(stack.untyped_storage().data_ptr()) if stack.device.type == "cpu" else None
 
 
 def is_mapped(stack: Tensor) -> bool:
     """Tell whether a stack is in a file."""
-    return stack.device.type == "cpu" and stack.untyped_storage().filename is not None
+    return _file(stack) is not None
 
 
 def take(stack: Tensor, ids_S: Tensor) -> Tensor:
     """Return copies of rows, on the device of ``ids_S``."""
-    if not is_mapped(stack):
+    file = _file(stack)
+    if file is None:
         return stack.index_select(0, ids_S)
-    rows_S = stack.index_select(0, ids_S.cpu()).to(ids_S.device)
-    release(stack)
-    return rows_S
+    rows_S = torch.empty(len(ids_S), *stack.shape[1:], dtype=stack.dtype)
+    for begin, row in _bytes(stack, ids_S, rows_S):
+        if os.preadv(file.number, [row], begin) < len(row):
+            raise OSError(errno.EIO, "clients' vectors could not be read back", tempfile.gettempdir())
+    return rows_S.to(ids_S.device)
 
 
 def put(stack: Tensor, ids_S: Tensor, rows_S: Tensor) -> Tensor:
-    """Write rows, and return the stack."""
-    if not is_mapped(stack):
-        if stack.device.type != "cpu" or stack[0].numel() < _LONG:
-            return stack.index_copy_(0, ids_S, rows_S)
-        for row, new in zip(ids_S.tolist(), rows_S.unbind(), strict=True):
-            stack[row].copy_(new)
+    """Write rows, and return the stack.
+
+    Raises
+    ------
+    OSError
+        If the disk of a stack in a file is full.
+    """
+    file = _file(stack)
+    if file is not None:
+        for begin, row in _bytes(stack, ids_S, rows_S.to("cpu", stack.dtype).contiguous()):
+            if os.pwrite(file.number, row, begin) < len(row):
+                raise OSError(errno.ENOSPC, "no room for clients' vectors", tempfile.gettempdir())
         return stack
-    stack.index_copy_(0, ids_S.cpu(), rows_S.cpu())
-    release(stack)
+    if not _one_by_one(stack):
+        return stack.index_copy_(0, ids_S, rows_S)
+    for client_id, row in zip(ids_S.tolist(), rows_S.unbind(), strict=True):
+        stack[client_id].copy_(row)
     return stack
 
 
-def release(stack: Tensor) -> None:
-    """Let go of the memory through which a file's rows were read or written; what was written stays."""
-    _advise(stack, _MADV_DONTNEED)
+def _bytes(stack: Tensor, ids_S: Tensor, rows_S: Tensor) -> Iterable[tuple[int, Any]]:
+    """Return of each row where it begins in the stack's file, and its memory."""
+    size = math.prod(stack.shape[1:]) * stack.element_size()
+    memory = rows_S.view(-1).view(torch.uint8).view(len(ids_S), size).numpy()
+    return zip((ids_S * size).tolist(), memory, strict=True)
 
 
-def _advise(stack: Tensor, advice: int) -> None:
-    """Tell the system how a mapped stack is used; of anonymous memory it would forget what is in it."""
-    assert is_mapped(stack)
-    storage = stack.untyped_storage()
-    advise(storage.data_ptr(), storage.nbytes(), advice)
-
-
-def weighted_sum(weights_S: Tensor, stack: Tensor) -> Tensor:
+def weighted_sum(weights_N: Tensor, stack: Tensor) -> Tensor:
     """Return ``sum_i weights_i row_i`` ``(P,)`` in float64; rows of weight 0 are not read.
 
     Examples
@@ -114,21 +133,28 @@ def weighted_sum(weights_S: Tensor, stack: Tensor) -> Tensor:
     >>> weighted_sum(torch.tensor([2.0, 0.0, 1.0]), torch.tensor([[1.0], [torch.nan], [5.0]]))
     tensor([7.], dtype=torch.float64)
     """
-    ids_S = weights_S.nonzero().flatten()
-    return _added_up((weights_S[ids_B], take(stack, ids_B)) for ids_B in torch.split(ids_S, ROWS))
+    ids_S = weights_N.nonzero().flatten()
+    return sum_of_rows(weights_N[ids_S], stack, ids_S)
 
 
-def precise_sum(weights_S: Tensor, rows_SP: Tensor) -> Tensor:
-    """Return ``sum_i weights_i row_i`` ``(P,)`` in float64, without a copy of all rows in it.
+def sum_of_rows(weights_S: Tensor, stack: Tensor, ids_S: Tensor) -> Tensor:
+    """Return ``sum_i weights_i row_(ids_i)`` ``(P,)`` in float64, without a copy of all these rows in it.
 
     Examples
     --------
-    >>> precise_sum(torch.tensor([2.0, 1.0]), torch.tensor([[1.0], [5.0]]))
-    tensor([7.], dtype=torch.float64)
+    >>> sum_of_rows(torch.tensor([2.0, 1.0]), torch.tensor([[1.0], [torch.nan], [5.0]]), torch.tensor([2, 0]))
+    tensor([11.], dtype=torch.float64)
     """
-    return _added_up(zip(torch.split(weights_S, ROWS), torch.split(rows_SP, ROWS), strict=True))
+    total_P = torch.zeros(stack.shape[1:], dtype=torch.float64, device=weights_S.device)
+    if _one_by_one(stack) and not is_mapped(stack):
+        for weight, client_id in zip(weights_S.tolist(), ids_S.tolist(), strict=True):
+            total_P.add_(stack[client_id], alpha=weight)
+        return total_P
+    for weights_B, ids_B in zip(torch.split(weights_S, ROWS), torch.split(ids_S, ROWS), strict=True):
+        total_P += weights_B.double() @ take(stack, ids_B).double()
+    return total_P
 
 
-def _added_up(parts: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
-    """Return the parts' sums of weighted rows, added up in float64."""
-    return reduce(torch.add, (weights_B.double() @ rows_BP.double() for weights_B, rows_BP in parts))
+def _one_by_one(stack: Tensor) -> bool:
+    """Tell whether rows are worth a call each: all cores share it, where calls for several rows take one core."""
+    return stack.device.type == "cpu" and math.prod(stack.shape[1:]) >= _LONG

@@ -119,17 +119,17 @@ class PisaUpdate(DualUpdate):
         return {"dual": torch.zeros_like(params_P), **self.preconditioner.init(params_P)}
 
     def start(self, down: Arrays, state: Arrays) -> Arrays:
-        """Begin at the global model: ``w_i - w = 0``."""
+        """Begin at the global model: there is no ``drift`` ``w_i - w`` yet."""
         zero = scalar_like(down["params"])
-        drift = {"drift": torch.zeros_like(down["params"]), "value": zero, "steps": zero}
-        return {**drift, **_without(state, "dual")}
+        return {"value": zero, "steps": zero, **_without(state, "dual")}
 
     def step(
         self, gradient: Gradient, down: Arrays, state: Arrays, work: Arrays, batch: MiniBatches
     ) -> Arrays:
         """Take one preconditioned step on the proximal sub-problem."""
-        drift_P = work["drift"]
-        v_P = down["params"] + drift_P
+        # With many clients stacked each line is a pass over all of their vectors: none that adds a zero.
+        drift_P = work.get("drift")
+        v_P = down["params"] if drift_P is None else down["params"] + drift_P
         slope = self._slope(gradient, v_P, batch)
         loss, g_P = slope.loss, slope.gradient_P
         if self.mu:
@@ -137,12 +137,12 @@ class PisaUpdate(DualUpdate):
         memory = _without(work, "drift", "value", "steps")
         q_P, memory = self.preconditioner.direction(state["dual"] + g_P, slope, memory)
         scale_P, memory = self.preconditioner(q_P, slope, memory)
-        # Each of these passes over all clients' vectors takes as long as some of the gradient: no more than needed.
-        step_P = torch.add(q_P, drift_P, alpha=self.sigma)
-        step_P.div_(torch.sub(scalar_like(q_P, -self.sigma), scale_P, alpha=self.rho))
+        uphill_P = q_P if drift_P is None else torch.add(q_P, drift_P, alpha=self.sigma)
+        step_P = uphill_P / torch.sub(scalar_like(q_P, -self.sigma), scale_P, alpha=self.rho)
         # F_i(w_i) to first order along the path: the loss where it began, then <g, step> for each step.
         value = work["value"] + torch.where(work["steps"] == 0, loss, 0) + (g_P * step_P).sum()
-        return {"drift": drift_P + step_P, "value": value, "steps": work["steps"] + 1, **memory}
+        drift_P = step_P if drift_P is None else drift_P + step_P
+        return {"drift": drift_P, "value": value, "steps": work["steps"] + 1, **memory}
 
     def finish(self, down: Arrays, state: Arrays, work: Arrays) -> Outcome:
         """Move the dual (2.14) and upload ``z_i``."""

@@ -75,6 +75,8 @@ def _permutations(sizes_S: Ints, ids_S: Ints, epoch: int, seed: int, name: str) 
     position_M = np.arange(int(sizes_S.sum())) - begin_S[client_M]
     key = streams.stream_key(seed, name)
     bits_M = streams.hashed(key, ids_S[client_M], epoch, position_M)
+    if (sizes_S == sizes_S[0]).all():  # the same order, in a tenth of the time
+        return np.argsort(bits_M.reshape(len(sizes_S), -1), axis=1).ravel(), begin_S
     return position_M[np.lexsort((bits_M, client_M))], begin_S
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import platform
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,14 +13,10 @@ from typing import Final
 
 import torch
 
-from fedpisa.memory import advise
-
 # From glibc's malloc.h.
 _TRIM_THRESHOLD: Final = -1
 _MMAP_MAX: Final = -4
 _ARENA_MAX: Final = -8
-# From Linux's mman-common.h.
-_MADV_HUGEPAGE: Final = 14
 _PAGE: Final = 2**21
 _LARGE: Final = 2**30
 
@@ -83,6 +80,7 @@ def keep_freed_memory() -> bool:
     block = libc.malloc(_LARGE)
     if block:
         begin = -(-block // _PAGE) * _PAGE
-        advise(begin, (block + _LARGE - begin) // _PAGE * _PAGE, _MADV_HUGEPAGE)
+        libc.madvise.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+        libc.madvise(begin, (block + _LARGE - begin) // _PAGE * _PAGE, mmap.MADV_HUGEPAGE)
         libc.free(block)
     return True

@@ -259,13 +259,13 @@ def moved_sum(
     >>> moved_sum(server, torch.tensor([[5.0]]), torch.tensor([2.0]), "z", torch.tensor([1.0, 2.0]), cohort)
     tensor([13.], dtype=torch.float64)
     """
-    new_P = stacks.precise_sum(weights_S, rows_SP)
+    new_P = stacks.sum_of_rows(weights_S, rows_SP, torch.arange(len(rows_SP), device=rows_SP.device))
     if name not in server:
         return new_P
     everybody_P = server["sum"] if "sum" in server else stacks.weighted_sum(weights_N, server[name])
     old_S = weights_N[cohort.ids_S]
     known_S = old_S > 0
-    old_P = stacks.precise_sum(old_S[known_S], stacks.take(server[name], cohort.ids_S[known_S]))
+    old_P = stacks.sum_of_rows(old_S[known_S], server[name], cohort.ids_S[known_S])
     return everybody_P - old_P + new_P
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,51 @@ def test_memory_is_let_go_and_the_rows_stay() -> None:
         stacks.put(stack, ids, ids[:, None].float().expand(-1, 2**16))
     assert in_use(os.getpid()).resident - before < 100e6  # of 262 MB
     assert stacks.take(stack, torch.tensor([999, 3]))[:, 7].tolist() == [999.0, 3.0]
+
+
+@pytest.mark.parametrize("length", [5, 2**15])
+@pytest.mark.parametrize("limit", [0, stacks.UNLIMITED])
+def test_rows_are_written_read_and_summed(length: int, limit: int) -> None:
+    """In memory and in a file, short ones and those that are long enough to be worth a call each."""
+    generator = torch.Generator().manual_seed(0)
+    stack, wanted = stacks.zeros((9, length), torch.ones(()), limit), torch.zeros(9, length)
+    for ids in (torch.tensor([8, 0, 3]), torch.tensor([3, 7])):
+        rows = torch.randn(len(ids), length, generator=generator)
+        wanted[ids] = rows
+        assert stacks.put(stack, ids, rows.T.contiguous().T) is stack
+    assert torch.equal(stack, wanted)
+    ids, weights = torch.tensor([7, 1, 0]), torch.rand(3, generator=generator)
+    assert torch.equal(stacks.take(stack, ids), wanted[ids])
+    total = stacks.sum_of_rows(weights, stack, ids)
+    torch.testing.assert_close(total, weights.double() @ wanted[ids].double(), rtol=1e-14, atol=1e-14)
+
+
+@pytest.mark.parametrize("answer", [7, OSError(errno.ENOSPC, "No space left on device")])
+def test_a_full_disk_is_an_error_and_no_signal(
+    answer: int | OSError, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object) -> int:
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+    stack = stacks.zeros((3, 4), torch.ones(()), limit=0)
+    monkeypatch.setattr("os.pwrite", full)
+    with pytest.raises(OSError, match=r"[Nn]o (room|space)") as caught:
+        stacks.put(stack, torch.tensor([1]), torch.ones(1, 4))
+    assert caught.value.errno == errno.ENOSPC
+
+
+def test_a_file_is_closed_when_its_stack_is_gone() -> None:
+    before = (
+        len(os.listdir("/proc/self/fd"))
+        if Path("/proc/self/fd").exists()
+        else pytest.skip("the system does not tell")
+    )
+    held = [stacks.zeros((3, 4), torch.ones(()), limit=0)[1:] for _ in range(5)]
+    assert all(map(stacks.is_mapped, held))
+    held.clear()
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_the_moving_sum_is_the_sum() -> None:

@@ -76,7 +76,7 @@ class RMSprop(Preconditioner):
 
     def __call__(self, q_P: Tensor, slope: Slope, memory: Arrays) -> tuple[Tensor, Arrays]:
         """Average the second moment."""
-        n_P = (self.beta * memory["second-moment"]).add_(q_P * q_P, alpha=1 - self.beta)
+        n_P = torch.lerp(memory["second-moment"], q_P * q_P, 1 - self.beta)
         return _bounded_root(n_P, self.eta) + self.eps, {"second-moment": n_P}
 
 
@@ -115,7 +115,7 @@ class Adam(Preconditioner):
 
     def __call__(self, q_P: Tensor, slope: Slope, memory: Arrays) -> tuple[Tensor, Arrays]:
         """Average the second moment and correct its bias."""
-        n_P = (self.beta * memory["second-moment"]).add_(q_P * q_P, alpha=1 - self.beta)
+        n_P = torch.lerp(memory["second-moment"], q_P * q_P, 1 - self.beta)
         count = memory["count"] + 1
         # 1 - beta^t, without the cancellation that costs float32 half of its digits.
         log_beta = log(self.beta) if self.beta else -inf
