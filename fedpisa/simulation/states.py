@@ -75,10 +75,9 @@ class StackedStates:
                 f"the local update's state became {sorted(states_S)}; its init made {sorted(self._stacks)}: "
                 "return the same names from both"
             )
-        for name, stack in self._stacks.items():
-            if self._earlier:
-                stacks.put(self._earlier[name], ids_S, self._read(name, ids_S))
-            stacks.put(stack, ids_S, states_S[name])
+        if self._earlier:
+            stacks.put_all(self._earlier, ids_S, self.read(ids_S))
+        stacks.put_all(self._stacks, ids_S, states_S)
         self._round_N[ids_S] = server_round
 
     def weighted_sum(self, name: str, weights_N: Tensor) -> Tensor:
