@@ -109,14 +109,23 @@ def put(stack: Tensor, ids_S: Tensor, rows_S: Tensor) -> Tensor:
     file = _file(stack)
     if file is not None:
         for begin, row in _bytes(stack, ids_S, rows_S.to("cpu", stack.dtype).contiguous()):
-            if os.pwrite(file.number, row, begin) < len(row):
-                raise OSError(errno.ENOSPC, "no room for clients' vectors", tempfile.gettempdir())
+            _write(file, row, begin)
         return stack
     if not _one_by_one(stack):
         return stack.index_copy_(0, ids_S, rows_S)
     for client_id, row in zip(ids_S.tolist(), rows_S.unbind(), strict=True):
         stack[client_id].copy_(row)
     return stack
+
+
+def _write(file: _File, row: Any, begin: int) -> None:
+    try:
+        written, why = os.pwrite(file.number, row, begin), "no space left"
+    except OSError as error:
+        written, why = 0, str(error.strerror)
+    if written < len(row):
+        text = f"clients' vectors cannot be kept ({why}): set TMPDIR to a larger folder"
+        raise OSError(errno.ENOSPC, text, tempfile.gettempdir())
 
 
 def put_all(stacks: Mapping[str, Tensor], ids_S: Tensor, rows_S: Mapping[str, Tensor]) -> None:

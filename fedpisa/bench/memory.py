@@ -9,6 +9,8 @@ from typing import Final, NamedTuple, Self, final
 
 INTERVAL: Final = 0.1
 """Seconds between two looks."""
+GROWN: Final = 1.01
+"""What is less than this times the largest so far is not looked at more closely."""
 _PROC: Final = Path("/proc")
 
 
@@ -43,19 +45,19 @@ def tree(pid: int) -> list[int]:
 
 def in_use(pid: int) -> Memory:
     """Return the memory of a process and its descendants at the moment; zeros where there is no ``/proc``."""
-    resident = proportional = 0
+    return Memory(
+        _added_up(pid, "smaps_rollup", "Rss", "Swap"), _added_up(pid, "smaps_rollup", "Pss", "SwapPss")
+    )
+
+
+def _added_up(pid: int, file: str, *names: str) -> int:
+    """Return the bytes under some names in a file about each process of a tree."""
+    total = 0
     for process in tree(pid):
-        kilobytes = {
-            name: int(value.split()[0])
-            for name, _, value in (
-                line.partition(":")
-                for line in _text(_PROC / str(process) / "smaps_rollup").splitlines()
-                if line.endswith(" kB")
-            )
-        }
-        resident += 1024 * (kilobytes.get("Rss", 0) + kilobytes.get("Swap", 0))
-        proportional += 1024 * (kilobytes.get("Pss", 0) + kilobytes.get("SwapPss", 0))
-    return Memory(resident, proportional)
+        for line in _text(_PROC / str(process) / file).splitlines():
+            name, _, value = line.partition(":")
+            total += 1024 * int(value.split()[0]) if name in names else 0
+    return total
 
 
 def own_peak() -> int:
@@ -69,6 +71,9 @@ def own_peak() -> int:
 @final
 class PeakMemory:
     """Looks at a tree of processes now and then, from a thread of its own, and keeps the largest values.
+
+    Counting shared pages goes through all of a process's memory, and keeps it waiting for as long: that is done where
+    more of it is resident than ever before.
 
     Parameters
     ----------
@@ -102,8 +107,8 @@ class PeakMemory:
 
     def _watch(self) -> None:
         while True:
-            now = in_use(self.pid)
-            self.peak = Memory(*map(max, self.peak, now))
+            if _added_up(self.pid, "status", "VmRSS", "VmSwap") > GROWN * self.peak.resident:
+                self.peak = Memory(*map(max, self.peak, in_use(self.pid)))
             if self._ended.wait(INTERVAL):
                 return
 
