@@ -94,8 +94,10 @@ def draw(figures: Sequence[Figure], file: Path) -> None:
                 panel.barh(names.index(f.competitor), f.seconds, xerr=error, color=colour, height=0.7)
             panel.set_xscale("log")
             if here:  # from one power of ten to another: else some panels have no number
-                powers = [math.log10(f.seconds) for f in here]
-                panel.set_xlim(10.0 ** math.floor(min(powers)), 10.0 ** (math.floor(max(powers)) + 1))
+                low, high = min(f.low for f in here), max(f.high for f in here)
+                panel.set_xlim(
+                    10.0 ** math.floor(math.log10(low)), 10.0 ** (math.floor(math.log10(high)) + 1)
+                )
             panel.xaxis.set_minor_formatter(NullFormatter())  # else they overlap
             panel.set_yticks(range(len(names)), names)
             panel.set_ylim(len(names) - 0.5, -0.5)
