@@ -41,8 +41,13 @@ def only_a_body() -> nn.Module:
     return nn.Sequential(nn.Conv2d(1, 3, 8), nn.Flatten())
 
 
+def activated_first() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Tanh(), nn.ReLU(), nn.Linear(64, 5), nn.ReLU(), nn.Linear(5, 3))
+
+
 CHAINS: dict[str, Callable[[], nn.Module]] = {
     "dense": dense,
+    "activated first": activated_first,
     "convolutional": convolutional,
     "only a body": only_a_body,
 }
@@ -79,7 +84,7 @@ def test_it_is_the_gradient(name: str, shared: bool) -> None:
     task, generator = task_of(CHAINS[name]), torch.Generator().manual_seed(1)
     assert task.chain is not None
     x, y_SB, weight_SB = batch_of(generator)
-    if name == "dense":
+    if name in ("dense", "activated first"):
         x[-1, 3] = 1e6  # a matrix product with infinite rows is not finite
     params_SP = task.initial_params().repeat(1 if shared else CLIENTS, 1)
     params_SP += 0.1 * torch.randn(params_SP.shape, generator=generator, dtype=torch.float64)
