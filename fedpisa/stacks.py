@@ -8,15 +8,15 @@ run ends. Rows of zeros that nobody wrote to take no room in it, as long as nobo
 
 from __future__ import annotations
 
-import errno
 import math
 import mmap
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from logging import getLogger
 from typing import Any, Final, final
 from weakref import WeakValueDictionary, finalize
@@ -56,20 +56,23 @@ def zeros(shape: tuple[int, ...], like: Tensor, limit: int = UNLIMITED) -> Tenso
     size = math.prod(shape) * like.element_size()
     if size <= limit:
         return like.new_zeros(shape)
-    number, name = tempfile.mkstemp(prefix="fedpisa-", suffix=".rows")
-    os.unlink(name)
-    os.truncate(number, size)
-    free = shutil.disk_usage(os.path.dirname(name)).free
+    folder = tempfile.gettempdir()
+    free = shutil.disk_usage(folder).free
     if size > free:
         _LOG.warning(
             "clients' vectors may come to take %.0f GB in %s, with %.0f GB free: set TMPDIR to a larger folder",
             size / 1e9,
-            os.path.dirname(name),
+            folder,
             free / 1e9,
         )
-    file = _File(number, size)
-    file.number = number
-    finalize(file, os.close, number)
+    number, name = tempfile.mkstemp(prefix="fedpisa-", suffix=".rows", dir=folder)
+    with ExitStack() as undo:
+        undo.callback(os.close, number)
+        os.unlink(name)
+        os.truncate(number, size)
+        file = _File(number, size)
+        file.number = number
+        finalize(file, undo.pop_all().close)
     # Rows are far apart: reading ahead would make a hundred times the room that they need.
     file.madvise(mmap.MADV_RANDOM)
     stack = torch.frombuffer(file, dtype=like.dtype)
@@ -93,8 +96,7 @@ def take(stack: Tensor, ids_S: Tensor) -> Tensor:
         return stack.index_select(0, ids_S)
     rows_S = torch.empty(len(ids_S), *stack.shape[1:], dtype=stack.dtype)
     for begin, row in _bytes(stack, ids_S, rows_S):
-        if os.preadv(file.number, [row], begin) < len(row):
-            raise OSError(errno.EIO, "clients' vectors could not be read back", tempfile.gettempdir())
+        _all_of(row, begin, lambda rest, at: os.preadv(file.number, [rest], at))
     return rows_S.to(ids_S.device)
 
 
@@ -104,12 +106,12 @@ def put(stack: Tensor, ids_S: Tensor, rows_S: Tensor) -> Tensor:
     Raises
     ------
     OSError
-        If the disk of a stack in a file is full.
+        If the disk of a stack in a file is full, with the folder and the fix.
     """
     file = _file(stack)
     if file is not None:
         for begin, row in _bytes(stack, ids_S, rows_S.to("cpu", stack.dtype).contiguous()):
-            _write(file, row, begin)
+            _all_of(row, begin, lambda rest, at: os.pwrite(file.number, rest, at))
         return stack
     if not _one_by_one(stack):
         return stack.index_copy_(0, ids_S, rows_S)
@@ -118,23 +120,26 @@ def put(stack: Tensor, ids_S: Tensor, rows_S: Tensor) -> Tensor:
     return stack
 
 
-def _write(file: _File, row: Any, begin: int) -> None:
-    try:
-        written, why = os.pwrite(file.number, row, begin), "no space left"
-    except OSError as error:
-        written, why = 0, str(error.strerror)
-    if written < len(row):
-        text = f"clients' vectors cannot be kept ({why}): set TMPDIR to a larger folder"
-        raise OSError(errno.ENOSPC, text, tempfile.gettempdir())
+def _all_of(row: Any, begin: int, move: Callable[[Any, int], int]) -> None:
+    """Read or write a row, from where it begins in its file: one call of the system's moves 2 GB at most."""
+    while len(row):
+        try:
+            moved = move(row, begin)
+        except OSError as error:
+            text = f"clients' vectors cannot be kept ({error.strerror}): set TMPDIR to a larger folder"
+            raise OSError(error.errno, text, tempfile.gettempdir()) from error
+        assert moved, "the file is as long as all its rows"
+        row, begin = row[moved:], begin + moved
 
 
 def put_all(stacks: Mapping[str, Tensor], ids_S: Tensor, rows_S: Mapping[str, Tensor]) -> None:
     """Write rows into several stacks by name: into files side by side, because each of them is locked meanwhile."""
     in_files = [name for name, stack in stacks.items() if is_mapped(stack)]
-    with ThreadPoolExecutor(max(len(in_files), 1)) as pool:
-        list(pool.map(lambda name: put(stacks[name], ids_S, rows_S[name]), in_files))
     for name in stacks.keys() - in_files:
         put(stacks[name], ids_S, rows_S[name])
+    if in_files:
+        with ThreadPoolExecutor(len(in_files)) as pool:
+            list(pool.map(lambda name: put(stacks[name], ids_S, rows_S[name]), in_files))
 
 
 def _bytes(stack: Tensor, ids_S: Tensor, rows_S: Tensor) -> Iterable[tuple[int, Any]]:
