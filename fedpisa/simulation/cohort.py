@@ -34,7 +34,10 @@ WORTH_A_THREAD: Final = 5_000_000
 
 
 class Common(NamedTuple):
-    """What a cohort's clients share in a round, beside the module; see `run_cohort`."""
+    """What a cohort's clients share in a round, beside the module; see `run_cohort`.
+
+    Inside `_run_stacked` the update is the round's, and buffers have been taken out of the broadcast.
+    """
 
     update: LocalUpdate
     data: ClientData
@@ -170,6 +173,7 @@ def _run_stacked(task: Task, common: Common, ids_S: Ints, states_S: Arrays, plan
     """Return the stacked outcome of clients that are ordered by their steps, those with most first."""
     update, data, seed, server_round, down = common
     update, shared = update.at_round(server_round), dict(down)
+    common = common._replace(update=update, down=shared)
     device, steps = data.x.device, int(plan.steps_S.max())
     batches = Batches(
         torch.from_numpy(plan.index_SKCB + data.begin_N[ids_S, None, None, None]).to(device),
@@ -187,7 +191,7 @@ def _run_stacked(task: Task, common: Common, ids_S: Ints, states_S: Arrays, plan
             carry = tree_map(lambda value, a=active: value[:a], carry)
         states = {name: value[:active] for name, value in states_S.items()}
         own = Batches(*(part[:active, begin:end] for part in batches))
-        carry = take_steps(task, update, data, shared, states, carry, own)
+        carry = take_steps(task, common, states, carry, own)
     carry = join([carry, *done])
     outcome: Outcome = vmap(lambda state, work: update.finish(shared, state, work))(states_S, carry.work)
     buffers = {BUFFERS: carry.buffers_SQ} if carry.buffers_SQ.shape[1] else {}
@@ -199,16 +203,9 @@ def _run_stacked(task: Task, common: Common, ids_S: Ints, states_S: Arrays, plan
     return Outcome({**outcome.upload, **buffers}, dict(outcome.state), metrics)
 
 
-def _take_steps(
-    task: Task,
-    update: LocalUpdate,
-    data: ClientData,
-    down: Arrays,
-    states_S: Arrays,
-    carry: Carry,
-    batches: Batches,
-) -> Carry:
+def _take_steps(task: Task, common: Common, states_S: Arrays, carry: Carry, batches: Batches) -> Carry:
     """Take an update's steps, whatever they are, for all clients in one `vmap`."""
+    update, data, _, _, down = common
 
     def of_one(state: Arrays, carry: Carry, batches: Batches) -> Carry:
         work, buffers_Q, loss, losses = carry
@@ -227,16 +224,9 @@ def _take_steps(
     return after
 
 
-def _descend(
-    task: Task,
-    update: LocalUpdate,
-    data: ClientData,
-    down: Arrays,
-    states_S: Arrays,
-    carry: Carry,
-    batches: Batches,
-) -> Carry:
+def _descend(task: Task, common: Common, states_S: Arrays, carry: Carry, batches: Batches) -> Carry:
     """Take the steps of plain SGD; see `fedpisa.clients.descent`."""
+    update, data, _, _, down = common
     assert task.chain is not None
     assert isinstance(update, SGDSteps)
     work = carry.work or vmap(lambda state, _: update.start(down, state))(states_S, carry.loss_S)
