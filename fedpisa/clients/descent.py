@@ -60,7 +60,9 @@ def descend(
         Whether these are the round's first steps: the drift is zero, and what is known to be zero is not read.
     """
     layout, rate, momentum = chain.layout, update.learning_rate, update.momentum
-    decay = update.weight_decay + update.pull(down)
+    # A product takes a number: where the server sends the pull, this waits for the device, once and not in each step.
+    pull = update.pull(down)
+    decay = update.weight_decay + (0.0 if pull is None else float(pull))
     centre_SP, *constant_SP = vmap(lambda state, _: _fixed(update, down, state))(state, work["steps"])
     centre, constants = layout.unflatten(centre_SP), [layout.unflatten(rows_SP) for rows_SP in constant_SP]
 

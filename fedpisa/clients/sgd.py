@@ -16,7 +16,7 @@ from fedpisa.typing import NonNegative, Positive, PositiveInt, Probability
 
 @dataclass(frozen=True)
 class SGDSteps(LocalUpdate, ABC):
-    r"""SGD on the client's own samples, starting at the global model ``w``, with room for a correction.
+    r"""SGD on the client's own samples, starting at the global model ``w``, with room for a shift and a pull.
 
     ``v_0 = w``, ``g = grad f_i(v_k; B_k) + weight-decay v_k + shift + pull (v_k - w)``,
     ``m = momentum m + g``, ``v_{k+1} = v_k - learning-rate m``.
@@ -52,9 +52,9 @@ class SGDSteps(LocalUpdate, ABC):
         """Return what is added to all of the round's gradients ``(P,)``; ``None`` for nothing."""
         return None
 
-    def pull(self, down: Arrays) -> float:
-        """Return how much of the drift is added to the gradient."""
-        return 0.0
+    def pull(self, down: Arrays) -> float | Tensor | None:
+        """Return how much of the drift is added to the gradient, a number or a scalar ``()``; ``None`` for nothing."""
+        return None
 
     def slope(
         self, gradient: Gradient, down: Arrays, state: Arrays, v_P: Tensor, batch: MiniBatches
@@ -81,7 +81,7 @@ class SGDSteps(LocalUpdate, ABC):
             g_P = g_P + self.weight_decay * v_P
         if (shift_P := self.shift(down, state)) is not None:
             g_P = g_P + shift_P
-        if pull := self.pull(down):
+        if (pull := self.pull(down)) is not None:
             g_P = g_P + pull * drift_P
         moved = {"m": self.momentum * work["m"] + g_P} if self.momentum else {}
         drift_P = torch.sub(drift_P, moved.get("m", g_P), alpha=self.learning_rate)
@@ -148,9 +148,9 @@ class LocalSGDUpdate(SGDUpdate):
     tensor([2.])
     """
 
-    def pull(self, down: Arrays) -> float:
-        """Return ``mu_prox``, if the server asks for a proximal term."""
-        return float(down["proximal-mu"]) if "proximal-mu" in down else 0.0
+    def pull(self, down: Arrays) -> Tensor | None:
+        """Return ``mu_prox`` ``()``, if the server asks for a proximal term."""
+        return down.get("proximal-mu")
 
     def finish(self, down: Arrays, state: Arrays, work: Arrays) -> Outcome:
         """Upload the local model."""
