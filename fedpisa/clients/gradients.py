@@ -12,31 +12,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, final
+from typing import Any, final
 
 import torch
 from torch import Tensor
 from torch.func import grad, vjp, vmap
 
-from fedpisa.clients.base import Gradient, MiniBatches
+from fedpisa.clients.base import MiniBatches
 from fedpisa.features import FeatureLoss
 from fedpisa.layout import ParamLayout
 from fedpisa.task import Task
 from fedpisa.vmapped import of_all_clients
-
-
-class Threaded(Gradient, Protocol):
-    """The gradient of one local step, and what it leaves behind."""
-
-    @property
-    def buffers_Q(self) -> Tensor:
-        """The module's buffers after it."""
-        ...
-
-    @property
-    def loss(self) -> Tensor | None:
-        """The mean loss ``()``, if it was asked for."""
-        ...
 
 
 @final
