@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from pathlib import Path
 from types import TracebackType
 from typing import Final, NamedTuple, Self, final
@@ -45,18 +46,18 @@ def tree(pid: int) -> list[int]:
 
 def in_use(pid: int) -> Memory:
     """Return the memory of a process and its descendants at the moment; zeros where there is no ``/proc``."""
-    return Memory(
-        _added_up(pid, "smaps_rollup", "Rss", "Swap"), _added_up(pid, "smaps_rollup", "Pss", "SwapPss")
-    )
+    total = _added_up(pid, "smaps_rollup")
+    return Memory(total["Rss"] + total["Swap"], total["Pss"] + total["SwapPss"])
 
 
-def _added_up(pid: int, file: str, *names: str) -> int:
-    """Return the bytes under some names in a file about each process of a tree."""
-    total = 0
+def _added_up(pid: int, file: str) -> Counter[str]:
+    """Return the bytes under each name of a file about every process of a tree, added up."""
+    total: Counter[str] = Counter()
     for process in tree(pid):
         for line in _text(_PROC / str(process) / file).splitlines():
-            name, _, value = line.partition(":")
-            total += 1024 * int(value.split()[0]) if name in names else 0
+            if line.endswith(" kB"):
+                name, _, value = line.partition(":")
+                total[name] += 1024 * int(value.split()[0])
     return total
 
 
@@ -107,7 +108,8 @@ class PeakMemory:
 
     def _watch(self) -> None:
         while True:
-            if _added_up(self.pid, "status", "VmRSS", "VmSwap") > GROWN * self.peak.resident:
+            now = _added_up(self.pid, "status")
+            if now["VmRSS"] + now["VmSwap"] > GROWN * self.peak.resident:
                 self.peak = Memory(*map(max, self.peak, in_use(self.pid)))
             if self._ended.wait(INTERVAL):
                 return
