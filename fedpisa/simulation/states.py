@@ -75,23 +75,25 @@ class StackedStates:
                 f"the local update's state became {sorted(states_S)}; its init made {sorted(self._stacks)}: "
                 "return the same names from both"
             )
-        if self._earlier:
-            stacks.put_all(self._earlier, ids_S, self.read(ids_S))
-        stacks.put_all(self._stacks, ids_S, states_S)
+        for name, stack in self._earlier.items():
+            stacks.put(stack, ids_S, self._read(name, ids_S))
+        for name, stack in self._stacks.items():
+            stacks.put(stack, ids_S, states_S[name])
         self._round_N[ids_S] = server_round
 
     def weighted_sum(self, name: str, weights_N: Tensor) -> Tensor:
         """Return ``sum_i weights_i state_i[name]``; see `fedpisa.strategies.base.ClientStates`."""
         stack, weights_N = self._stacks[name], weights_N * (self._round_N > 0)
-        if stacks.is_mapped(stack):
+        if stacks.is_on_disk(stack):
             return stacks.weighted_sum(weights_N, stack).to(stack.dtype)
         return weights_N.to(stack.dtype) @ stack
 
     def row(self, client_id: int) -> Arrays | None:
-        """Return one client's state, as views; ``None`` if it was never written."""
+        """Return one client's state; ``None`` if it was never written."""
         if not self._round_N[client_id]:
             return None
-        return {name: stack[client_id] for name, stack in self._stacks.items()}
+        ids_S = torch.tensor([client_id], device=self._round_N.device)
+        return {name: rows_S[0] for name, rows_S in self.read(ids_S).items()}
 
     def snapshot(self) -> dict[str, Tensor]:
         """Return what `restored` needs: the rows that were written, and the state that all others have.
@@ -134,15 +136,10 @@ class StackedStates:
     def _read(self, name: str, ids_S: Tensor) -> Tensor:
         """Return rows, the initial state's for those that were never written."""
         stack, initial = self._stacks[name], self._initial[name]
-        seen_S = self._round_N[ids_S] > 0
-        if stacks.is_mapped(stack):
-            # A row that was never written is not read: that would make room for it.
-            rows_S = initial.expand(len(ids_S), *initial.shape).clone()
-            rows_S[seen_S] = stacks.take(stack, ids_S[seen_S])
-            return rows_S
         rows_S = stacks.take(stack, ids_S)
         if self._starts_at_zero[name]:
             return rows_S
+        seen_S = self._round_N[ids_S] > 0
         return torch.where(seen_S.view(-1, *(1,) * initial.dim()), rows_S, initial)
 
 

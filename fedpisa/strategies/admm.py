@@ -13,18 +13,18 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fedpisa import stacks
 from fedpisa.clients.base import Arrays
 from fedpisa.strategies.base import (
     ClientStates,
     Cohort,
     Objective,
     counts,
-    grown,
-    moved_sum,
     norm,
     remember,
     shares,
     weighted_mean,
+    with_the_absent,
 )
 from fedpisa.strategies.primaldual import PrimalDual
 
@@ -76,18 +76,11 @@ class ConsensusADMM(PrimalDual, ABC):
 
     def _with_the_absent(self, server: Arrays, z_SP: Tensor, sigma_S: Tensor, cohort: Cohort) -> Arrays:
         """Solve (2.9) over the clients seen so far, by a sum that moves with the cohort's terms."""
-        n_S = cohort.num_examples_S
-        before = {
-            name: grown(server.get(name, n_S[:0]), cohort.num_clients) for name in ("sigma", "num-examples")
-        }
-        old_N = counts(before["num-examples"], self.weighting) * before["sigma"]
-        new_S = counts(n_S, self.weighting) * sigma_S
-        sum_P = moved_sum(server, z_SP, new_S, "z", old_N, cohort)
-        memory = remember({**server, **before}, {"z": z_SP, "sigma": sigma_S, "num-examples": n_S}, cohort)
+        sum_P, memory = with_the_absent(server, z_SP, sigma_S, "sigma", self.weighting, cohort)
         counts_N = counts(memory["num-examples"], self.weighting)
         stiffness = float(counts_N @ memory["sigma"] / counts_N.sum())
         consensus_P = sum_P / (counts_N.sum() * (stiffness + self.lambda_))
-        return {"params": consensus_P.to(z_SP.dtype), **memory, "sum": sum_P}
+        return {"params": consensus_P.to(z_SP.dtype), **memory}
 
     def diagnostics(
         self, before: Arrays, after: Arrays, metrics: Mapping[str, float], cohort: Cohort
@@ -117,10 +110,11 @@ class ConsensusADMM(PrimalDual, ABC):
         total = self.lambda_ / 2 * norm(w_P) ** 2
         for client_id, alpha in enumerate(weights_N.tolist()):
             state = states.state(client_id)
+            z_P = stacks.take(server["z"], torch.tensor([client_id], device=w_P.device))[0]
             seen = state is not None and bool(server["num-examples"][client_id] > 0)
             dual_P = state["dual"] if state is not None and seen else torch.zeros_like(w_P)
             sigma = float(server["sigma"][client_id])
-            local_P = server["z"][client_id] - dual_P / sigma if seen else w_P
+            local_P = z_P - dual_P / sigma if seen else w_P
             drift_P = local_P - w_P
             loss = objective.client_loss(client_id, local_P) + mu / 2 * norm(local_P) ** 2
             total += alpha * (loss + float(dual_P @ drift_P) + sigma / 2 * norm(drift_P) ** 2)

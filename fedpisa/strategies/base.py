@@ -224,7 +224,9 @@ def remember(server: Arrays, rows_S: Mapping[str, Tensor], cohort: Cohort) -> Ar
     """
     return {
         name: stacks.put(
-            grown(server.get(name, row_S[:0]), cohort.num_clients, cohort.memory_limit), cohort.ids_S, row_S
+            stacks.grown(server.get(name, row_S[:0]), cohort.num_clients, cohort.memory_limit),
+            cohort.ids_S,
+            row_S,
         )
         for name, row_S in rows_S.items()
     }
@@ -260,7 +262,7 @@ def moved_sum(
     tensor([13.], dtype=torch.float64)
     """
     new_P = stacks.sum_of_rows(weights_S, rows_SP, torch.arange(len(rows_SP), device=rows_SP.device))
-    if name not in server:
+    if name not in server or len(cohort.ids_S) == cohort.num_clients:
         return new_P
     everybody_P = server["sum"] if "sum" in server else stacks.weighted_sum(weights_N, server[name])
     old_S = weights_N[cohort.ids_S]
@@ -269,10 +271,34 @@ def moved_sum(
     return everybody_P - old_P + new_P
 
 
-def grown(stack: Tensor, length: int, limit: int = stacks.UNLIMITED) -> Tensor:
-    """Return a stack with rows of zeros added up to ``length``: clients may join while a run goes on."""
-    if len(stack) == length:
-        return stack
-    longer = stacks.zeros((length, *stack.shape[1:]), stack, limit if stack.dim() > 1 else stacks.UNLIMITED)
-    longer[: len(stack)] = stack
-    return longer
+def with_the_absent(
+    server: Arrays, z_SP: Tensor, stiffness_S: Tensor, stiffness: str, weighting: Weighting, cohort: Cohort
+) -> tuple[Tensor, Arrays]:
+    """Return ``sum_i n_i sigma_i z_i`` ``(P,)``, float64, over all clients seen so far, and the memory of them.
+
+    The memory has ``z`` ``(N, P)``, ``stiffness`` ``sigma_i`` and ``num-examples`` ``n_i`` ``(N,)``, and, unless
+    everybody replied, the ``sum``, from which that of the next round is made; see `moved_sum`.
+
+    Parameters
+    ----------
+    server
+        The state before.
+    z_SP, stiffness_S
+        The cohort's ``z_i`` and ``sigma_i``.
+    stiffness
+        The name of ``sigma_i`` in the memory.
+    weighting
+        What ``n_i`` is.
+    cohort
+        Who replied.
+    """
+    n_S = cohort.num_examples_S
+    before = {
+        name: stacks.grown(server.get(name, n_S[:0]), cohort.num_clients)
+        for name in (stiffness, "num-examples")
+    }
+    old_N = counts(before["num-examples"], weighting) * before[stiffness]
+    sum_P = moved_sum(server, z_SP, counts(n_S, weighting) * stiffness_S, "z", old_N, cohort)
+    rows_S = {"z": z_SP, stiffness: stiffness_S, "num-examples": n_S}
+    kept = {"sum": sum_P} if len(n_S) < cohort.num_clients else {}
+    return sum_P, {**remember({**server, **before}, rows_S, cohort), **kept}

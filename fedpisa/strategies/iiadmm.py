@@ -9,7 +9,7 @@ from fedpisa import stacks
 from fedpisa.clients.base import Arrays
 from fedpisa.clients.iadmm import IIADMMUpdate
 from fedpisa.strategies.admm import ConsensusADMM
-from fedpisa.strategies.base import Cohort, grown
+from fedpisa.strategies.base import Cohort
 
 
 @final
@@ -54,7 +54,7 @@ class IIADMM(ConsensusADMM):
     def step(self, server: Arrays, uploads_S: Arrays, cohort: Cohort) -> Arrays:
         """Move the cohort's duals, and solve (2.9)."""
         local_SP, sigma = uploads_S["params"], self.local_update.sigma_at(cohort.server_round)
-        dual_NP = grown(server.get("dual", local_SP[:0]), cohort.num_clients, cohort.memory_limit)
+        dual_NP = stacks.grown(server.get("dual", local_SP[:0]), cohort.num_clients, cohort.memory_limit)
         dual_SP = stacks.take(dual_NP, cohort.ids_S) + sigma * (local_SP - server["params"])
         after = super().step(server, {"z": local_SP + dual_SP / sigma}, cohort)
         return {**after, "dual": stacks.put(dual_NP, cohort.ids_S, dual_SP)}

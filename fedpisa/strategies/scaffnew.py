@@ -11,7 +11,7 @@ from torch import Tensor
 from fedpisa.clients.base import Arrays
 from fedpisa.clients.scaffnew import ScaffnewUpdate
 from fedpisa.strategies.averaging import LocalTraining
-from fedpisa.strategies.base import Cohort, Weighting, counts, remember, shares, weighted_mean
+from fedpisa.strategies.base import Cohort, Weighting, counts, shares, weighted_mean, with_the_absent
 
 
 @final
@@ -38,7 +38,9 @@ class Scaffnew(LocalTraining):
     round that made it: that keeps ``sum_i alpha_i h_i = 0``.
 
     Server state: ``params`` ``w``; with ``absent = "keep"`` also every client's last ``z_i`` ``(N, P)``, its
-    ``stiffness`` ``p / learning-rate`` ``(N,)`` and ``num-examples`` ``n_i`` ``(N,)``, 0 for a client not seen yet.
+    ``stiffness`` ``s_i = p / learning-rate`` ``(N,)`` and ``num-examples`` ``n_i`` ``(N,)``, 0 for a client not seen
+    yet; and after a round in which somebody was absent ``sum`` ``sum_i n_i s_i z_i`` ``(P,)``: a round costs nothing
+    for the clients that are not in it.
 
     Parameters
     ----------
@@ -82,8 +84,8 @@ class Scaffnew(LocalTraining):
         """Average ``z_i`` over the clients seen so far, or over the round's alone."""
         if self.absent == "drop":
             return {"params": weighted_mean(self.weights(cohort), uploads_S["z"])}
-        n_S, stiffness = cohort.num_examples_S, self.local_update.stiffness
-        rows_S = {"z": uploads_S["z"], "num-examples": n_S, "stiffness": torch.full_like(n_S, stiffness)}
-        memory = remember(server, rows_S, cohort)
-        counts_N = counts(memory["num-examples"], self.weighting) * (memory["stiffness"] / stiffness)
-        return {"params": weighted_mean(counts_N / counts_N.sum(), memory["z"]), **memory}
+        stiffness_S = torch.full_like(cohort.num_examples_S, self.local_update.stiffness)
+        z_SP = uploads_S["z"]
+        sum_P, memory = with_the_absent(server, z_SP, stiffness_S, "stiffness", self.weighting, cohort)
+        total = counts(memory["num-examples"], self.weighting) @ memory["stiffness"]
+        return {"params": (sum_P / total).to(z_SP.dtype), **memory}

@@ -131,7 +131,7 @@ class AlgorithmStrategy(ServerStrategy):
         seen = torch.tensor(sorted(self._confirmed), dtype=torch.int64)
         whole, rows = {}, {}
         for name, value in (self.server or {}).items():
-            if stacks.is_mapped(value):
+            if stacks.is_on_disk(value):
                 rows[name] = stacks.take(value, seen)
             else:
                 whole[name] = value
