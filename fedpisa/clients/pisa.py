@@ -135,12 +135,13 @@ class PisaUpdate(DualUpdate):
         if self.mu:
             loss, g_P = loss + self.mu / 2 * (v_P * v_P).sum(), g_P + self.mu * v_P
         memory = _without(work, "drift", "value", "steps")
-        q_P, memory = self.preconditioner.direction(state["dual"] + g_P, slope, memory)
+        rise_P = state["dual"] + g_P
+        q_P, memory = self.preconditioner.direction(rise_P, slope, memory)
         scale_P, memory = self.preconditioner(q_P, slope, memory)
         uphill_P = q_P if drift_P is None else torch.add(q_P, drift_P, alpha=self.sigma)
         step_P = uphill_P / torch.sub(scalar_like(q_P, -self.sigma), scale_P, alpha=self.rho)
-        # F_i(w_i) to first order along the path: the loss where it began, then <g, step> for each step.
-        value = work["value"] + torch.where(work["steps"] == 0, loss, 0) + (g_P * step_P).sum()
+        # F_i(w_i) + <pi_i, w_i - w> to first order along the path: the loss where it began, then <pi_i + g, step>.
+        value = work["value"] + torch.where(work["steps"] == 0, loss, 0) + (rise_P * step_P).sum()
         drift_P = step_P if drift_P is None else drift_P + step_P
         return {"drift": drift_P, "value": value, "steps": work["steps"] + 1, **memory}
 
@@ -149,7 +150,8 @@ class PisaUpdate(DualUpdate):
         drift_P = work["drift"]
         dual_P = torch.add(state["dual"], drift_P, alpha=self.sigma)
         squared_drift = (drift_P * drift_P).sum()
-        lagrangian = work["value"] + (dual_P * drift_P).sum() + self.sigma / 2 * squared_drift
+        # The dual that has moved takes sigma ||w_i - w||^2 with it.
+        lagrangian = work["value"] + 1.5 * self.sigma * squared_drift
         return Outcome(
             upload={"z": down["params"] + torch.add(drift_P, dual_P, alpha=1 / self.sigma)},
             state={"dual": dual_P, **_without(work, "drift", "value", "steps")},
