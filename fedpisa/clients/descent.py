@@ -10,7 +10,6 @@ Shapes: ``S`` clients, ``P`` parameters, ``B`` samples.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -19,7 +18,6 @@ from torch.func import vmap
 from fedpisa.chain import Chain, Sum
 from fedpisa.clients.base import Arrays, LocalUpdate
 from fedpisa.clients.sgd import SGDSteps
-from fedpisa.layout import ParamLayout
 from fedpisa.losses import Loss
 
 
@@ -38,9 +36,8 @@ def descend(
     state: Arrays,
     work: Arrays,
     batches: Iterable[tuple[Tensor, Tensor, Tensor]],
-    begins: bool,
 ) -> tuple[Arrays, Tensor]:
-    """Return the clients' working variables after some steps, and each client's losses, summed ``(S,)``.
+    """Return the clients' working variables after their steps, and each client's losses, summed ``(S,)``.
 
     With ``a = weight-decay + pull`` and ``c = shift + weight-decay centre``, which a round does not change, a step is
     ``drift <- (1 - learning-rate a) drift - learning-rate (g + c)``, or with momentum
@@ -53,11 +50,10 @@ def descend(
     down
         The broadcast.
     state, work
-        The clients' states and working variables, stacked.
+        The clients' states and working variables, stacked; those with most steps first.
     batches
-        Of each step the features ``(S, B, ...)``, labels and weights ``(S, B)``.
-    begins
-        Whether these are the round's first steps: the drift is zero, and what is known to be zero is not read.
+        Of each step the features ``(S, B, ...)``, labels and weights ``(S, B)`` of the first clients, who take it: all
+        of them the first step.
     """
     layout, rate, momentum = chain.layout, update.learning_rate, update.momentum
     # A product takes a number: where the server sends the pull, this waits for the device, once and not in each step.
@@ -66,30 +62,38 @@ def descend(
     centre_SP, *constant_SP = vmap(lambda state, _: _fixed(update, down, state))(state, work["steps"])
     centre, constants = layout.unflatten(centre_SP), [layout.unflatten(rows_SP) for rows_SP in constant_SP]
 
-    name = "m" if momentum else "drift"
-    sum_SP = work[name].new_empty(work[name].shape) if begins else _in_blocks(layout, work[name])
-    drift_SP = _in_blocks(layout, work["drift"]) if momentum else sum_SP
+    # What is known to be zero before the first step is not read.
+    sum_SP = work["drift"].new_empty(work["drift"].shape)
+    drift_SP = torch.zeros_like(sum_SP) if momentum else sum_SP
+    total, drift, point = map(layout.blocks, (sum_SP, drift_SP, torch.empty_like(sum_SP)))
+    counts = {name: value.clone() for name, value in work.items() if name not in ("drift", "m")}
+    loss_S = torch.zeros_like(counts["steps"])
     alpha, beta = (1.0, momentum) if momentum else (-rate, 1 - rate * decay)
-    into = Sum(layout.blocks(sum_SP), alpha, beta)
-    drift, point = layout.blocks(drift_SP), layout.blocks(torch.empty_like(drift_SP))
-    loss_S = torch.zeros_like(work["steps"])
+    active, begins = len(loss_S), True
     for x, y_SB, weight_SB in batches:
-        if begins:
-            loss_S += chain.add_gradient(centre, x, y_SB, weight_SB, loss, replace(into, beta=0.0))
-        else:
+        if len(x) < active:
+            active = len(x)
+            total, drift, point, centre, *constants = (
+                {name: part[:active] for name, part in parts.items()}
+                for parts in (total, drift, point, centre, *constants)
+            )
+        if not begins:
             for name, v in point.items():
                 torch.add(centre[name], drift[name], out=v)
-            loss_S += chain.add_gradient(point, x, y_SB, weight_SB, loss, into)
-        for constant in constants:
-            for name, total in into.total.items():
-                total.add_(constant[name], alpha=alpha)
-        if momentum and decay:
-            sum_SP.add_(drift_SP, alpha=decay)
-        if momentum:
-            drift_SP.sub_(sum_SP, alpha=rate)
-        work, begins = {**work, **update.counted(work)}, False
+        into = Sum(total, alpha, 0.0 if begins else beta)
+        loss_S[:active] += chain.add_gradient(centre if begins else point, x, y_SB, weight_SB, loss, into)
+        for name, part in total.items():
+            for constant in constants:
+                part.add_(constant[name], alpha=alpha)
+            if momentum and decay:
+                part.add_(drift[name], alpha=decay)
+            if momentum:
+                drift[name].sub_(part, alpha=rate)
+        for name, value in update.counted({name: value[:active] for name, value in counts.items()}).items():
+            counts[name][:active] = value
+        begins = False
     moved = {"drift": drift_SP, "m": sum_SP} if momentum else {"drift": drift_SP}
-    return {**work, **{name: layout.rows(memory_SP) for name, memory_SP in moved.items()}}, loss_S
+    return {**counts, **{name: layout.rows(memory_SP) for name, memory_SP in moved.items()}}, loss_S
 
 
 def _fixed(update: SGDSteps, down: Arrays, state: Arrays) -> tuple[Tensor, ...]:
@@ -99,11 +103,3 @@ def _fixed(update: SGDSteps, down: Arrays, state: Arrays) -> tuple[Tensor, ...]:
         return (centre_P,) if shift_P is None else (centre_P, shift_P)
     decayed_P = update.weight_decay * centre_P
     return centre_P, decayed_P if shift_P is None else shift_P + decayed_P
-
-
-def _in_blocks(layout: ParamLayout, rows_SP: Tensor) -> Tensor:
-    """Return a copy of a stack, its memory shared out by `ParamLayout.blocks`."""
-    memory_SP = rows_SP.new_empty(rows_SP.shape)
-    for name, rows in layout.unflatten(rows_SP).items():
-        layout.blocks(memory_SP)[name].copy_(rows)
-    return memory_SP

@@ -183,16 +183,9 @@ def _run_stacked(task: Task, common: Common, ids_S: Ints, states_S: Arrays, plan
     buffers_Q = shared.pop(BUFFERS, shared["params"].new_zeros(0))
     none_S = shared["params"].new_zeros(len(ids_S))
     carry = Carry({}, buffers_Q.expand(len(ids_S), -1), none_S, none_S)
-    take_steps = _descend if _chain(task, data) is not None and descends(update) else _take_steps
-    done: list[Carry] = []
-    for begin, end, active in _stretches(plan.steps_S):
-        if active < len(carry.loss_S):
-            done.insert(0, tree_map(lambda value, a=active: value[a:], carry))
-            carry = tree_map(lambda value, a=active: value[:a], carry)
-        states = {name: value[:active] for name, value in states_S.items()}
-        own = Batches(*(part[:active, begin:end] for part in batches))
-        carry = take_steps(task, common, states, carry, own)
-    carry = join([carry, *done])
+    descending = _chain(task, data) is not None and descends(update)
+    take_steps = _descend if descending else _take_stretches
+    carry = take_steps(task, common, states_S, carry, batches, plan.steps_S)
     outcome: Outcome = vmap(lambda state, work: update.finish(shared, state, work))(states_S, carry.work)
     buffers = {BUFFERS: carry.buffers_SQ} if carry.buffers_SQ.shape[1] else {}
     metrics = {
@@ -201,6 +194,23 @@ def _run_stacked(task: Task, common: Common, ids_S: Ints, states_S: Arrays, plan
         "local-steps": torch.from_numpy(plan.gradients_S).to(carry.loss_S),
     }
     return Outcome({**outcome.upload, **buffers}, dict(outcome.state), metrics)
+
+
+def _take_stretches(
+    task: Task, common: Common, states_S: Arrays, carry: Carry, batches: Batches, steps_S: Ints
+) -> Carry:
+    """Take an update's steps, those between two clients' ends at a time."""
+    done: list[Carry] = []
+    for begin, end, active in _stretches(steps_S):
+        if active < len(carry.loss_S):
+            done.insert(0, tree_map(lambda value, a=active: value[a:], carry))
+            carry = tree_map(lambda value, a=active: value[:a], carry)
+        states = {name: value[:active] for name, value in states_S.items()}
+        carry = _take_steps(
+            task, common, states, carry, Batches(*(part[:active, begin:end] for part in batches))
+        )
+    whole: Carry = join([carry, *done])
+    return whole
 
 
 def _take_steps(task: Task, common: Common, states_S: Arrays, carry: Carry, batches: Batches) -> Carry:
@@ -224,18 +234,22 @@ def _take_steps(task: Task, common: Common, states_S: Arrays, carry: Carry, batc
     return after
 
 
-def _descend(task: Task, common: Common, states_S: Arrays, carry: Carry, batches: Batches) -> Carry:
+def _descend(
+    task: Task, common: Common, states_S: Arrays, carry: Carry, batches: Batches, steps_S: Ints
+) -> Carry:
     """Take the steps of plain SGD; see `fedpisa.clients.descent`."""
     update, data, _, _, down = common
     assert task.chain is not None
     assert isinstance(update, SGDSteps)
-    work = carry.work or vmap(lambda state, _: update.start(down, state))(states_S, carry.loss_S)
-    parts = zip(*(part.flatten(2).unbind(1) for part in batches[:2]), strict=True)
-    samples = ((*data.samples(rows_SB), weight_SB) for rows_SB, weight_SB in parts)
-    work, loss_S = descend(
-        update, task.chain, task.loss, down, states_S, work, samples, begins=not carry.work
+    work = vmap(lambda state, _: update.start(down, state))(states_S, carry.loss_S)
+    rows_KSB, weight_KSB = (part.flatten(2).unbind(1) for part in batches[:2])
+    active_K = (steps_S[:, None] > np.arange(len(rows_KSB))).sum(0).tolist()
+    samples = (
+        (*data.samples(rows_SB[:active]), weight_SB[:active])
+        for rows_SB, weight_SB, active in zip(rows_KSB, weight_KSB, active_K, strict=True)
     )
-    return Carry(work, carry.buffers_SQ, carry.loss_S + loss_S, carry.losses_S + batches.key_SK.shape[1])
+    work, loss_S = descend(update, task.chain, task.loss, down, states_S, work, samples)
+    return carry._replace(work=work, loss_S=loss_S, losses_S=torch.from_numpy(steps_S).to(loss_S))
 
 
 def _stretches(steps_S: Ints) -> Iterator[tuple[int, int, int]]:
