@@ -21,8 +21,10 @@ ROWS: Final = 64
 """Rows that are worked on at once, so that copies of another type stay small."""
 _LONG: Final = 2**15
 """Numbers of a row from which rows are worked on one by one."""
+_SAID_OF_ANY: Final = {"__get__", "__len__", "__hash__", "dim", "size", "numel", "element_size"}
+"""What a tensor answers without its numbers; ``__get__`` are its attributes."""
 _NO_NUMBERS: Final = (
-    "clients' vectors are in a file here: read rows with fedpisa.stacks.take, or raise state-memory"
+    "clients' vectors are in a file here: use fedpisa.stacks.take and put for its rows, or raise state-memory"
 )
 
 
@@ -38,11 +40,11 @@ class OnDisk(Tensor):
     Examples
     --------
     >>> stack = zeros((3, 2), torch.ones(()), limit=0)
-    >>> stack.shape, stack.dtype
-    (torch.Size([3, 2]), torch.float32)
+    >>> stack, stack.shape
+    (OnDisk((3, 2), torch.float32), torch.Size([3, 2]))
     >>> stack[0]
     Traceback (most recent call last):
-    ValueError: clients' vectors are in a file here: read rows with fedpisa.stacks.take, or raise state-memory
+    ValueError: clients' vectors are in a file here: use fedpisa.stacks.take and put for its rows, or raise state-memory
     """
 
     file: RowFile
@@ -57,13 +59,14 @@ class OnDisk(Tensor):
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Answer what can be said without numbers."""
-        try:
-            result = super().__torch_function__(func, types, args, kwargs or {})  # type: ignore[no-untyped-call]
-        except (RuntimeError, TypeError) as error:
-            raise ValueError(_NO_NUMBERS) from error
-        if isinstance(result, Tensor):
+        if func is Tensor.__repr__:
+            return f"OnDisk({tuple(args[0].shape)}, {args[0].dtype})"
+        if func.__name__ not in _SAID_OF_ANY:
             raise ValueError(_NO_NUMBERS)
-        return result
+        answer = super().__torch_function__(func, types, args, kwargs or {})  # type: ignore[no-untyped-call]
+        if isinstance(answer, Tensor):  # such as the transpose, which is an attribute
+            raise ValueError(_NO_NUMBERS)
+        return answer
 
 
 def zeros(shape: tuple[int, ...], like: Tensor, limit: int = UNLIMITED) -> Tensor:
@@ -115,16 +118,18 @@ def take(stack: Tensor, ids_S: Tensor) -> Tensor:
 def put(stack: Tensor, ids_S: Tensor, rows_S: Tensor) -> Tensor:
     """Write rows, and return the stack.
 
-    Those of a stack in a file are written meanwhile: leave them as they are.
+    Into a file they are written meanwhile: until the next call with this stack they must stay as they are.
 
     Raises
     ------
     OSError
-        If the disk of a stack in a file is full, with the folder and the fix; the call after next may be the first to
-        know.
+        If the disk of a stack in a file was too full for the rows of the call before, with the folder and the fix.
     """
     if isinstance(stack, OnDisk):
-        stack.file.write(ids_S.cpu().numpy(), _bytes(rows_S.to("cpu", stack.dtype).contiguous()))
+        written_S = rows_S.to("cpu", stack.dtype).contiguous()
+        # What one client shares with the server, such as the model, is contiguous without being its own.
+        written_S = written_S.clone() if len(ids_S) == 1 else written_S
+        stack.file.write(ids_S.cpu().numpy(), _bytes(written_S))
         return stack
     if not _one_by_one(stack):
         return stack.index_copy_(0, ids_S, rows_S)
@@ -148,18 +153,22 @@ def weighted_sum(weights_N: Tensor, stack: Tensor) -> Tensor:
 def sum_of_rows(weights_S: Tensor, stack: Tensor, ids_S: Tensor) -> Tensor:
     """Return ``sum_i weights_i row_(ids_i)`` ``(P,)`` in float64, without a copy of all these rows in it.
 
+    The same bits from memory and from a file.
+
     Examples
     --------
     >>> sum_of_rows(torch.tensor([2.0, 1.0]), torch.tensor([[1.0], [torch.nan], [5.0]]), torch.tensor([2, 0]))
     tensor([11.], dtype=torch.float64)
     """
     total_P = torch.zeros(stack.shape[1:], dtype=torch.float64, device=weights_S.device)
-    if _one_by_one(stack):
-        for weight, client_id in zip(weights_S.tolist(), ids_S.tolist(), strict=True):
-            total_P.add_(stack[client_id], alpha=weight)
-        return total_P
     for weights_B, ids_B in zip(torch.split(weights_S, ROWS), torch.split(ids_S, ROWS), strict=True):
-        total_P += weights_B.double() @ take(stack, ids_B).double()
+        lent = not is_on_disk(stack) and _one_by_one(stack)
+        rows_BP = [stack[client_id] for client_id in ids_B.tolist()] if lent else take(stack, ids_B)
+        if isinstance(rows_BP, Tensor) and not _one_by_one(rows_BP):
+            total_P += weights_B.double() @ rows_BP.double()
+            continue
+        for weight, row_P in zip(weights_B.tolist(), rows_BP, strict=True):
+            total_P.add_(row_P, alpha=weight)
     return total_P
 
 

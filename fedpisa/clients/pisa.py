@@ -121,7 +121,7 @@ class PisaUpdate(DualUpdate):
     def start(self, down: Arrays, state: Arrays) -> Arrays:
         """Begin at the global model: there is no ``drift`` ``w_i - w`` yet."""
         zero = scalar_like(down["params"])
-        return {"value": zero, "steps": zero, **_without(state, "dual")}
+        return {"lagrangian": zero, "steps": zero, **_without(state, "dual")}
 
     def step(
         self, gradient: Gradient, down: Arrays, state: Arrays, work: Arrays, batch: MiniBatches
@@ -134,27 +134,27 @@ class PisaUpdate(DualUpdate):
         loss, g_P = slope.loss, slope.gradient_P
         if self.mu:
             loss, g_P = loss + self.mu / 2 * (v_P * v_P).sum(), g_P + self.mu * v_P
-        memory = _without(work, "drift", "value", "steps")
+        memory = _without(work, "drift", "lagrangian", "steps")
         rise_P = state["dual"] + g_P
         q_P, memory = self.preconditioner.direction(rise_P, slope, memory)
         scale_P, memory = self.preconditioner(q_P, slope, memory)
         uphill_P = q_P if drift_P is None else torch.add(q_P, drift_P, alpha=self.sigma)
         step_P = uphill_P / torch.sub(scalar_like(q_P, -self.sigma), scale_P, alpha=self.rho)
         # F_i(w_i) + <pi_i, w_i - w> to first order along the path: the loss where it began, then <pi_i + g, step>.
-        value = work["value"] + torch.where(work["steps"] == 0, loss, 0) + (rise_P * step_P).sum()
+        lagrangian = work["lagrangian"] + torch.where(work["steps"] == 0, loss, 0) + (rise_P * step_P).sum()
         drift_P = step_P if drift_P is None else drift_P + step_P
-        return {"drift": drift_P, "value": value, "steps": work["steps"] + 1, **memory}
+        return {"drift": drift_P, "lagrangian": lagrangian, "steps": work["steps"] + 1, **memory}
 
     def finish(self, down: Arrays, state: Arrays, work: Arrays) -> Outcome:
         """Move the dual (2.14) and upload ``z_i``."""
         drift_P = work["drift"]
         dual_P = torch.add(state["dual"], drift_P, alpha=self.sigma)
         squared_drift = (drift_P * drift_P).sum()
-        # The dual that has moved takes sigma ||w_i - w||^2 with it.
-        lagrangian = work["value"] + 1.5 * self.sigma * squared_drift
+        # The new dual adds sigma ||w_i - w||^2 to the old one's term, the penalty half of that.
+        lagrangian = work["lagrangian"] + 1.5 * self.sigma * squared_drift
         return Outcome(
             upload={"z": down["params"] + torch.add(drift_P, dual_P, alpha=1 / self.sigma)},
-            state={"dual": dual_P, **_without(work, "drift", "value", "steps")},
+            state={"dual": dual_P, **_without(work, "drift", "lagrangian", "steps")},
             metrics={"squared-drift": squared_drift, "lagrangian": lagrangian},
         )
 

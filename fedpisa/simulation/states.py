@@ -64,6 +64,8 @@ class StackedStates:
         """Take back the last round of those whose reply in it was not confirmed; see `LocalUpdate.incremental`."""
         lost_S = self._round_N[ids_S] != confirmed_S
         lost = ids_S[lost_S]
+        if not len(lost):
+            return
         for name, stack in self._stacks.items():
             stacks.put(stack, lost, stacks.take(self._earlier[name], lost))
         self._round_N[lost] = confirmed_S[lost_S]
@@ -83,10 +85,8 @@ class StackedStates:
 
     def weighted_sum(self, name: str, weights_N: Tensor) -> Tensor:
         """Return ``sum_i weights_i state_i[name]``; see `fedpisa.strategies.base.ClientStates`."""
-        stack, weights_N = self._stacks[name], weights_N * (self._round_N > 0)
-        if stacks.is_on_disk(stack):
-            return stacks.weighted_sum(weights_N, stack).to(stack.dtype)
-        return weights_N.to(stack.dtype) @ stack
+        stack = self._stacks[name]
+        return stacks.weighted_sum(weights_N * (self._round_N > 0), stack).to(stack.dtype)
 
     def row(self, client_id: int) -> Arrays | None:
         """Return one client's state; ``None`` if it was never written."""

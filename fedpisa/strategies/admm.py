@@ -23,8 +23,8 @@ from fedpisa.strategies.base import (
     norm,
     remember,
     shares,
+    sum_of_everybody,
     weighted_mean,
-    with_the_absent,
 )
 from fedpisa.strategies.primaldual import PrimalDual
 
@@ -65,7 +65,7 @@ class ConsensusADMM(PrimalDual, ABC):
         """Solve (2.9) over the clients seen so far, or over the round's alone."""
         z_SP, n_S = uploads_S["z"], cohort.num_examples_S
         sigma_S = torch.full_like(n_S, self.local_update.sigma_at(cohort.server_round))
-        if self.absent == "keep" and len(n_S) < cohort.num_clients:
+        if self.absent == "keep" and not cohort.everybody:
             return self._with_the_absent(server, z_SP, sigma_S, cohort)
         kept = {"z": z_SP, "sigma": sigma_S, "num-examples": n_S} if self.absent == "keep" else {}
         alpha_S = shares(n_S, self.weighting)
@@ -76,7 +76,7 @@ class ConsensusADMM(PrimalDual, ABC):
 
     def _with_the_absent(self, server: Arrays, z_SP: Tensor, sigma_S: Tensor, cohort: Cohort) -> Arrays:
         """Solve (2.9) over the clients seen so far, by a sum that moves with the cohort's terms."""
-        sum_P, memory = with_the_absent(server, z_SP, sigma_S, "sigma", self.weighting, cohort)
+        sum_P, memory = sum_of_everybody(server, z_SP, sigma_S, "sigma", self.weighting, cohort)
         counts_N = counts(memory["num-examples"], self.weighting)
         stiffness = float(counts_N @ memory["sigma"] / counts_N.sum())
         consensus_P = sum_P / (counts_N.sum() * (stiffness + self.lambda_))

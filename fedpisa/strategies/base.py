@@ -49,6 +49,11 @@ class Cohort:
     layout: ParamLayout
     memory_limit: int = stacks.UNLIMITED
 
+    @property
+    def everybody(self) -> bool:
+        """Whether no client is absent."""
+        return len(self.ids_S) == self.num_clients
+
 
 class ClientStates(Protocol):
     """Reading access to what all clients keep."""
@@ -116,7 +121,7 @@ class Algorithm(ABC):
         server
             The state; the step owns it and may write into its tensors.
         uploads_S
-            The replies, stacked along a first axis ``S`` in the cohort's order.
+            The replies, stacked along a first axis ``S`` in the cohort's order; to be read alone.
         cohort
             Who replied.
         """
@@ -213,7 +218,8 @@ def total(num_examples_N: Tensor, weighting: Weighting) -> float:
 def remember(server: Arrays, rows_S: Mapping[str, Tensor], cohort: Cohort) -> Arrays:
     """Return the server's memory of all clients, first axis ``N``, with the cohort's rows written into it.
 
-    A client that was not seen yet has zeros; the memory grows when clients join.
+    A client that was not seen yet has zeros; the memory grows when clients join. Where it is in a file, its rows are
+    read by `fedpisa.stacks.take`, and those given here must stay as they are: they are written meanwhile.
 
     Examples
     --------
@@ -238,7 +244,7 @@ def moved_sum(
     """Return ``sum_i weights_i row_i`` ``(P,)``, float64, over all clients, from that of the round before.
 
     The cohort's own old terms go and the new ones come, so it costs what the cohort is large, whoever else was ever
-    there; in float64, old terms go as they came.
+    there; in float64, old terms go as they came. When everybody replied, their own terms are all.
 
     Parameters
     ----------
@@ -262,7 +268,7 @@ def moved_sum(
     tensor([13.], dtype=torch.float64)
     """
     new_P = stacks.sum_of_rows(weights_S, rows_SP, torch.arange(len(rows_SP), device=rows_SP.device))
-    if name not in server or len(cohort.ids_S) == cohort.num_clients:
+    if name not in server or cohort.everybody:
         return new_P
     everybody_P = server["sum"] if "sum" in server else stacks.weighted_sum(weights_N, server[name])
     old_S = weights_N[cohort.ids_S]
@@ -271,22 +277,22 @@ def moved_sum(
     return everybody_P - old_P + new_P
 
 
-def with_the_absent(
-    server: Arrays, z_SP: Tensor, stiffness_S: Tensor, stiffness: str, weighting: Weighting, cohort: Cohort
+def sum_of_everybody(
+    server: Arrays, z_SP: Tensor, sigma_S: Tensor, name: str, weighting: Weighting, cohort: Cohort
 ) -> tuple[Tensor, Arrays]:
     """Return ``sum_i n_i sigma_i z_i`` ``(P,)``, float64, over all clients seen so far, and the memory of them.
 
-    The memory has ``z`` ``(N, P)``, ``stiffness`` ``sigma_i`` and ``num-examples`` ``n_i`` ``(N,)``, and, unless
-    everybody replied, the ``sum``, from which that of the next round is made; see `moved_sum`.
+    The memory has ``z`` ``(N, P)``, ``name`` ``sigma_i`` and ``num-examples`` ``n_i`` ``(N,)``, and, unless everybody
+    replied, the ``sum``, from which that of the next round is made; see `moved_sum`.
 
     Parameters
     ----------
     server
         The state before.
-    z_SP, stiffness_S
-        The cohort's ``z_i`` and ``sigma_i``.
-    stiffness
-        The name of ``sigma_i`` in the memory.
+    z_SP, sigma_S
+        The cohort's ``z_i``, and how much each counts beside its samples.
+    name
+        Of ``sigma_i`` in the memory.
     weighting
         What ``n_i`` is.
     cohort
@@ -294,11 +300,9 @@ def with_the_absent(
     """
     n_S = cohort.num_examples_S
     before = {
-        name: stacks.grown(server.get(name, n_S[:0]), cohort.num_clients)
-        for name in (stiffness, "num-examples")
+        key: stacks.grown(server.get(key, n_S[:0]), cohort.num_clients) for key in (name, "num-examples")
     }
-    old_N = counts(before["num-examples"], weighting) * before[stiffness]
-    sum_P = moved_sum(server, z_SP, counts(n_S, weighting) * stiffness_S, "z", old_N, cohort)
-    rows_S = {"z": z_SP, stiffness: stiffness_S, "num-examples": n_S}
-    kept = {"sum": sum_P} if len(n_S) < cohort.num_clients else {}
-    return sum_P, {**remember({**server, **before}, rows_S, cohort), **kept}
+    old_N = counts(before["num-examples"], weighting) * before[name]
+    sum_P = moved_sum(server, z_SP, counts(n_S, weighting) * sigma_S, "z", old_N, cohort)
+    memory = remember({**server, **before}, {"z": z_SP, name: sigma_S, "num-examples": n_S}, cohort)
+    return sum_P, dict(memory) if cohort.everybody else {**memory, "sum": sum_P}

@@ -152,8 +152,14 @@ class AlgorithmStrategy(ServerStrategy):
                 parts[part][name] = value.to(self.device, copy=True)
         self._confirmed = dict(kept["confirmed"].tolist())
         seen = torch.tensor(sorted(self._confirmed), dtype=torch.int64, device=self.device)
+        everybody = torch.arange(len(kept["nodes"]), device=self.device)
+        for name, value in parts["server"].items():
+            if value.dim() > 1 and len(value) == len(everybody):
+                # The run may go on with less memory than it had.
+                stack = stacks.zeros(tuple(value.shape), value, self.memory_limit)
+                parts["server"][name] = stacks.put(stack, everybody, value)
         for name, rows_S in parts["rows"].items():
-            stack = stacks.zeros((len(kept["nodes"]), *rows_S.shape[1:]), rows_S, self.memory_limit)
+            stack = stacks.zeros((len(everybody), *rows_S.shape[1:]), rows_S, self.memory_limit)
             parts["server"][name] = stacks.put(stack, seen, rows_S)
         self.server, self._buffers = parts["server"] or None, parts["buffers"]
         nodes = kept["nodes"].cpu().numpy().view(np.uint64)

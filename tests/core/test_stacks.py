@@ -115,7 +115,7 @@ def test_memory_is_let_go_and_the_rows_stay() -> None:
 @pytest.fixture(params=["system's cache", "past it"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Rows in files as they are written where they fit into memory, and where all of them would not."""
-    monkeypatch.setattr("fedpisa.rowfile.CACHED", math.inf if request.param == "system's cache" else 0)
+    monkeypatch.setattr("fedpisa.rowfile.CACHED_SHARE", math.inf if request.param == "system's cache" else 0)
     return str(request.param)
 
 
@@ -135,6 +135,7 @@ def test_rows_are_written_read_and_summed(length: int, limit: int) -> None:
     assert torch.equal(stacks.take(stack, ids), wanted[ids])
     total = stacks.sum_of_rows(weights, stack, ids)
     torch.testing.assert_close(total, weights.double() @ wanted[ids].double(), rtol=1e-14, atol=1e-14)
+    assert torch.equal(total, stacks.sum_of_rows(weights, wanted, ids))
     stack = stacks.grown(stack, 11, limit)
     stacks.put(stack, torch.tensor([10]), torch.ones(1, length))
     grown = torch.cat([wanted, torch.zeros(1, length), torch.ones(1, length)])
@@ -145,48 +146,47 @@ def test_rows_are_written_read_and_summed(length: int, limit: int) -> None:
 def test_rows_are_right_at_any_time() -> None:
     """Three hundred rounds of random clients: rows that are new, on their way, a moment old and old."""
     generator = torch.Generator().manual_seed(1)
-    stack, wanted = stacks.zeros((40, 2000), torch.ones(()), limit=0), torch.zeros(40, 2000)
+    stack, wanted = stacks.zeros((40, 5000), torch.ones(()), limit=0), torch.zeros(40, 5000)
     for _ in range(300):
         ids = torch.randperm(40, generator=generator)[:7].sort().values
         assert torch.equal(stacks.take(stack, ids), wanted[ids])
-        wanted[ids] = rows = torch.randn(7, 2000, generator=generator)
+        wanted[ids] = rows = torch.randn(7, 5000, generator=generator)
         stacks.put(stack, ids, rows)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="no other system's cache can be passed by")
-def test_what_outgrows_the_memory_goes_past_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whole pages, from where a page begins; and where the folder cannot do that, through the cache."""
-    flags, written = [], []
-    real_open, real_write = os.open, os.pwrite
-    monkeypatch.setattr("fedpisa.rowfile.CACHED", 0)
+@pytest.mark.parametrize("refused", ["nothing", "opening", "writing"])
+def test_what_outgrows_the_memory_goes_past_the_cache(refused: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole pages, from where a page begins; and where folder or disk cannot do that, through the cache."""
+    direct, written = set(), []
+    really_open, really_write = os.open, os.pwrite
+    monkeypatch.setattr("fedpisa.rowfile.CACHED_SHARE", 0)
 
-    def opened(name: str, flag: int, *mode: int) -> int:
-        flags.append(flag)
-        return real_open(name, flag, *mode)
+    def opened(name: str, flags: int, *mode: int) -> int:
+        if flags & os.O_DIRECT and refused == "opening":
+            raise OSError(errno.EINVAL, "Invalid argument")
+        descriptor = really_open(name, flags & ~os.O_DIRECT, *mode)
+        if flags & os.O_DIRECT:
+            direct.add(descriptor)
+        return descriptor
 
-    def write(number: int, row: Any, begin: int) -> int:
-        written.append((begin, len(row)))
-        return real_write(number, row, begin)
+    def write(descriptor: int, row: Any, begin: int) -> int:
+        if descriptor in direct and refused == "writing":
+            raise OSError(errno.EINVAL, "Invalid argument")
+        written.append((descriptor, begin, len(row)))
+        return really_write(descriptor, row, begin)
 
     monkeypatch.setattr("os.open", opened)
     monkeypatch.setattr("os.pwrite", write)
-    ids, rows = torch.tensor([4, 90, 91]), torch.rand(3, 2000)
-    stack = stacks.put(stacks.zeros((100, 2000), torch.ones(()), limit=0), ids, rows)
+    ids, rows = torch.tensor([4, 90, 91]), torch.rand(3, 5000)
+    stack = stacks.put(stacks.zeros((100, 5000), torch.ones(()), limit=0), ids, rows)
     stacks.put(stack, torch.tensor([1]), rows[:1])
     assert torch.equal(stacks.take(stack, ids), rows)
-    assert flags[-1] & os.O_DIRECT
-    assert (0, 3 * 8192) in written
-
-    def refused(name: str, flag: int, *mode: int) -> int:
-        if flag & os.O_DIRECT:
-            raise OSError(errno.EINVAL, "Invalid argument")
-        return real_open(name, flag, *mode)
-
-    monkeypatch.setattr("os.open", refused)
-    stack = stacks.put(stacks.zeros((100, 2000), torch.ones(()), limit=0), ids, rows)
-    stacks.put(stack, torch.tensor([1]), rows[:1])
-    assert torch.equal(stacks.take(stack, ids), rows)
-    assert (0, 3 * 8000) in written
+    assert isinstance(stack, stacks.OnDisk)
+    used = stack.file._writing
+    assert (used in direct) == (refused == "nothing")
+    pitch = 20480 if refused == "nothing" else 20000
+    assert (used, 0, 3 * pitch) in written
 
 
 def test_new_clients_rows_are_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,7 +202,8 @@ def test_new_clients_rows_are_one_piece(monkeypatch: pytest.MonkeyPatch) -> None
     for ids in ([5, 999_999], [5, 6, 7, 500_000], [8], [8]):
         stacks.put(stack, torch.tensor(ids), torch.rand(len(ids), 3))
     # The last may not have been written yet; stacks of other tests may have been.
-    own = [piece for number, *piece in written if number == written[-1][0]]
+    assert isinstance(stack, stacks.OnDisk)
+    own = [piece for number, *piece in written if number == stack.file._writing]
     assert own[:4] == [[0, 24], [0, 12], [24, 36], [60, 12]]
     assert own[4:] in ([], [[60, 12]])
 
@@ -220,8 +221,14 @@ def test_a_stack_in_a_file_has_no_numbers() -> None:
         lambda: stack.tolist(),
         lambda: torch.equal(stack, torch.zeros(3, 4)),
         lambda: torch.ones(3, 4).copy_(stack),
+        lambda: stack.__setitem__(0, torch.ones(4)),
+        lambda: stack.__setitem__(torch.tensor([0]), torch.ones(1, 4)),
+        lambda: list(stack),
+        lambda: stack.unbind(),
+        lambda: stack.T,
+        lambda: stack.clone(),
     ):
-        with pytest.raises(ValueError, match=r"in a file here: read rows with fedpisa\.stacks\.take"):
+        with pytest.raises(ValueError, match=r"in a file here: use fedpisa\.stacks\.take and put"):
             use()
 
 
@@ -251,7 +258,9 @@ def test_a_full_disk_is_an_error_and_no_signal(room: int, monkeypatch: pytest.Mo
     for use in (write, read):
         left = room
         stack = stacks.put(stacks.zeros((3, 4), torch.ones(()), limit=0), ids, row)
-        with pytest.raises(OSError, match=r"\(No space left.*\): set TMPDIR to a larger folder") as caught:
+        with pytest.raises(
+            OSError, match=r"\(No space left.*\): set TMPDIR to a folder with more room"
+        ) as caught:
             use(stack)
         assert caught.value.errno == errno.ENOSPC
         assert caught.value.filename == tempfile.gettempdir()
@@ -273,10 +282,10 @@ def test_rows_longer_than_a_call_of_the_systems_are_whole(monkeypatch: pytest.Mo
 def test_a_file_is_closed_when_its_stack_is_gone() -> None:
     gc.collect()
     before = len(os.listdir("/proc/self/fd"))
-    held = [stacks.zeros((3, 2000), torch.ones(()), limit=0) for _ in range(5)]
+    held = [stacks.zeros((3, 5000), torch.ones(()), limit=0) for _ in range(5)]
     assert all(map(stacks.is_on_disk, held))
     for stack in held:
-        stacks.put(stack, torch.tensor([1]), torch.ones(1, 2000))
+        stacks.put(stack, torch.tensor([1]), torch.ones(1, 5000))
     assert len(os.listdir("/proc/self/fd")) > before
     del stack
     held.clear()
@@ -305,6 +314,24 @@ def test_the_moving_sum_is_the_sum() -> None:
         if "sum" in server:
             scale = 1e6 * torch.finfo(torch.float64).eps * server_round
             torch.testing.assert_close(server["sum"], weight_N @ z_NP.double(), rtol=1e-12, atol=10 * scale)
+
+
+def test_a_run_goes_on_with_less_memory() -> None:
+    """The server's rows move into a file, also those that were in memory when the run was cut short."""
+    before, after = (
+        Simulation(RunConfig.from_mapping({**KEYS, "algorithm": "iiadmm", "state-memory": memory}))
+        for memory in (10**9, 0)
+    )
+    rows = before.rows()
+    next(rows), next(rows)
+    here = before.strategy.server
+    after.strategy.restore(before.strategy.snapshot())
+    there = after.strategy.server
+    assert here is not None
+    assert there is not None
+    for name in ("z", "dual"):
+        assert stacks.is_on_disk(there[name])
+        assert torch.equal(stacks.take(there[name], torch.arange(12)), here[name])
 
 
 @pytest.mark.parametrize("algorithm", ["sisa", "scaffold", "iiadmm", "scaffnew", "fedavg"])

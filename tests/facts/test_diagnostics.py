@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import islice, pairwise
 from math import sqrt
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor
 
+from fedpisa.clients.base import MiniBatches
+from fedpisa.clients.pisa import PisaUpdate
+from fedpisa.clients.preconditioners import Adam, Identity, NewtonSchulz, Preconditioner
 from fedpisa.config import RunConfig
+from fedpisa.features import FeatureLoss
+from fedpisa.layout import ParamLayout
 from fedpisa.runner import Simulation
 
 ROUNDS = 12
@@ -281,3 +289,57 @@ def test_the_lagrangian_rises_where_sigma_is_too_small(lab: Any) -> None:
     }  # fmt: skip
     value = lab.trace(values).column("exact_augmented_lagrangian")
     assert any(later > earlier for earlier, later in pairwise(value))
+
+
+@final
+@dataclass(frozen=True)
+class Bowl:
+    """``f(v) = v . A v / 2``, and where its gradient was asked for."""
+
+    matrix_PP: Tensor
+    layout: ParamLayout
+    asked: list[Tensor]
+
+    def __call__(
+        self, params_P: Tensor, batch: MiniBatches, extra: FeatureLoss | None = None
+    ) -> tuple[Tensor, Tensor]:
+        self.asked.append(params_P)
+        slope_P = self.matrix_PP @ params_P
+        return params_P @ slope_P / 2, slope_P
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize(
+    "preconditioner", [Identity(), Adam(), NewtonSchulz()], ids=lambda rule: type(rule).__name__
+)
+def test_the_estimate_is_first_order_along_the_path(preconditioner: Preconditioner, reduction: str) -> None:
+    """Several local steps: ``F(w) + sum_k <grad F(v_k), v_(k+1) - v_k>``, the moved dual's term and the penalty."""
+    generator = torch.Generator().manual_seed(0)
+    sigma, mu, count = 0.7, 0.2, 2 if reduction == "sum" else 1
+    layout = ParamLayout.of([("weight", torch.zeros(3, 2)), ("bias", torch.zeros(3))])
+    half_PP = torch.randn(9, 9, generator=generator, dtype=torch.float64)
+    gradient = Bowl(half_PP @ half_PP.T, layout, [])
+    update = PisaUpdate(
+        preconditioner,
+        sigma=sigma,
+        rho=2.0,
+        mu=mu,
+        gradient_reduction=reduction,  # type: ignore[arg-type]
+    )
+    down = {"params": torch.randn(9, generator=generator, dtype=torch.float64)}
+    state = {**update.init(down["params"]), "dual": torch.randn(9, generator=generator, dtype=torch.float64)}
+    batch = MiniBatches(torch.zeros(2, 1), torch.zeros(2, 1), torch.full((2, 1), 0.5, dtype=torch.float64))
+    work, path = update.start(down, state), [down["params"]]
+    for _ in range(3):
+        work = update.step(gradient, down, state, work, batch)
+        path.append(down["params"] + work["drift"])
+    outcome = update.finish(down, state, work)
+    assert all(torch.equal(v, asked) for v, asked in zip(path, gradient.asked, strict=False))
+
+    def slope(v: Tensor) -> Tensor:
+        return count * gradient.matrix_PP @ v + mu * v
+
+    value = path[0] @ slope(path[0]) / 2 + sum(slope(v) @ (after - v) for v, after in pairwise(path))
+    drift = path[-1] - path[0]
+    wanted = value + outcome.state["dual"] @ drift + sigma / 2 * drift @ drift
+    torch.testing.assert_close(outcome.metrics["lagrangian"], wanted, rtol=1e-12, atol=1e-12)
