@@ -52,15 +52,16 @@ class RowFile:
     def __init__(self, num_rows: int, size: int) -> None:
         self.folder = tempfile.gettempdir()
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        self._direct = num_rows * size > CACHED_SHARE * memory and size >= 4 * _PAGE
+        outgrows = num_rows * size > CACHED_SHARE * memory and size >= 4 * _PAGE
         self._reading, name = tempfile.mkstemp(prefix="fedpisa-", suffix=".rows", dir=self.folder)
         finalize(self, os.close, self._reading)
-        self._writing = self._reading
         try:
-            if self._direct and (direct := _opened_direct(name)) is not None:
+            direct = _opened_direct(name) if outgrows else None
+            self._direct = direct is not None
+            self._writing = self._reading
+            if direct is not None:
                 self._writing = direct
                 finalize(self, os.close, direct)
-            self._direct = self._writing != self._reading
         finally:
             os.unlink(name)
         # From one row's beginning to the next one's: direct I/O begins and ends with a page, in memory as in the file.

@@ -10,7 +10,6 @@ import math
 import sys
 from typing import Any, Final, final
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -131,7 +130,7 @@ def put(stack: Tensor, ids_S: Tensor, rows_S: Tensor) -> Tensor:
         written_S = written_S.clone() if len(ids_S) == 1 else written_S
         stack.file.write(ids_S.cpu().numpy(), _bytes(written_S))
         return stack
-    if not _one_by_one(stack):
+    if not _one_by_one(stack, stack.device):
         return stack.index_copy_(0, ids_S, rows_S)
     for client_id, row in zip(ids_S.tolist(), rows_S.unbind(), strict=True):
         stack[client_id].copy_(row)
@@ -162,23 +161,21 @@ def sum_of_rows(weights_S: Tensor, stack: Tensor, ids_S: Tensor) -> Tensor:
     """
     total_P = torch.zeros(stack.shape[1:], dtype=torch.float64, device=weights_S.device)
     for weights_B, ids_B in zip(torch.split(weights_S, ROWS), torch.split(ids_S, ROWS), strict=True):
-        lent = not is_on_disk(stack) and _one_by_one(stack)
-        rows_BP = [stack[client_id] for client_id in ids_B.tolist()] if lent else take(stack, ids_B)
-        if isinstance(rows_BP, Tensor) and not _one_by_one(rows_BP):
-            total_P += weights_B.double() @ rows_BP.double()
+        if not _one_by_one(stack, ids_S.device):
+            total_P += weights_B.double() @ take(stack, ids_B).double()
             continue
+        # From memory a row is lent, not copied.
+        rows_BP = take(stack, ids_B) if is_on_disk(stack) else [stack[i] for i in ids_B.tolist()]
         for weight, row_P in zip(weights_B.tolist(), rows_BP, strict=True):
             total_P.add_(row_P, alpha=weight)
     return total_P
 
 
-def _one_by_one(stack: Tensor) -> bool:
+def _one_by_one(stack: Tensor, device: torch.device) -> bool:
     """Tell whether rows are worth a call each: all cores share it, where calls for several rows take one core."""
-    return stack.device.type == "cpu" and math.prod(stack.shape[1:]) >= _LONG
+    return device.type == "cpu" and math.prod(stack.shape[1:]) >= _LONG
 
 
 def _bytes(rows_S: Tensor) -> Any:
     """Return the memory of rows, an array of bytes ``(S, row)``."""
-    return (
-        rows_S.view(len(rows_S), -1).view(torch.uint8).numpy() if len(rows_S) else np.empty((0, 0), np.uint8)
-    )
+    return rows_S.view(len(rows_S), math.prod(rows_S.shape[1:])).view(torch.uint8).numpy()

@@ -125,7 +125,7 @@ class LocalUpdate(ABC):
 
     @abstractmethod
     def finish(self, down: Arrays, state: Arrays, work: Arrays) -> Outcome:
-        """Return the upload, the client's new state and its metrics, tensors that nobody writes to any more."""
+        """Return the upload, the client's new state and its metrics, none of them written into later."""
 
 
 def scalar_like(params_P: Tensor, value: float = 0.0) -> Tensor:

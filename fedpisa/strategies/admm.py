@@ -38,7 +38,7 @@ def solve_consensus(weights_S: Tensor, sigma_S: Tensor, z_SP: Tensor, lambda_: f
     tensor([2.])
     """
     stiffness_S = weights_S * sigma_S
-    return weighted_mean(stiffness_S, z_SP) / (float(stiffness_S.sum()) + lambda_)
+    return weighted_mean(stiffness_S, z_SP) / (stiffness_S.sum() + lambda_)
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,7 @@ class ConsensusADMM(PrimalDual, ABC):
         """Solve (2.9) over the clients seen so far, by a sum that moves with the cohort's terms."""
         sum_P, memory = sum_of_everybody(server, z_SP, sigma_S, "sigma", self.weighting, cohort)
         counts_N = counts(memory["num-examples"], self.weighting)
-        stiffness = float(counts_N @ memory["sigma"] / counts_N.sum())
-        consensus_P = sum_P / (counts_N.sum() * (stiffness + self.lambda_))
+        consensus_P = sum_P / (counts_N @ memory["sigma"] + counts_N.sum() * self.lambda_)
         return {"params": consensus_P.to(z_SP.dtype), **memory}
 
     def diagnostics(
@@ -110,11 +109,11 @@ class ConsensusADMM(PrimalDual, ABC):
         total = self.lambda_ / 2 * norm(w_P) ** 2
         for client_id, alpha in enumerate(weights_N.tolist()):
             state = states.state(client_id)
-            z_P = stacks.take(server["z"], torch.tensor([client_id], device=w_P.device))[0]
             seen = state is not None and bool(server["num-examples"][client_id] > 0)
             dual_P = state["dual"] if state is not None and seen else torch.zeros_like(w_P)
             sigma = float(server["sigma"][client_id])
-            local_P = z_P - dual_P / sigma if seen else w_P
+            id_1 = torch.tensor([client_id], device=w_P.device)
+            local_P = stacks.take(server["z"], id_1)[0] - dual_P / sigma if seen else w_P
             drift_P = local_P - w_P
             loss = objective.client_loss(client_id, local_P) + mu / 2 * norm(local_P) ** 2
             total += alpha * (loss + float(dual_P @ drift_P) + sigma / 2 * norm(drift_P) ** 2)

@@ -121,7 +121,7 @@ class Algorithm(ABC):
         server
             The state; the step owns it and may write into its tensors.
         uploads_S
-            The replies, stacked along a first axis ``S`` in the cohort's order; to be read alone.
+            The replies, stacked along a first axis ``S`` in the cohort's order; not to be written into.
         cohort
             Who replied.
         """

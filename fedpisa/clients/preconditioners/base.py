@@ -86,7 +86,8 @@ class Preconditioner(ABC):
         Parameters
         ----------
         q_P
-            What is preconditioned: ``pi_i + g``, ``g`` the gradient of ``F_i``, or what `direction` returned.
+            What is preconditioned: ``pi_i + g``, ``g`` the gradient of ``F_i``, or what `direction` returned; not to be
+            written into.
         slope
             What `evaluate` returned.
         memory
