@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,7 +31,8 @@ def write_report(folder: Path) -> None:
 
 def tables(machine: dict[str, str], figures: Sequence[Figure]) -> str:
     """Return all tables in Markdown."""
-    parts = ["; ".join(f"{name}: {value}" for name, value in machine.items()) + "."]
+    about = "; ".join(f"{name}: {value}" for name, value in machine.items())
+    parts = [textwrap.fill(f"{about}.", 120)]
     for corner, cell in (
         ("seconds per round", table.seconds),
         ("peak memory, GB", table.memory),
