@@ -10,7 +10,8 @@ from typing import Any
 
 from fedpisa.clients.base import LocalUpdate
 from fedpisa.clients.preconditioners import Preconditioner
-from fedpisa.components import REQUIRED, Component, Key, available, plain
+from fedpisa.components import REQUIRED, Component, Key, plain
+from fedpisa.families import available, keys_of
 from fedpisa.strategies.base import Algorithm
 
 PAGE = Path(__file__).with_name("algorithms.md")
@@ -163,7 +164,7 @@ def part_with_keys(component: Component) -> Iterator[str]:
     text = sections(component.factory)
     yield f"### {component.name}"
     yield text[""]
-    if component.keys:
+    if keys_of(component):
         yield key_table(component)
     if "References" in text:
         yield f"**References.** {text['References']}"
@@ -195,7 +196,7 @@ def page() -> str:
     for family in ("server-strategy", "differential-privacy"):
         names = {name: part for name, part in available(family).items() if name != "none"}
         rows = [
-            [f"`{name}`", ", ".join(f"`{key.name}` {default(key)}" for key in part.keys)]
+            [f"`{name}`", ", ".join(f"`{key.name}` {default(key)}" for key in keys_of(part).values())]
             for name, part in names.items()
         ]
         paragraphs.append(table((f"`{family}`", "keys and their defaults"), rows))

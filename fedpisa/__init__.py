@@ -6,11 +6,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fedpisa.config import RunConfig, load_config
-    from fedpisa.demo import run_demo
-    from fedpisa.results import Result, load_result
-    from fedpisa.runner import run
+    from fedpisa.config.run import RunConfig, load_config
+    from fedpisa.runs.results import Result, load_result
+    from fedpisa.runs.runner import run
     from fedpisa.studies.comparison import compare
+    from fedpisa.studies.demo import run_demo
     from fedpisa.studies.study import Study, load_study, read_study
 
 __version__ = "0.1.0"
@@ -29,16 +29,16 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Result": "results",
-    "RunConfig": "config",
+    "Result": "runs.results",
+    "RunConfig": "config.run",
     "Study": "studies.study",
     "compare": "studies.comparison",
-    "load_config": "config",
-    "load_result": "results",
+    "load_config": "config.run",
+    "load_result": "runs.results",
     "load_study": "studies.study",
     "read_study": "studies.study",
-    "run": "runner",
-    "run_demo": "demo",
+    "run": "runs.runner",
+    "run_demo": "studies.demo",
 }
 
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpisa.results import Result
-from fedpisa.storage import replace_file
+from fedpisa.runs.results import Result
+from fedpisa.storage.files import replace_file
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from fedpisa.interrupts import Interrupted
+from fedpisa.runs.signals import Interrupted
 from fedpisa.studies import workers
 
 Start = Callable[..., int]

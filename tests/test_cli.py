@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from fedpisa import runner
-from fedpisa.cli import main
-from fedpisa.config import RunConfig, load_config
-from fedpisa.console import RunConsole
-from fedpisa.results import Result, RunDirectory, load_result
-from fedpisa.runner import RoundFinished, RunFinished, RunStarted
+from fedpisa.cli.main import main
+from fedpisa.config.run import RunConfig, load_config
+from fedpisa.runs import runner
+from fedpisa.runs.console import RunConsole
+from fedpisa.runs.results import Result, RunDirectory, load_result
+from fedpisa.runs.runner import RoundFinished, RunFinished, RunStarted
 
 HEAVY = ("torch", "flwr", "pandas", "matplotlib", "sklearn", "torchvision", "scipy")
 
@@ -87,9 +87,9 @@ def imported_by(code: str) -> set[str]:
     "code",
     [
         "import fedpisa",
-        "import fedpisa.cli",
-        "from fedpisa.cli import main; main(['--help'])",
-        "from fedpisa.cli import main; main(['run', '--help'])",
+        "import fedpisa.cli.main",
+        "from fedpisa.cli.main import main; main(['--help'])",
+        "from fedpisa.cli.main import main; main(['run', '--help'])",
     ],
 )
 def test_help_imports_nothing_heavy(code: str) -> None:
@@ -97,7 +97,7 @@ def test_help_imports_nothing_heavy(code: str) -> None:
 
 
 def test_results_are_read_without_torch() -> None:
-    assert "torch" not in imported_by("import fedpisa.results, fedpisa.plots, fedpisa.console")
+    assert "torch" not in imported_by("import fedpisa.runs.results, fedpisa.plots, fedpisa.runs.console")
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:

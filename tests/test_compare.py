@@ -21,11 +21,11 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from fedpisa import storage
-from fedpisa.cli import main
-from fedpisa.results import load_result
-from fedpisa.runner import Simulation
-from fedpisa.strategies.strategy import AlgorithmStrategy
+from fedpisa.cli.main import main
+from fedpisa.runs.results import load_result
+from fedpisa.runs.runner import Simulation
+from fedpisa.server.algorithm_strategy import AlgorithmStrategy
+from fedpisa.storage import files
 from fedpisa.studies import comparison, workers
 from fedpisa.studies.comparison import compare
 from fedpisa.studies.console import StudyConsole, table
@@ -218,7 +218,7 @@ def test_a_run_that_another_process_writes_is_left_to_it(
 ) -> None:
     file = tmp_path / "small.toml"
     file.write_text(SHORT.to_toml())
-    with storage.held(tmp_path / "out" / SHORT.runs()[1].path):
+    with files.held(tmp_path / "out" / SHORT.runs()[1].path):
         assert main(["compare", str(file), "--out", str(tmp_path / "out")]) == 1
     assert capsys.readouterr().err.splitlines()[-1].startswith("1 runs are being written by another process")
     assert len(load_study(tmp_path / "out")) == 2
@@ -324,8 +324,8 @@ def test_a_signal_that_comes_too_late_changes_nothing(tmp_path: Path) -> None:
 
 
 def result_of(accuracies: list[float], target: float | None = None) -> Any:
-    from fedpisa.config import RunConfig
-    from fedpisa.results import Result
+    from fedpisa.config.run import RunConfig
+    from fedpisa.runs.results import Result
 
     rows = [{"round": number, "test_accuracy": value} for number, value in enumerate(accuracies)]
     return Result(RunConfig(target_accuracy=target), rows, {}, [])

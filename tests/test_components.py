@@ -13,23 +13,9 @@ from typing import Any, ClassVar, Literal, final
 import numpy as np
 import pytest
 
-from fedpisa import components
-from fedpisa.components import (
-    FAMILIES,
-    REQUIRED,
-    Component,
-    Key,
-    available,
-    build,
-    check,
-    families,
-    find,
-    inspect_component,
-    keys_of,
-    plain,
-    resolve,
-    settle,
-)
+from fedpisa import components, families
+from fedpisa.components import REQUIRED, Component, Key, check, inspect_component, plain
+from fedpisa.families import FAMILIES, available, build, find, keys_of, resolve, settle
 from fedpisa.typing import Fraction, NonNegative, Positive, PositiveInt
 
 # ------------------------------------------------------------------------------ toys of every kind
@@ -127,7 +113,7 @@ def pizza() -> Component:
 
 
 def test_a_dataclass_gives_the_keys_of_its_parts_with_the_defaults_of_its_instances(pizza: Component) -> None:
-    assert [(key.name, key.default) for key in pizza.keys] == [
+    assert [(key.name, key.default) for key in keys_of(pizza).values()] == [
         ("flour", 500.0),
         ("water", 250.0),
         ("spice", "black-pepper"),
@@ -147,7 +133,7 @@ def test_the_keys_follow_the_chosen_part(pizza: Component) -> None:
 
 
 def test_keys_are_explained_by_the_docstring_of_the_class_that_declares_them(pizza: Component) -> None:
-    docs = {key.name: key.doc for key in pizza.keys}
+    docs = {key.name: key.doc for key in keys_of(pizza).values()}
     assert docs["size"] == "Slices, or all."
     assert docs["lambda"] == "Heat."
     assert docs["flour"] == docs["water"] == "Grams."
@@ -169,7 +155,10 @@ def test_a_functions_keys_are_its_parameters_that_are_not_injected() -> None:
         """Split."""
 
     component = inspect_component("partitioner", "split", split)
-    assert [(key.name, key.default) for key in component.keys] == [("alpha", 0.5), ("k", REQUIRED)]
+    assert [(key.name, key.default) for key in keys_of(component).values()] == [
+        ("alpha", 0.5),
+        ("k", REQUIRED),
+    ]
 
 
 def test_an_annotation_that_cannot_be_evaluated_is_explained() -> None:
@@ -186,9 +175,9 @@ def test_a_class_that_is_no_dataclass_and_a_builtin_are_described_too() -> None:
             self.args = (shape, width, rest)
 
     component = inspect_component("model", "net", Net)
-    assert [key.name for key in component.keys] == ["width"]
+    assert [key.name for key in keys_of(component).values()] == ["width"]
     assert build(component, {"width": 4}, shape=(1,), seed=0).args == ((1,), 4, {})
-    assert inspect_component("model", "dict", dict).keys == ()
+    assert keys_of(inspect_component("model", "dict", dict)) == {}
 
 
 # ------------------------------------------------------------------------------------------- values
@@ -304,7 +293,7 @@ def test_resolve_gives_all_keys_and_is_enough_to_build_the_same(pizza: Component
 def test_wrong_values_are_explained(
     pizza: Component, monkeypatch: pytest.MonkeyPatch, values: dict[str, object], message: str
 ) -> None:
-    monkeypatch.setattr("fedpisa.components.values.FAMILIES", ("spice", "algorithm"))
+    monkeypatch.setattr("fedpisa.families.values.FAMILIES", ("spice", "algorithm"))
     with pytest.raises(ValueError) as caught:  # noqa: PT011
         build(pizza, values)
     assert message in str(caught.value)
@@ -371,7 +360,7 @@ def test_every_component_has_a_name_a_summary_and_documented_keys_with_valid_def
     for name, component in found.items():
         assert name == component.name == name.lower()
         assert component.summary, f"{component} has no docstring"
-        for key in component.keys:
+        for key in keys_of(component).values():
             assert key.name == key.name.lower()
             assert "_" not in key.name
             if (
@@ -387,5 +376,5 @@ def test_every_component_has_a_name_a_summary_and_documented_keys_with_valid_def
 
 
 def resolve_or_empty(component: Component) -> Mapping[str, object]:
-    required = any(key.default is REQUIRED for key in component.keys)
+    required = any(key.default is REQUIRED for key in keys_of(component).values())
     return {} if required else resolve(component)

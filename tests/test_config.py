@@ -14,13 +14,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedpisa import config as config_module
 from fedpisa.clients.pisa import PisaUpdate
 from fedpisa.clients.preconditioners import Identity, RMSprop
-from fedpisa.components import FAMILIES, available, keys_of
-from fedpisa.config import RunConfig, load_config, parse_overrides, read_toml, run_keys
+from fedpisa.config import run as config_module
+from fedpisa.config.run import RunConfig, load_config, parse_overrides, read_toml, run_keys
+from fedpisa.families import FAMILIES, available, keys_of
 from fedpisa.strategies.fedsgd import FedSGD
-from fedpisa.strategies.optimizers import Optimizer
+from fedpisa.strategies.optimizer import Optimizer
 from fedpisa.strategies.pisa import Pisa
 from fedpisa.strategies.sisa import Sisa
 
@@ -367,7 +367,7 @@ def test_a_run_key_is_no_option() -> None:
 
 USER_CODE = """
 from torch import nn
-from fedpisa.datasets import load
+from fedpisa.families.data import load
 
 def data(seed, *, temperature: float = 1.0):
     return load("digits")
@@ -467,7 +467,7 @@ def test_feature_noise_changes_what_the_clients_see() -> None:
 
 
 def test_the_import_is_light() -> None:
-    code = "import sys, fedpisa.config; print(sorted({'torch', 'flwr', 'pandas'} & {*sys.modules}))"
+    code = "import sys, fedpisa.config.run; print(sorted({'torch', 'flwr', 'pandas'} & {*sys.modules}))"
     root = Path(config_module.__file__).parents[1]
     found = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

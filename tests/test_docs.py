@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 import torch
 
-from fedpisa.components import available, inspect_component
-from fedpisa.config import RunConfig
-from fedpisa.federation import Federation
+from fedpisa.components import inspect_component
+from fedpisa.config.run import RunConfig
+from fedpisa.families import available
+from fedpisa.simulation.federation import Federation
 from fedpisa.simulation.rounds import rounds
-from fedpisa.simulation.vmap import VmapGrid
+from fedpisa.simulation.stacked.grid import VmapGrid
 
 DOCS = Path(__file__).parents[1] / "docs"
 N = 3

@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedpisa.components import available, build, find, resolve
-from fedpisa.layout import ParamLayout
-from fedpisa.strategies import optimizers
+from fedpisa.families import available, build, find, keys_of, resolve
+from fedpisa.families.optimizers import without_tensors
+from fedpisa.strategies import optimizer
 from fedpisa.strategies.base import Cohort
 from fedpisa.strategies.fedsgd import FedSGD
-from fedpisa.strategies.optimizers import EXTRA, LEFT_OUT, Optimizer, without_tensors
+from fedpisa.strategies.optimizer import EXTRA, LEFT_OUT, Optimizer
+from fedpisa.tasks.layout import ParamLayout
 
 ALL = sorted(available("optimizer"))
 NAMES = [name for name in ALL if find("optimizer", name).summary.startswith("torch.")]
@@ -97,7 +98,7 @@ def test_every_optimizer_of_torch_is_there_or_left_out_with_a_reason() -> None:
 
 
 def test_only_what_changes_the_steps_is_a_key() -> None:
-    keys = {key.name: key for key in available("optimizer")["sgd"].keys}
+    keys = {key.name: key for key in keys_of(available("optimizer")["sgd"]).values()}
     assert list(keys) == ["learning-rate", "momentum", "dampening", "weight-decay", "nesterov"]
     assert keys["momentum"].annotation is float
     assert keys["nesterov"].annotation is bool
@@ -214,7 +215,7 @@ def test_what_cannot_be_kept_is_refused_at_the_start(monkeypatch: pytest.MonkeyP
             for parameter in self.param_groups[0]["params"]:
                 self.state[parameter]["things"] = {"a": object()}
 
-    monkeypatch.setattr(optimizers, "_classes", lambda: {"hoarder": Hoarder})
+    monkeypatch.setattr(optimizer, "optimizer_classes", lambda: {"hoarder": Hoarder})
     params = model([(2,)])
     layout = ParamLayout.of(params.items())
     with pytest.raises(ValueError, match=r"'hoarder' cannot train this model: it remembers a dict \(layer.0"):
@@ -227,7 +228,7 @@ def test_what_cannot_be_kept_is_refused_at_the_start(monkeypatch: pytest.MonkeyP
 @needs_extra
 def test_the_papers_optimizers_are_there() -> None:
     assert set(EXTRA) <= {*ALL}
-    keys = {key.name: key for key in find("optimizer", "lamb").keys}
+    keys = {key.name: key for key in keys_of(find("optimizer", "lamb")).values()}
     assert {"learning-rate", "betas", "weight-decay", "eps"} <= keys.keys()
     assert not {"foreach", "maximize", "kwargs"} & keys.keys()
     assert keys["betas"].doc == "Decay rates for the first and second moments."
@@ -242,8 +243,8 @@ def test_muon_leaves_vectors_to_adamw() -> None:
 
 def test_without_the_extra_its_names_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     torchs = {name: class_of(name) for name in NAMES}
-    monkeypatch.setattr(optimizers, "_classes", lambda: torchs)
-    monkeypatch.setattr("fedpisa.components.families._collected", lambda family: dict.fromkeys(NAMES))
+    monkeypatch.setattr(optimizer, "optimizer_classes", lambda: torchs)
+    monkeypatch.setattr("fedpisa.families.table._collected", lambda family: dict.fromkeys(NAMES))
     for attempt in (lambda: find("optimizer", "lamb"), lambda: Optimizer("lamb", {})):
         with pytest.raises(
             ValueError, match=r"no optimizer 'lamb': .* pip install 'fedpisa\[optimizers\]'"

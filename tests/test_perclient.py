@@ -11,11 +11,11 @@ import pandas as pd
 import pytest
 
 import fedpisa
-from fedpisa.config import RunConfig
+from fedpisa.config.run import RunConfig
 from fedpisa.flower.compat import to_tensors
-from fedpisa.perclient import FILE, evaluate_clients
-from fedpisa.results import RunDirectory
-from fedpisa.runner import Simulation
+from fedpisa.runs.per_client import FILE, evaluate_clients
+from fedpisa.runs.results import RunDirectory
+from fedpisa.runs.runner import Simulation
 
 KEYS: dict[str, Any] = {
     "algorithm": "fedavg", "model": "logistic", "num-clients": 7, "dirichlet-alpha": 0.3, "fraction-train": 0.5,

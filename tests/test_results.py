@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedpisa.config import RunConfig
-from fedpisa.results import METRICS, Result, RunDirectory, free_directory, load_result, require_free
+from fedpisa.config.run import RunConfig
+from fedpisa.runs.results import METRICS, Result, RunDirectory, free_directory, load_result, require_free
 
 PARTITION = [np.array([0, 3]), np.array([1]), np.array([2, 4, 5])]
 PARAMETERS = {

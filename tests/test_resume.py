@@ -17,13 +17,15 @@ import numpy as np
 import pytest
 import torch
 
-from fedpisa import checkpoint, components, runner, storage
-from fedpisa.checkpoint import Checkpoint
-from fedpisa.cli import main
-from fedpisa.events import Event, RoundFinished, RunFinished, RunStarted, Stopping
-from fedpisa.interrupts import Interrupted, heed_once, postponed
-from fedpisa.results import Result, load_result
-from fedpisa.runner import Simulation, run
+from fedpisa import families
+from fedpisa.cli.main import main
+from fedpisa.runs import runner
+from fedpisa.runs.events import Event, RoundFinished, RunFinished, RunStarted, Stopping
+from fedpisa.runs.results import Result, load_result
+from fedpisa.runs.runner import Simulation, run
+from fedpisa.runs.signals import Interrupted, heed_once, postponed
+from fedpisa.storage import checkpoint, files
+from fedpisa.storage.checkpoint import Checkpoint
 
 SMALL: Mapping[str, object] = {
     "model": "logistic",
@@ -84,7 +86,7 @@ def checkpoints(directory: Path) -> list[int]:
 
 
 @pytest.mark.parametrize("engine", ["vmap", "loop"])
-@pytest.mark.parametrize("algorithm", list(components.available("algorithm")))
+@pytest.mark.parametrize("algorithm", list(families.available("algorithm")))
 def test_every_algorithm_goes_on_bit_by_bit(algorithm: str, engine: str, tmp_path: Path) -> None:
     config = {**SMALL, "algorithm": algorithm, "engine": engine}
     run(config, tmp_path / "whole")
@@ -301,10 +303,10 @@ def test_a_run_that_ended_while_its_directory_was_made_begins_again(
             raise KilledError
         if file.name == "run.json" and last == "metrics.jsonl":
             raise KilledError
-        storage.replace_file(file, content)
+        files.replace_file(file, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr("fedpisa.results.replace_file", replace_file)
+        patch.setattr("fedpisa.runs.results.replace_file", replace_file)
         with pytest.raises(KilledError):
             run(SMALL, tmp_path / "cut")
     assert not (tmp_path / "cut" / "run.json").exists()
@@ -509,16 +511,16 @@ def test_exit_codes_of_signals(
 
 def test_two_processes_on_one_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     directory = cut_short(SMALL, tmp_path / "run", 3)
-    with storage.held(directory):
+    with files.held(directory):
         assert main(["run", "--resume", str(directory)]) == 2
     assert capsys.readouterr().err == (
         f"error: {directory} is being written by another process: wait for it, or end it\n"
     )
-    with storage.held(tmp_path / "new"), pytest.raises(storage.InUseError):
+    with files.held(tmp_path / "new"), pytest.raises(files.InUseError):
         run(SMALL, tmp_path / "new")
     child = os.fork()
     if child == 0:  # a process that holds the directory and is killed
-        with storage.held(directory):
+        with files.held(directory):
             os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(child, 0)
     assert run(resume=directory).status == "finished"

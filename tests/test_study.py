@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import fedpisa
-from fedpisa.results import RunDirectory
+from fedpisa.runs.results import RunDirectory
 from fedpisa.studies.study import Study, StudyRun, load_study, read_study
 
 TOML = """

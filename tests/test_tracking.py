@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 import fedpisa
-from fedpisa.cli import main
-from fedpisa.runner import Event, RoundFinished, RunFinished, RunStarted
-from fedpisa.tracking import MLflow, TensorBoard, Tracker, measured
+from fedpisa.cli.main import main
+from fedpisa.runs.runner import Event, RoundFinished, RunFinished, RunStarted
+from fedpisa.runs.tracking import MLflow, TensorBoard, Tracker, measured
 
 KEYS = {"algorithm": "pisa", "model": "logistic", "num-server-rounds": 3, "eval-every": 2, "num-clients": 4}
 

@@ -23,8 +23,8 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from fedpisa.cli import main
-from fedpisa.config import RunConfig, load_config
+from fedpisa.cli.main import main
+from fedpisa.config.run import RunConfig, load_config
 from fedpisa.studies.study import Study, read_study
 from fedpisa.tuning.metric import METRICS, maximized, measure
 from fedpisa.tuning.plan import Plan, Settings, read_plan
@@ -382,7 +382,7 @@ def test_pruned_trials_stop_at_a_rung(tmp_path: Path) -> None:
 
 
 def test_a_trial_is_the_mean_over_its_seeds(tmp_path: Path) -> None:
-    from fedpisa.runner import run
+    from fedpisa.runs.runner import run
 
     (standing,) = tune(plan_of(**SGD, tune={"trials": 1, "seeds": [7, 8]}), tmp_path)
     losses = [run(standing.subject.config(standing.best.keys, seed)).last("test_loss") for seed in (7, 8)]
@@ -393,7 +393,7 @@ def test_a_trial_that_fails_is_reported_and_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = write(tmp_path / "small.toml", **GRID)
-    from fedpisa.simulation import simulation
+    from fedpisa.runs import simulation
 
     built = simulation.Simulation.__init__
 

@@ -7,11 +7,11 @@ from logging import getLogger
 from flwr.app import Context, Message, MessageType, RecordDict
 from flwr.clientapp.typing import ClientAppCallable
 
-from fedpisa.apps.handlers import STATE, make_client_app
 from fedpisa.apps.participant import participant_of, state_folder
 from fedpisa.apps.records import NODE, RUN, RunRecord
 from fedpisa.apps.states import read_state
-from fedpisa.clients.local import Client
+from fedpisa.clients.client import Client
+from fedpisa.flower.client_app import STATE, make_client_app
 from fedpisa.flower.messages import CONFIG, SERVER_ROUND
 
 

@@ -30,7 +30,7 @@ class NodeGrid(EngineGrid):
 
     The same nodes take part from the first round to the last. A request whose node was started again since, or whose
     loss Flower reports, is sent again as soon as the node is there: a client that gets a request twice replies twice
-    the same, see `fedpisa.apps.handlers.state_before`. Of several replies to a request the first counts.
+    the same, see `fedpisa.flower.client_app.state_before`. Of several replies to a request the first counts.
 
     Parameters
     ----------

@@ -12,13 +12,13 @@ from typing import final
 from flwr.app import Context
 
 from fedpisa.apps.records import NO_CLIENT, NodeRecord, RunRecord
-from fedpisa.apps.settings import Value, read_run_config
 from fedpisa.apps.states import Owner, StateFile, default_folder
-from fedpisa.clients.local import Client
-from fedpisa.config import RunConfig
+from fedpisa.clients.client import Client
+from fedpisa.config.flower import Value, read_run_config
+from fedpisa.config.run import RunConfig
 from fedpisa.datasets.base import Dataset
 from fedpisa.datasets.files import read_samples
-from fedpisa.federation import Federation
+from fedpisa.simulation.federation import Federation
 
 NODE_KEYS = ("partition-id", "num-partitions", "data", "label-column", "state-dir")
 """Keys of a node config."""

@@ -12,13 +12,13 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedpisa.apps.grid import NodeGrid
 from fedpisa.apps.records import NO_CLIENT, NodeRecord, RunRecord
-from fedpisa.apps.settings import NodeSettings, read_run_config
-from fedpisa.config import RunConfig
-from fedpisa.events import Event, RoundFinished, RunFinished, RunStarted
-from fedpisa.federation import Federation
-from fedpisa.results import free_directory
-from fedpisa.runner import train
-from fedpisa.simulation.simulation import Simulation
+from fedpisa.config.flower import NodeSettings, read_run_config
+from fedpisa.config.run import RunConfig
+from fedpisa.runs.events import Event, RoundFinished, RunFinished, RunStarted
+from fedpisa.runs.results import free_directory
+from fedpisa.runs.runner import train
+from fedpisa.runs.simulation import Simulation
+from fedpisa.simulation.federation import Federation
 
 app = ServerApp()
 

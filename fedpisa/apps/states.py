@@ -23,10 +23,10 @@ import torch
 from flwr.app import ConfigRecord, RecordDict
 from torch import Tensor
 
-from fedpisa.apps.handlers import EARLIER_ROUND, EARLIER_STATE, STATE, STATE_OF
+from fedpisa.flower.client_app import EARLIER_ROUND, EARLIER_STATE, STATE, STATE_OF
 from fedpisa.flower.compat import to_record
 from fedpisa.flower.messages import SERVER_ROUND
-from fedpisa.storage import replace_file
+from fedpisa.storage.files import replace_file
 
 FORMAT: Final = 1
 _RECORDS: Final = (STATE, EARLIER_STATE)

@@ -9,8 +9,8 @@ from fedpisa.bench.protocol import job, report
 
 def main() -> None:
     """Run the job whose JSON is the first argument."""
-    from fedpisa.config import RunConfig
-    from fedpisa.simulation.simulation import Simulation
+    from fedpisa.config.run import RunConfig
+    from fedpisa.runs.simulation import Simulation
 
     work = job()
     evaluation: list[float] = []

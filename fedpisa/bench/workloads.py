@@ -152,18 +152,18 @@ def samples(n: int, seed: int = SEED) -> tuple[NDArray[np.float32], NDArray[np.i
 
 def generated(*, seed: int, num_clients: int, samples_per_client: int) -> Dataset:
     """Noise of the same kind, made from the client's number: each sample is a window on a long row of it."""
-    from fedpisa import streams
+    from fedpisa import rng
     from fedpisa.datasets.base import Dataset, Generated
 
     size, windows = int(np.prod(SHAPE)), 2**20
     noise = np.random.default_rng(seed).standard_normal(windows + size, dtype=np.float32)
     window = np.lib.stride_tricks.sliding_window_view(noise, size)
-    key = streams.stream_key(seed, "bench")
+    key = rng.stream_key(seed, "bench")
 
     def make(
         client_n: NDArray[np.int64], position_n: NDArray[np.int64]
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        bits_n = streams.hashed(key, client_n, position_n)
+        bits_n = rng.hashed(key, client_n, position_n)
         x = window[(bits_n % np.uint64(windows)).astype(np.int64)]
         return x.reshape(-1, *SHAPE), ((bits_n >> np.uint64(32)) % np.uint64(CLASSES)).astype(np.int64)
 

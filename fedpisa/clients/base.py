@@ -15,10 +15,10 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from fedpisa.clients.schedule import Schedule
-from fedpisa.features import FeatureLoss
-from fedpisa.layout import ParamLayout
-from fedpisa.task import Task
+from fedpisa.clients.batches import Schedule
+from fedpisa.tasks.features import FeatureLoss
+from fedpisa.tasks.layout import ParamLayout
+from fedpisa.tasks.task import Task
 
 Arrays = Mapping[str, Tensor]
 """Named tensors: flat vectors ``(P,)`` or scalars ``()``."""

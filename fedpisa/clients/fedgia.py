@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedpisa import streams
 from fedpisa.clients.base import Arrays, Gradient, MiniBatches, Outcome, scalar_like
+from fedpisa.clients.batches import Ints, Periodic, Plan, Schedule
 from fedpisa.clients.dual import DualUpdate, squared
-from fedpisa.clients.schedule import Ints, Periodic, Plan, Schedule
+from fedpisa.rng import hashed, stream_key
 from fedpisa.typing import NonNegative, Positive, PositiveInt, Probability
 
 
@@ -37,8 +37,8 @@ class SomeGoOn(Schedule):
     def plan(self, sizes_S: Ints, ids_S: Ints, server_round: int, seed: int) -> Plan:
         """Return the round's samples; see `Schedule.plan`."""
         index_S1CB, weight_S1CB, steps_S = self.gradient.plan(sizes_S, ids_S, server_round, seed)
-        key = streams.stream_key(seed, "who-goes-on")
-        draw_S = streams.hashed(key, ids_S, server_round, np.zeros_like(ids_S)) / 2.0**64
+        key = stream_key(seed, "who-goes-on")
+        draw_S = hashed(key, ids_S, server_round, np.zeros_like(ids_S)) / 2.0**64
         steps_S = steps_S + self.more * (draw_S < self.share)
         padding = ((0, 0), (0, int(steps_S.max()) - 1), (0, 0), (0, 0))
         return Plan(np.pad(index_S1CB, padding), np.pad(weight_S1CB, padding), steps_S)

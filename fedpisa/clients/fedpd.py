@@ -8,9 +8,9 @@ from typing import final
 import torch
 from torch import Tensor
 
-from fedpisa import streams
 from fedpisa.clients.base import Arrays, Outcome, scalar_like
 from fedpisa.clients.dual import LagrangianSGD
+from fedpisa.rng import generator
 from fedpisa.typing import NonNegativeInt, Probability
 
 
@@ -57,9 +57,7 @@ class FedPDUpdate(LagrangianSGD):
         >>> [update.skips(server_round) for server_round in range(1, 7)]
         [False, True, True, False, True, True]
         """
-        return bool(
-            streams.generator(self.coin_seed, "fedpd-coin", server_round).random() < self.skip_probability
-        )
+        return bool(generator(self.coin_seed, "fedpd-coin", server_round).random() < self.skip_probability)
 
     def at_round(self, server_round: int) -> FedPDUpdate:
         """Return the update with the coin thrown: it skips for certain, or not at all."""

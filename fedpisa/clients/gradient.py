@@ -8,7 +8,7 @@ from typing import Literal, final
 import torch
 
 from fedpisa.clients.base import Arrays, Gradient, LocalUpdate, MiniBatches, Outcome
-from fedpisa.clients.schedule import Periodic
+from fedpisa.clients.batches import Periodic
 from fedpisa.typing import NonNegative, PositiveInt
 
 

@@ -19,10 +19,10 @@ from torch import Tensor
 from torch.func import grad, vjp, vmap
 
 from fedpisa.clients.base import MiniBatches
-from fedpisa.features import FeatureLoss
-from fedpisa.layout import ParamLayout
-from fedpisa.task import Task
-from fedpisa.vmapped import of_all_clients
+from fedpisa.simulation.stacked.leave_vmap import of_all_clients
+from fedpisa.tasks.features import FeatureLoss
+from fedpisa.tasks.layout import ParamLayout
+from fedpisa.tasks.task import Task
 
 
 @final

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from fedpisa.clients.base import Arrays, Gradient, MiniBatches, Outcome
+from fedpisa.clients.batches import Epochs
 from fedpisa.clients.dual import DualUpdate, own, seen, squared
-from fedpisa.clients.schedule import Epochs
 from fedpisa.typing import NonNegative, Positive, PositiveInt
 
 

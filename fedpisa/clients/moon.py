@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from fedpisa.clients.base import Arrays, Gradient, MiniBatches, Outcome, scalar_like
 from fedpisa.clients.dual import own, seen
 from fedpisa.clients.sgd import SGDUpdate
-from fedpisa.features import FeatureLoss
-from fedpisa.task import Task
+from fedpisa.tasks.features import FeatureLoss
+from fedpisa.tasks.task import Task
 from fedpisa.typing import NonNegative, Positive
 
 

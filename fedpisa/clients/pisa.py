@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from fedpisa.clients.base import Arrays, Gradient, MiniBatches, Outcome, scalar_like
+from fedpisa.clients.batches import Periodic
 from fedpisa.clients.dual import DualUpdate
 from fedpisa.clients.preconditioners import Identity, Preconditioner, Slope
-from fedpisa.clients.schedule import Periodic
 from fedpisa.typing import NonNegative, Positive, PositiveInt
 
 

@@ -8,10 +8,10 @@ from typing import final
 import torch
 from torch import Tensor
 
-from fedpisa import streams
 from fedpisa.clients.base import Arrays, Outcome, scalar_like
-from fedpisa.clients.schedule import BatchSize, Epochs, Ints, Plan, Schedule
+from fedpisa.clients.batches import BatchSize, Epochs, Ints, Plan, Schedule
 from fedpisa.clients.sgd import SGDSteps
+from fedpisa.rng import generator
 from fedpisa.typing import Fraction
 
 
@@ -36,7 +36,7 @@ class GeometricSteps(Schedule):
 
     def plan(self, sizes_S: Ints, ids_S: Ints, server_round: int, seed: int) -> Plan:
         """Return the round's samples; see `Schedule.plan`."""
-        rng = streams.generator(seed, "local-steps", server_round)
+        rng = generator(seed, "local-steps", server_round)
         steps = int(rng.geometric(self.probability))
         return Epochs(self.batch_size, local_steps=steps).plan(sizes_S, ids_S, server_round, seed)
 

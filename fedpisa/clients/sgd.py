@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fedpisa.clients.base import Arrays, Gradient, LocalUpdate, MiniBatches, Outcome, scalar_like
-from fedpisa.clients.schedule import Epochs
+from fedpisa.clients.batches import Epochs
 from fedpisa.typing import NonNegative, Positive, PositiveInt, Probability
 
 

@@ -78,13 +78,6 @@ class Component:
     parameters: tuple[Parameter, ...] = ()
     read: Callable[[Any], Mapping[str, object]] | None = field(default=None, repr=False)
 
-    @property
-    def keys(self) -> tuple[Key, ...]:
-        """The keys, with those of the parts that are chosen by default."""
-        from fedpisa.components.values import keys_of  # which finds parts by name, and needs what is here
-
-        return tuple(keys_of(self).values())
-
     def __str__(self) -> str:
         return f"{self.family} {self.name!r}"
 
@@ -115,7 +108,7 @@ def inspect_component(
     >>> def ring(shape: tuple[int, ...], num_outputs: int, *, width: int = 3) -> object:
     ...     '''Make a ring.'''
     >>> component = inspect_component("model", "ring", ring)
-    >>> component.summary, [key.name for key in component.keys]
+    >>> component.summary, [parameter.key.name for parameter in component.parameters if parameter.key]
     ('Make a ring.', ['width'])
     """
     # A dataclass inherits fields, and what is said about them.

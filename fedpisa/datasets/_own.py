@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fedpisa.datasets.base import Dataset, Features, Targets, train_test_split
-from fedpisa.streams import generator
+from fedpisa.rng import generator
 
 
 def as_dataset(name: str, made: object, seed: int) -> Dataset:

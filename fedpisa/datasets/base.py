@@ -28,7 +28,7 @@ class Generated:
         How many samples each client has, int64, at least 1.
     make
         Returns samples, features and targets, given the client and the position of each (``0 .. n_i - 1``), both
-        ``(n,)``; the same ones whenever it is asked. `fedpisa.streams.hashed` gives random bits of that kind.
+        ``(n,)``; the same ones whenever it is asked. `fedpisa.rng.hashed` gives random bits of that kind.
     """
 
     sizes_N: NDArray[np.int64]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from fedpisa.datasets.base import Dataset, train_test_split
-from fedpisa.streams import generator
+from fedpisa.rng import generator
 
 
 def digits(*, seed: int) -> Dataset:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from fedpisa.datasets.base import Dataset, Features, Targets, train_test_split
-from fedpisa.streams import generator
+from fedpisa.rng import generator
 
 _Arrays = Mapping[str, NDArray[Any]]
 

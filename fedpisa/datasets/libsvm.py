@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from fedpisa.datasets.base import Dataset, train_test_split
-from fedpisa.streams import generator
+from fedpisa.rng import generator
 
 _ORIGIN = "https://www.csie.ntu.edu.tw/~cjlin/libsvmtools/datasets"
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpisa.datasets.base import Dataset, train_test_split
-from fedpisa.streams import generator
+from fedpisa.rng import generator
 
 _ORIGIN = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 _MD5 = {

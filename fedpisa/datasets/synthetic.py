@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import Field
 
 from fedpisa.datasets.base import Dataset
-from fedpisa.streams import generator
+from fedpisa.rng import generator
 from fedpisa.typing import NonNegative, PositiveInt
 
 

@@ -15,12 +15,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, final
 
-from fedpisa.apps.settings import NodeSettings, Value, to_run_config
-from fedpisa.config import RunConfig
+from fedpisa.config.flower import NodeSettings, Value, to_run_config
+from fedpisa.config.run import RunConfig
 from fedpisa.deployment import processes
 from fedpisa.deployment.certificates import CA, CERTIFICATE, KEY, make_certificates, make_node_key
 from fedpisa.deployment.processes import Process
-from fedpisa.storage import replace_file
+from fedpisa.storage.files import replace_file
 
 CONNECTION: Final = "local-deployment"
 """What Flower's commands call the SuperLink."""

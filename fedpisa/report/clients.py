@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpisa.results import load_result
+from fedpisa.runs.results import load_result
 
 if TYPE_CHECKING:
     from fedpisa.datasets import Dataset, Heterogeneity, Indices
@@ -212,7 +212,7 @@ def evaluated_accuracies(run: Run, data: Data) -> NDArray[np.float64] | str:
         return found
     if found.num_classes is None:
         return "a regression has no accuracy"
-    from fedpisa.clients.data import ClientData
+    from fedpisa.datasets.client_data import ClientData
 
     parameters = load_result(run.directory).parameters
     if not parameters:
@@ -238,7 +238,7 @@ def evaluated_accuracies(run: Run, data: Data) -> NDArray[np.float64] | str:
 def _kept_model(run: Run, dataset: Dataset, parameters: Mapping[str, NDArray[Any]]) -> Any:
     import torch
 
-    from fedpisa.task import Task
+    from fedpisa.tasks.task import Task
 
     dtype: torch.dtype = getattr(torch, run.result.config.dtype)
     module = run.result.config.build_model(dataset).to(dtype=dtype)

@@ -15,8 +15,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, final
 
-from fedpisa import components
-from fedpisa.results import Result, load_result
+from fedpisa import components, families
+from fedpisa.runs.results import Result, load_result
 from fedpisa.studies.study import STUDY_FILE, read_study
 
 FAMILIES = ("dataset", "partitioner", "model")
@@ -81,8 +81,8 @@ class Run:
         names = set(SETTING)
         for family in FAMILIES:
             if family in self.keys:
-                component = components.find(family, str(self.keys[family]))
-                names |= set(components.keys_of(component, self.keys))
+                component = families.find(family, str(self.keys[family]))
+                names |= set(families.keys_of(component, self.keys))
         return {name: value for name, value in self.keys.items() if name in names - BOOKKEEPING}
 
     @cached_property
@@ -348,8 +348,8 @@ def _split_labels(splits: Sequence[Mapping[str, object]]) -> list[str]:
         labels = []
         for split in splits:
             # The first key of a partitioner is the one it is about: name it with the partitioner.
-            partitioner = components.find("partitioner", str(split["partitioner"]))
-            main = list(components.keys_of(partitioner, split))[:1] if "partitioner" in shown else []
+            partitioner = families.find("partitioner", str(split["partitioner"]))
+            main = list(families.keys_of(partitioner, split))[:1] if "partitioner" in shown else []
             names = sorted(split, key=lambda name: SETTING.index(name) if name in SETTING else len(SETTING))
             labels.append(", ".join(_assignment(k, split[k]) for k in names if k in shown or k in main))
         if len(set(labels)) == len(labels):

@@ -10,8 +10,8 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, MetricRecord, RecordDict
 from torch import Tensor
 
-from fedpisa.apps.handlers import STATE
 from fedpisa.clients.base import Arrays
+from fedpisa.flower.client_app import STATE
 from fedpisa.flower.compat import decode, encode
 from fedpisa.simulation.grid import InProcessGrid
 from fedpisa.strategies.base import ClientStates

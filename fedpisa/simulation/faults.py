@@ -17,9 +17,9 @@ from flwr.app import Array, Error, Message, MessageType
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedpisa import streams
+from fedpisa.clients.devices import Pace, Reachable, uniform
 from fedpisa.flower.messages import ARRAYS, CONFIG, METRICS, NUM_EXAMPLES, SERVER_ROUND, Broadcast
-from fedpisa.simulation.devices import Pace, Reachable, uniform
+from fedpisa.rng import generator
 from fedpisa.simulation.grid import InProcessGrid
 from fedpisa.strategies.base import ClientStates
 
@@ -47,7 +47,7 @@ class Faults:
     corrupt
         That the reply is damaged in some other way.
     pace
-        Seconds per gradient of the clients in a round; see `fedpisa.simulation.devices`.
+        Seconds per gradient of the clients in a round; see `fedpisa.clients.devices`.
     reachable
         Who of the clients can be reached in a round.
     round_timeout
@@ -110,7 +110,7 @@ class FaultyGrid(InProcessGrid):
                 replies.append(Message(error, reply_to=message))
             elif not (lost_S[position] or late_S[position]):
                 reply = answers[message.metadata.dst_node_id]
-                rng = streams.generator(faults.seed, "corruption", int(clients_S[position]), server_round)
+                rng = generator(faults.seed, "corruption", int(clients_S[position]), server_round)
                 if spoilt_S[0][position]:
                     _not_finite(reply, rng)
                 elif spoilt_S[1][position]:

@@ -18,14 +18,14 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable
 
-from fedpisa.apps.handlers import make_client_app
-from fedpisa.apps.settings import NodeSettings, Value, read_run_config, to_run_config
-from fedpisa.clients.local import Client
-from fedpisa.config import RunConfig
-from fedpisa.federation import Federation
+from fedpisa.clients.client import Client
+from fedpisa.config.flower import NodeSettings, Value, read_run_config, to_run_config
+from fedpisa.config.run import RunConfig
+from fedpisa.flower.client_app import make_client_app
 from fedpisa.flower.compat import Backend, ensure_identity, start_ray
 from fedpisa.flower.messages import Broadcast
 from fedpisa.simulation.contexts import ContextGrid, transport
+from fedpisa.simulation.federation import Federation
 
 
 @final

@@ -13,8 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fedpisa import stacks
 from fedpisa.clients.base import Arrays
+from fedpisa.storage import client_rows
 from fedpisa.strategies.base import (
     ClientStates,
     Cohort,
@@ -113,7 +113,7 @@ class ConsensusADMM(PrimalDual, ABC):
             dual_P = state["dual"] if state is not None and seen else torch.zeros_like(w_P)
             sigma = float(server["sigma"][client_id])
             id_1 = torch.tensor([client_id], device=w_P.device)
-            local_P = stacks.take(server["z"], id_1)[0] - dual_P / sigma if seen else w_P
+            local_P = client_rows.take(server["z"], id_1)[0] - dual_P / sigma if seen else w_P
             drift_P = local_P - w_P
             loss = objective.client_loss(client_id, local_P) + mu / 2 * norm(local_P) ** 2
             total += alpha * (loss + float(dual_P @ drift_P) + sigma / 2 * norm(drift_P) ** 2)

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from fedpisa.clients.base import Arrays
 from fedpisa.clients.sgd import SGDSteps
-from fedpisa.layout import ParamLayout
 from fedpisa.strategies.base import Algorithm, Cohort, weighted_mean
+from fedpisa.tasks.layout import ParamLayout
 
 
 @dataclass(frozen=True)

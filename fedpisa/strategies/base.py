@@ -13,9 +13,9 @@ from typing import ClassVar, Literal, Protocol, final
 import torch
 from torch import Tensor
 
-from fedpisa import stacks
 from fedpisa.clients.base import Arrays, LocalUpdate
-from fedpisa.layout import ParamLayout
+from fedpisa.storage import client_rows
+from fedpisa.tasks.layout import ParamLayout
 
 Weighting = Literal["num-examples", "uniform"]
 """By what clients are weighed: their samples, or each the same."""
@@ -39,7 +39,7 @@ class Cohort:
     layout
         How the vectors ``(P,)`` are made up of the module's parameters.
     memory_limit
-        Bytes beyond which what is kept of every client is not in memory; see `fedpisa.stacks`.
+        Bytes beyond which what is kept of every client is not in memory; see `fedpisa.storage.client_rows`.
     """
 
     ids_S: Tensor
@@ -47,7 +47,7 @@ class Cohort:
     server_round: int
     num_clients: int
     layout: ParamLayout
-    memory_limit: int = stacks.UNLIMITED
+    memory_limit: int = client_rows.UNLIMITED
 
     @property
     def everybody(self) -> bool:
@@ -219,7 +219,7 @@ def remember(server: Arrays, rows_S: Mapping[str, Tensor], cohort: Cohort) -> Ar
     """Return the server's memory of all clients, first axis ``N``, with the cohort's rows written into it.
 
     A client that was not seen yet has zeros; the memory grows when clients join. Where it is in a file, its rows are
-    read by `fedpisa.stacks.take`, and those given here must stay as they are: they are written meanwhile.
+    read by `fedpisa.storage.client_rows.take`, and those given here must stay as they are: they are written meanwhile.
 
     Examples
     --------
@@ -229,8 +229,8 @@ def remember(server: Arrays, rows_S: Mapping[str, Tensor], cohort: Cohort) -> Ar
     {'num-examples': tensor([0., 0., 7.])}
     """
     return {
-        name: stacks.put(
-            stacks.grown(server.get(name, row_S[:0]), cohort.num_clients, cohort.memory_limit),
+        name: client_rows.put(
+            client_rows.grown(server.get(name, row_S[:0]), cohort.num_clients, cohort.memory_limit),
             cohort.ids_S,
             row_S,
         )
@@ -267,13 +267,13 @@ def moved_sum(
     >>> moved_sum(server, torch.tensor([[5.0]]), torch.tensor([2.0]), "z", torch.tensor([1.0, 2.0]), cohort)
     tensor([13.], dtype=torch.float64)
     """
-    new_P = stacks.sum_of_rows(weights_S, rows_SP, torch.arange(len(rows_SP), device=rows_SP.device))
+    new_P = client_rows.sum_of_rows(weights_S, rows_SP, torch.arange(len(rows_SP), device=rows_SP.device))
     if name not in server or cohort.everybody:
         return new_P
-    everybody_P = server["sum"] if "sum" in server else stacks.weighted_sum(weights_N, server[name])
+    everybody_P = server["sum"] if "sum" in server else client_rows.weighted_sum(weights_N, server[name])
     old_S = weights_N[cohort.ids_S]
     known_S = old_S > 0
-    old_P = stacks.sum_of_rows(old_S[known_S], server[name], cohort.ids_S[known_S])
+    old_P = client_rows.sum_of_rows(old_S[known_S], server[name], cohort.ids_S[known_S])
     return everybody_P - old_P + new_P
 
 
@@ -300,7 +300,7 @@ def sum_of_everybody(
     """
     n_S = cohort.num_examples_S
     before = {
-        key: stacks.grown(server.get(key, n_S[:0]), cohort.num_clients) for key in (name, "num-examples")
+        key: client_rows.grown(server.get(key, n_S[:0]), cohort.num_clients) for key in (name, "num-examples")
     }
     old_N = counts(before["num-examples"], weighting) * before[name]
     sum_P = moved_sum(server, z_SP, counts(n_S, weighting) * sigma_S, "z", old_N, cohort)

@@ -45,7 +45,7 @@ class FedADMM(TrackedConsensus):
     Two clients of 1 and 3 samples whose ``z_i`` moves from 0 to 4 and 8:
 
     >>> import torch
-    >>> from fedpisa.layout import ParamLayout
+    >>> from fedpisa.tasks.layout import ParamLayout
     >>> layout = ParamLayout.of([("weight", torch.zeros(1))])
     >>> cohort = Cohort(torch.arange(2), torch.tensor([1.0, 3.0]), 1, 2, layout)
     >>> server = FedADMM().init(torch.zeros(1), layout)

@@ -37,7 +37,7 @@ class FedAvg(ModelAveraging):
     Two clients of 1 and 3 samples that come back with 4 and 8 give ``(1 * 4 + 3 * 8) / 4``:
 
     >>> import torch
-    >>> from fedpisa.layout import ParamLayout
+    >>> from fedpisa.tasks.layout import ParamLayout
     >>> from fedpisa.strategies.base import Cohort
     >>> layout = ParamLayout.of([("weight", torch.zeros(1))])
     >>> cohort = Cohort(torch.arange(2), torch.tensor([1.0, 3.0]), 1, 2, layout)

@@ -43,7 +43,7 @@ class FedDyn(PrimalDual):
     Two clients of 1 and 3 samples that come back with 4 and 8 to ``w = 0``, ``sigma = 1``: the mean 7, and 7 again:
 
     >>> import torch
-    >>> from fedpisa.layout import ParamLayout
+    >>> from fedpisa.tasks.layout import ParamLayout
     >>> layout = ParamLayout.of([("weight", torch.zeros(1))])
     >>> cohort = Cohort(torch.arange(2), torch.tensor([1.0, 3.0]), 1, 2, layout)
     >>> algorithm = FedDyn(FedDynUpdate(sigma=1.0))

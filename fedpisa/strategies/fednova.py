@@ -44,7 +44,7 @@ class FedNova(LocalTraining):
     Two clients of 1 and 3 samples, directions 4 and 8, of 1 and 5 steps: ``7 = 1/4 * 4 + 3/4 * 8``, ``4`` steps.
 
     >>> import torch
-    >>> from fedpisa.layout import ParamLayout
+    >>> from fedpisa.tasks.layout import ParamLayout
     >>> layout = ParamLayout.of([("weight", torch.zeros(1))])
     >>> cohort = Cohort(torch.arange(2), torch.tensor([1.0, 3.0]), 1, 2, layout)
     >>> uploads = {"direction": torch.tensor([[4.0], [8.0]]), "tau": torch.tensor([1.0, 5.0])}

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from fedpisa.clients.base import Arrays
 from fedpisa.clients.gradient import MeanGradient
-from fedpisa.layout import ParamLayout
 from fedpisa.strategies.base import Algorithm, Cohort, weighted_mean
-from fedpisa.strategies.optimizers import Optimizer
+from fedpisa.strategies.optimizer import Optimizer
+from fedpisa.tasks.layout import ParamLayout
 
 
 @final

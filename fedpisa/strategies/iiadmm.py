@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
-from fedpisa import stacks
 from fedpisa.clients.base import Arrays
 from fedpisa.clients.iadmm import IIADMMUpdate
+from fedpisa.storage import client_rows
 from fedpisa.strategies.admm import ConsensusADMM
 from fedpisa.strategies.base import Cohort
 
@@ -40,7 +40,7 @@ class IIADMM(ConsensusADMM):
     Two clients of 1 and 3 samples that come back with 4 and 8 to ``w = 0``, ``sigma = 1``: the mean 7, and 7 again:
 
     >>> import torch
-    >>> from fedpisa.layout import ParamLayout
+    >>> from fedpisa.tasks.layout import ParamLayout
     >>> layout = ParamLayout.of([("weight", torch.zeros(1))])
     >>> cohort = Cohort(torch.arange(2), torch.tensor([1.0, 3.0]), 1, 2, layout)
     >>> algorithm = IIADMM(IIADMMUpdate(sigma=1.0))
@@ -54,7 +54,7 @@ class IIADMM(ConsensusADMM):
     def step(self, server: Arrays, uploads_S: Arrays, cohort: Cohort) -> Arrays:
         """Move the cohort's duals, and solve (2.9)."""
         local_SP, sigma = uploads_S["params"], self.local_update.sigma_at(cohort.server_round)
-        dual_NP = stacks.grown(server.get("dual", local_SP[:0]), cohort.num_clients, cohort.memory_limit)
-        dual_SP = stacks.take(dual_NP, cohort.ids_S) + sigma * (local_SP - server["params"])
+        dual_NP = client_rows.grown(server.get("dual", local_SP[:0]), cohort.num_clients, cohort.memory_limit)
+        dual_SP = client_rows.take(dual_NP, cohort.ids_S) + sigma * (local_SP - server["params"])
         after = super().step(server, {"z": local_SP + dual_SP / sigma}, cohort)
-        return {**after, "dual": stacks.put(dual_NP, cohort.ids_S, dual_SP)}
+        return {**after, "dual": client_rows.put(dual_NP, cohort.ids_S, dual_SP)}

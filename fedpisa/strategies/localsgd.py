@@ -38,7 +38,7 @@ class LocalSGD(ModelAveraging):
 
     Examples
     --------
-    >>> from fedpisa.layout import ParamLayout
+    >>> from fedpisa.tasks.layout import ParamLayout
     >>> layout = ParamLayout.of([("weight", torch.zeros(1))])
     >>> cohort = Cohort(torch.arange(2), torch.tensor([1.0, 3.0]), 1, 2, layout)
     >>> LocalSGD().step({"params": torch.zeros(1)}, {"params": torch.tensor([[4.0], [8.0]])}, cohort)

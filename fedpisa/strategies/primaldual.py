@@ -13,10 +13,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from fedpisa import stacks
 from fedpisa.clients.base import Arrays
 from fedpisa.clients.dual import DualUpdate
-from fedpisa.layout import ParamLayout
+from fedpisa.storage import client_rows
 from fedpisa.strategies.base import (
     Algorithm,
     ClientStates,
@@ -27,6 +26,7 @@ from fedpisa.strategies.base import (
     shares,
     weighted_mean,
 )
+from fedpisa.tasks.layout import ParamLayout
 from fedpisa.typing import NonNegative
 
 
@@ -116,7 +116,7 @@ class TrackedConsensus(PrimalDual, ABC):
     def step(self, server: Arrays, uploads_S: Arrays, cohort: Cohort) -> Arrays:
         """Move the mean by the round's changes."""
         change_SP, n_S = uploads_S["change"], counts(cohort.num_examples_S, self.weighting)
-        known_N = stacks.grown(server.get("num-examples", cohort.num_examples_S[:0]), cohort.num_clients)
+        known_N = client_rows.grown(server.get("num-examples", cohort.num_examples_S[:0]), cohort.num_clients)
         mass = float(counts(known_N, self.weighting).sum())
         joined = float(n_S[known_N[cohort.ids_S] == 0].sum())
         mean_P = (

@@ -61,7 +61,7 @@ class Scaffnew(LocalTraining):
     Of two clients with 1 and 3 samples both reply, then only the first:
 
     >>> import torch
-    >>> from fedpisa.layout import ParamLayout
+    >>> from fedpisa.tasks.layout import ParamLayout
     >>> layout, algorithm = ParamLayout.of([("weight", torch.zeros(1))]), Scaffnew()
     >>> both = Cohort(torch.arange(2), torch.tensor([1.0, 3.0]), 1, 2, layout)
     >>> server = algorithm.step({"params": torch.zeros(1)}, {"z": torch.tensor([[4.0], [8.0]])}, both)

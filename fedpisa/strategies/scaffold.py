@@ -10,9 +10,9 @@ from torch import Tensor
 
 from fedpisa.clients.base import Arrays
 from fedpisa.clients.scaffold import ScaffoldUpdate
-from fedpisa.layout import ParamLayout
 from fedpisa.strategies.averaging import LocalTraining
 from fedpisa.strategies.base import Cohort, Weighting, counts, remember, shares, total, weighted_mean
+from fedpisa.tasks.layout import ParamLayout
 from fedpisa.typing import Positive
 
 

@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedpisa.config import load_config
-from fedpisa.interrupts import Interrupted
-from fedpisa.resume import differences
-from fedpisa.storage import held, replace_file
+from fedpisa.config.run import load_config
+from fedpisa.runs.resume import differences
+from fedpisa.runs.signals import Interrupted
+from fedpisa.storage.files import held, replace_file
 from fedpisa.studies.study import STUDY_FILE, Study, StudyResult, StudyRun, load_study, read_study
 from fedpisa.studies.workers import Progress, Task, carry_out, share_out, standing
 
@@ -72,7 +72,7 @@ def compare(
         if not (directory / STUDY_FILE).exists() or (directory / STUDY_FILE).read_bytes() != content:
             replace_file(directory / STUDY_FILE, content)
 
-    from fedpisa.simulation.cores import one_thread
+    from fedpisa.simulation.stacked.threads import one_thread
 
     tasks = [Task(number, run.keys, str(directory / run.path)) for number, run in enumerate(runs)]
     stands = [standing(task) for task in tasks]

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from fedpisa.console import LiveTable
+from fedpisa.runs.console import LiveTable
 from fedpisa.studies.comparison import by_seed, summary
 from fedpisa.studies.workers import Progress
 

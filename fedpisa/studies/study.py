@@ -35,8 +35,8 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Final, final
 
 from fedpisa import components
-from fedpisa.config import RunConfig, read_toml
-from fedpisa.results import Result, load_result
+from fedpisa.config.run import RunConfig, read_toml
+from fedpisa.runs.results import Result, load_result
 
 if TYPE_CHECKING:
     import pandas as pd

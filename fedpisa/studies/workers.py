@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Literal, final
 
 from fedpisa.components import one_line
-from fedpisa.config import RunConfig, load_config
-from fedpisa.events import Event, RoundFinished, RunStarted, Stopping
-from fedpisa.interrupts import heed_once, postponed
-from fedpisa.results import Result, RunDirectory, load_result
-from fedpisa.storage import InUseError, OccupiedError
+from fedpisa.config.run import RunConfig, load_config
+from fedpisa.runs.events import Event, RoundFinished, RunStarted, Stopping
+from fedpisa.runs.results import Result, RunDirectory, load_result
+from fedpisa.runs.signals import heed_once, postponed
+from fedpisa.storage.files import InUseError, OccupiedError
 
 CONTEXT: multiprocessing.context.SpawnContext | multiprocessing.context.ForkContext
 CONTEXT = multiprocessing.get_context("spawn")
@@ -111,7 +111,7 @@ def carry_out(task: Task, tell: Callable[[Progress], None]) -> Progress:
 
 
 def _begin_or_go_on(config: RunConfig, path: Path, listen: Callable[[Event], None]) -> Result:
-    from fedpisa.runner import run
+    from fedpisa.runs.runner import run
 
     if not (path / "config.toml").exists():
         # Another process may begin it, and end, between the question and the answer.

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fedpisa import components
-from fedpisa.console import LiveTable
+from fedpisa.runs.console import LiveTable
 from fedpisa.tuning.metric import Metric, maximized
 from fedpisa.tuning.plan import Plan, Subject
 from fedpisa.tuning.space import Range

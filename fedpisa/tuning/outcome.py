@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedpisa import components
-from fedpisa.storage import replace_file
+from fedpisa.storage.files import replace_file
 from fedpisa.studies.study import Study
 from fedpisa.tuning.metric import Metric, maximized
 from fedpisa.tuning.plan import Plan, Subject

@@ -29,8 +29,8 @@ from typing import Annotated, Any, Final, Literal, final
 
 from pydantic import Field
 
-from fedpisa import components
-from fedpisa.config import RunConfig, read_toml, run_keys
+from fedpisa import components, families
+from fedpisa.config.run import RunConfig, read_toml, run_keys
 from fedpisa.studies.study import Study, StudyRun, read_study
 from fedpisa.tuning.metric import Metric, maximized
 from fedpisa.tuning.space import Range, Space, parse_space
@@ -262,7 +262,7 @@ def _settings(table: object, reported: Sequence[int]) -> Settings:
     if isinstance(keys.get("metric"), str):
         keys["metric"] = keys["metric"].replace("-", "_")
     component = components.inspect_component("table", "[tune]", Settings, injected=())
-    settings = components.build(component, keys)
+    settings = families.build(component, keys)
     assert isinstance(settings, Settings)
     if shared := sorted(set(settings.seeds) & set(reported)):
         raise ValueError(
@@ -301,9 +301,9 @@ def _subject(run: StudyRun, common: Mapping[str, Space], own: Mapping[str, Space
     keys = {key: value for key, value in run.keys.items() if key != "seed"}
     subject = Subject(run.variant, run.point, run.path.relative_to("runs").parent, keys, {})
     for family in ("dataset", "partitioner"):
-        component = components.find(family, getattr(config, family))
+        component = families.find(family, getattr(config, family))
         for key in spaces:
-            if key in components.keys_of(component, config.to_mapping()):
+            if key in families.keys_of(component, config.to_mapping()):
                 raise ValueError(
                     f"search {key}: key {key!r} of {component} says what is learned: set it in [base]"
                 )
@@ -379,7 +379,7 @@ def _check_metric(subjects: Sequence[Subject], metric: Metric) -> None:
             raise ValueError("metric = 'objective' needs exact-diagnostics = true: add that to [base]")
         if metric == "rounds_to_target" and config.target_accuracy is None:
             raise ValueError("metric = 'rounds_to_target' needs target-accuracy: set it in [base]")
-        keys = components.keys_of(components.find("dataset", config.dataset))
+        keys = families.keys_of(families.find("dataset", config.dataset))
         data = {key: value for key, value in config.to_mapping().items() if key in keys}
         source = repr((config.dataset, config.data_dir, config.num_clients, data))
         if source not in read:

@@ -22,8 +22,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, final
 
 from fedpisa import components
-from fedpisa.storage import LOCK, InUseError, held
-from fedpisa.streams import stream_key
+from fedpisa.rng import stream_key
+from fedpisa.storage.files import LOCK, InUseError, held
 from fedpisa.tuning.metric import maximized
 from fedpisa.tuning.plan import Plan, Subject
 

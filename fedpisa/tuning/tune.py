@@ -16,9 +16,9 @@ from statistics import fmean
 from typing import final
 
 from fedpisa.components import one_line
-from fedpisa.interrupts import Interrupted, postponed
-from fedpisa.results import Row
-from fedpisa.storage import can_lock
+from fedpisa.runs.results import Row
+from fedpisa.runs.signals import Interrupted, postponed
+from fedpisa.storage.files import can_lock
 from fedpisa.studies import workers
 from fedpisa.tuning.metric import column_of, measure, worst
 from fedpisa.tuning.outcome import best_of, is_complete, write_outcome
@@ -164,7 +164,7 @@ def training(plan: Plan, claim: Claim, number: int = 0) -> Iterator[TrialProgres
 
     At a rung the trial's metric is the mean over the seeds that are done and the one that is being trained.
     """
-    from fedpisa.simulation.simulation import Simulation
+    from fedpisa.runs.simulation import Simulation
 
     measured, rounds, metric = list[float](), 0, None
     rungs = deque(plan.settings.rungs(plan.rounds(claim.subject)))
@@ -209,7 +209,7 @@ def _work(
     plan: Plan, trials: Trials, tell: Callable[[TrialProgress], None], announce: Callable[[int], None]
 ) -> int | None:
     """Carry out trials until none is left; return the signal that ended it, if one did."""
-    from fedpisa.simulation.cores import one_thread
+    from fedpisa.simulation.stacked.threads import one_thread
 
     with one_thread(), postponed(announce) as stop:
         while stop.signum is None and (claim := trials.claim()) is not None:

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from fedpisa.bench.workloads import SEED, Algorithm, Job, Workload
-from fedpisa.clients.schedule import Epochs
-from fedpisa.config import RunConfig
-from fedpisa.simulation.simulation import Simulation
-from fedpisa.strategies.server import sampled
+from fedpisa.clients.batches import Epochs
+from fedpisa.config.run import RunConfig
+from fedpisa.runs.simulation import Simulation
+from fedpisa.server.base import sampled
 
 COMPETITORS = Path(__file__).parents[2] / "benchmarks" / "competitors"
 

@@ -16,7 +16,7 @@ from fedpisa.bench import measure, table
 from fedpisa.bench.measure import Competitor, Measurement, alternate, summary
 from fedpisa.bench.memory import INTERVAL, PeakMemory, in_use, tree
 from fedpisa.bench.workloads import WORKLOADS, Job, Workload, images
-from fedpisa.cli import main
+from fedpisa.cli.main import main
 
 TINY = Workload("tiny", clients=4, samples=6, per_round=2, batch=3, model="logistic")
 MEGABYTES = 200

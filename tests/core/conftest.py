@@ -18,19 +18,19 @@ import torch
 from flwr.app import ConfigRecord
 from torch import Tensor, nn
 
-from fedpisa import components
-from fedpisa.apps.handlers import EARLIER_ROUND, STATE, STATE_OF, make_client_app
-from fedpisa.clients.data import ClientData
-from fedpisa.clients.local import BUFFERS, Client
+from fedpisa import families
+from fedpisa.clients.client import BUFFERS, Client
+from fedpisa.datasets.client_data import ClientData
+from fedpisa.flower.client_app import EARLIER_ROUND, STATE, STATE_OF, make_client_app
 from fedpisa.flower.compat import to_record, to_tensors
 from fedpisa.flower.messages import SERVER_ROUND
+from fedpisa.server.algorithm_strategy import AlgorithmStrategy
 from fedpisa.simulation.loop import LoopGrid
 from fedpisa.simulation.rounds import rounds
-from fedpisa.simulation.vmap import VmapGrid
+from fedpisa.simulation.stacked.grid import VmapGrid
 from fedpisa.strategies.base import Algorithm
 from fedpisa.strategies.primaldual import PrimalDual
-from fedpisa.strategies.strategy import AlgorithmStrategy
-from fedpisa.task import Task
+from fedpisa.tasks.task import Task
 
 # Values of an algorithm's keys, where it has them, that suit the small problems.
 BASE: Mapping[str, object] = {"batch-size": 4, "learning-rate": 0.05, "sigma": 1.0, "rho": 2.0}
@@ -67,32 +67,32 @@ class Case:
 
     def build(self, **more: object) -> Algorithm:
         """Return the algorithm; ``more`` keys, in snake_case, are set where it has them."""
-        component = components.find("algorithm", self.name)
-        own = components.keys_of(component, self.values)
+        component = families.find("algorithm", self.name)
+        own = families.keys_of(component, self.values)
         wanted = {**BASE, **self.values, **{key.replace("_", "-"): value for key, value in more.items()}}
-        return components.build(component, {key: value for key, value in wanted.items() if key in own})
+        return families.build(component, {key: value for key, value in wanted.items() if key in own})
 
 
 @cache
 def cases() -> list[Case]:
     found = []
-    for name, component in components.available("algorithm").items():
+    for name, component in families.available("algorithm").items():
         found.append(Case(name, {}))
-        for key in components.keys_of(component).values():
+        for key in families.keys_of(component).values():
             choices = get_args(key.annotation) if get_origin(key.annotation) is Literal else ()
             if key.name == "preconditioner":
-                choices = tuple(components.available("preconditioner"))
+                choices = tuple(families.available("preconditioner"))
             found += [
                 Case(name, {key.name: value})
                 for value in (*choices, *FURTHER.get(key.name, ()))
                 if value != key.default
             ]
         # Keys whose effects meet.
-        keys = components.keys_of(component)
+        keys = families.keys_of(component)
         if "preconditioner" in keys and keys["preconditioner"].default == "identity":
             found += [
                 Case(name, {"preconditioner": rule, "local-steps": 2, "batches-per-round": "all"})
-                for rule in components.available("preconditioner")
+                for rule in families.available("preconditioner")
             ]
         if {"local-steps", "batches-per-round"} <= keys.keys():
             found.append(Case(name, {"local-steps": 2, "batches-per-round": "all"}))
@@ -204,7 +204,7 @@ class Federation:
                 context.state[STATE] = to_record(state)
                 context.state[STATE_OF] = ConfigRecord({SERVER_ROUND: 0, EARLIER_ROUND: -1})
         else:
-            from fedpisa.simulation.states import StackedStates
+            from fedpisa.simulation.stacked.client_states import StackedStates
 
             initial = self.algorithm.local_update.init(torch.zeros_like(self.task.initial_params()))
             incremental = self.algorithm.local_update.incremental

@@ -9,7 +9,7 @@ from torch import nn
 import fedpisa
 from fedpisa.clients.base import MiniBatches
 from fedpisa.clients.gradients import AutogradGradient, StackedGradient
-from fedpisa.task import Task
+from fedpisa.tasks.task import Task
 
 BFLOAT16 = 2.0**-8
 """Half the distance of neighbouring numbers around 1."""

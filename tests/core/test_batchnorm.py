@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fedpisa.batchnorm import MaskedBatchNorm, mask_batchnorms, real_rows
+from fedpisa.tasks.batchnorm import MaskedBatchNorm, mask_batchnorms, real_rows
 
 pytestmark = pytest.mark.filterwarnings("error")
 LAYERS = {

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from fedpisa import components
-from fedpisa.simulation import cohort
+from fedpisa import families
+from fedpisa.simulation.stacked import cohort
 
 
-@pytest.mark.parametrize("name", components.available("algorithm"))
+@pytest.mark.parametrize("name", families.available("algorithm"))
 def test_blocks_change_nothing_but_rounding(lab: Any, name: str) -> None:
     """Ragged clients, some absent, buffers; every client's own state too."""
     module = lambda: nn.Sequential(nn.BatchNorm1d(4), lab.mlp())  # noqa: E731

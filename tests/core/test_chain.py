@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from fedpisa.chain import Chain
 from fedpisa.clients.base import MiniBatches
 from fedpisa.clients.gradients import StackedGradient
-from fedpisa.layout import ParamLayout
-from fedpisa.losses import sample_losses
-from fedpisa.task import Task
+from fedpisa.simulation.stacked.sequential import Chain
+from fedpisa.tasks.layout import ParamLayout
+from fedpisa.tasks.losses import sample_losses
+from fedpisa.tasks.task import Task
 
 CLIENTS, SAMPLES = 3, 5
 

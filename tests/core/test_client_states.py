@@ -10,8 +10,8 @@ import pytest
 import torch
 from flwr.app import ConfigRecord, Message, RecordDict
 
-from fedpisa.apps.handlers import EARLIER_ROUND, EARLIER_STATE, STATE, STATE_OF
 from fedpisa.apps.states import DamagedStateError, Owner, StateFile, read_state
+from fedpisa.flower.client_app import EARLIER_ROUND, EARLIER_STATE, STATE, STATE_OF
 from fedpisa.flower.compat import encode, to_record
 from fedpisa.flower.messages import CONFIG, CONFIRMED_ROUND, SERVER_ROUND, STATE_LOST
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fedpisa import streams
+from fedpisa import rng
 from fedpisa.clients.base import Arrays
-from fedpisa.simulation.cohort import run_cohort
 from fedpisa.simulation.rounds import rounds
+from fedpisa.simulation.stacked.cohort import run_cohort
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -112,8 +112,8 @@ def test_the_order_of_the_clients_does_not_matter(
 
     What a client draws depends on its number: here all are given the draws of client 0.
     """
-    keys = streams.step_keys
-    monkeypatch.setattr(streams, "step_keys", lambda seed, ids, *rest: keys(seed, 0 * ids, *rest))
+    keys = rng.step_keys
+    monkeypatch.setattr(rng, "step_keys", lambda seed, ids, *rest: keys(seed, 0 * ids, *rest))
     algorithm = case.build(batch_size="full", admm_share=1.0)
     data = lab.blobs()
     order = [3, 0, 5, 1, 4, 2]

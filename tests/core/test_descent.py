@@ -11,9 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
-from fedpisa.chain import Sum
 from fedpisa.clients.base import Arrays, Gradient, MiniBatches
-from fedpisa.clients.descent import descend, descends
 from fedpisa.clients.fedadmm import FedADMMUpdate
 from fedpisa.clients.feddr import FedDRUpdate
 from fedpisa.clients.feddyn import FedDynUpdate
@@ -26,7 +24,9 @@ from fedpisa.clients.pisa import PisaUpdate
 from fedpisa.clients.scaffnew import ScaffnewUpdate
 from fedpisa.clients.scaffold import ScaffoldUpdate
 from fedpisa.clients.sgd import LocalSGDUpdate, SGDSteps
-from fedpisa.task import Task
+from fedpisa.simulation.stacked.fused_sgd import descend, descends
+from fedpisa.simulation.stacked.sequential import Sum
+from fedpisa.tasks.task import Task
 
 CLIENTS, STAYING, SAMPLES, STEPS = 3, 2, 5, 4
 UPDATES: tuple[type[Any], ...] = (

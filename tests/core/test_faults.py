@@ -11,11 +11,11 @@ import torch
 from flwr.app import ConfigRecord, Message
 
 import fedpisa
-from fedpisa.config import RunConfig
+from fedpisa.config.run import RunConfig
 from fedpisa.flower.messages import METRICS
+from fedpisa.server.algorithm_strategy import AlgorithmStrategy
+from fedpisa.server.reply_filter import Admission
 from fedpisa.simulation.faults import CORRUPTIONS, Faults, FaultyGrid
-from fedpisa.strategies.admission import Admission
-from fedpisa.strategies.strategy import AlgorithmStrategy
 
 RATES = ("dropout", "crash", "late", "nan", "corrupt")
 

@@ -300,7 +300,7 @@ def test_the_augmented_lagrangian_by_hand(two: Any) -> None:
     Estimated at the broadcast ``w = 4/3``, ``F_i(w_i)`` to first order: client 0: ``32/9 - 32/9 + 16/9 + 8/9 =
     8/3``; client 1: ``50/9 - 50/9 + 25/9 + 25/18 = 25/6``; ``2/3 + 25/8 + 4/9 = 305/72``.
     """
-    from fedpisa.diagnostics import FullObjective
+    from fedpisa.tasks.full_objective import FullObjective
 
     federation = two("pisa", sigma=1.0, rho=1.0, lambda_=0.5)
     models(federation, 1)

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from fedpisa import components, streams
+from fedpisa import families
 from fedpisa.flower.messages import CONFIG, CONFIRMED_ROUND, SERVER_ROUND
+from fedpisa.rng import generator
 
 ROUNDS = 8
 LOST = {1: {0, 3}, 2: {0}, 4: {2, 3}, 5: {1}, 7: {4}}
@@ -42,10 +43,10 @@ def loss(federation: Any, params: torch.Tensor) -> float:
 
 
 def build(name: str) -> Any:
-    return components.build(components.find("algorithm", name), {})
+    return families.build(families.find("algorithm", name), {})
 
 
-NAMES = tuple(components.available("algorithm"))
+NAMES = tuple(families.available("algorithm"))
 INCREMENTAL = tuple(name for name in NAMES if build(name).local_update.incremental)
 
 
@@ -95,7 +96,7 @@ def test_only_those_who_need_it_are_told_what_arrived(lab: Any, name: str) -> No
 @pytest.mark.parametrize("name", NAMES)
 def test_every_algorithm_survives_losing_a_tenth_of_the_replies(lab: Any, name: str, engine: str) -> None:
     """It ends about as low as it would."""
-    rng = streams.generator(0, "lost")
+    rng = generator(0, "lost")
     lost = {t: set(np.flatnonzero(rng.random(len(lab.SIZES)) < 0.1).tolist()) for t in range(1, 31)}
     assert sum(map(len, lost.values())) > 10
     clean, lossy = (lab.make(lab.Case(name, {}).build(sigma=10.0), engine) for _ in range(2))

@@ -15,8 +15,8 @@ import fedpisa
 from fedpisa.clients.base import MiniBatches
 from fedpisa.clients.gradients import AutogradGradient, StackedGradient
 from fedpisa.clients.moon import MoonUpdate, cosine
-from fedpisa.features import FeatureLoss, with_features
-from fedpisa.task import Task
+from fedpisa.tasks.features import FeatureLoss, with_features
+from fedpisa.tasks.task import Task
 
 pytestmark = pytest.mark.filterwarnings("error")
 GRADIENTS = {"loop": AutogradGradient, "vmap": StackedGradient}

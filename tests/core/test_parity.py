@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import fedpisa
 from fedpisa import components
-from fedpisa.clients.schedule import Epochs, Periodic
+from fedpisa.clients.batches import Epochs, Periodic
 from fedpisa.flower.compat import to_record
 
 pytestmark = pytest.mark.filterwarnings("error")

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 import fedpisa
-from fedpisa import components
-from fedpisa.strategies.server import sampled
+from fedpisa import families
+from fedpisa.server.base import sampled
 
-NAMES = list(components.available("algorithm"))
-RULES = list(components.available("preconditioner"))
+NAMES = list(families.available("algorithm"))
+RULES = list(families.available("preconditioner"))
 # A penalty for all of them: the default scale ``rho`` is that of the identity.
 RUNS = [(name, {}) for name in NAMES]
 RUNS += [("pisa", {"preconditioner": rule, "sigma": 1.0}) for rule in RULES]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import fedpisa
-from fedpisa.components import find, keys_of
+from fedpisa.families import find, keys_of
 
 ROOT = Path(__file__).parents[2]
 SMALL = {"num-server-rounds": 3, "num-clients": 4, "model": "mlp", "widths": [8], "dtype": "float64"}
@@ -24,8 +24,8 @@ from dataclasses import dataclass
 from typing import final
 
 from fedpisa.clients.base import Arrays, Gradient, LocalUpdate, MiniBatches, Outcome
-from fedpisa.clients.schedule import Epochs
-from fedpisa.layout import ParamLayout
+from fedpisa.clients.batches import Epochs
+from fedpisa.tasks.layout import ParamLayout
 from fedpisa.strategies.base import Algorithm, Cohort, weighted_mean
 from fedpisa.typing import Positive, PositiveInt
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedpisa.clients.schedule import Epochs, Periodic, Plan, Schedule, num_batches
+from fedpisa.clients.batches import Epochs, Periodic, Plan, Schedule, num_batches
 
 sizes_of = st.lists(st.integers(1, 30), min_size=1, max_size=5)
 batch_sizes = st.one_of(st.integers(1, 12), st.just("full"))

@@ -11,15 +11,15 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
-from fedpisa import components
-from fedpisa.clients.outline import outline
+from fedpisa import families
 from fedpisa.flower.messages import ARRAYS, CONFIG, METRICS, NUM_EXAMPLES, SERVER_ROUND
-from fedpisa.flower.screening import Screen
+from fedpisa.server.algorithm_strategy import AlgorithmStrategy
+from fedpisa.server.reply_checks import Screen
+from fedpisa.server.reply_filter import Admission
+from fedpisa.server.reply_spec import outline
 from fedpisa.simulation.contexts import transport
-from fedpisa.strategies.admission import Admission
-from fedpisa.strategies.strategy import AlgorithmStrategy
 
-NAMES = tuple(components.available("algorithm"))
+NAMES = tuple(families.available("algorithm"))
 LENGTH = 5
 SCREEN = Screen(
     3, {"params": (LENGTH,), "scale": ()}, frozenset({"train-loss", "local-steps"}), torch.float32, 100.0

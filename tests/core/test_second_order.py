@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, jacrev
 
 import fedpisa
-from fedpisa import components, streams
+from fedpisa import families
 from fedpisa.clients.base import MiniBatches
 from fedpisa.clients.gradients import AutogradGradient, StackedGradient
 from fedpisa.clients.pisa import PisaUpdate
@@ -20,8 +20,9 @@ from fedpisa.clients.preconditioners import hutchinson as hutchinson_module
 from fedpisa.clients.preconditioners.hutchinson import rademacher
 from fedpisa.clients.preconditioners.newton_schulz import newton_schulz, orthogonal
 from fedpisa.datasets.synthetic import quadratic
+from fedpisa.rng import step_keys
 from fedpisa.strategies.pisa import Pisa
-from fedpisa.task import Task
+from fedpisa.tasks.task import Task
 
 pytestmark = pytest.mark.filterwarnings("error")
 GRADIENTS = {"autograd": AutogradGradient, "stacked": StackedGradient}
@@ -185,7 +186,7 @@ def test_signs_are_splitmix64s_top_bits(seed: int) -> None:
 
 def test_signs_are_fair_and_independent_of_each_other() -> None:
     """Of every client, round, step, probe and coordinate: correlations within five standard errors."""
-    keys = torch.from_numpy(streams.step_keys(0, np.arange(50), 1, 20).copy()).flatten()
+    keys = torch.from_numpy(step_keys(0, np.arange(50), 1, 20).copy()).flatten()
     signs = torch.func.vmap(lambda key: rademacher(key, 4, 10))(keys).double().reshape(1000, 40)
     assert float(signs.mean(0).abs().max()) <= 5 / 1000**0.5
     correlation = signs.T @ signs / 1000 - torch.eye(40)
@@ -196,10 +197,10 @@ def test_signs_are_fair_and_independent_of_each_other() -> None:
 
 def test_keys_are_the_clients_own() -> None:
     """They depend on the seed, the client, the round and the step, and not on the rest of the cohort."""
-    together = streams.step_keys(3, np.array([0, 4, 2]), 5, 3)
+    together = step_keys(3, np.array([0, 4, 2]), 5, 3)
     for row, client_id in enumerate((0, 4, 2)):
-        assert (streams.step_keys(3, np.array([client_id]), 5, 2) == together[row, :2]).all()
-    others = [streams.step_keys(seed, np.array([0, 4, 2]), t, 3) for seed, t in ((3, 6), (4, 5))]
+        assert (step_keys(3, np.array([client_id]), 5, 2) == together[row, :2]).all()
+    others = [step_keys(seed, np.array([0, 4, 2]), t, 3) for seed, t in ((3, 6), (4, 5))]
     assert len({*together.flat, *others[0].flat, *others[1].flat}) == 27
 
 
@@ -417,7 +418,7 @@ def test_nsisa_balances_the_clients_directions_instead_of_their_gradients(moment
 POWERS = {"identity": 0, "fisher": 2}
 
 
-@pytest.mark.parametrize("rule", sorted(components.available("preconditioner").keys() - {"newton-schulz"}))
+@pytest.mark.parametrize("rule", sorted(families.available("preconditioner").keys() - {"newton-schulz"}))
 def test_the_unit_of_the_loss_does_not_matter(lab: Any, rule: str) -> None:
     """``(g, pi, sigma, lambda, mu)`` times c: the same iterates, and duals times c."""
     c = 7.3
@@ -437,7 +438,7 @@ def test_the_unit_of_the_loss_does_not_matter(lab: Any, rule: str) -> None:
         keys = {
             key: value
             for key, value in keys.items()
-            if key in components.keys_of(components.find("algorithm", "pisa"), keys)
+            if key in families.keys_of(families.find("algorithm", "pisa"), keys)
         }
         rng = np.random.default_rng(0)
         x, y = rng.normal(size=(30, 4)) * scale**0.5, rng.normal(size=30) * scale**0.5

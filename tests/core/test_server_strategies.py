@@ -15,24 +15,24 @@ from flwr.app import ArrayRecord, ConfigRecord
 from torch import nn
 
 import fedpisa
-from fedpisa import components
-from fedpisa.config import RunConfig
+from fedpisa import families
+from fedpisa.config.run import RunConfig
 from fedpisa.flower.compat import to_record, to_tensors
 from fedpisa.flower.messages import StackedReplies
-from fedpisa.layout import ParamLayout
-from fedpisa.runner import Simulation
+from fedpisa.runs.runner import Simulation
+from fedpisa.server.flower_strategy import FlowerStrategy
 from fedpisa.simulation.rounds import rounds
 from fedpisa.strategies.fedavg import FedAvg
-from fedpisa.strategies.flower import FlowerStrategy
 from fedpisa.strategies.localsgd import LocalSGD
+from fedpisa.tasks.layout import ParamLayout
 
 SMALL: dict[str, object] = {
     "algorithm": "fedavg", "dataset": "quadratic", "partitioner": "natural", "num-clients": 7, "dimension": 4,
     "dtype": "float64", "batch-size": "full", "local-steps": 2, "num-server-rounds": 4, "engine": "vmap",
     "server-num-malicious-nodes": 1, "noise-multiplier": 0.1, "clipping-norm": 0.5,
 }  # fmt: skip
-NAMES = [name for name in components.available("server-strategy") if name != "none"]
-PRIVATE = [name for name in components.available("differential-privacy") if name != "none"]
+NAMES = [name for name in families.available("server-strategy") if name != "none"]
+PRIVATE = [name for name in families.available("differential-privacy") if name != "none"]
 
 
 def config(**more: object) -> RunConfig:
@@ -40,7 +40,7 @@ def config(**more: object) -> RunConfig:
     values = {**SMALL, **{key.rstrip("_").replace("_", "-"): value for key, value in more.items()}}
     for name in ("server-num-malicious-nodes", "noise-multiplier", "clipping-norm"):
         part = "server-strategy" if name.startswith("server") else "differential-privacy"
-        if name not in components.keys_of(components.find(part, str(values.get(part, "none")))):
+        if name not in families.keys_of(families.find(part, str(values.get(part, "none")))):
             del values[name]
     return RunConfig.from_mapping(values)
 

@@ -16,16 +16,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedpisa import checkpoint, stacks
 from fedpisa.bench.memory import in_use
-from fedpisa.checkpoint import Checkpoint
-from fedpisa.config import RunConfig
-from fedpisa.layout import ParamLayout
-from fedpisa.runner import run
-from fedpisa.simulation.simulation import Simulation
-from fedpisa.simulation.states import StackedStates
-from fedpisa.simulation.vmap import VmapGrid
+from fedpisa.config.run import RunConfig
+from fedpisa.runs.runner import run
+from fedpisa.runs.simulation import Simulation
+from fedpisa.simulation.stacked.client_states import StackedStates
+from fedpisa.simulation.stacked.grid import VmapGrid
+from fedpisa.storage import checkpoint, client_rows
+from fedpisa.storage.checkpoint import Checkpoint
 from fedpisa.strategies.base import Cohort, moved_sum, remember
+from fedpisa.tasks.layout import ParamLayout
 
 KEYS = {
     "num-clients": 12,
@@ -48,12 +48,12 @@ def written(limit: int, incremental: bool = False) -> StackedStates:
 
 
 def on_disk(states: StackedStates) -> set[str]:
-    return {name for name, stack in states._stacks.items() if stacks.is_on_disk(stack)}
+    return {name for name, stack in states._stacks.items() if client_rows.is_on_disk(stack)}
 
 
 @pytest.mark.parametrize("incremental", [False, True])
 def test_in_files_everything_is_the_same(incremental: bool) -> None:
-    here, there = written(stacks.UNLIMITED, incremental), written(0, incremental)
+    here, there = written(client_rows.UNLIMITED, incremental), written(0, incremental)
     assert on_disk(here) == set()
     assert on_disk(there) == {*INITIAL}
     everybody = torch.arange(100)
@@ -64,7 +64,7 @@ def test_in_files_everything_is_the_same(incremental: bool) -> None:
     assert here.read(torch.tensor([5, 70]))["anchor"].tolist() == [[1.0, 2.0], [4.0, 5.0]]
     kept = there.snapshot()
     assert all(torch.equal(value, kept[name]) for name, value in here.snapshot().items())
-    for limit in (0, stacks.UNLIMITED):
+    for limit in (0, client_rows.UNLIMITED):
         again = StackedStates.restored(kept, 100, limit).snapshot()
         assert kept.keys() == again.keys()
         assert all(torch.equal(value, again[name]) for name, value in kept.items())
@@ -104,54 +104,56 @@ def test_a_client_that_never_took_part_takes_no_room(tmp_path: Path, monkeypatch
 
 
 def test_memory_is_let_go_and_the_rows_stay() -> None:
-    stack = stacks.zeros((1000, 2**16), torch.ones(()), limit=0)
+    stack = client_rows.zeros((1000, 2**16), torch.ones(()), limit=0)
     before = in_use(os.getpid()).resident
     for ids in torch.arange(1000).split(50):
-        stacks.put(stack, ids, ids[:, None].float().expand(-1, 2**16))
+        client_rows.put(stack, ids, ids[:, None].float().expand(-1, 2**16))
     assert in_use(os.getpid()).resident - before < 200e6  # of 262 MB
-    assert stacks.take(stack, torch.tensor([999, 3]))[:, 7].tolist() == [999.0, 3.0]
+    assert client_rows.take(stack, torch.tensor([999, 3]))[:, 7].tolist() == [999.0, 3.0]
 
 
 @pytest.fixture(params=["system's cache", "past it"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Rows in files as they are written where they fit into memory, and where all of them would not."""
-    monkeypatch.setattr("fedpisa.rowfile.CACHED_SHARE", math.inf if request.param == "system's cache" else 0)
+    monkeypatch.setattr(
+        "fedpisa.storage.row_file.CACHED_SHARE", math.inf if request.param == "system's cache" else 0
+    )
     return str(request.param)
 
 
 @pytest.mark.parametrize("length", [5, 2**15 + 1])
-@pytest.mark.parametrize("limit", [0, stacks.UNLIMITED])
+@pytest.mark.parametrize("limit", [0, client_rows.UNLIMITED])
 @pytest.mark.usefixtures("way")
 def test_rows_are_written_read_and_summed(length: int, limit: int) -> None:
     """In memory and in a file, short ones and those that are long enough to be worth a call each."""
     generator = torch.Generator().manual_seed(0)
-    stack, wanted = stacks.zeros((9, length), torch.ones(()), limit), torch.zeros(9, length)
+    stack, wanted = client_rows.zeros((9, length), torch.ones(()), limit), torch.zeros(9, length)
     for ids in (torch.tensor([8, 0, 3]), torch.tensor([3, 7]), torch.tensor([0, 2, 5, 8])):
         rows = torch.randn(len(ids), length, generator=generator)
         wanted[ids] = rows
-        assert stacks.put(stack, ids, rows.T.contiguous().T) is stack
-    assert torch.equal(stacks.take(stack, torch.arange(9)), wanted)
+        assert client_rows.put(stack, ids, rows.T.contiguous().T) is stack
+    assert torch.equal(client_rows.take(stack, torch.arange(9)), wanted)
     ids, weights = torch.tensor([7, 1, 0]), torch.rand(3, generator=generator)
-    assert torch.equal(stacks.take(stack, ids), wanted[ids])
-    total = stacks.sum_of_rows(weights, stack, ids)
+    assert torch.equal(client_rows.take(stack, ids), wanted[ids])
+    total = client_rows.sum_of_rows(weights, stack, ids)
     torch.testing.assert_close(total, weights.double() @ wanted[ids].double(), rtol=1e-14, atol=1e-14)
-    assert torch.equal(total, stacks.sum_of_rows(weights, wanted, ids))
-    stack = stacks.grown(stack, 11, limit)
-    stacks.put(stack, torch.tensor([10]), torch.ones(1, length))
+    assert torch.equal(total, client_rows.sum_of_rows(weights, wanted, ids))
+    stack = client_rows.grown(stack, 11, limit)
+    client_rows.put(stack, torch.tensor([10]), torch.ones(1, length))
     grown = torch.cat([wanted, torch.zeros(1, length), torch.ones(1, length)])
-    assert torch.equal(stacks.take(stack, torch.arange(11)), grown)
+    assert torch.equal(client_rows.take(stack, torch.arange(11)), grown)
 
 
 @pytest.mark.usefixtures("way")
 def test_rows_are_right_at_any_time() -> None:
     """Three hundred rounds of random clients: rows that are new, on their way, a moment old and old."""
     generator = torch.Generator().manual_seed(1)
-    stack, wanted = stacks.zeros((40, 5000), torch.ones(()), limit=0), torch.zeros(40, 5000)
+    stack, wanted = client_rows.zeros((40, 5000), torch.ones(()), limit=0), torch.zeros(40, 5000)
     for _ in range(300):
         ids = torch.randperm(40, generator=generator)[:7].sort().values
-        assert torch.equal(stacks.take(stack, ids), wanted[ids])
+        assert torch.equal(client_rows.take(stack, ids), wanted[ids])
         wanted[ids] = rows = torch.randn(7, 5000, generator=generator)
-        stacks.put(stack, ids, rows)
+        client_rows.put(stack, ids, rows)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="no other system's cache can be passed by")
@@ -160,7 +162,7 @@ def test_what_outgrows_the_memory_goes_past_the_cache(refused: str, monkeypatch:
     """Whole pages, from where a page begins; and where folder or disk cannot do that, through the cache."""
     direct, written = set(), []
     really_open, really_write = os.open, os.pwrite
-    monkeypatch.setattr("fedpisa.rowfile.CACHED_SHARE", 0)
+    monkeypatch.setattr("fedpisa.storage.row_file.CACHED_SHARE", 0)
 
     def opened(name: str, flags: int, *mode: int) -> int:
         if flags & os.O_DIRECT and refused == "opening":
@@ -179,10 +181,10 @@ def test_what_outgrows_the_memory_goes_past_the_cache(refused: str, monkeypatch:
     monkeypatch.setattr("os.open", opened)
     monkeypatch.setattr("os.pwrite", write)
     ids, rows = torch.tensor([4, 90, 91]), torch.rand(3, 5000)
-    stack = stacks.put(stacks.zeros((100, 5000), torch.ones(()), limit=0), ids, rows)
-    stacks.put(stack, torch.tensor([1]), rows[:1])
-    assert torch.equal(stacks.take(stack, ids), rows)
-    assert isinstance(stack, stacks.OnDisk)
+    stack = client_rows.put(client_rows.zeros((100, 5000), torch.ones(()), limit=0), ids, rows)
+    client_rows.put(stack, torch.tensor([1]), rows[:1])
+    assert torch.equal(client_rows.take(stack, ids), rows)
+    assert isinstance(stack, client_rows.OnDisk)
     used = stack.file._writing
     assert (used in direct) == (refused == "nothing")
     pitch = 20480 if refused == "nothing" else 20000
@@ -198,11 +200,11 @@ def test_new_clients_rows_are_one_piece(monkeypatch: pytest.MonkeyPatch) -> None
         return real(number, row, begin)
 
     monkeypatch.setattr("os.pwrite", write)
-    stack = stacks.zeros((10**6, 3), torch.ones(()), limit=0)
+    stack = client_rows.zeros((10**6, 3), torch.ones(()), limit=0)
     for ids in ([5, 999_999], [5, 6, 7, 500_000], [8], [8]):
-        stacks.put(stack, torch.tensor(ids), torch.rand(len(ids), 3))
+        client_rows.put(stack, torch.tensor(ids), torch.rand(len(ids), 3))
     # The last may not have been written yet; stacks of other tests may have been.
-    assert isinstance(stack, stacks.OnDisk)
+    assert isinstance(stack, client_rows.OnDisk)
     own = [piece for number, *piece in written if number == stack.file._writing]
     assert own[:4] == [[0, 24], [0, 12], [24, 36], [60, 12]]
     assert own[4:] in ([], [[60, 12]])
@@ -210,7 +212,7 @@ def test_new_clients_rows_are_one_piece(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_a_stack_in_a_file_has_no_numbers() -> None:
     """Whoever takes it for a tensor is told, instead of getting zeros."""
-    stack = stacks.zeros((3, 4), torch.ones(()), limit=0)
+    stack = client_rows.zeros((3, 4), torch.ones(()), limit=0)
     assert (stack.shape, len(stack), stack.dtype, stack.dim()) == ((3, 4), 3, torch.float32, 2)
     for use in (
         lambda: stack[0],
@@ -248,16 +250,16 @@ def test_a_full_disk_is_an_error_and_no_signal(room: int, monkeypatch: pytest.Mo
     ids, row = torch.tensor([1]), torch.ones(1, 4)
 
     def write(stack: Tensor) -> None:
-        stacks.put(stack, ids, row)
+        client_rows.put(stack, ids, row)
 
     def read(stack: Tensor) -> None:
         for _ in range(1000):
-            stacks.take(stack, ids)
+            client_rows.take(stack, ids)
             time.sleep(0.01)
 
     for use in (write, read):
         left = room
-        stack = stacks.put(stacks.zeros((3, 4), torch.ones(()), limit=0), ids, row)
+        stack = client_rows.put(client_rows.zeros((3, 4), torch.ones(()), limit=0), ids, row)
         with pytest.raises(
             OSError, match=r"\(No space left.*\): set TMPDIR to a folder with more room"
         ) as caught:
@@ -271,10 +273,10 @@ def test_rows_longer_than_a_call_of_the_systems_are_whole(monkeypatch: pytest.Mo
     write, read = os.pwrite, os.preadv
     monkeypatch.setattr("os.pwrite", lambda number, row, begin: write(number, row[:7], begin))
     monkeypatch.setattr("os.preadv", lambda number, rows, begin: read(number, [rows[0][:7]], begin))
-    stack, ids = stacks.zeros((3, 4), torch.ones(()), limit=0), torch.tensor([2, 0])
+    stack, ids = client_rows.zeros((3, 4), torch.ones(()), limit=0), torch.tensor([2, 0])
     rows = torch.arange(8.0).view(2, 4)
-    stacks.put(stacks.put(stack, ids, rows), torch.tensor([1]), rows[:1])
-    assert torch.equal(stacks.take(stack, ids), rows)
+    client_rows.put(client_rows.put(stack, ids, rows), torch.tensor([1]), rows[:1])
+    assert torch.equal(client_rows.take(stack, ids), rows)
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="the system does not tell")
@@ -282,10 +284,10 @@ def test_rows_longer_than_a_call_of_the_systems_are_whole(monkeypatch: pytest.Mo
 def test_a_file_is_closed_when_its_stack_is_gone() -> None:
     gc.collect()
     before = len(os.listdir("/proc/self/fd"))
-    held = [stacks.zeros((3, 5000), torch.ones(()), limit=0) for _ in range(5)]
-    assert all(map(stacks.is_on_disk, held))
+    held = [client_rows.zeros((3, 5000), torch.ones(()), limit=0) for _ in range(5)]
+    assert all(map(client_rows.is_on_disk, held))
     for stack in held:
-        stacks.put(stack, torch.tensor([1]), torch.ones(1, 5000))
+        client_rows.put(stack, torch.tensor([1]), torch.ones(1, 5000))
     assert len(os.listdir("/proc/self/fd")) > before
     del stack
     held.clear()
@@ -330,8 +332,8 @@ def test_a_run_goes_on_with_less_memory() -> None:
     assert here is not None
     assert there is not None
     for name in ("z", "dual"):
-        assert stacks.is_on_disk(there[name])
-        assert torch.equal(stacks.take(there[name], torch.arange(12)), here[name])
+        assert client_rows.is_on_disk(there[name])
+        assert torch.equal(client_rows.take(there[name], torch.arange(12)), here[name])
 
 
 @pytest.mark.parametrize("algorithm", ["sisa", "scaffold", "iiadmm", "scaffnew", "fedavg"])
@@ -356,7 +358,7 @@ def test_a_checkpoint_holds_those_who_took_part(tmp_path: Path) -> None:
         assert isinstance(grid, VmapGrid)
         assert grid.states is not None
         assert simulation.strategy.server is not None
-        assert stacks.is_on_disk(simulation.strategy.server["z"]) == (memory == 0)
+        assert client_rows.is_on_disk(simulation.strategy.server["z"]) == (memory == 0)
         assert bool(on_disk(grid.states)) == (memory == 0)
         kept: Any = simulation.snapshot()
         file = checkpoint.write(tmp_path / str(memory), Checkpoint(1, kept, {}))

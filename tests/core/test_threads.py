@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import nn
 
-from fedpisa import components
-from fedpisa.simulation import cohort
-from fedpisa.simulation.cores import keep_freed_memory, one_thread_each
+from fedpisa import families
+from fedpisa.simulation.stacked import cohort
+from fedpisa.simulation.stacked.threads import keep_freed_memory, one_thread_each
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def three_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("name", components.available("algorithm"))
+@pytest.mark.parametrize("name", families.available("algorithm"))
 def test_threads_change_nothing_but_rounding(lab: Any, name: str, three_threads: None) -> None:
     """Ragged clients, some absent, buffers; every client's own state too."""
     module = lambda: nn.Sequential(nn.BatchNorm1d(4), lab.mlp())  # noqa: E731
@@ -115,7 +115,7 @@ def test_kept_memory_asks_for_large_pages() -> None:
     program = """
 import re, torch
 from pathlib import Path
-from fedpisa.simulation.cores import keep_freed_memory
+from fedpisa.simulation.stacked.threads import keep_freed_memory
 keep_freed_memory()
 kept = torch.ones(16 * 2**20)
 within = 0

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import fedpisa
-from fedpisa.simulation.vmap import UnstackableError, VmapGrid
+from fedpisa.simulation.stacked.grid import UnstackableError, VmapGrid
 
 pytestmark = pytest.mark.filterwarnings("error")
 

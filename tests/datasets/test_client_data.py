@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedpisa.clients.data import ClientData
+from fedpisa.datasets.client_data import ClientData
 
 
 def test_samples_in_order_are_shared_and_others_copied() -> None:

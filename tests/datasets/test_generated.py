@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 
 from fedpisa.bench.workloads import WORKLOADS, Job, Workload, generated
-from fedpisa.clients.data import ClientData
-from fedpisa.config import RunConfig
+from fedpisa.config.run import RunConfig
 from fedpisa.datasets.base import Dataset, Generated
-from fedpisa.runner import run
-from fedpisa.simulation.simulation import Simulation
+from fedpisa.datasets.client_data import ClientData
+from fedpisa.runs.runner import run
+from fedpisa.runs.simulation import Simulation
 
 SIZES = np.array([3, 7, 5, 4])
 

@@ -14,7 +14,8 @@ import pytest
 import torch
 from torch.utils.data import IterableDataset, TensorDataset
 
-from fedpisa.datasets import Dataset, load, partition
+from fedpisa.datasets import Dataset
+from fedpisa.families.data import load, partition
 
 
 def table(rows: int = 20) -> pd.DataFrame:

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedpisa.components import available
-from fedpisa.datasets import Dataset, heterogeneity, partition
+from fedpisa.datasets import Dataset, heterogeneity
 from fedpisa.datasets import partitioners as ps
+from fedpisa.families import available
+from fedpisa.families.data import partition
 
 Partitioner = Callable[..., list[np.ndarray]]
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedpisa.components import available
-from fedpisa.datasets import load, torchvision_sources
+from fedpisa.datasets import torchvision_sources
+from fedpisa.families import available
+from fedpisa.families.data import load
 
 FindData = Callable[..., Path]
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import fedpisa
-from fedpisa.simulation.simulation import Simulation
+from fedpisa.runs.simulation import Simulation
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'fedpisa[ray]'")
 

@@ -19,19 +19,19 @@ import pytest
 from flwr.app import RecordDict
 
 import fedpisa
-from fedpisa.apps.handlers import STATE, STATE_OF
-from fedpisa.apps.settings import NodeSettings, to_run_config
 from fedpisa.apps.states import Owner, StateFile
-from fedpisa.config import RunConfig
+from fedpisa.config.flower import NodeSettings, to_run_config
+from fedpisa.config.run import RunConfig
 from fedpisa.deployment import processes
 from fedpisa.deployment.certificates import CA, make_certificates, make_node_key
 from fedpisa.deployment.local import CONNECTION, Deployment, free_port, which, write_app
 from fedpisa.deployment.processes import Process
+from fedpisa.flower.client_app import STATE, STATE_OF
 from fedpisa.flower.messages import SERVER_ROUND
-from fedpisa.results import load_result
-from fedpisa.simulation.simulation import Simulation
-from fedpisa.storage import InUseError
-from fedpisa.storage import held as locked
+from fedpisa.runs.results import load_result
+from fedpisa.runs.simulation import Simulation
+from fedpisa.storage.files import InUseError
+from fedpisa.storage.files import held as locked
 
 pytestmark = pytest.mark.skipif(
     not Path("/proc/self/environ").exists(), reason="processes are found in /proc"

@@ -14,17 +14,17 @@ import torch
 from flwr.app import ConfigRecord
 
 import fedpisa
-from fedpisa import components
-from fedpisa.annealed import annealed, scaled
+from fedpisa import families
 from fedpisa.clients.pisa import PisaUpdate
-from fedpisa.config import RunConfig
-from fedpisa.layout import ParamLayout
-from fedpisa.runner import Simulation, make_grid
+from fedpisa.config.run import RunConfig
+from fedpisa.runs.runner import Simulation, make_grid
 from fedpisa.strategies.base import Cohort
 from fedpisa.strategies.fedavg import FedAvg
 from fedpisa.strategies.fedsgd import FedSGD
-from fedpisa.strategies.optimizers import Optimizer
+from fedpisa.strategies.optimizer import Optimizer
 from fedpisa.strategies.pisa import Pisa
+from fedpisa.strategies.scheduled import annealed, scaled
+from fedpisa.tasks.layout import ParamLayout
 
 ENGINES = ("loop", "vmap")
 EXACT = (
@@ -44,7 +44,7 @@ OWN: dict[str, object] = {
 def config(name: str, **more: object) -> RunConfig:
     """Return a run of the algorithm on five quadratics, with those of `OWN` that are its keys."""
     more = {key.rstrip("_").replace("_", "-"): value for key, value in more.items()}
-    own = components.keys_of(components.find("algorithm", name), more)
+    own = families.keys_of(families.find("algorithm", name), more)
     return RunConfig.from_mapping(
         {"algorithm": name, **KEYS, **{k: v for k, v in OWN.items() if k in own}, **more}
     )
@@ -171,7 +171,7 @@ def torch_step(
     ],
 )
 def test_fedsgds_optimizer_is_torchs_under_torchs_scheduler(name: str, options: dict[str, Any]) -> None:
-    if name not in components.available("optimizer"):
+    if name not in families.available("optimizer"):
         pytest.skip("pytorch_optimizer is not installed")
     factors, size = (1.0, 0.5, 0.25, 2.0, 0.1), 4
     layout = ParamLayout.of([("weight", torch.zeros(2, 2, dtype=torch.float64))])
@@ -222,7 +222,7 @@ def test_exact_algorithms_stay_exact(name: str, keys: tuple[str, ...] | None) ->
     assert reaches(algorithm, run) < 1e-8
 
 
-@pytest.mark.parametrize("name", components.available("algorithm"))
+@pytest.mark.parametrize("name", families.available("algorithm"))
 def test_both_engines_agree(name: str) -> None:
     values = {"schedule": "cosine", "warmup_rounds": 2, "num_server_rounds": 6, "fraction_train": 0.6}
     loop, vmap = (models(config(name, engine=engine, **values)) for engine in ENGINES)

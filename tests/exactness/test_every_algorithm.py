@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import fedpisa
-from fedpisa import components
+from fedpisa import families
 from fedpisa.datasets.synthetic import quadratic
 
 SHAPE: Mapping[str, Any] = {"num_clients": 4, "dimension": 3, "condition": 3.0}
@@ -37,13 +37,13 @@ EXACT = (
 )  # fmt: skip
 # Local steps without a correction end elsewhere, and so do clients whose directions all have one length.
 BIASED = ("fedavg", "fedprox", "localsgd", "fednova", "moon", "nsisa")
-EXACT_RULES = [rule for rule, found in components.available("preconditioner").items() if found.factory.exact]
+EXACT_RULES = [rule for rule, found in families.available("preconditioner").items() if found.factory.exact]
 
 
 def distance(name: str, num_rounds: int, **more: object) -> float:
     """Return how far from the optimum a run ends, relative to the optimum."""
     values = {**KEYS, **{key.replace("_", "-"): value for key, value in more.items()}}
-    own = components.keys_of(components.find("algorithm", name), values)
+    own = families.keys_of(families.find("algorithm", name), values)
     values = {key: value for key, value in values.items() if key in own}
     result = fedpisa.run({**DATA, "algorithm": name, "num-server-rounds": num_rounds, **values})
     optimum = quadratic(seed=0, **SHAPE).facts["optimum"]
@@ -52,7 +52,7 @@ def distance(name: str, num_rounds: int, **more: object) -> float:
 
 
 def test_every_algorithm_says_which_it_is() -> None:
-    assert sorted([*EXACT, *BIASED]) == sorted(components.available("algorithm"))
+    assert sorted([*EXACT, *BIASED]) == sorted(families.available("algorithm"))
 
 
 @pytest.mark.parametrize("name", EXACT)

@@ -9,13 +9,15 @@ import pytest
 import torch
 from torch import nn
 
-from fedpisa import components, datasets, streams
-from fedpisa.clients.data import ClientData
+from fedpisa import families
+from fedpisa.datasets.client_data import ClientData
+from fedpisa.families.data import load
 from fedpisa.flower.compat import to_record
+from fedpisa.rng import generator
+from fedpisa.server.algorithm_strategy import AlgorithmStrategy
 from fedpisa.simulation.rounds import rounds
-from fedpisa.simulation.vmap import VmapGrid
-from fedpisa.strategies.strategy import AlgorithmStrategy
-from fedpisa.task import Task
+from fedpisa.simulation.stacked.grid import VmapGrid
+from fedpisa.tasks.task import Task
 
 NUM_CLIENTS = 6
 KEYS = {
@@ -33,18 +35,18 @@ EXACT = (
 
 def distance(name: str, loss_rate: float, num_rounds: int, **keys: Any) -> float:
     """Return how far from the ``n_i``-weighted optimum an algorithm ends, relative to the optimum's norm."""
-    data = datasets.load("quadratic", seed=0, num_clients=NUM_CLIENTS)
+    data = load("quadratic", seed=0, num_clients=NUM_CLIENTS)
     assert data.groups is not None
-    component = components.find("algorithm", name)
-    own = components.keys_of(component, {})
-    algorithm = components.build(component, {k: v for k, v in {**KEYS, **keys}.items() if k in own})
+    component = families.find("algorithm", name)
+    own = families.keys_of(component, {})
+    algorithm = families.build(component, {k: v for k, v in {**KEYS, **keys}.items() if k in own})
     module = nn.Linear(data.x_train.shape[1], 1, bias=False).double()
     nn.init.zeros_(module.weight)
     task = Task(module, None)
     parts = [np.flatnonzero(data.groups == client) for client in range(NUM_CLIENTS)]
     clients = ClientData.of(data.x_train, data.y_train, parts, torch.float64)
     grid = VmapGrid(task, algorithm.local_update, clients, 0)
-    rng, deliver = streams.generator(0, "lost"), grid.exchange
+    rng, deliver = generator(0, "lost"), grid.exchange
     grid.exchange = lambda requests: [r for r in deliver(requests) if rng.random() >= loss_rate]  # type: ignore[method-assign]
     start = to_record({"params": task.initial_params()})
     *_, last = rounds(AlgorithmStrategy(algorithm, task.layout), grid, start, num_rounds)

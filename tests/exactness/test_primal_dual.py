@@ -15,14 +15,15 @@ import torch
 from torch import nn
 
 import fedpisa
-from fedpisa import components, datasets
-from fedpisa.clients.data import ClientData
+from fedpisa import families
+from fedpisa.datasets.client_data import ClientData
+from fedpisa.families.data import load
 from fedpisa.flower.compat import to_record
+from fedpisa.server.algorithm_strategy import AlgorithmStrategy
 from fedpisa.simulation.rounds import rounds
-from fedpisa.simulation.vmap import VmapGrid
+from fedpisa.simulation.stacked.grid import VmapGrid
 from fedpisa.strategies.primaldual import PrimalDual
-from fedpisa.strategies.strategy import AlgorithmStrategy
-from fedpisa.task import Task
+from fedpisa.tasks.task import Task
 
 NUM_CLIENTS = 8
 # Values of whichever of these keys an algorithm has; the clients' largest curvature is below 2.
@@ -31,10 +32,10 @@ FAMILY = ("feddyn", "fedadmm", "fedpd", "feddr", "iceadmm", "iiadmm", "fedgia")
 
 
 def build(name: str, **more: object) -> Any:
-    component = components.find("algorithm", name)
+    component = families.find("algorithm", name)
     wanted = {**KEYS, **{key.rstrip("_").replace("_", "-"): value for key, value in more.items()}}
-    own = components.keys_of(component, {})
-    algorithm = components.build(component, {key: value for key, value in wanted.items() if key in own})
+    own = families.keys_of(component, {})
+    algorithm = families.build(component, {key: value for key, value in wanted.items() if key in own})
     assert isinstance(algorithm, PrimalDual)
     return algorithm
 
@@ -70,7 +71,7 @@ class Quadratic:
     """The data set ``quadratic`` with its clients' Hessians and minimisers."""
 
     def __init__(self, num_clients: int = NUM_CLIENTS, **options: Any) -> None:
-        data = datasets.load("quadratic", seed=0, num_clients=num_clients, **options)
+        data = load("quadratic", seed=0, num_clients=num_clients, **options)
         assert data.groups is not None
         self.data = data
         self.parts = [np.flatnonzero(data.groups == client) for client in range(num_clients)]

@@ -17,18 +17,18 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from fedpisa import components
-from fedpisa.apps.handlers import make_client_app
-from fedpisa.clients.data import ClientData
-from fedpisa.clients.local import Client
+from fedpisa import families
+from fedpisa.clients.client import Client
 from fedpisa.clients.scaffnew import GeometricSteps
-from fedpisa.datasets import load
+from fedpisa.datasets.client_data import ClientData
+from fedpisa.families.data import load
+from fedpisa.flower.client_app import make_client_app
 from fedpisa.flower.compat import to_record
+from fedpisa.server.algorithm_strategy import AlgorithmStrategy
 from fedpisa.simulation.loop import LoopGrid
 from fedpisa.simulation.rounds import rounds
-from fedpisa.simulation.vmap import VmapGrid
-from fedpisa.strategies.strategy import AlgorithmStrategy
-from fedpisa.task import Task
+from fedpisa.simulation.stacked.grid import VmapGrid
+from fedpisa.tasks.task import Task
 
 N, D, ETA, K = 5, 4, 0.1, 5
 SIZES = np.array([D * (1 + i % 8) for i in range(N)])
@@ -52,9 +52,9 @@ class Lab:
     def __init__(
         self, data: Any, name: str, fraction: float = 1.0, engine: str = "vmap", **keys: Any
     ) -> None:
-        component = components.find("algorithm", name)
+        component = families.find("algorithm", name)
         values = {key.replace("_", "-"): value for key, value in keys.items()}
-        self.algorithm = components.build(component, {"batch-size": "full", "learning-rate": ETA, **values})
+        self.algorithm = families.build(component, {"batch-size": "full", "learning-rate": ETA, **values})
         module = nn.Linear(D, 1, bias=False).double()
         nn.init.zeros_(module.weight)
         self.task = Task(module, None)
@@ -285,7 +285,7 @@ class Repeated:
         task = Task(module, None)
         partition = np.split(np.arange(len(y)), np.cumsum(self.sizes)[:-1])
         values = {"batch-size": 1, "learning-rate": eta, "momentum": momentum}
-        algorithm = components.build(components.find("algorithm", name), values)
+        algorithm = families.build(families.find("algorithm", name), values)
         data = ClientData.of(x, y, partition, torch.float64)
         grid = VmapGrid(task, algorithm.local_update, data, 0)
         start = to_record({"params": task.initial_params()})
@@ -344,7 +344,7 @@ def test_scaffold_does_not_mind_unequal_steps() -> None:
 
 def test_the_weights_of_momentum_are_the_closed_form() -> None:
     problem = Repeated()
-    update = components.build(components.find("algorithm", "fednova"), {"momentum": 0.8}).local_update
+    update = families.build(families.find("algorithm", "fednova"), {"momentum": 0.8}).local_update
     down = {"params": torch.zeros(1, dtype=torch.float64)}
     for steps, wanted in zip(problem.sizes, problem.tau(0.8), strict=True):
         work = update.start(down, {})

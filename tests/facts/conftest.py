@@ -15,9 +15,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from fedpisa.config import RunConfig
+from fedpisa.config.run import RunConfig
 from fedpisa.flower.compat import to_record
-from fedpisa.runner import Simulation
+from fedpisa.runs.runner import Simulation
 
 Vector = NDArray[np.float64]
 

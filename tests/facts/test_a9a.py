@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedpisa.config import RunConfig
+from fedpisa.config.run import RunConfig
 
 LEAST = 0.3333407520687
 LAMBDA = 1e-3

@@ -15,10 +15,10 @@ from torch import Tensor
 from fedpisa.clients.base import MiniBatches
 from fedpisa.clients.pisa import PisaUpdate
 from fedpisa.clients.preconditioners import Adam, Identity, NewtonSchulz, Preconditioner
-from fedpisa.config import RunConfig
-from fedpisa.features import FeatureLoss
-from fedpisa.layout import ParamLayout
-from fedpisa.runner import Simulation
+from fedpisa.config.run import RunConfig
+from fedpisa.runs.runner import Simulation
+from fedpisa.tasks.features import FeatureLoss
+from fedpisa.tasks.layout import ParamLayout
 
 ROUNDS = 12
 

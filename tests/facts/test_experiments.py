@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedpisa.config import load_config, read_toml
+from fedpisa.config.run import load_config, read_toml
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from fedpisa.clients.pisa import PisaUpdate
-from fedpisa.config import RunConfig
-from fedpisa.layout import ParamLayout
-from fedpisa.runner import Simulation
+from fedpisa.config.run import RunConfig
+from fedpisa.runs.runner import Simulation
 from fedpisa.strategies.admm import solve_consensus
 from fedpisa.strategies.base import Cohort
 from fedpisa.strategies.pisa import Pisa
+from fedpisa.tasks.layout import ParamLayout
 
 ROUNDS = 20
 

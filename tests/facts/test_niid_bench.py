@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from fedpisa import run
-from fedpisa.config import RunConfig
+from fedpisa.config.run import RunConfig
 from fedpisa.datasets import libsvm, mnist, torchvision_sources
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedpisa.config import RunConfig
+from fedpisa.config.run import RunConfig
 
 SCHEMES = ("identity", "adagrad", "rmsprop", "adam")
 

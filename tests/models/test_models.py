@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from fedpisa import components, models
-from fedpisa.models import torchvision_models
+from fedpisa import families
+from fedpisa.families import models, torchvision_models
 from fedpisa.models.cnn import leaf_cnn, simple_cnn
 from fedpisa.models.linear import linear, logistic
 from fedpisa.models.mlp import mlp, tabular_mlp
@@ -251,7 +251,7 @@ def test_a_users_model_that_does_not_fit_is_explained(name: str, message: str) -
 
 
 def test_every_model_is_found_by_name() -> None:
-    assert set(components.available("model")) >= {
+    assert set(families.available("model")) >= {
         "linear",
         "logistic",
         "mlp",

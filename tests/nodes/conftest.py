@@ -14,15 +14,15 @@ from flwr.proto.node_pb2 import NodeInfo
 from fedpisa.apps.client_app import app
 from fedpisa.apps.grid import NodeGrid
 from fedpisa.apps.records import NO_CLIENT, NodeRecord, RunRecord
-from fedpisa.apps.settings import NodeSettings, to_run_config
-from fedpisa.config import RunConfig
-from fedpisa.events import Event
-from fedpisa.federation import Federation
+from fedpisa.config.flower import NodeSettings, to_run_config
+from fedpisa.config.run import RunConfig
 from fedpisa.flower.messages import CONFIG, SERVER_ROUND
-from fedpisa.results import Result
-from fedpisa.runner import train
+from fedpisa.runs.events import Event
+from fedpisa.runs.results import Result
+from fedpisa.runs.runner import train
+from fedpisa.runs.simulation import Simulation
+from fedpisa.simulation.federation import Federation
 from fedpisa.simulation.loop import LoopGrid
-from fedpisa.simulation.simulation import Simulation
 
 NODE_UNAVAILABLE = 3
 

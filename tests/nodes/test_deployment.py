@@ -18,9 +18,9 @@ from cryptography.hazmat.primitives.serialization import (
     load_ssh_public_key,
 )
 
+from fedpisa.cli.deploy import instructions
 from fedpisa.deployment import processes
 from fedpisa.deployment.certificates import CA, CERTIFICATE, KEY
-from fedpisa.deployment.commands import instructions
 from fedpisa.deployment.local import Deployment, free_port, write_app
 
 NODES = [{"partition-id": node, "num-partitions": 2} for node in range(2)]

@@ -11,9 +11,9 @@ import pytest
 
 import fedpisa
 from fedpisa.apps.records import NODE
-from fedpisa.config import RunConfig
-from fedpisa.events import Event, RoundFinished
-from fedpisa.results import load_result
+from fedpisa.config.run import RunConfig
+from fedpisa.runs.events import Event, RoundFinished
+from fedpisa.runs.results import load_result
 
 ALGORITHMS = ("sisa", "scaffold")
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fedpisa.apps.settings import NodeSettings, all_keys, read_run_config, to_run_config
-from fedpisa.config import RunConfig
+from fedpisa.config.flower import NodeSettings, all_keys, read_run_config, to_run_config
+from fedpisa.config.run import RunConfig
 
 PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
 

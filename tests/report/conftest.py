@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedpisa.config import RunConfig
-from fedpisa.results import RunDirectory
+from fedpisa.config.run import RunConfig
+from fedpisa.runs.results import RunDirectory
 
 WriteRun = Callable[..., Path]
 

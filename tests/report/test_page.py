@@ -16,7 +16,7 @@ import pytest
 import tomli_w
 
 import fedpisa
-from fedpisa.cli import main
+from fedpisa.cli.main import main
 from fedpisa.report import Written, write_report
 from fedpisa.studies.study import Study
 

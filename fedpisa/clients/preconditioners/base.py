@@ -13,7 +13,7 @@ from typing import ClassVar, NamedTuple
 from torch import Tensor
 
 from fedpisa.clients.base import Arrays, Gradient, MiniBatches
-from fedpisa.layout import ParamLayout
+from fedpisa.tasks.layout import ParamLayout
 from fedpisa.typing import Positive
 
 

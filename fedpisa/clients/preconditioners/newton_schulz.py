@@ -42,7 +42,7 @@ class NewtonSchulz(Preconditioner):
     --------
     The singular values 3 and 1 of a matrix of gradients both become about 1:
 
-    >>> from fedpisa.layout import ParamLayout
+    >>> from fedpisa.tasks.layout import ParamLayout
     >>> layout = ParamLayout.of([("weight", torch.zeros(2, 2))])
     >>> rule, g = NewtonSchulz(momentum=0.0), torch.tensor([3.0, 0.0, 0.0, 1.0])
     >>> slope = Slope(torch.zeros(()), g, layout=layout)

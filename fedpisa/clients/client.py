@@ -1,0 +1,102 @@
+"""One client's round, the plain way: the reference that every faster engine is held to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedpisa.clients.base import Arrays, LocalUpdate, MiniBatches, Outcome
+from fedpisa.clients.gradients import AutogradGradient
+from fedpisa.datasets.client_data import rows
+from fedpisa.rng import step_keys, torch_seed
+from fedpisa.tasks.task import Task
+
+BUFFERS = "buffers"
+"""Name under which a module's buffers travel, down and up."""
+OF_EVERY_CLIENT = frozenset({"train-loss", "local-steps"})
+"""Metrics that every client reports, whatever its algorithm."""
+
+
+@final
+@dataclass(frozen=True)
+class Client:
+    """What one client is made of.
+
+    Parameters
+    ----------
+    task
+        Module and loss.
+    update
+        The algorithm's local update.
+    x, y
+        Its own samples.
+    client_id
+        Its number, which names its random streams.
+    seed
+        The run's seed.
+    """
+
+    task: Task
+    update: LocalUpdate
+    x: Tensor
+    y: Tensor
+    client_id: int
+    seed: int
+
+    def run_round(self, server_round: int, down: Arrays, state: Arrays) -> Outcome:
+        """Return the outcome of one round, buffers in the upload and ``train-loss``, ``local-steps`` in the metrics."""
+        update, size_1, id_1 = (
+            self.update.at_round(server_round),
+            np.array([len(self.x)]),
+            np.array([self.client_id]),
+        )
+        plan = update.schedule().plan(size_1, id_1, server_round, self.seed)
+        steps = int(plan.steps_S[0])
+        index_KCB = torch.from_numpy(plan.index_SKCB[0, :steps]).to(self.x.device)
+        weight_KCB = torch.from_numpy(plan.weight_SKCB[0, :steps]).to(self.x)
+        key_SK = step_keys(self.seed, np.array([self.client_id]), server_round, steps)
+        key_K = torch.from_numpy(key_SK[0]).to(self.x.device)
+        down = dict(down)
+        buffers_Q = down.pop(BUFFERS, down["params"].new_zeros(0))
+        work, losses = update.start(down, state), []
+        with seeded(self.seed, server_round, self.client_id):
+            for index_CB, weight_CB, key in zip(index_KCB, weight_KCB, key_K, strict=True):
+                gradient = AutogradGradient(self.task, buffers_Q)
+                batch = MiniBatches(rows(self.x, index_CB), rows(self.y, index_CB), weight_CB, key)
+                work = update.step(gradient, down, state, work, batch)
+                buffers_Q = gradient.buffers_Q
+                losses += [] if gradient.loss is None else [gradient.loss]
+        outcome = update.finish(down, state, work)
+        return Outcome(
+            upload={**outcome.upload, BUFFERS: buffers_Q} if len(buffers_Q) else outcome.upload,
+            state=outcome.state,
+            metrics={
+                **outcome.metrics,
+                "train-loss": torch.stack(losses).mean(),
+                "local-steps": torch.tensor(float(plan.gradients_S[0])),
+            },
+        )
+
+
+@contextmanager
+def seeded(seed: int, *counters: int) -> Iterator[None]:
+    """Seed torch's own generators, which dropout draws from, and put them back afterwards."""
+    key = torch_seed(seed, "dropout", *counters)
+    if torch.cuda.is_available() or torch.backends.mps.is_available():
+        with torch.random.fork_rng():
+            torch.manual_seed(key)
+            yield
+        return
+    # Without a device there is one generator, and what the above does beyond it takes longer than a small round.
+    before = torch.get_rng_state()
+    torch.default_generator.manual_seed(key)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before)

@@ -1,0 +1,116 @@
+"""What `flwr run` is told: a run's flat keys, and a few that only a run on nodes has."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Final, Literal, cast, final
+
+from fedpisa import families
+from fedpisa.config.run import RunConfig, parse_overrides, run_keys
+
+UNSET: Final = ""
+"""The value of a key that is not given: Flower wants every key to have one."""
+MORE: Final = "more"
+"""The key that takes all others, as text: those of components that are a user's own."""
+
+Value = bool | int | float | str
+
+
+@final
+@dataclass(frozen=True)
+class NodeSettings:
+    """The keys that a run on nodes has besides those of `RunConfig`.
+
+    Parameters
+    ----------
+    out
+        A new directory for the result, on the server; by default ``runs/<algorithm>-<dataset>-<seed>`` where the
+        SuperLink was started.
+    resume
+        Directory of a run that was cut short, in place of ``out``.
+    node_data
+        ``partition``: a node takes its part of the data set; ``own``: it has samples of its own.
+    connect_timeout
+        Seconds to wait for the nodes before the first round.
+    """
+
+    out: str = ""
+    resume: str = ""
+    node_data: Literal["partition", "own"] = "partition"
+    connect_timeout: float = 600.0
+
+    def __post_init__(self) -> None:
+        if self.node_data not in ("partition", "own"):
+            raise ValueError(f"node-data is {self.node_data!r}: set it to partition or own")
+        if self.out and self.resume:
+            raise ValueError(
+                f"out = {self.out} and resume = {self.resume} exclude each other: a run goes on where it is"
+            )
+        if isinstance(self.connect_timeout, str) or not self.connect_timeout > 0:
+            raise ValueError(f"connect-timeout is {self.connect_timeout!r}: set it to seconds above 0")
+
+
+def read_run_config(values: Mapping[str, object]) -> tuple[NodeSettings, dict[str, object]]:
+    """Return what Flower's run config says: the settings of a run on nodes, and the keys of its `RunConfig`.
+
+    A key with the value ``""`` is not given. Flower's values cannot be lists: text that begins with ``[`` is one.
+
+    Raises
+    ------
+    ValueError
+        If a value of the settings does not fit. The other keys are checked by `RunConfig`.
+
+    Examples
+    --------
+    >>> settings, keys = read_run_config({"algorithm": "sisa", "sigma": "", "widths": "[8, 4]", "node-data": "own"})
+    >>> settings.node_data, keys
+    ('own', {'algorithm': 'sisa', 'widths': [8, 4]})
+    >>> read_run_config({"more": "depth=3"})[1]
+    {'depth': 3}
+    """
+    given: dict[str, object] = {key: value for key, value in values.items() if value != UNSET}
+    given |= parse_overrides(str(given.pop(MORE, "")))
+    keys = {field.name.replace("_", "-"): field.name for field in fields(NodeSettings)}
+    own = {keys[key]: given.pop(key) for key in keys if key in given}
+    return NodeSettings(**cast(dict[str, Any], own)), {key: _decoded(value) for key, value in given.items()}
+
+
+def to_run_config(settings: NodeSettings, config: RunConfig) -> dict[str, Value]:
+    """Return the Flower run config that `read_run_config` reads.
+
+    Examples
+    --------
+    >>> config = RunConfig(algorithm="fedavg", num_clients=3)
+    >>> settings, keys = read_run_config(to_run_config(NodeSettings(out="here"), config))
+    >>> settings.out, RunConfig.from_mapping(keys) == config
+    ('here', True)
+    """
+    values = {key.replace("_", "-"): value for key, value in asdict(settings).items()} | config.to_mapping()
+    return {key: _encoded(value) for key, value in values.items()}
+
+
+def all_keys() -> list[str]:
+    """Return all keys that a run can have: Flower refuses those that ``pyproject.toml`` does not list."""
+    parts = (part for family in families.FAMILIES for part in families.available(family).values())
+    own: Iterable[str] = (key for part in parts for key in families.keys_of(part))
+    settings = (field.name.replace("_", "-") for field in fields(NodeSettings))
+    return [*dict.fromkeys([*run_keys(), *settings, *sorted(own), MORE])]
+
+
+def _encoded(value: object) -> Value:
+    if isinstance(value, bool | int | float | str):
+        return value
+    from fedpisa.components import show
+
+    return show(value)
+
+
+def _decoded(value: object) -> object:
+    if isinstance(value, str) and value.startswith("["):
+        try:
+            return cast(object, tomllib.loads(f"value = {value}")["value"])
+        except tomllib.TOMLDecodeError as error:
+            raise ValueError(f"{value!r} is no list ({error}): write it as in TOML, [64, 32]") from error
+    return value

@@ -1,0 +1,556 @@
+"""One run as flat, typed keys: the same in a TOML file, on the command line and in Flower's run config."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, final
+
+from fedpisa import components, families
+from fedpisa.components import Component, Key
+from fedpisa.typing import Bytes, Fraction, NonNegative, NonNegativeInt, Positive, PositiveInt, Probability
+
+if TYPE_CHECKING:
+    from flwr.serverapp.strategy import Strategy
+    from torch import nn
+
+    from fedpisa.datasets import Dataset, Indices
+    from fedpisa.datasets.base import Generated
+    from fedpisa.simulation.faults import Faults
+    from fedpisa.strategies.base import Algorithm
+
+_CHOICES: Final = (
+    "algorithm",
+    "dataset",
+    "partitioner",
+    "model",
+    "schedule",
+    "server-strategy",
+    "differential-privacy",
+    "pace",
+    "availability",
+)
+"""Run keys that name a component; they are also the families' names."""
+
+
+@final
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that determines a run: its own keys, and those of the components that it names.
+
+    The configuration is checked and completed when it is made, so that two that mean the same are equal and
+    `to_toml` is enough to repeat the run. ``None`` stands for the default.
+
+    Parameters
+    ----------
+    algorithm
+        What is run: ``sisa``, ``pisa``, ``fedavg``, ... Everywhere, ``module:attribute`` names your own.
+    dataset
+        What is learned from.
+    data_dir
+        Folder of the data files; by default the environment's ``FEDPISA_DATA``, or else ``data``.
+    model
+        What is trained; by default the one that suits the dataset.
+    num_clients
+        Number of clients.
+    partitioner
+        How the training samples are split among the clients.
+    seed
+        Seed of everything that is random.
+    num_server_rounds
+        Number of rounds.
+    fraction_train
+        Fraction of the clients that take part in each round.
+    schedule
+        How step sizes change with the round: ``constant``, ``step``, ``cosine``.
+    warmup_rounds
+        Rounds in which they rise, linearly, to their values; the schedule begins after them.
+    schedule_keys
+        What the schedule acts on, separated by commas: by default ``learning-rate``; where there is none, all
+        there is of ``sigma``, ``rho`` and ``proximity``, which it divides.
+    server_strategy
+        Which of Flower's strategies takes the place of the server's step, where that is a mean of models:
+        ``fed-adam``, ``krum``, ...; ``none`` leaves the algorithm's own.
+    differential_privacy
+        ``server-fixed-clipping`` or ``server-adaptive-clipping``: Flower's wrappers, which clip what the clients
+        changed and add noise to the model.
+    pace
+        How long simulated clients take: ``none``, ``constant``, ``lognormal``; gives ``simulated_seconds`` per round.
+    availability
+        When simulated clients can be reached: ``always``, ``on-off``.
+    dropout, crash, late, nan, corrupt
+        Probabilities, per client and round, that a request is lost, that the client crashes at work, that its
+        reply comes too late, consists of NaN, or is damaged otherwise.
+    min_replies
+        Without so many valid replies the model stays as it is.
+    round_timeout
+        Seconds that the server waits for replies.
+    max_upload_norm
+        Largest norm of an array that is accepted from a client, as a multiple of ``1 + ||w||``.
+    engine
+        ``loop``: one client at a time; ``vmap``: all at once; ``auto``: ``vmap`` where the model allows; ``ray``: in
+        the processes of Flower's simulation runtime, on this machine or on a Ray cluster.
+    num_cpus, num_gpus
+        What each client gets with ``engine = "ray"``, also less than 1: as many run at the same time as fit.
+    ray_address
+        A Ray cluster that runs already, ``host:port`` or ``auto``; by default one is started on this machine.
+    device
+        Where to compute: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+    dtype
+        Floating-point type of the parameters and the data.
+    autocast
+        ``bfloat16``: in training, layers compute with 16 bits where `torch.autocast` finds that safe; parameters,
+        gradients and evaluation stay as they are.
+    state_memory
+        Bytes that the clients' states may take, and as many again what the server keeps of each client: a number, or
+        ``"2GB"``. More than that is kept in temporary files, in the folder of the environment's ``TMPDIR``.
+    cohort_block
+        With ``vmap``, how many clients are computed at once: fewer take less memory; 0 for all, and half as many
+        whenever a device's memory proves too small.
+    eval_every
+        Rounds between two evaluations on the test set; the last round is always evaluated.
+    checkpoint_every
+        Rounds between two checkpoints in the run's directory; 0 writes them only at the end and when the run is
+        interrupted.
+    target_accuracy
+        Test accuracy to report the first round of.
+    exact_diagnostics
+        Whether diagnostics use all of the clients' data instead of the round's mini-batches.
+    per_client
+        Whether the model is also evaluated on each client's own samples, into ``clients.parquet``.
+    options
+        Values of the components' keys.
+
+    Raises
+    ------
+    ValueError
+        For an unknown key or component, or a value that does not fit, in one line.
+
+    Examples
+    --------
+    >>> config = RunConfig(algorithm="fedavg", options={"learning-rate": 0.5})
+    >>> config.options["learning-rate"], config.options["batch-size"]
+    (0.5, 32)
+    """
+
+    algorithm: str = "sisa"
+    dataset: str = "digits"
+    data_dir: str | None = None
+    model: str | None = None
+    num_clients: PositiveInt = 10
+    partitioner: str = "label-dirichlet"
+    seed: NonNegativeInt = 0
+    num_server_rounds: PositiveInt = 50
+    fraction_train: Fraction = 1.0
+    schedule: str = "constant"
+    warmup_rounds: NonNegativeInt = 0
+    schedule_keys: str | None = None
+    server_strategy: str = "none"
+    differential_privacy: str = "none"
+    pace: str = "none"
+    availability: str = "always"
+    dropout: Probability = 0.0
+    crash: Probability = 0.0
+    late: Probability = 0.0
+    nan: Probability = 0.0
+    corrupt: Probability = 0.0
+    min_replies: PositiveInt = 1
+    round_timeout: Positive = 3600.0
+    max_upload_norm: Positive = 1e6
+    engine: Literal["auto", "loop", "vmap", "ray"] = "auto"
+    num_cpus: Positive = 1.0
+    num_gpus: NonNegative = 0.0
+    ray_address: str | None = None
+    device: str = "auto"
+    dtype: Literal["float32", "float64"] = "float32"
+    autocast: Literal["none", "bfloat16"] = "none"
+    state_memory: Bytes = 4_000_000_000
+    cohort_block: NonNegativeInt = 0
+    eval_every: PositiveInt = 1
+    checkpoint_every: NonNegativeInt = 10
+    target_accuracy: Probability | None = None
+    exact_diagnostics: bool = False
+    per_client: bool = False
+    # A mapping cannot be hashed, and leaving it out keeps equal configurations' hashes equal.
+    options: Mapping[str, object] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        for name, key in run_keys().items():
+            value = getattr(self, _snake(name))
+            checked = key.default if value is None else components.check(key, value)
+            object.__setattr__(self, _snake(name), checked)
+        object.__setattr__(self, "options", MappingProxyType(self._resolved(_kebab(self.options))))
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, object]) -> Self:
+        """Make a configuration from flat keys, written ``num-clients`` or ``num_clients``.
+
+        Examples
+        --------
+        >>> RunConfig.from_mapping({"num-clients": 4, "sigma": 0.5}).options["sigma"]
+        0.5
+        """
+        values = _kebab(values)
+        run: dict[str, Any] = {_snake(name): value for name, value in values.items() if name in run_keys()}
+        return cls(**run, options={name: value for name, value in values.items() if name not in run_keys()})
+
+    def to_mapping(self) -> dict[str, object]:
+        """Return all keys, flat and in kebab-case; those that are None are left out."""
+        return {**self._run_values(), **self.options}
+
+    def to_toml(self) -> str:
+        """Return the configuration as TOML; reading that gives an equal one."""
+        import tomli_w
+
+        return tomli_w.dumps(self.to_mapping())
+
+    def replace(self, changes: Mapping[str, object]) -> Self:
+        """Return the configuration with some keys changed.
+
+        Where a component is replaced, the values of the old one's keys go with it.
+
+        Examples
+        --------
+        >>> config = RunConfig(options={"sigma": 0.5})
+        >>> config.replace({"rho": 2}).options["sigma"]
+        0.5
+        >>> "sigma" in config.replace({"algorithm": "fedavg"}).options
+        False
+        """
+        changes = _kebab(changes)
+        values = self.to_mapping() | changes
+        unchanged = [part for part in _chosen(values) if part.name == getattr(self, _snake(part.family))]
+        kept = {*run_keys(), *(key for part in unchanged for key in families.keys_of(part, values))}
+        old = {name: value for name, value in self.to_mapping().items() if name in kept}
+        return self.from_mapping(old | changes)
+
+    def accepts(self, key: str) -> bool:
+        """Tell whether a key is one of the run's own, or of the components that it names.
+
+        Examples
+        --------
+        >>> RunConfig(algorithm="fedavg").accepts("learning-rate"), RunConfig(algorithm="fedavg").accepts("sigma")
+        (True, False)
+        """
+        values = self.to_mapping()
+        return key in run_keys() or any(key in families.keys_of(part, values) for part in _chosen(values))
+
+    # ---------------------------------------------------------------------------------- what it describes
+
+    def build_algorithm(self) -> Algorithm:
+        """Return the algorithm with its hyper-parameters, those of every round."""
+        from fedpisa.strategies.base import Algorithm
+        from fedpisa.strategies.scheduled import annealed
+
+        component = families.find("algorithm", self.algorithm)
+        algorithm = families.build(
+            component, self._values_of(component), seed=self.seed, num_clients=self.num_clients
+        )
+        if not isinstance(algorithm, Algorithm):
+            raise ValueError(
+                f"{component} gave an object of type {type(algorithm).__name__}: it must give an Algorithm"
+            )
+        keys = None if self.schedule_keys is None else tuple(self.schedule_keys.replace(",", " ").split())
+        return annealed(algorithm, self.factors(), keys)
+
+    def build_server_strategy(self, algorithm: Algorithm) -> Callable[[], Strategy] | None:
+        """Return what makes the Flower strategy of the algorithm's server, ``None`` for the algorithm's own step."""
+        if self.server_strategy == self.differential_privacy == "none":
+            return None
+        if self.server_strategy == "qfed-avg" and set(self.factors()) != {1.0}:
+            raise ValueError(
+                "server-strategy 'qfed-avg' counts on one learning rate in all rounds: take schedule = \"constant\" "
+                "and no warm-up"
+            )
+        from fedpisa.families.flower_strategies import combine
+        from fedpisa.server.base import cohort_size
+
+        parts = [
+            families.find(f, getattr(self, _snake(f))) for f in ("server-strategy", "differential-privacy")
+        ]
+        strategy, wrapper = (families.build(part, self._values_of(part)) for part in parts)
+        return combine(algorithm, strategy, wrapper, cohort_size(self.num_clients, self.fraction_train))
+
+    def factors(self) -> tuple[float, ...]:
+        """Return the schedule's factor of each round.
+
+        Examples
+        --------
+        >>> RunConfig.from_mapping({"schedule": "cosine", "num-server-rounds": 2, "warmup-rounds": 1}).factors()
+        (0.5, 1.0)
+        """
+        from fedpisa.strategies.schedules import factors
+
+        component = families.find("schedule", self.schedule)
+        rule = families.bind(component, self._values_of(component))
+        return factors(
+            lambda rounds_done, num_rounds: rule(rounds_done=rounds_done, num_rounds=num_rounds),
+            self.num_server_rounds,
+            self.warmup_rounds,
+        )
+
+    def build_faults(self) -> Faults | None:
+        """Return what goes wrong in the simulation, ``None`` if nothing does and no clock runs."""
+        from fedpisa.simulation.faults import Faults
+
+        rates = {name: getattr(self, name) for name in ("dropout", "crash", "late", "nan", "corrupt")}
+        if not any(rates.values()) and (self.pace, self.availability) == ("none", "always"):
+            return None
+
+        def bound(family: str) -> Callable[[Any, int], Any]:
+            component = families.find(family, getattr(self, family))
+            rule = families.bind(component, self._values_of(component))
+            return lambda clients_S, server_round: rule(
+                clients_S=clients_S, server_round=server_round, seed=self.seed
+            )
+
+        return Faults(
+            seed=self.seed,
+            **rates,
+            pace=None if self.pace == "none" else bound("pace"),
+            reachable=None if self.availability == "always" else bound("availability"),
+            round_timeout=self.round_timeout,
+        )
+
+    def load_dataset(self) -> Dataset:
+        """Load the data."""
+        from fedpisa.families import data
+
+        return data.load(
+            self.dataset,
+            seed=self.seed,
+            data_dir=self.data_dir,
+            num_clients=self.num_clients,
+            **self._options_of("dataset"),
+        )
+
+    def split(self, dataset: Dataset) -> tuple[Dataset, list[Indices]]:
+        """Return the data as the clients see them, and each client's indices into the training samples.
+
+        The data are the same, except that the partitioner ``feature-noise`` changes the training features.
+        """
+        from fedpisa.families import data
+
+        if dataset.generated is not None:
+            raise ValueError(f"{dataset.name} makes its samples client by client: there is nothing to split")
+        return data.partition(
+            dataset,
+            self.partitioner,
+            num_clients=self.num_clients,
+            seed=self.seed,
+            **self._options_of("partitioner"),
+        )
+
+    def generated(self, dataset: Dataset) -> Generated:
+        """Return the clients that make their samples on the fly; refuse another way to make clients."""
+        assert dataset.generated is not None
+        count = len(dataset.generated.sizes_N)
+        if self.partitioner != "natural":
+            raise ValueError(
+                f"partitioner = {self.partitioner!r}: {dataset.name} makes its samples client by client, and there is "
+                'nothing to split; set partitioner = "natural"'
+            )
+        if count != self.num_clients:
+            raise ValueError(f"{dataset.name} has {count} clients: set num-clients = {count}")
+        return dataset.generated
+
+    def build_partition(self, dataset: Dataset) -> list[Indices]:
+        """Return each client's indices into the training samples."""
+        return self.split(dataset)[1]
+
+    def build_model(self, dataset: Dataset) -> nn.Module:
+        """Return the model with its initial weights; see :func:`fedpisa.models.build`."""
+        from fedpisa.families import models
+
+        component = families.find("model", self.model or dataset.default_model)
+        values = self._values_of(component)
+        return models.create(component, values, dataset.shape, dataset.num_outputs, self.seed)
+
+    def with_model_of(self, dataset: Dataset) -> Self:
+        """Return the configuration with the model named that the dataset chose."""
+        return self.replace({"model": self.model or dataset.default_model})
+
+    # -------------------------------------------------------------------------------------------- details
+
+    def _run_values(self) -> dict[str, object]:
+        values = {name: getattr(self, _snake(name)) for name in run_keys()}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def _values_of(self, component: Component) -> dict[str, object]:
+        """Return the values of a component's keys; a key that is also a run key has the run's value."""
+        values = self.to_mapping()
+        return {name: values[name] for name in families.keys_of(component, values) if name in values}
+
+    def _options_of(self, family: str) -> dict[str, Any]:
+        """Return the values of the chosen component's keys by their Python names."""
+        component = families.find(family, getattr(self, family))
+        return {_snake(name): value for name, value in self._values_of(component).items()}
+
+    def _resolved(self, options: Mapping[str, object]) -> dict[str, object]:
+        """Return the values of all keys of the chosen components."""
+        given = {name: value for name, value in options.items() if value is not None}
+        values = self._run_values() | given
+        chosen = _chosen(values)
+        keys = [families.keys_of(component, values) for component in chosen]
+        valid = {*run_keys(), *(name for own in keys for name in own)}
+        for name in given:
+            if name not in valid or name in run_keys():
+                parts = [part for component in chosen for part in families.parts_of(component, values)]
+                raise ValueError(self._unknown(name, given[name], sorted(valid), parts))
+        resolved: dict[str, object] = {}
+        for component, own in zip(chosen, keys, strict=True):
+            its = families.resolve(component, {name: values[name] for name in own if name in values})
+            for name, value in its.items():
+                if resolved.setdefault(name, value) != value:
+                    raise ValueError(
+                        f"key {name!r} has two defaults, {components.show(resolved[name])} and, for "
+                        f"{component}, {components.show(value)}: set it"
+                    )
+        return {name: value for name, value in resolved.items() if name not in run_keys()}
+
+    @staticmethod
+    def _unknown(name: str, value: object, valid: list[str], chosen: list[Component]) -> str:
+        listed = f"valid keys: {', '.join(valid)}"
+        if isinstance(value, Mapping):
+            return f"[{name}] is a table, and keys are flat: write its keys without it"
+        if name in valid:
+            return f"key {name!r} is the run's own: set it once, and not among the options"
+        users = families.owners(name)
+        if not users:
+            return f"unknown key {name!r}{components.nearest(name, valid)} ({listed})"
+        if list(users) == ["model"] and all(part.family != "model" for part in chosen):
+            return f"key {name!r} is used by the models {', '.join(users['model'])}: set the key 'model' too"
+        return f"{families.used_elsewhere(name, chosen)}; {listed}"
+
+
+def run_keys() -> Mapping[str, Key]:
+    """Return the run's own keys, those of no component.
+
+    Examples
+    --------
+    >>> run_keys()["num-clients"].default
+    10
+    """
+    return _run_keys()
+
+
+@functools.cache
+def _run_keys() -> Mapping[str, Key]:
+    keys = families.keys_of(components.inspect_component("run", "run", RunConfig, injected={"options"}))
+    return MappingProxyType(keys)
+
+
+def _chosen(values: Mapping[str, object]) -> list[Component]:
+    """Return the components that run keys name."""
+    names = {family: values.get(family, run_keys()[family].default) for family in _CHOICES}
+    return [families.find(family, str(name)) for family, name in names.items() if name is not None]
+
+
+def _snake(name: str) -> str:
+    return name.replace("-", "_")
+
+
+def _kebab(values: Mapping[str, object]) -> dict[str, object]:
+    """Return the mapping with its names in kebab-case."""
+    result: dict[str, object] = {}
+    for name, value in values.items():
+        key = name.rstrip("_").replace("_", "-")
+        if key in result:
+            raise ValueError(f"key {key!r} is given twice: give it once")
+        result[key] = value
+    return result
+
+
+def load_config(
+    source: RunConfig | Mapping[str, object] | str | os.PathLike[str] | None = None,
+    overrides: Mapping[str, object] | str | None = None,
+) -> RunConfig:
+    """Return the configuration of a run.
+
+    Parameters
+    ----------
+    source
+        Path of a TOML file, a mapping of keys, a configuration, or None for the defaults.
+    overrides
+        Keys that take precedence, as a mapping or as text; see `parse_overrides`.
+
+    Raises
+    ------
+    ValueError
+        If the file cannot be read, or for an unknown key or a bad value.
+
+    Examples
+    --------
+    >>> load_config({"algorithm": "fedavg"}, "num-clients=4 batch-size=full").options["batch-size"]
+    'full'
+    """
+    changes = _kebab(parse_overrides(overrides) if isinstance(overrides, str) else overrides or {})
+    if isinstance(source, RunConfig):
+        return source.replace(changes)
+    values = source if isinstance(source, Mapping) else {} if source is None else read_toml(source)
+    return RunConfig.from_mapping(_kebab(values) | changes)
+
+
+def read_toml(path: str | os.PathLike[str]) -> dict[str, object]:
+    """Return the keys of a TOML file.
+
+    Raises
+    ------
+    ValueError
+        If there is no such file or it is not TOML.
+    """
+    try:
+        with open(path, "rb") as file:
+            return tomllib.load(file)
+    except OSError as error:
+        reason = error.strerror or components.one_line(error)
+        raise ValueError(f"cannot read the configuration {os.fspath(path)!r}: {reason}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{os.fspath(path)!r} is not TOML: {components.one_line(error)}") from error
+
+
+_OVERRIDE: Final = re.compile(
+    r"""\s*(?P<key>[\w-]+)\s*=\s*(?P<value>"(?:\\.|[^"\\])*"|'[^']*'|\[[^\]]*\]|[^\s"'\[]\S*)(?=\s|$)"""
+)
+
+
+def parse_overrides(text: str) -> dict[str, object]:
+    """Return the keys of ``key=value key=value``, as in Flower's ``--run-config``.
+
+    Values are TOML; a bare word is a string.
+
+    Raises
+    ------
+    ValueError
+        If the text is not of that form.
+
+    Examples
+    --------
+    >>> parse_overrides("sigma=0.5 batch-size=full widths=[64, 32] data-dir='my data' bias=false")
+    {'sigma': 0.5, 'batch-size': 'full', 'widths': [64, 32], 'data-dir': 'my data', 'bias': False}
+    """
+    values: dict[str, object] = {}
+    position, text = 0, text.rstrip()
+    while position < len(text):
+        found = _OVERRIDE.match(text, position)
+        if not found:
+            raise ValueError(
+                f"cannot read {text[position:].strip()!r}: write key=value key=value, "
+                "and quote a value with spaces"
+            )
+        key, value = found["key"], found["value"]
+        if key in values:
+            raise ValueError(f"key {key!r} is given twice: give it once")
+        try:
+            values[key] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError as error:
+            if value[0] in "\"'[":
+                raise ValueError(f"the value of {key!r} is not TOML: {components.one_line(error)}") from error
+            values[key] = value
+        position = found.end()
+    return values

@@ -1,0 +1,33 @@
+"""The families of components, and their members by name: algorithms, data sets, partitioners, models, ...
+
+There is no registry. A component is what a package of its *family* defines; ``module:attribute`` names a
+user's own. `table` finds components, `values` checks the values of their keys and builds them, `data` and
+`models` build data sets, partitions and models by name; the other modules describe components that other
+libraries define.
+"""
+
+from fedpisa.families.table import FAMILIES, available, find
+from fedpisa.families.values import (
+    bind,
+    build,
+    keys_of,
+    owners,
+    parts_of,
+    resolve,
+    settle,
+    used_elsewhere,
+)
+
+__all__ = [
+    "FAMILIES",
+    "available",
+    "bind",
+    "build",
+    "find",
+    "keys_of",
+    "owners",
+    "parts_of",
+    "resolve",
+    "settle",
+    "used_elsewhere",
+]

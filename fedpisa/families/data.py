@@ -1,0 +1,130 @@
+"""Data sets and their partitions by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedpisa.components import kebab
+from fedpisa.datasets._own import as_dataset
+from fedpisa.datasets.base import Dataset, Indices
+from fedpisa.datasets.partitioners import EFFECTS
+from fedpisa.families.table import find
+from fedpisa.families.values import build, settle
+from fedpisa.rng import generator
+
+
+def load(
+    name: str, *, seed: int = 0, data_dir: str | Path | None = None, num_clients: int = 10, **options: Any
+) -> Dataset:
+    """Load a data set by name, or a user's own by ``module:callable``.
+
+    A user's callable gets those of ``seed``, ``data_dir``, ``num_clients`` that it names, and the options. It
+    returns a ``Dataset``, a map-style PyTorch data set (split 80/20, seeded), or a pair of PyTorch data sets:
+    training and test.
+
+    Parameters
+    ----------
+    name
+        One of ``fedpisa list``'s data sets, or ``module:callable``.
+    seed
+        Seed of generated data and of the split into training and test samples.
+    data_dir
+        Folder of data files; by default the environment variable ``FEDPISA_DATA``, or ``data``.
+    num_clients
+        Number of clients, for data that is generated client by client.
+    options
+        The data set's own keys, with underscores.
+
+    Raises
+    ------
+    ValueError
+        If there is no such data set or key, a file is missing or damaged, or the data is unusable.
+
+    Examples
+    --------
+    >>> data = load("digits")
+    >>> data.x_train.shape, data.y_train.dtype
+    ((1438, 1, 8, 8), dtype('int64'))
+    """
+    folder = Path(data_dir or os.environ.get("FEDPISA_DATA") or "data").expanduser()
+    component = find("dataset", name)
+    keys = {kebab(key): value for key, value in options.items()}
+    made = build(component, keys, seed=seed, data_dir=folder, num_clients=num_clients)
+    return as_dataset(name, made, seed)
+
+
+def partition(
+    dataset: Dataset, name: str, *, num_clients: int, seed: int = 0, **options: Any
+) -> tuple[Dataset, list[Indices]]:
+    """Split a data set's training samples among clients.
+
+    Parameters
+    ----------
+    dataset
+        The data to split.
+    name
+        One of ``fedpisa list``'s partitioners, or ``module:callable``.
+    num_clients
+        Number of clients N.
+    seed
+        Seed of the split.
+    options
+        The partitioner's own keys, with underscores.
+
+    Returns
+    -------
+    tuple
+        The data as the clients see it (the same, except that ``feature-noise`` changes the training features)
+        and each client's sorted indices into its training set.
+
+    Raises
+    ------
+    ValueError
+        If there is no such partitioner or key, or the split is impossible.
+
+    Examples
+    --------
+    >>> data, parts = partition(load("digits"), "iid", num_clients=4)
+    >>> [len(part) for part in parts]
+    [360, 360, 359, 359]
+    """
+    component = find("partitioner", name)
+    keys = {kebab(key): value for key, value in options.items()}
+    parts = build(
+        component,
+        keys,
+        labels=dataset.y_train,
+        groups=dataset.groups,
+        num_clients=num_clients,
+        rng=generator(seed, "partition"),
+    )
+    _check_partition(name, parts, num_clients, len(dataset.y_train))
+    effect = EFFECTS.get(component.factory)
+    if effect is not None:
+        settled = {key.replace("-", "_"): value for key, value in settle(component, keys).items()}
+        noisy = effect(dataset.x_train, parts, generator(seed, "partition-effect"), **settled)
+        dataset = dataclasses.replace(dataset, x_train=noisy)
+    return dataset, parts
+
+
+def _check_partition(name: str, parts: Sequence[Indices], num_clients: int, n: int) -> None:
+    """Raise a ValueError unless a partitioner, which can be a user's, kept to its contract."""
+    if len(parts) != num_clients:
+        raise ValueError(
+            f"partitioner {name} made {len(parts)} parts for {num_clients} clients; make one each"
+        )
+    for client, part in enumerate(parts):
+        if not len(part):
+            raise ValueError(f"partitioner {name} gave client {client} no samples; give every client one")
+    indices = np.concatenate(parts)
+    if indices.dtype.kind not in "iu" or indices.min() < 0 or indices.max() >= n:
+        raise ValueError(f"partitioner {name} gave indices outside 0 to {n - 1}; index the training samples")
+    if np.bincount(indices).max() > 1:
+        sample = int(np.bincount(indices).argmax())
+        raise ValueError(f"partitioner {name} gave sample {sample} twice; give each sample to one client")

@@ -1,0 +1,134 @@
+"""Flower's strategies and its wrappers for differential privacy by name, their numbers as keys."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final
+
+from flwr.serverapp import strategy as flower
+from flwr.serverapp.strategy import Strategy
+
+from fedpisa.components import REQUIRED, Component, Key, Parameter, kebab, parameter_docs
+from fedpisa.server.flower_strategy import WEIGHT
+from fedpisa.strategies.averaging import ModelAveraging
+from fedpisa.strategies.base import Algorithm
+
+STRATEGIES: Final = (
+    "Bulyan", "FedAdagrad", "FedAdam", "FedAvg", "FedAvgM", "FedMedian", "FedTrimmedAvg", "FedYogi", "Krum",
+    "MultiKrum", "QFedAvg",
+)  # fmt: skip
+WRAPPERS: Final = {
+    "server-fixed-clipping": "DifferentialPrivacyServerSideFixedClipping",
+    "server-adaptive-clipping": "DifferentialPrivacyServerSideAdaptiveClipping",
+}
+
+# What fedpisa gives: the cohort is all that the strategy sees. It is never asked to evaluate.
+_GIVEN: Final[Mapping[str, object]] = {
+    "fraction_train": 1.0, "fraction_evaluate": 1.0, "min_train_nodes": 1, "min_evaluate_nodes": 1,
+    "min_available_nodes": 1, "weighted_by_key": WEIGHT, "train_loss_key": "train-loss",
+}  # fmt: skip
+# ``eta_l`` is the clients' learning rate, which Flower's strategies only log.
+_NOT_KEYS: Final = {*_GIVEN, "client_learning_rate", "eta_l", "strategy", "num_sampled_clients", "accountant"}
+_TYPES: Final = (bool, int, float, float | None)
+
+
+def server_strategies() -> Iterator[Component]:
+    """Yield what takes the place of the server's step; `none` is the algorithm's own."""
+    yield Component("server-strategy", "none", lambda: None, "The algorithm's own step.")
+    for name in STRATEGIES:
+        yield describe(getattr(flower, name), "server-strategy", kebab(name), "server-")
+
+
+def wrappers() -> Iterator[Component]:
+    """Yield what makes the model differentially private."""
+    yield Component("differential-privacy", "none", lambda: None, "No noise.")
+    for name, cls in WRAPPERS.items():
+        # Flower explains the keys of adaptive clipping with the client-side class alone.
+        sibling = getattr(flower, cls.replace("ServerSide", "ClientSide"))
+        yield describe(getattr(flower, cls), "differential-privacy", name, "", sibling)
+
+
+def describe(
+    cls: Callable[..., object], family: str, name: str, prefix: str, sibling: object = None
+) -> Component:
+    """Return a component whose keys are the class's numbers, with a prefix, and that makes what makes the object.
+
+    Examples
+    --------
+    >>> [p.key.name for p in describe(flower.FedYogi, "server-strategy", "fed-yogi", "server-").parameters if p.key]
+    ['server-eta', 'server-beta-1', 'server-beta-2', 'server-tau']
+    """
+    texts = [inspect.getdoc(part) or "" for part in reversed(getattr(cls, "__mro__", (cls,))[:2])]
+    explained = [inspect.getdoc(sibling) or "", *texts] if sibling else texts
+    docs = {key: " ".join(text.split()) for part in explained for key, text in parameter_docs(part).items()}
+    parameters = []
+    for parameter in inspect.signature(cls, eval_str=True).parameters.values():
+        annotation = parameter.annotation
+        if parameter.name not in _NOT_KEYS and annotation in _TYPES:
+            default = REQUIRED if parameter.default is parameter.empty else parameter.default
+            key = kebab(parameter.name)
+            key = key if key.startswith(prefix) else f"{prefix}{key}"
+            parameters.append(
+                Parameter(parameter.name, Key(key, annotation, default, docs.get(parameter.name, "")))
+            )
+    summary = texts[-1].partition("\n")[0]
+
+    def make(**options: object) -> Callable[..., Any]:
+        def of(**given: object) -> object:
+            taken = inspect.signature(cls).parameters
+            return cls(**{k: v for k, v in {**_GIVEN, **given}.items() if k in taken}, **options)
+
+        return of
+
+    return Component(family, name, make, summary, tuple(parameters))
+
+
+def own_strategy(component: Component) -> Component:
+    """Return a user's own class described like Flower's."""
+    described = describe(component.factory, component.family, component.name, "server-")
+    return dataclasses.replace(described, summary=component.summary)
+
+
+def combine(
+    algorithm: Algorithm,
+    strategy: Callable[..., Any] | None,
+    wrapper: Callable[..., Any] | None,
+    num_sampled_clients: int,
+) -> Callable[[], Strategy]:
+    """Return what makes the Flower strategy of an algorithm's server, wrapped for privacy where that is asked for.
+
+    Raises
+    ------
+    ValueError
+        If the algorithm's uploads are not models, or Flower refuses a value.
+    """
+    plain = algorithm.at_round(1)
+    if not isinstance(plain, ModelAveraging):
+        from fedpisa.families import available
+
+        names = [
+            name for name, part in available("algorithm").items()
+            if isinstance(part.factory, type) and issubclass(part.factory, ModelAveraging)
+        ]  # fmt: skip
+        raise ValueError(
+            f"server-strategy and differential-privacy take the place of a mean of models, and "
+            f"{type(plain).__name__} is more than that: use algorithm = {' or '.join(names)}"
+        )
+    rate = plain.local_update.learning_rate
+
+    def make() -> Strategy:
+        inner = strategy(client_learning_rate=rate) if strategy else flower.FedAvg(**_GIVEN_TO_FEDAVG)
+        if not isinstance(inner, Strategy):
+            raise ValueError(f"the server-strategy is a {type(inner).__name__}: it must be a Flower Strategy")
+        if wrapper is None:
+            return inner
+        wrapped: Strategy = wrapper(strategy=inner, num_sampled_clients=num_sampled_clients)
+        return wrapped
+
+    make()
+    return make
+
+
+_GIVEN_TO_FEDAVG: Final[dict[str, Any]] = {k: v for k, v in _GIVEN.items() if k != "train_loss_key"}

@@ -1,0 +1,100 @@
+"""Models by name: small ones of the federated-learning literature, torchvision's, and the user's own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fedpisa import families
+from fedpisa.components import Component, kebab
+from fedpisa.rng import torch_seed
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["build"]
+
+
+def build(name: str, shape: tuple[int, ...], num_outputs: int, seed: int, **options: object) -> nn.Module:
+    """Return a model with initial weights that depend on ``seed`` and on nothing else.
+
+    The weights are drawn in float32 on the CPU, so that they are the same whatever a run's dtype and device;
+    torch's global generator is left as it was. The model is in training mode.
+
+    Parameters
+    ----------
+    name
+        ``logistic``, ``mlp``, ...; a model of torchvision's; or ``module:callable``, called with ``shape``
+        and ``num_outputs`` where its signature names them.
+    shape
+        Shape of one sample.
+    num_outputs
+        Number of classes, or 1 for a regression. With two classes a model may have one output, the logit of
+        class 1.
+    seed
+        The run's seed.
+    options
+        The model's keys.
+
+    Raises
+    ------
+    ValueError
+        If there is no such model, a key does not fit, or the model does not fit the data.
+
+    Examples
+    --------
+    >>> import torch
+    >>> first, second = (build("mlp", (8, 8), 10, seed=0, widths=(16,)) for _ in range(2))
+    >>> all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters()))
+    True
+    """
+    component = families.find("model", name)
+    values = {kebab(option): value for option, value in options.items()}
+    return create(component, values, shape, num_outputs, seed)
+
+
+def create(
+    component: Component,
+    values: dict[str, object],
+    shape: tuple[int, ...],
+    num_outputs: int,
+    seed: int,
+) -> nn.Module:
+    """Return the model that a component describes; see :func:`build`."""
+    import torch
+    from torch import nn
+
+    with torch.random.fork_rng(devices=[]):
+        # Only the CPU's generator: torch.manual_seed would seed those of all devices, which are not forked.
+        torch.default_generator.manual_seed(torch_seed(seed, "initial-weights"))
+        model = families.build(component, values, shape=shape, num_outputs=num_outputs, seed=seed)
+        if not isinstance(model, nn.Module):
+            raise ValueError(
+                f"{component} gave an object of type {type(model).__name__}: it must give a torch.nn.Module"
+            )
+        _check_output(component, model, shape, num_outputs)
+    return model
+
+
+def _check_output(component: Component, model: nn.Module, shape: tuple[int, ...], num_outputs: int) -> None:
+    """Raise unless the model maps a sample to as many outputs as the data need."""
+    import torch
+
+    weight = next(model.parameters(), torch.zeros(()))
+    was_training = model.training
+    try:
+        with torch.no_grad():
+            output = model.eval()(weight.new_zeros((1, *shape)))
+    except Exception as error:  # a model of the user's may fail in any way
+        raise ValueError(
+            f"{component} cannot take a sample of shape {shape} ({' '.join(str(error).split())}): "
+            "choose a model for this shape"
+        ) from error
+    finally:
+        model.train(was_training)
+    wanted = [(1, num_outputs)] + [(1, 1)] * (num_outputs == 2)
+    got = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+    if got not in wanted:
+        raise ValueError(
+            f"{component} gives {got} for one sample, and the labels need {' or '.join(map(str, wanted))}: "
+            f"give its last layer {num_outputs} outputs"
+        )

@@ -1,0 +1,211 @@
+"""The families, and their components by name: what the packages define, and the user's own."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import operator
+import os
+import pkgutil
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import MappingProxyType, ModuleType
+from typing import Any, Final
+
+from fedpisa.components.describe import Component, inspect_component
+from fedpisa.components.names import kebab, name_of, nearest, one_line
+
+
+def available(family: str) -> dict[str, Component]:
+    """Return the components of a family by name; its modules are imported only now.
+
+    Parameters
+    ----------
+    family
+        ``algorithm``, ``dataset``, ``partitioner``, ``model``, ``preconditioner``, ``optimizer``, ``schedule``,
+        ``server-strategy`` or ``differential-privacy``.
+
+    Examples
+    --------
+    >>> sorted(available("model"))[:3]
+    ['leaf-cnn', 'linear', 'logistic']
+    """
+    return dict(_collected(family))
+
+
+@functools.cache
+def _collected(family: str) -> Mapping[str, Component]:
+    if family not in _FAMILIES:
+        listed = ", ".join(_FAMILIES)
+        raise ValueError(f"unknown family {family!r}{nearest(family, _FAMILIES)} (families: {listed})")
+    found = sorted(_FAMILIES[family](), key=lambda component: component.name)
+    return MappingProxyType({component.name: component for component in found})
+
+
+def find(family: str, name: str) -> Component:
+    """Return the component of that name, or the user's own for ``module:attribute``.
+
+    A module of the user's may lie in the current directory.
+
+    Raises
+    ------
+    ValueError
+        If there is no such component.
+
+    Examples
+    --------
+    >>> find("model", "mlp").parameters[-1].key.default
+    (200, 200)
+    >>> find("model", "collections:OrderedDict").name
+    'collections:OrderedDict'
+    """
+    if ":" in name:
+        own = inspect_component(family, name, _import_attribute(family, name))
+        return _OWN[family](own) if family in _OWN else own
+    known = _collected(family)
+    found = known.get(name)
+    if found is None and family in _FALLBACKS:
+        found = _FALLBACKS[family](name, known)
+    if found is None:
+        listed = ", ".join(known)
+        raise ValueError(
+            f"unknown {family} {name!r}{nearest(name, known)} "
+            f"(available: {listed}; or your own as 'module:attribute')"
+        )
+    return found
+
+
+def _import_attribute(family: str, name: str) -> Any:
+    module, _, attribute = name.partition(":")
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        found = operator.attrgetter(attribute)(importlib.import_module(module))
+    except Exception as error:  # a module of the user's may fail in any way
+        raise ValueError(
+            f"{family} {name!r} cannot be imported ({type(error).__name__}: {one_line(error)}): write "
+            "'module:attribute', with the module installed or in the current directory"
+        ) from error
+    if not callable(found):
+        raise ValueError(f"{family} {name!r} is a {type(found).__name__}: it must be a function or a class")
+    return found
+
+
+def _modules(package: str) -> Iterator[ModuleType]:
+    for info in pkgutil.iter_modules(importlib.import_module(package).__path__):
+        if not info.name.startswith("_"):
+            yield importlib.import_module(f"{package}.{info.name}")
+
+
+def _functions(family: str, modules: Iterable[ModuleType], returns: str) -> Iterator[Component]:
+    """Yield the public functions that the modules define and that say they return ``returns``."""
+    for module in modules:
+        for name, function in vars(module).items():
+            defined_here = inspect.isfunction(function) and function.__module__ == module.__name__
+            if defined_here and not name.startswith("_"):
+                annotation = function.__annotations__.get("return")
+                if returns in (annotation, getattr(annotation, "__name__", None)):
+                    yield inspect_component(family, kebab(name), function)
+
+
+def _final_classes(module: ModuleType, base: type) -> Iterator[type]:
+    """Yield the final subclasses of ``base`` that a module defines itself."""
+    for value in vars(module).values():
+        defined_here = inspect.isclass(value) and value.__module__ == module.__name__
+        if defined_here and issubclass(value, base) and getattr(value, "__final__", False):
+            yield value
+
+
+def _algorithms() -> Iterator[Component]:
+    from fedpisa.strategies.base import Algorithm
+
+    for module in _modules("fedpisa.strategies"):
+        for cls in _final_classes(module, Algorithm):
+            yield inspect_component("algorithm", kebab(module.__name__.rpartition(".")[2]), cls)
+
+
+def _preconditioners() -> Iterator[Component]:
+    from fedpisa.clients.preconditioners import Preconditioner
+
+    for module in _modules("fedpisa.clients.preconditioners"):
+        for cls in _final_classes(module, Preconditioner):
+            yield inspect_component("preconditioner", name_of(cls), cls)
+
+
+def _optimizers() -> Iterable[Component]:
+    from fedpisa.families import optimizers
+
+    return optimizers.components()
+
+
+def _partitioners() -> Iterator[Component]:
+    return _functions(
+        "partitioner", [importlib.import_module("fedpisa.datasets.partitioners")], "list[Indices]"
+    )
+
+
+def _server_strategies() -> Iterable[Component]:
+    from fedpisa.families import flower_strategies
+
+    return flower_strategies.server_strategies()
+
+
+def _privacy() -> Iterable[Component]:
+    from fedpisa.families import flower_strategies
+
+    return flower_strategies.wrappers()
+
+
+_FAMILIES: Final[Mapping[str, Callable[[], Iterable[Component]]]] = {
+    "algorithm": _algorithms,
+    "dataset": lambda: _functions("dataset", _modules("fedpisa.datasets"), "Dataset"),
+    "partitioner": _partitioners,
+    "model": lambda: _functions("model", _modules("fedpisa.models"), "nn.Module"),
+    "preconditioner": _preconditioners,
+    "optimizer": _optimizers,
+    "schedule": lambda: _functions(
+        "schedule", [importlib.import_module("fedpisa.strategies.schedules")], "Factor"
+    ),
+    "pace": lambda: _functions("pace", [importlib.import_module("fedpisa.clients.devices")], "Pace"),
+    "availability": lambda: _functions(
+        "availability", [importlib.import_module("fedpisa.clients.devices")], "Reachable"
+    ),
+    "server-strategy": _server_strategies,
+    "differential-privacy": _privacy,
+}
+
+FAMILIES: Final = tuple(_FAMILIES)
+"""The names of the families."""
+
+
+def _torchvision_model(name: str, known: Iterable[str]) -> Component | None:
+    from fedpisa.families import torchvision_models
+
+    return torchvision_models.find(name, known)
+
+
+def _missing_optimizer(name: str, known: Iterable[str]) -> None:
+    from fedpisa.strategies import optimizer
+
+    if name in optimizer.LEFT_OUT:
+        raise ValueError(f"optimizer {name!r} is left out{optimizer.missing(name)}; take another")
+    if name in optimizer.EXTRA:
+        raise ValueError(f"no optimizer {name!r}{optimizer.missing(name)}")
+
+
+# Where to look for a name that the family itself does not have.
+_FALLBACKS: Final[Mapping[str, Callable[[str, Iterable[str]], Component | None]]] = {
+    "model": _torchvision_model,
+    "optimizer": _missing_optimizer,
+}
+
+
+def _own_server_strategy(component: Component) -> Component:
+    from fedpisa.families import flower_strategies
+
+    return flower_strategies.own_strategy(component)
+
+
+# How a user's own part is described, where its signature alone does not say it.
+_OWN: Final[Mapping[str, Callable[[Component], Component]]] = {"server-strategy": _own_server_strategy}

@@ -1,0 +1,218 @@
+"""The keys of a component and of the parts it chooses: which there are, their values, and what they build."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
+from typing import Any, Final
+
+from fedpisa.components.describe import PART, REQUIRED, Component, Key, Parameter, inspect_component
+from fedpisa.components.names import nearest, show
+from fedpisa.components.values import check, plain
+from fedpisa.families.table import FAMILIES, available, find
+
+_NOTHING: Final[Mapping[str, object]] = MappingProxyType({})
+
+
+def keys_of(component: Component, values: Mapping[str, object] = _NOTHING) -> dict[str, Key]:
+    """Return the keys of a component and of the parts that ``values`` choose.
+
+    Examples
+    --------
+    >>> list(keys_of(find("model", "logistic")))
+    ['bias']
+    """
+    keys: dict[str, Key] = {}
+    for parameter in component.parameters:
+        if parameter.key:
+            keys[parameter.key.name] = parameter.key
+        part = _part(parameter, values)
+        if part:
+            keys |= keys_of(part, values)
+    return keys
+
+
+def _part(parameter: Parameter, values: Mapping[str, object]) -> Component | None:
+    """Return the component that makes a parameter's value, for a parameter that is not a plain value."""
+    if parameter.family is None or parameter.key is None:
+        return parameter.nested
+    name = values.get(parameter.key.name)
+    if name is None:
+        name = parameter.key.default
+    if not isinstance(name, str):
+        raise ValueError(
+            f"key {parameter.key.name!r} = {show(name)}: must be the name of one of "
+            f"{', '.join(available(parameter.family))}"
+        )
+    chosen = find(parameter.family, name)
+    if name != parameter.key.default or parameter.default is REQUIRED:
+        return chosen
+    if chosen.read is None:
+        return inspect_component(chosen.family, name, chosen.factory, like=parameter.default)
+    return _with_defaults(chosen, chosen.read(parameter.default))
+
+
+def _with_defaults(component: Component, arguments: Mapping[str, object]) -> Component:
+    parameters = tuple(
+        dataclasses.replace(item, key=dataclasses.replace(item.key, default=arguments[item.name]))
+        if item.key and item.name in arguments
+        else item
+        for item in component.parameters
+    )
+    return dataclasses.replace(component, parameters=parameters)
+
+
+def settle(component: Component, values: Mapping[str, object]) -> dict[str, object]:
+    """Return the checked value of every key of a component, with defaults filled in.
+
+    ``None`` stands for the default.
+
+    Raises
+    ------
+    ValueError
+        For an unknown key, a bad value, or a key without default that is not given.
+
+    Examples
+    --------
+    >>> settle(find("model", "mlp"), {"widths": [64]})
+    {'widths': (64,)}
+    """
+    given = {name: value for name, value in values.items() if value is not None}
+    keys = keys_of(component, given)
+    for name in given:
+        if name not in keys:
+            users = used_elsewhere(name, parts_of(component, given))
+            takes = f"it takes: {', '.join(keys)}" if keys else "it takes no keys"
+            raise ValueError(
+                f"{users}; {takes}"
+                if users
+                else f"unknown key {name!r} for {component}{nearest(name, keys)} ({takes})"
+            )
+    for name, key in keys.items():
+        if key.default is REQUIRED and name not in given:
+            meaning = f" ({key.doc.rstrip('.')})" if key.doc else ""
+            raise ValueError(f"{component} needs the key {name!r}{meaning}, which has no default: set it")
+    return {name: check(key, given[name]) if name in given else key.default for name, key in keys.items()}
+
+
+def parts_of(component: Component, values: Mapping[str, object] = _NOTHING) -> list[Component]:
+    """Return a component and the components that its keys choose.
+
+    Examples
+    --------
+    >>> [str(part) for part in parts_of(find("algorithm", "sisa"), {"preconditioner": "rmsprop"})]
+    ["algorithm 'sisa'", "preconditioner 'rmsprop'"]
+    """
+    found = [component] if component.family != PART else []
+    for parameter in component.parameters:
+        part = _part(parameter, values)
+        found += parts_of(part, values) if part else []
+    return found
+
+
+def owners(name: str) -> dict[str, list[str]]:
+    """Return, by family, the components that have a key of that name.
+
+    Examples
+    --------
+    >>> owners("bias")
+    {'model': ['linear', 'logistic']}
+    """
+    found = {
+        family: [owner for owner, component in available(family).items() if name in keys_of(component)]
+        for family in FAMILIES
+    }
+    return {family: names for family, names in found.items() if names}
+
+
+def used_elsewhere(name: str, chosen: Iterable[Component]) -> str:
+    """Say which components, other than the chosen ones, have a key of that name; empty if none has.
+
+    Examples
+    --------
+    >>> used_elsewhere("widths", [find("model", "linear")])
+    "key 'widths' is not used by model 'linear' (but by mlp)"
+    """
+    found = owners(name)
+    if not found:
+        return ""
+    others = [
+        f"{part} (but by {', '.join(found[part.family])})"
+        for part in chosen
+        if part.family in found and part.name not in found[part.family]
+    ]
+    if others:
+        return f"key {name!r} is not used by {' or '.join(others)}"
+    everywhere = [f"{family} {', '.join(names)}" for family, names in found.items()]
+    return f"key {name!r} is only used by {' and '.join(everywhere)}"
+
+
+def resolve(component: Component, values: Mapping[str, object] = _NOTHING) -> dict[str, object]:
+    """Return the value of every key, defaults filled in, as TOML would hold it (``None`` is left out).
+
+    Examples
+    --------
+    >>> resolve(find("model", "mlp"))
+    {'widths': [200, 200]}
+    """
+    settled = {name: plain(value) for name, value in settle(component, values).items()}
+    return {name: value for name, value in settled.items() if not _has_none(value)}
+
+
+def _has_none(value: object) -> bool:
+    """Tell whether a plain value holds a None, which TOML cannot write; only a default can."""
+    return value is None or (isinstance(value, list) and any(map(_has_none, value)))
+
+
+def build(component: Component, values: Mapping[str, object] = _NOTHING, **injected: object) -> Any:
+    """Make what a component describes: call its factory with the checked values of its keys.
+
+    Parameters
+    ----------
+    component
+        What to make.
+    values
+        Values by key; keys that are left out, or ``None``, take their defaults.
+    injected
+        Values of the run that are handed over where a signature names them, such as ``seed``.
+
+    Raises
+    ------
+    ValueError
+        For an unknown key, a bad value, or a required key or injected value that is missing.
+
+    Examples
+    --------
+    >>> build(find("model", "linear"), {"bias": True}, shape=(3,), num_outputs=1)[1].bias.shape
+    torch.Size([1])
+    """
+    return bind(component, values)(**injected)
+
+
+def bind(component: Component, values: Mapping[str, object] = _NOTHING) -> Callable[..., Any]:
+    """Check the values of a component's keys, and return what then makes it of injected values; see `build`.
+
+    Examples
+    --------
+    >>> rule = bind(find("schedule", "step"), {"schedule-every": 2})
+    >>> [rule(rounds_done=t, num_rounds=4) for t in range(4)]
+    [1.0, 1.0, 0.1, 0.1]
+    """
+    settled = settle(component, values)
+    return lambda **injected: _make(component, settled, injected)
+
+
+def _make(component: Component, settled: Mapping[str, object], injected: Mapping[str, object]) -> object:
+    arguments: dict[str, object] = {}
+    for parameter in component.parameters:
+        part = _part(parameter, settled)
+        if part:
+            arguments[parameter.name] = _make(part, settled, injected)
+        elif parameter.key:
+            arguments[parameter.name] = settled[parameter.key.name]
+        elif parameter.name in injected:
+            arguments[parameter.name] = injected[parameter.name]
+        elif parameter.default is REQUIRED:
+            raise ValueError(f"{component} needs {parameter.name!r}, which is not known here")
+    return component.factory(**arguments)

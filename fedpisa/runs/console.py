@@ -1,0 +1,189 @@
+"""What commands say meanwhile: live on a terminal, a few plain lines elsewhere."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Self, final
+
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from fedpisa.runs.events import Event, RoundFinished, RunFinished, RunStarted, Stopping
+
+if TYPE_CHECKING:
+    from fedpisa.runs.results import Result, Row
+
+PLAIN_LINES = 6
+"""Rounds that are reported, besides the last, where nobody watches."""
+
+
+class LiveTable(ABC):
+    """A table that changes in place on a terminal; elsewhere there is nothing to see of it.
+
+    Parameters
+    ----------
+    console
+        Where to write; standard error by default.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True, highlight=False, soft_wrap=True)
+        self._live: Live | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    @abstractmethod
+    def _table(self) -> Table:
+        """Return the table as it is now."""
+
+    def _on_screen(self) -> bool:
+        """Tell whether the table is shown; on a terminal it is from the first change on."""
+        if self._console.is_terminal and self._live is None:
+            self._live = Live(
+                console=self._console, get_renderable=self._table, refresh_per_second=2, transient=True
+            )
+            self._live.start()
+        return self._live is not None
+
+
+@final
+class RunConsole:
+    """Shows the events of one run after another; give it to ``fedpisa.run`` as ``on_event``.
+
+    Parameters
+    ----------
+    console
+        Where to write; standard error by default.
+    clock
+        Seconds that only grow.
+
+    Examples
+    --------
+    >>> with RunConsole() as console:  # doctest: +SKIP
+    ...     fedpisa.run({"algorithm": "sisa"}, on_event=console)
+    """
+
+    def __init__(
+        self, console: Console | None = None, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self._console = console or Console(stderr=True, highlight=False, soft_wrap=True)
+        self._clock = clock
+        self._progress: Progress | None = None
+        self._task = TaskID(0)
+        self._began = 0.0
+        self._resumed = 0
+        self._accuracy: float | None = None
+
+    def __enter__(self) -> RunConsole:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop()
+
+    def __call__(self, event: Event) -> None:
+        """Show one event."""
+        if isinstance(event, RunStarted):
+            self._start(event)
+        elif isinstance(event, RoundFinished):
+            self._round(event.row, event.num_server_rounds)
+        elif isinstance(event, RunFinished):
+            self._stop()
+            ended = f"{summary(event.result)}; it had ended before, nothing was done"
+            self._console.print(escape(ended if event.before else summary(event.result)))
+        elif isinstance(event, Stopping):
+            # Past the console, which may just be writing: this is said from within a signal handler.
+            os.write(2, b"\nending this round and writing a checkpoint; once more ends at once\n")
+
+    def _start(self, event: RunStarted) -> None:
+        self._stop()
+        config = event.config
+        self._console.print(
+            f"{config.algorithm} on {config.dataset}: {config.num_clients} clients by {config.partitioner}, "
+            f"{event.num_train:,} training and {event.num_test:,} test samples, "
+            f"{event.num_parameters:,} parameters, {event.engine} engine on {event.device}",
+            markup=False,
+        )
+        if event.resumed is not None:
+            self._console.print(f"going on after round {event.resumed}", markup=False)
+        self._resumed = event.resumed or 0
+        self._began, self._accuracy = self._clock(), None
+        if self._console.is_terminal:
+            columns = (
+                TextColumn("round {task.completed:.0f}/{task.total:.0f}"),
+                BarColumn(bar_width=10),
+                TextColumn("{task.fields[measured]}"),
+                TextColumn("ETA"),
+                TimeRemainingColumn(compact=True),
+            )
+            self._progress = Progress(*columns, console=self._console, transient=True)
+            self._task = self._progress.add_task(
+                "", total=config.num_server_rounds, completed=self._resumed, measured=""
+            )
+            self._progress.start()
+
+    def _round(self, row: Row, num_server_rounds: int) -> None:
+        number = int(row["round"] or 0)
+        accuracy = row.get("test_accuracy")
+        self._accuracy = self._accuracy if accuracy is None else float(accuracy)
+        if number == 0:
+            return
+        parts = []
+        if (loss := row.get("train_loss")) is not None:
+            parts.append(f"train loss {loss:.4g}")
+        if self._accuracy is not None:
+            parts.append(f"test accuracy {self._accuracy:.1%}")
+        elif (loss := row.get("test_loss")) is not None:
+            parts.append(f"test loss {loss:.4g}")
+        parts.append(f"{(number - self._resumed) / max(self._clock() - self._began, 1e-9):.3g} rounds/s")
+        measured = "  ".join(parts)
+        if self._progress is not None:
+            short = measured.replace("train ", "").replace("test ", "")  # the line fits 80 columns
+            self._progress.update(self._task, completed=number, measured=short)
+        elif number == num_server_rounds or number % math.ceil(num_server_rounds / PLAIN_LINES) == 0:
+            width = len(str(num_server_rounds))
+            self._console.print(f"round {number:{width}}/{num_server_rounds}  {measured}", markup=False)
+
+    def _stop(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+
+def summary(result: Result) -> str:
+    """Return how a run ended, in one line."""
+    rounds = max((int(row["round"] or 0) for row in result.rows), default=0)
+    ends = {
+        "finished": f"finished {rounds} rounds",
+        "diverged": f"diverged: loss or parameters were no longer finite in round {rounds}",
+        "interrupted": f"was interrupted after {rounds} rounds",
+    }
+    parts = [f"{ends.get(result.status, result.status)} in {result.total('seconds'):.1f} s"]
+    accuracy, best = result.last("test_accuracy"), result.best("test_accuracy")
+    if accuracy is not None and best is not None:
+        parts.append(f"test accuracy {accuracy:.1%}" + (f" (best {best:.1%})" if best > accuracy else ""))
+    elif (loss := result.last("test_loss")) is not None:
+        parts.append(f"test loss {loss:.4g}")
+    if (loss := result.last("train_loss")) is not None:
+        parts.append(f"train loss {loss:.4g}")
+    target = result.config.target_accuracy
+    if target is not None:
+        reached = result.rounds_to(target)
+        parts.append(f"{target:.4g} {'not reached' if reached is None else f'reached in round {reached}'}")
+    return f"{result.config.algorithm} {', '.join(parts)}"

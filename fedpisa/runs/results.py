@@ -1,0 +1,458 @@
+"""What a run leaves behind: its directory while it is written, and the `Result` that reads it.
+
+A run's directory holds
+
+- ``config.toml``: the resolved configuration, enough to repeat the run;
+- ``run.json``: versions, machine, timing and ``status``;
+- ``metrics.jsonl``: one JSON object per round, flushed as soon as the round ends;
+- ``checkpoint/``: what `fedpisa.run` needs to go on, or to add rounds at the end, see `fedpisa.storage.checkpoint`;
+- ``partition.npz``: the arrays ``0`` .. ``N-1``, client ``i``'s sample indices into the training set;
+- ``model.safetensors``: the global parameters under the module's own names;
+- ``clients.parquet``, if ``per-client = true``: a file for each evaluated round, a row for each client.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, final, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedpisa.storage.files import OccupiedError, is_leftover, named, replace_file, sync
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+    from fedpisa.config.run import RunConfig
+    from fedpisa.runs.per_client import Table
+
+Status = Literal["running", "finished", "diverged", "interrupted", "failed"]
+Row = Mapping[str, float | int | None]
+
+METRICS = (
+    "round",
+    "train_loss",
+    "test_loss",
+    "test_accuracy",
+    "bytes_up",
+    "bytes_down",
+    "local_steps",
+    "seconds",
+)
+"""Columns of ``metrics.jsonl`` that every run has; bytes, steps and seconds are those of one round."""
+
+
+def require_free(directory: str | Path) -> Path:
+    """Return ``directory`` as a path if a run may write there: it does not exist, or is empty.
+
+    Raises
+    ------
+    OccupiedError
+        If something is there already: a result is never overwritten.
+    """
+    path = Path(directory)
+    if path.is_dir():
+        if any(not is_leftover(file.name) for file in path.iterdir()):
+            raise OccupiedError(
+                f"directory {path} exists and is not empty: name another one, nothing is overwritten"
+            )
+    elif path.exists() or path.is_symlink():
+        raise OccupiedError(f"{path} exists and is not a directory: name another place for the result")
+    return path
+
+
+def free_directory(path: str | Path) -> Path:
+    """Return ``path``, or the first of ``path-2``, ``path-3``, ... where nothing has been written yet."""
+    base = Path(path)
+    for number in count(1):
+        candidate = base if number == 1 else base.with_name(f"{base.name}-{number}")
+        if not (candidate.exists() or candidate.is_symlink()):
+            return candidate
+    raise AssertionError("unreachable")
+
+
+@final
+@dataclass(frozen=True)
+class RunDirectory:
+    """The directory of one run, written round by round.
+
+    Whatever happens to the process, the files on disk are whole: each is replaced in one step, and
+    ``metrics.jsonl`` only grows by lines.
+
+    Parameters
+    ----------
+    path
+        Where the run is written.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from fedpisa.config.run import RunConfig
+    >>> with tempfile.TemporaryDirectory() as temporary:
+    ...     run = RunDirectory.create(
+    ...         Path(temporary) / "run",
+    ...         config=RunConfig(),
+    ...         facts={"seed": 0},
+    ...         partition=[np.array([0, 2]), np.array([1])],
+    ...     )
+    ...     run.append({"round": 1, "train_loss": float("inf")})
+    ...     print(run.metrics.read_text(), end="")
+    {"round": 1, "train_loss": null}
+    """
+
+    path: Path
+
+    @classmethod
+    def create(
+        cls,
+        path: str | Path,
+        *,
+        config: RunConfig,
+        facts: Mapping[str, object],
+        partition: Sequence[NDArray[np.int64]],
+    ) -> RunDirectory:
+        """Make the directory with its ``config.toml``, ``run.json`` and ``partition.npz``.
+
+        Everything is turned into bytes before the directory is made, so that bad input leaves nothing behind.
+
+        Parameters
+        ----------
+        path
+            The directory; parents are made.
+        config
+            The resolved configuration.
+        facts
+            What ``run.json`` says besides ``status``: versions, seed, machine, timing.
+        partition
+            Sample indices of each client.
+
+        Raises
+        ------
+        ValueError
+            If the directory exists and is not empty.
+        """
+        run = cls(require_free(path))
+        run.begin(config=config, facts=facts, partition=partition)
+        return run
+
+    def begin(
+        self, *, config: RunConfig, facts: Mapping[str, object], partition: Sequence[NDArray[np.int64]]
+    ) -> None:
+        """Write the files as they are before the first round; see `create`.
+
+        ``config.toml`` is the first file and ``run.json`` the last, so that a run that was cut short in between
+        can begin again.
+        """
+        toml = config.to_toml().encode()
+        about = _json_bytes({"status": "running", **facts})
+        arrays = io.BytesIO()
+        parts: dict[str, Any] = {str(i): np.asarray(part, dtype=np.int64) for i, part in enumerate(partition)}
+        np.savez(arrays, **parts)
+
+        self.path.mkdir(parents=True, exist_ok=True)
+        replace_file(self.path / "config.toml", toml)
+        replace_file(self.path / "partition.npz", arrays.getvalue())
+        replace_file(self.metrics, b"")
+        replace_file(self.path / "run.json", about)
+
+    @property
+    def metrics(self) -> Path:
+        """The file of the rounds' metrics."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the checkpoints."""
+        return self.path / "checkpoint"
+
+    def append(self, row: Row) -> None:
+        """Add one round to ``metrics.jsonl`` and flush it; NaN and infinity are written as ``null``."""
+        line = json.dumps({key: _plain(value) for key, value in row.items()}, allow_nan=False)
+        try:
+            with self.metrics.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            raise named(error, self.metrics) from error
+
+    def measured(self) -> int:
+        """Return the length of ``metrics.jsonl`` in bytes, once they are on the disk."""
+        sync(self.metrics)
+        return self.metrics.stat().st_size
+
+    def cut(self, length: int) -> list[Row]:
+        """Keep the first ``length`` bytes of ``metrics.jsonl`` and return their rows."""
+        os.truncate(self.metrics, length)
+        return _read_rows(self.metrics)
+
+    def write_config(self, config: RunConfig) -> None:
+        """Replace ``config.toml``."""
+        replace_file(self.path / "config.toml", config.to_toml().encode())
+
+    def facts(self) -> dict[str, Any]:
+        """Return what ``run.json`` says; nothing if the run was cut short before there was one."""
+        file = self.path / "run.json"
+        facts: dict[str, Any] = json.loads(file.read_bytes()) if file.exists() else {}
+        return facts
+
+    def write_clients(self, table: Table) -> None:
+        """Write one round's clients into ``clients.parquet``; a round that is there already is replaced."""
+        from fedpisa.runs import per_client
+
+        folder = self.path / per_client.FILE
+        folder.mkdir(exist_ok=True)
+        number = int(table["round"][0])
+        replace_file(folder / f"round-{number:06d}.parquet", per_client.to_parquet(table))
+
+    def update(self, **facts: object) -> None:
+        """Change facts of ``run.json``, such as ``status``; the other facts stay."""
+        replace_file(self.path / "run.json", _json_bytes({**self.facts(), **facts}))
+
+    def write_model(self, parameters: Mapping[str, NDArray[Any]]) -> None:
+        """Write the global parameters to ``model.safetensors``; the same arrays give the same bytes."""
+        from safetensors.numpy import save
+
+        # safetensors takes the memory as it lies: give it C order.
+        arrays = {name: np.asarray(value, order="C") for name, value in sorted(parameters.items())}
+        replace_file(self.path / "model.safetensors", save(arrays))
+
+
+@final
+@dataclass(frozen=True, eq=False, repr=False)
+class Result:
+    """What a run found.
+
+    Parameters
+    ----------
+    config
+        The resolved configuration.
+    rows
+        One mapping per round, from column to value; round 0 is the initial model.
+    parameters
+        The global parameters under the module's own names; empty if the run ended before it had any to keep.
+    partition
+        Sample indices of each client.
+    status
+        ``finished``, or why not.
+    directory
+        Where the run is on disk, if it is.
+    client_tables
+        What `clients` shows of a run that is not on disk.
+    """
+
+    config: RunConfig
+    rows: Sequence[Row]
+    parameters: Mapping[str, NDArray[Any]]
+    partition: Sequence[NDArray[np.int64]]
+    status: Status = "finished"
+    directory: Path | None = None
+    client_tables: Sequence[Table] = ()
+
+    @cached_property
+    def history(self) -> pd.DataFrame:
+        """One row per round; bytes, steps and seconds are those of the round, not sums."""
+        return history(self.rows)
+
+    @cached_property
+    def clients(self) -> pd.DataFrame:
+        """The model on each client's own training samples, one row per evaluated round and client.
+
+        ``train_loss`` is the loss while the client trained, NaN if it did not take part in the round.
+
+        Raises
+        ------
+        ValueError
+            If the run was without ``per-client = true``.
+        """
+        from fedpisa.runs import per_client
+
+        if not self.config.per_client:
+            raise ValueError("nothing was measured client by client: run with per-client = true")
+        if self.directory is None:
+            return per_client.to_frame(self.client_tables)
+        return per_client.read_tables(self.directory / per_client.FILE)
+
+    def last(self, column: str) -> float | None:
+        """Return the last value of a column that was measured, ``None`` if none was."""
+        values = self._values(column)
+        return values[-1][1] if values else None
+
+    def best(self, column: str = "test_accuracy") -> float | None:
+        """Return the largest value of a column, ``None`` if it was never measured."""
+        return max((value for _, value in self._values(column)), default=None)
+
+    def total(self, column: str) -> float:
+        """Return the sum of a column over the rounds, such as ``bytes_up`` or ``seconds``."""
+        return math.fsum(value for _, value in self._values(column))
+
+    def rounds_to(self, target: float, column: str = "test_accuracy") -> int | None:
+        """Return the first round in which ``column`` reached ``target``, ``None`` if it never did."""
+        return next((number for number, value in self._values(column) if value >= target), None)
+
+    def plot(self, x: str = "round", y: str = "test_accuracy", ax: Axes | None = None, **line: Any) -> Axes:
+        """Draw one column against rounds, bytes, local steps or seconds.
+
+        Parameters
+        ----------
+        x
+            ``round``, or the running sum of ``bytes``, ``local-steps`` or ``seconds``.
+        y
+            A column of `history`.
+        ax
+            Where to draw; a new pyplot figure by default, which a notebook shows by itself.
+        line
+            Options of matplotlib's line, such as ``label`` or ``color``.
+        """
+        from fedpisa import plots
+
+        if ax is None:
+            from matplotlib import pyplot
+
+            ax = pyplot.subplots(layout="constrained")[1]
+        plots.draw_curve(ax, self, x=x, y=y, **{"label": self.config.algorithm, **line})
+        plots.label_axes(ax, x=x, y=y)
+        return ax
+
+    def _values(self, column: str) -> list[tuple[int, float]]:
+        """Return ``(round, value)`` wherever the column has a finite value."""
+        pairs = ((int(row["round"] or 0), row.get(column)) for row in self.rows)
+        return [
+            (number, float(value)) for number, value in pairs if value is not None and math.isfinite(value)
+        ]
+
+    def _summary(self) -> dict[str, str]:
+        """Return what a reader wants to know first, as text."""
+        facts = {
+            "algorithm": self.config.algorithm,
+            "dataset": self.config.dataset,
+            "clients": str(self.config.num_clients),
+            "rounds": str(max((int(row["round"] or 0) for row in self.rows), default=0)),
+            "status": self.status,
+        }
+        for column, form in (("test_accuracy", ".2%"), ("test_loss", ".4g"), ("train_loss", ".4g")):
+            value = self.last(column)
+            if value is not None:
+                facts[column.replace("_", " ")] = format(value, form)
+        if self.directory is not None:
+            facts["directory"] = str(self.directory)
+        return facts
+
+    def __repr__(self) -> str:
+        return f"Result({', '.join(f'{key}: {value}' for key, value in self._summary().items())})"
+
+    def _repr_html_(self) -> str:
+        cells = "".join(
+            f"<tr><th style='text-align:left'>{html.escape(key)}</th>"
+            f"<td style='text-align:left'>{html.escape(value)}</td></tr>"
+            for key, value in self._summary().items()
+        )
+        return f"<table>{cells}</table>"
+
+
+def history(rows: Iterable[Row]) -> pd.DataFrame:
+    """Return rounds as a data frame: the columns that every run has, then the diagnostics.
+
+    Examples
+    --------
+    >>> frame = history([{"round": 0, "test_accuracy": 0.1}, {"round": 1, "primal_residual": 2}])
+    >>> list(frame.columns), len(frame)
+    (['round', 'test_accuracy', 'primal_residual'], 2)
+    """
+    import pandas as pd
+
+    table = [{key: math.nan if value is None else value for key, value in row.items()} for row in rows]
+    seen = dict.fromkeys(key for row in table for key in row)
+    columns = [name for name in METRICS if name in seen] + [name for name in seen if name not in METRICS]
+    return pd.DataFrame(table, columns=columns or list(METRICS))
+
+
+def load_result(directory: str | Path) -> Result:
+    """Read a run's directory, also while the run goes on or after it was cut short.
+
+    Parameters
+    ----------
+    directory
+        What ``fedpisa run --out`` named.
+
+    Raises
+    ------
+    ValueError
+        If it is not a run's directory, or one of its files cannot be read.
+    """
+    from fedpisa.config.run import load_config
+
+    path = Path(directory)
+    if not path.is_dir():
+        raise ValueError(f"{path} is not a directory: name one that fedpisa run has written")
+    missing = [name for name in ("config.toml", "run.json", "metrics.jsonl") if not (path / name).is_file()]
+    if missing:
+        raise ValueError(
+            f"{path} is not a run's directory, it lacks {', '.join(missing)}: name one that has them"
+        )
+    try:
+        status = json.loads((path / "run.json").read_bytes())["status"]
+        if status not in get_args(Status):
+            raise ValueError(f"status {status!r} is none of {', '.join(get_args(Status))}")
+        return Result(
+            config=load_config(path / "config.toml"),
+            rows=_read_rows(path / "metrics.jsonl"),
+            parameters=_read_model(path / "model.safetensors"),
+            partition=read_partition(path / "partition.npz"),
+            status=status,
+            directory=path,
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"the run in {path} cannot be read ({error}): name another, or repeat it") from error
+
+
+def _read_rows(file: Path) -> list[Row]:
+    # A process that was killed may have left half a line at the end, and only there.
+    lines = file.read_text(encoding="utf-8").split("\n")[:-1]
+    return [json.loads(line) for line in lines if line]
+
+
+def read_partition(file: Path) -> list[NDArray[np.int64]]:
+    """Return each client's sample indices; nothing if there is no such file."""
+    if not file.is_file():
+        return []
+    with np.load(file, allow_pickle=False) as arrays:
+        return [arrays[str(i)] for i in range(len(arrays.files))]
+
+
+def _read_model(file: Path) -> dict[str, NDArray[Any]]:
+    if not file.is_file():
+        return {}
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        return dict(load(file.read_bytes()))
+    except SafetensorError as error:
+        raise ValueError(f"{file.name}: {error}") from error
+
+
+def _plain(value: object) -> object:
+    """Return a value as JSON can say it; JSON knows neither NaN nor infinity."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _json_bytes(facts: Mapping[str, object]) -> bytes:
+    return (json.dumps(_plain(facts), indent=2, allow_nan=False) + "\n").encode()

@@ -1,0 +1,241 @@
+"""A whole run: a federation, its Grid and strategy, the rounds, and what is measured in each."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, final
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedpisa.flower.client_app import make_client_app
+from fedpisa.clients.client import BUFFERS
+from fedpisa.config.run import RunConfig
+from fedpisa.tasks.full_objective import FullObjective
+from fedpisa.runs.events import RunStarted
+from fedpisa.simulation.federation import Federation
+from fedpisa.flower.compat import to_record, to_tensors
+from fedpisa.runs.per_client import Table, evaluate_clients, table_of
+from fedpisa.runs.results import Row
+from fedpisa.simulation.faults import FaultyGrid
+from fedpisa.simulation.grid import EngineGrid, InProcessGrid
+from fedpisa.simulation.loop import LoopGrid
+from fedpisa.simulation.ray_grid import RayGrid
+from fedpisa.simulation.rounds import Round, rounds
+from fedpisa.simulation.stacked.grid import UnstackableError, VmapGrid
+
+
+@final
+class Simulation:
+    """A federation on a Grid, and its rounds.
+
+    Parameters
+    ----------
+    config
+        The run's configuration.
+    grid
+        Makes the Grid; by default the in-process one that the configuration asks for.
+    clients_have_data
+        Whether the clients bring their own samples; see `Federation`.
+
+    Raises
+    ------
+    ValueError
+        If the configuration or the data is unusable.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        grid: Callable[[Federation], EngineGrid] | None = None,
+        *,
+        clients_have_data: bool = False,
+    ) -> None:
+        self.federation = Federation(config, clients_have_data=clients_have_data)
+        self.config = self.federation.config
+        self.grid = self._checked((grid or _simulated)(self.federation))
+        # Of the simulator's own clients nothing comes that was not made here, unless faults are wanted.
+        trusting = self.grid.client_states is not None and not isinstance(self.grid, FaultyGrid)
+        self.strategy = self.federation.strategy(trusting=trusting)
+        self._number_clients()
+        self.model: ArrayRecord = self.strategy.start_from(self.federation.initial_model())
+        self.server_round = 0
+        self.diverged = False
+
+    @property
+    def engine(self) -> str:
+        """``vmap``, ``loop``, ``ray``, or ``flower`` for real nodes."""
+        return self.grid.engine
+
+    def started(self) -> RunStarted:
+        """Return what is about to run."""
+        return RunStarted(
+            config=self.config,
+            num_parameters=self.federation.task.layout.size,
+            num_train=self.federation.data.num_samples,
+            num_test=self.federation.test.num_samples,
+            engine=self.engine,
+            device=str(self.federation.device),
+            resumed=self.server_round or None,
+        )
+
+    def rows(self) -> Iterator[Row]:
+        """Yield the row of each round, the initial model's first; stop at divergence."""
+        try:
+            yield from self._rows()
+        finally:
+            self.grid.close()
+
+    def _rows(self) -> Iterator[Row]:
+        if self.server_round == 0:
+            yield {"round": 0, **self._evaluate()}
+        last = self.config.num_server_rounds
+        for finished in rounds(
+            self.strategy,
+            self.grid,
+            self.model,
+            last,
+            self.config.round_timeout,
+            first_round=self.server_round + 1,
+        ):
+            self.model, self.server_round = finished.arrays, finished.server_round
+            yield self._row(finished)
+            if self.diverged:
+                return
+
+    def client_table(self) -> Table:
+        """Return how the model does on each client's samples."""
+        task, data = self.federation.task, self.federation.data
+        reported = self.strategy.reported if self.server_round else None
+        trained = None if reported is None else (reported[0], reported[1]["train-loss"])
+        return table_of(self.server_round, data, evaluate_clients(task, data, *self._vectors()), trained)
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """Return everything that a round changes, for `restore`; what is random is not among it, see `streams`."""
+        parts = {
+            "model": self._tensors(),
+            "strategy": self.strategy.snapshot(),
+            "clients": self.grid.snapshot(),
+        }
+        return {f"{part}/{name}": value for part, named in parts.items() for name, value in named.items()}
+
+    def restore(self, server_round: int, kept: Mapping[str, Tensor]) -> None:
+        """Go on after a round, from its `snapshot`."""
+        parts: dict[str, dict[str, Tensor]] = {"model": {}, "strategy": {}, "clients": {}}
+        for path, value in kept.items():
+            part, _, name = path.partition("/")
+            parts[part][name] = value
+        self.strategy.restore(parts["strategy"])
+        self._number_clients()  # a node may have come back under another number
+        self.grid.restore(parts["clients"])
+        self.model = to_record({n: value.to(self.federation.device) for n, value in parts["model"].items()})
+        self.server_round = server_round
+
+    def parameters(self) -> dict[str, NDArray[Any]]:
+        """Return the global model, buffers included, under the module's own names."""
+        params_P, buffers_Q = self._vectors()
+        task = self.federation.task
+        frozen = {name: tensor for name, tensor in task.module.named_parameters() if not tensor.requires_grad}
+        tensors = frozen | task.layout.unflatten(params_P) | task.buffer_layout.unflatten(buffers_Q)
+        return {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
+
+    def _checked(self, grid: EngineGrid) -> EngineGrid:
+        """Return the Grid if its clients can do what the configuration asks for."""
+        config, nodes = self.config, grid.client_states is None
+        own_data = nodes and not self.federation.partition
+        refused = {
+            "exact-diagnostics = true needs every client's samples in this process": config.exact_diagnostics,
+            "per-client = true needs every client's samples in this process": config.per_client and own_data,
+            "pace, availability and faults are those of simulated clients": config.build_faults() is not None,
+        }
+        for cause, asked in refused.items():
+            if nodes and asked:
+                raise ValueError(f"{cause}: leave it out where clients are real nodes")
+        return grid
+
+    def _number_clients(self) -> None:
+        if self.grid.clients:
+            self.strategy.number(self.grid.clients)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        x = self.federation.test.x
+        return to_tensors(self.model, x.dtype, x.device)
+
+    def _vectors(self) -> tuple[Tensor, Tensor]:
+        tensors = self._tensors()
+        return tensors["params"], tensors.get(BUFFERS, tensors["params"].new_zeros(0))
+
+    def _evaluate(self) -> dict[str, float]:
+        begin = time.perf_counter()
+        test = self.federation.test
+        metrics = self.federation.task.evaluate(*self._vectors(), test.x, test.y)
+        row = {f"test_{name}": value for name, value in metrics.items()}
+        row["evaluation_seconds"] = time.perf_counter() - begin
+        return row
+
+    def _row(self, finished: Round) -> Row:
+        last = finished.server_round == self.config.num_server_rounds
+        evaluated = last or finished.server_round % self.config.eval_every == 0
+        metrics = {} if finished.train_metrics is None else dict(finished.train_metrics)
+        row: dict[str, Any] = {"round": finished.server_round}
+        row |= {name.replace("-", "_"): value for name, value in metrics.items()}
+        row["local_steps"] = int(row.get("local_steps", 0))
+        row["bytes_up"], row["bytes_down"] = finished.bytes_up, finished.bytes_down
+        row["seconds"] = finished.seconds
+        if isinstance(self.grid, FaultyGrid) and self.grid.simulated_seconds is not None:
+            row["simulated_seconds"] = self.grid.simulated_seconds
+        params_P, buffers_Q = self._vectors()
+        finite = bool(torch.isfinite(params_P).all()) and bool(np.isfinite(row.get("train_loss", 0.0)))
+        self.diverged = not finite
+        if evaluated and finite:
+            row |= self._evaluate()
+            row |= self._state_columns(buffers_Q)
+        return row
+
+    def _state_columns(self, buffers_Q: Tensor) -> dict[str, float]:
+        """Return the diagnostics that need every client's state, or all of its samples."""
+        states, server, data = self.grid.client_states, self.strategy.server, self.federation.data
+        assert server is not None
+        if states is None:
+            return {}
+        algorithm = self.federation.algorithm
+        weights_N = self.strategy.weights_of_all(torch.from_numpy(data.sizes_N).to(data.x.device))
+        columns = algorithm.stationarity(server, states, weights_N)
+        if self.config.exact_diagnostics:
+            objective = FullObjective(self.federation.task, data, buffers_Q)
+            columns |= algorithm.exact_diagnostics(server, states, objective, weights_N)
+        return columns
+
+
+def _simulated(federation: Federation) -> InProcessGrid:
+    """Return the engine's Grid, with the faults that are wanted."""
+    grid, faults = make_grid(federation), federation.config.build_faults()
+    return grid if faults is None else FaultyGrid(grid, faults)
+
+
+def make_grid(federation: Federation) -> LoopGrid | VmapGrid | RayGrid:
+    """Return the engine's Grid; ``auto`` stacks the clients unless a layer cannot be stacked.
+
+    Raises
+    ------
+    ValueError
+        If ``engine = "vmap"`` is asked for and a layer cannot be stacked, or ``engine = "ray"`` and there is no Ray.
+    """
+    config, data = federation.config, federation.data
+    if config.engine == "ray":
+        return RayGrid(config)
+    if config.engine != "loop":
+        try:
+            update = federation.algorithm.local_update
+            return VmapGrid(
+                federation.task, update, data, config.seed, config.cohort_block, config.state_memory
+            )
+        except UnstackableError:
+            if config.engine == "vmap":
+                raise
+    app = make_client_app(lambda context: federation.client(int(context.node_config["partition-id"])))
+    return LoopGrid(app, data.num_clients)

@@ -1,0 +1,1 @@
+"""The server: Flower strategies around an algorithm, and checks of replies."""

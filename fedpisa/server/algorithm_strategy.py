@@ -1,0 +1,172 @@
+"""The Flower strategy around an algorithm: messages, and the server's own step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from logging import getLogger
+from typing import Unpack, final
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from torch import Tensor
+
+from fedpisa.clients.base import Arrays
+from fedpisa.clients.client import BUFFERS
+from fedpisa.flower.compat import to_record
+from fedpisa.flower.messages import ARRAYS, CONFIG, SERVER_ROUND, Broadcast, StackedReplies, lost_states
+from fedpisa.server.base import Options, ServerStrategy, averaged
+from fedpisa.storage import client_rows
+from fedpisa.strategies.base import Algorithm, weighted_mean
+from fedpisa.tasks.layout import ParamLayout
+
+_LOG = getLogger("fedpisa")
+
+
+@final
+class AlgorithmStrategy(ServerStrategy):
+    """Any `Algorithm` as a Flower strategy; it holds the server's state, the one thing that changes.
+
+    Parameters
+    ----------
+    algorithm
+        What to run.
+    layout
+        The module's parameters.
+    options
+        See `fedpisa.server.base.ServerStrategy`.
+
+    Examples
+    --------
+    >>> from fedpisa.strategies.fedavg import FedAvg
+    >>> layout = ParamLayout.of([("weight", torch.zeros(3))])
+    >>> strategy = AlgorithmStrategy(FedAvg(), layout)
+    >>> strategy.server is None
+    True
+    """
+
+    def __init__(self, algorithm: Algorithm, layout: ParamLayout, **options: Unpack[Options]) -> None:
+        super().__init__(algorithm, layout, **options)
+        self._confirmed: dict[int, int] = {}
+        self._asked: frozenset[int] = frozenset()
+
+    def summary(self) -> None:
+        """Log what is run."""
+        getLogger("flwr").info(
+            "\t└──> %s, %.2f of the clients per round", self.algorithm, self.fraction_train
+        )
+
+    def start_from(self, arrays: ArrayRecord) -> ArrayRecord:
+        """Make the server's state from an initial model, and return the model that is broadcast first."""
+        self._confirmed.clear()
+        return super().start_from(arrays)
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Sample the cohort and broadcast to it."""
+        server = self._take_up(server_round, arrays)
+        cohort = self._sampled(server_round, grid)
+        content = RecordDict(
+            {
+                ARRAYS: to_record({**self._down(server_round, server), **self._buffers}),
+                CONFIG: ConfigRecord({**config, SERVER_ROUND: server_round}),
+            }
+        )
+        self._asked = frozenset(cohort) if self.admission else frozenset()
+        if not self.algorithm.local_update.incremental:
+            return Broadcast(content, cohort)
+        return Broadcast(content, cohort, [self._confirmed.get(self._client_of[node], 0) for node in cohort])
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Take the server's step with the replies that arrived.
+
+        If a client has lost the state on which the algorithm counts, the algorithm begins anew from that model.
+        """
+        replies = replies if isinstance(replies, StackedReplies) else list(replies)
+        lost = [] if isinstance(replies, StackedReplies) else self._without_state(replies)
+        arrays, metrics = self._step(server_round, replies)
+        if not lost:
+            return arrays, metrics
+        text = "round %d: client %s lost its state: all clients begin anew from the model of this round"
+        _LOG.warning(text, server_round, ", ".join(map(str, lost)))
+        assert self.server is not None
+        self.server = self.algorithm.init(self.server["params"], self.layout)
+        self._confirmed.clear()
+        return self._record(), metrics
+
+    def _step(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        assert self.server is not None
+        before = self.server
+        stacked, counts = self._arrived(server_round, replies, self._asked, self._down(server_round, before))
+        if stacked is None:
+            return None, MetricRecord({**counts}) if counts else None
+        cohort = self._cohort(server_round, stacked)
+        self._confirmed.update(dict.fromkeys(cohort.ids_S.tolist(), server_round))
+        uploads_S = dict(stacked.uploads_S)
+        weights_S = self.algorithm.weights(cohort)
+        if BUFFERS in uploads_S:
+            self._buffers = {BUFFERS: weighted_mean(weights_S, uploads_S.pop(BUFFERS))}
+        self.server = self.algorithm.step(before, uploads_S, cohort)
+        metrics = averaged(weights_S, stacked)
+        columns = self.algorithm.diagnostics(before, self.server, metrics, cohort)
+        return self._record(), MetricRecord({**columns, **counts})
+
+    def _down(self, server_round: int, server: Arrays) -> Arrays:
+        """Return what the algorithm broadcasts in a round."""
+        return self.algorithm.at_round(server_round).broadcast(server)
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """Return copies of what changes, for `restore`: server, buffers, the nodes by their numbers, rounds confirmed.
+
+        Of what is kept of every client in a file, only the rows of those that have replied.
+        """
+        # Flower's numbers of nodes have 64 bits, and torch's integers a sign.
+        nodes = np.array(list(self._client_of), dtype=np.uint64).view(np.int64)
+        seen = torch.tensor(sorted(self._confirmed), dtype=torch.int64)
+        whole, rows = {}, {}
+        for name, value in (self.server or {}).items():
+            if client_rows.is_on_disk(value):
+                rows[name] = client_rows.take(value, seen)
+            else:
+                whole[name] = value
+        return {
+            **{f"server/{name}": value.clone() for name, value in whole.items()},
+            **{f"rows/{name}": value for name, value in rows.items()},
+            **{f"buffers/{name}": value.clone() for name, value in self._buffers.items()},
+            "nodes": torch.from_numpy(nodes),
+            "confirmed": torch.tensor([*self._confirmed.items()], dtype=torch.int64).view(-1, 2),
+        }
+
+    def restore(self, kept: Arrays) -> None:
+        """Take up a `snapshot`, which stays as it is."""
+        parts: dict[str, dict[str, Tensor]] = {"server": {}, "rows": {}, "buffers": {}}
+        for path, value in kept.items():
+            part, _, name = path.partition("/")
+            if part in parts:
+                parts[part][name] = value.to(self.device, copy=True)
+        self._confirmed = dict(kept["confirmed"].tolist())
+        seen = torch.tensor(sorted(self._confirmed), dtype=torch.int64, device=self.device)
+        everybody = torch.arange(len(kept["nodes"]), device=self.device)
+        for name, value in parts["server"].items():
+            if value.dim() > 1 and len(value) == len(everybody):
+                # The run may go on with less memory than it had.
+                stack = client_rows.zeros(tuple(value.shape), value, self.memory_limit)
+                parts["server"][name] = client_rows.put(stack, everybody, value)
+        for name, rows_S in parts["rows"].items():
+            stack = client_rows.zeros((len(everybody), *rows_S.shape[1:]), rows_S, self.memory_limit)
+            parts["server"][name] = client_rows.put(stack, seen, rows_S)
+        self.server, self._buffers = parts["server"] or None, parts["buffers"]
+        nodes = kept["nodes"].cpu().numpy().view(np.uint64)
+        self._client_of = {int(node): number for number, node in enumerate(nodes)}
+        self._nodes = ()
+
+    def _without_state(self, replies: Iterable[Message]) -> list[int]:
+        """Return the clients that have lost a state on which the server counts."""
+        clients = (self._client_of[node] for node in lost_states(replies) if node in self._client_of)
+        return sorted({client for client in clients if self._confirmed.get(client)})

@@ -1,0 +1,217 @@
+"""What every server does, whoever takes its step: it holds a model, samples a cohort and stacks the replies."""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import TypedDict
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+from torch import Tensor
+
+from fedpisa.clients.base import Arrays
+from fedpisa.clients.client import BUFFERS
+from fedpisa.flower.compat import to_record, to_tensors
+from fedpisa.flower.messages import StackedReplies, stack_replies
+from fedpisa.rng import generator
+from fedpisa.server.reply_filter import Admission
+from fedpisa.storage import client_rows
+from fedpisa.strategies.base import Algorithm, Cohort
+from fedpisa.tasks.layout import ParamLayout
+
+
+class Options(TypedDict, total=False):
+    """The keyword arguments of a `ServerStrategy`."""
+
+    fraction_train: float
+    seed: int
+    device: torch.device | str
+    admission: Admission | None
+    memory_limit: int
+
+
+class ServerStrategy(Strategy, ABC):
+    """A Flower strategy for an algorithm, but for the step.
+
+    ``server`` is the state of the algorithm's server; ``reported`` are the numbers of the latest round's clients and
+    their metrics.
+
+    Parameters
+    ----------
+    algorithm
+        What to run.
+    layout
+        The module's parameters.
+    fraction_train
+        Share of the clients in a round: ``max(1, round(fraction * N))`` of them.
+    seed
+        The run's seed; who is sampled depends on it and the round alone.
+    device
+        Where the server's state lives.
+    admission
+        Which replies are used; ``None`` trusts all of them, as those of simulated clients can be.
+    memory_limit
+        Bytes that what is kept of every client may take in memory; see `fedpisa.storage.client_rows`.
+    """
+
+    def __init__(
+        self,
+        algorithm: Algorithm,
+        layout: ParamLayout,
+        *,
+        fraction_train: float = 1.0,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        admission: Admission | None = None,
+        memory_limit: int = client_rows.UNLIMITED,
+    ) -> None:
+        self.algorithm = algorithm
+        self.layout = layout
+        self.fraction_train = fraction_train
+        self.seed = seed
+        self.device = torch.device(device)
+        self.admission = admission
+        self.memory_limit = memory_limit
+        self.server: Arrays | None = None
+        self.reported: tuple[Tensor, Arrays] | None = None
+        self._model: ArrayRecord | None = None
+        self._buffers: Arrays = {}
+        self._nodes: Sequence[int] = ()
+        self._client_of: dict[int, int] = {}
+
+    def start_from(self, arrays: ArrayRecord) -> ArrayRecord:
+        """Make the server's state from an initial model, and return the model that is broadcast first."""
+        tensors = to_tensors(arrays, self.layout.dtypes[0], self.device)
+        self.server = self.algorithm.init(tensors["params"], self.layout)
+        self._buffers = {BUFFERS: tensors[BUFFERS]} if BUFFERS in tensors else {}
+        return self._record()
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Ask nobody: the server evaluates."""
+        return []
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Nothing to aggregate."""
+        return None
+
+    def number(self, client_of: Mapping[int, int]) -> None:
+        """Give nodes the numbers ``0 .. N-1`` that their clients have; without it they are numbered as they come."""
+        self._client_of = in_order(client_of)
+        self._nodes = ()
+
+    def weights_of_all(self, sizes_N: Tensor) -> Tensor:
+        """Return the algorithm's weights ``alpha`` ``(N,)`` if every client took part."""
+        ids_N = torch.arange(len(sizes_N), device=sizes_N.device)
+        return self.algorithm.weights(Cohort(ids_N, sizes_N.double(), 0, len(sizes_N), self.layout))
+
+    def _take_up(self, server_round: int, arrays: ArrayRecord) -> Arrays:
+        """Return the server's state with ``arrays`` as its model.
+
+        A model that is not the strategy's own starts it afresh in round 1; later it takes the global model's
+        place, because whoever wraps a strategy may change the model between rounds.
+        """
+        if arrays is not self._model:
+            if self.server is None or server_round == 1:
+                self.start_from(arrays)
+            else:
+                tensors = to_tensors(arrays, self.layout.dtypes[0], self.device)
+                self.server = {**self.server, "params": tensors["params"]}
+                self._buffers = {name: tensors[name] for name in self._buffers}
+        assert self.server is not None
+        return self.server
+
+    def _sampled(self, server_round: int, grid: Grid) -> list[int]:
+        """Return the round's nodes in the order of their clients' numbers; a node keeps its number."""
+        nodes = grid.get_node_ids()
+        nodes = nodes if isinstance(nodes, range) else sorted(nodes)
+        if nodes != self._nodes:
+            for node in nodes:
+                self._client_of.setdefault(node, len(self._client_of))
+            self._nodes = nodes
+        if not isinstance(nodes, range):
+            nodes = sorted(nodes, key=self._client_of.__getitem__)
+        return sampled(nodes, self.fraction_train, self.seed, server_round)
+
+    def _arrived(
+        self, server_round: int, replies: Iterable[Message], asked: Collection[int], down: Arrays
+    ) -> tuple[StackedReplies | None, dict[str, float]]:
+        """Return the replies to use, ``None`` if there are none, and columns that count them."""
+        counts: dict[str, float] = {}
+        if self.admission is not None:
+            update = self.algorithm.local_update
+            replies, counts = self.admission.accepted(
+                replies, asked, server_round, update, down, self._buffers, self.layout
+            )
+        if isinstance(replies, StackedReplies):
+            return replies, counts
+        return stack_replies(replies, self.layout.dtypes[0], self.device, self._client_of), counts
+
+    def _cohort(self, server_round: int, replies: StackedReplies) -> Cohort:
+        """Return who replied, and note what they report."""
+        cohort = Cohort(
+            ids_S=torch.tensor([self._client_of[node] for node in replies.node_ids], device=self.device),
+            num_examples_S=replies.num_examples_S.to(self.device),
+            server_round=server_round,
+            num_clients=len(self._client_of),
+            layout=self.layout,
+            memory_limit=self.memory_limit,
+        )
+        self.reported = (cohort.ids_S, replies.metrics_S)
+        return cohort
+
+    def _record(self) -> ArrayRecord:
+        assert self.server is not None
+        self._model = to_record({"params": self.server["params"], **self._buffers})
+        return self._model
+
+
+def in_order(client_of: Mapping[int, int]) -> dict[int, int]:
+    """Return the nodes with their clients' numbers, in the order of these.
+
+    Raises
+    ------
+    ValueError
+        If the numbers are not ``0 .. N-1``.
+    """
+    ordered = dict(sorted(client_of.items(), key=lambda pair: pair[1]))
+    if list(ordered.values()) != list(range(len(ordered))):
+        raise ValueError(f"the nodes' clients are {[*ordered.values()]}: number them 0 to {len(ordered) - 1}")
+    return ordered
+
+
+def cohort_size(num_clients: int, fraction: float) -> int:
+    """Return how many clients take part in a round: ``max(1, round(fraction * N))``."""
+    return max(1, round(fraction * num_clients))
+
+
+def sampled(nodes: Sequence[int], fraction: float, seed: int, server_round: int) -> list[int]:
+    """Return the round's cohort, which depends on the seed and the round alone, in the order of ``nodes``.
+
+    Raises
+    ------
+    ValueError
+        If there are no nodes.
+    """
+    if not nodes:
+        raise ValueError(
+            f"no node is connected in round {server_round}: connect the clients before the first round"
+        )
+    rng = generator(seed, "sampling", server_round)
+    size = cohort_size(len(nodes), fraction)
+    positions = np.sort(rng.choice(len(nodes), size, replace=False, shuffle=False))
+    return [nodes[position] for position in positions]
+
+
+def averaged(weights_S: Tensor, replies: StackedReplies) -> dict[str, float]:
+    """Return the clients' metrics averaged by weight; ``local-steps`` is the cohort's sum."""
+    names = list(replies.metrics_S)
+    table = torch.stack([replies.metrics_S[name].to(weights_S) for name in names])
+    means = dict(zip(names, (table @ weights_S).tolist(), strict=True))
+    means["local-steps"] = float(replies.metrics_S["local-steps"].sum())
+    return means

@@ -1,0 +1,269 @@
+"""Flower's own strategies on the server, unchanged, in the place of a step that averages models.
+
+They get fedpisa's cohorts and weights, and their randomness from a named stream. BatchNorm's buffers are statistics and
+no parameters: they do not pass through the strategy, and are averaged as ever.
+"""
+
+from __future__ import annotations
+
+import gc
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from logging import WARNING, getLogger
+from typing import Any, Final, Unpack, cast, final
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.exception import AggregationError
+from flwr.serverapp.strategy import Strategy
+from torch import Tensor
+
+from fedpisa.clients.client import BUFFERS
+from fedpisa.flower.compat import to_record, to_tensors
+from fedpisa.flower.messages import (
+    ARRAYS,
+    CONFIG,
+    SERVER_ROUND,
+    Broadcast,
+    StackedReplies,
+    reply_to,
+)
+from fedpisa.rng import stream_key
+from fedpisa.server.base import Options, ServerStrategy, averaged
+from fedpisa.strategies.base import Algorithm, weighted_mean
+from fedpisa.tasks.layout import ParamLayout
+
+WEIGHT: Final = "weight"
+"""Metric of a reply that says what it counts, ``alpha_i``."""
+
+
+@final
+class FlowerStrategy(ServerStrategy):
+    """A Flower strategy for an algorithm whose uploads are models.
+
+    Parameters
+    ----------
+    algorithm
+        What the clients do, and what each of them counts.
+    layout
+        The module's parameters.
+    make
+        Makes the strategy, which samples all nodes that it sees.
+    options
+        See `fedpisa.server.base.ServerStrategy`.
+    """
+
+    def __init__(
+        self,
+        algorithm: Algorithm,
+        layout: ParamLayout,
+        make: Callable[[], Strategy],
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(algorithm, layout, **options)
+        self.make = make
+        self.strategy = make()
+        self._requests: dict[int, Message] = {}
+
+    def summary(self) -> None:
+        """Log what is run."""
+        self.strategy.summary()
+
+    def start_from(self, arrays: ArrayRecord) -> ArrayRecord:
+        """Begin with an initial model and a new strategy, and return the model that is broadcast first."""
+        self.strategy = self.make()
+        return super().start_from(arrays)
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Sample the cohort as all algorithms do, and let the strategy see nobody else."""
+        server = self._take_up(server_round, arrays)
+        cohort = self._sampled(server_round, grid)
+        model = to_record({"params": server["params"]})
+        with global_randomness(self.seed, "server-strategy-sampling", server_round):
+            messages = list(
+                self.strategy.configure_train(
+                    server_round, model, ConfigRecord({**config}), cast(Grid, _Cohort(grid, cohort))
+                )
+            )
+        if not messages or any(message.content is not messages[0].content for message in messages):
+            raise ValueError(
+                f"{type(self.strategy).__name__} does not send the same content to every client, at least one: "
+                "take a server-strategy that does"
+            )
+        sent = messages[0].content.config_records[CONFIG]
+        content = RecordDict(
+            {
+                ARRAYS: to_record({"params": server["params"], **self._buffers}),
+                CONFIG: ConfigRecord({**sent, SERVER_ROUND: server_round}),
+            }
+        )
+        asked = {message.metadata.dst_node_id for message in messages}
+        broadcast = Broadcast(content, sorted(asked, key=self._client_of.__getitem__))
+        self._requests = dict(zip(broadcast.node_ids, broadcast, strict=True))
+        return broadcast
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Let the strategy make the next model of the replies that arrived."""
+        assert self.server is not None
+        before = self.server
+        stacked, counts = self._arrived(server_round, replies, self._requests, {"params": before["params"]})
+        if stacked is None:
+            return None, MetricRecord({**counts}) if counts else None
+        cohort = self._cohort(server_round, stacked)
+        weights_S = self.algorithm.weights(cohort)
+        with global_randomness(self.seed, "server-strategy", server_round):
+            try:
+                model, _ = self.strategy.aggregate_train(server_round, list(self._apart(stacked, weights_S)))
+            except AggregationError as error:
+                raise ValueError(f"{type(self.strategy).__name__} refuses: {error}") from error
+        if model is None:
+            raise ValueError(
+                f"{type(self.strategy).__name__} made no model of {len(stacked)} replies in round {server_round}: "
+                "let more clients take part, or tolerate fewer malicious ones"
+            )
+        self.server = {"params": to_tensors(model, self.layout.dtypes[0], self.device)["params"]}
+        if BUFFERS in stacked.uploads_S:
+            self._buffers = {BUFFERS: weighted_mean(weights_S, stacked.uploads_S[BUFFERS])}
+        metrics = averaged(weights_S, stacked)
+        columns = self.algorithm.diagnostics(before, self.server, metrics, cohort)
+        return self._record(), MetricRecord({**columns, **counts})
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """Return all that changes from round to round, as named copies of tensors.
+
+        Raises
+        ------
+        ValueError
+            If the Flower strategy keeps what is neither array nor number.
+        """
+        assert self.server is not None
+        kept = {**self.server, **self._buffers}
+        for depth, strategy in enumerate(_nested(self.strategy)):
+            for name, value in vars(strategy).items():
+                kept.update(_pack(f"strategy/{depth}/{name}", value))
+        return {name: value.detach().clone() for name, value in kept.items()}
+
+    def restore(self, snapshot: Mapping[str, Tensor]) -> ArrayRecord:
+        """Go on from a `snapshot` of an equal strategy, and return its global model."""
+        self.strategy = self.make()
+        self.server = {"params": snapshot["params"].to(self.device, copy=True)}
+        self._buffers = {BUFFERS: snapshot[BUFFERS].to(self.device, copy=True)} if BUFFERS in snapshot else {}
+        for depth, strategy in enumerate(_nested(self.strategy)):
+            prefix = f"strategy/{depth}/"
+            paths = [path.removeprefix(prefix) for path in snapshot if path.startswith(prefix)]
+            for name, kind in dict.fromkeys(tuple(path.split("/")[0].split(":")) for path in paths):
+                whole = f"{prefix}{name}:{kind}"
+                parts = {
+                    path.removeprefix(whole).removeprefix("/"): value.cpu().numpy().copy()
+                    for path, value in snapshot.items()
+                    if path == whole or path.startswith(f"{whole}/")
+                }
+                setattr(strategy, name, _KINDS[kind](parts))
+        return self._record()
+
+    def _apart(self, replies: StackedReplies, weights_S: Tensor) -> Iterator[Message]:
+        """Yield the replies one by one, without buffers and with what each counts."""
+        columns = {name: values.tolist() for name, values in replies.metrics_S.items()}
+        for row, node_id in enumerate(replies.node_ids):
+            metrics = {name: float(column[row]) for name, column in columns.items()}
+            yield reply_to(
+                self._requests[node_id],
+                {"params": replies.uploads_S["params"][row]},
+                int(replies.num_examples_S[row]),
+                {**metrics, WEIGHT: float(weights_S[row])},
+            )
+
+
+@final
+class _Cohort:
+    """A Grid of which only some nodes are seen."""
+
+    def __init__(self, grid: Grid, nodes: list[int]) -> None:
+        self._grid, self._nodes = grid, nodes
+
+    def get_node_ids(self) -> list[int]:
+        return self._nodes
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._grid, name)
+
+
+@contextmanager
+def global_randomness(seed: int, name: str, *counters: int) -> Iterator[None]:
+    """Seed the generators of `random` and `numpy.random` from a named stream, and put them back afterwards.
+
+    Flower's lines per reply are left out of the log meanwhile: in a simulation they would drown the rest.
+
+    Examples
+    --------
+    >>> def draw():
+    ...     with global_randomness(0, "noise", 1):
+    ...         return random.random()
+    >>> draw() == draw()
+    True
+    """
+    key = stream_key(seed, name, *counters)
+    # Flower draws from the old global generators, and nothing else reaches those.
+    before = random.getstate(), np.random.get_state()  # noqa: NPY002
+    random.seed(key)
+    np.random.seed([key >> shift & 0xFFFFFFFF for shift in (0, 32, 64, 96)])  # noqa: NPY002
+    log = getLogger("flwr")
+    level = log.level
+    log.setLevel(max(level, WARNING))
+    gc.freeze()  # some strategies collect garbage for every reply, and would walk through all of torch each time
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        log.setLevel(level)
+        random.setstate(before[0])
+        np.random.set_state(before[1])  # noqa: NPY002
+
+
+def _nested(strategy: Strategy) -> Iterator[Strategy]:
+    """Yield a strategy and those that it wraps."""
+    yield strategy
+    inner = getattr(strategy, "strategy", None)
+    if isinstance(inner, Strategy):
+        yield from _nested(inner)
+
+
+_KINDS: Final[Mapping[str, Callable[[dict[str, Any]], object]]] = {
+    "array": lambda parts: parts[""],
+    "bool": lambda parts: bool(parts[""]),
+    "int": lambda parts: int(parts[""]),
+    "float": lambda parts: float(parts[""]),
+    "dict": lambda parts: parts,
+    "list": lambda parts: [parts[str(number)] for number in range(len(parts))],
+    "record": lambda parts: ArrayRecord({name: Array(value) for name, value in parts.items()}),
+}
+
+
+def _pack(path: str, value: object) -> Iterator[tuple[str, Tensor]]:
+    """Yield an attribute as tensors, its kind in the name; nothing for what never changes."""
+    if isinstance(value, bool | int | float):
+        dtype = torch.float64 if isinstance(value, float) else torch.int64
+        yield f"{path}:{type(value).__name__}", torch.tensor(value, dtype=dtype)
+    elif isinstance(value, np.ndarray):
+        yield f"{path}:array", torch.from_numpy(value)
+    elif isinstance(value, ArrayRecord):
+        yield from (
+            (f"{path}:record/{name}", torch.from_numpy(array.numpy())) for name, array in value.items()
+        )
+    elif isinstance(value, dict | list) and all(
+        isinstance(item, np.ndarray) for item in (value.values() if isinstance(value, dict) else value)
+    ):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        yield from ((f"{path}:{type(value).__name__}/{name}", torch.from_numpy(item)) for name, item in items)
+    elif not (value is None or isinstance(value, str | Strategy) or callable(value)):
+        raise ValueError(
+            f"the strategy keeps a {type(value).__name__} ({path.split('/')[-1]}), which is neither an array nor a "
+            "number: it cannot be saved"
+        )

@@ -1,0 +1,1 @@
+"""The engine that computes a whole cohort as stacked tensors."""

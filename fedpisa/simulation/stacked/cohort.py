@@ -1,0 +1,270 @@
+"""A cohort's round as one pure function: all of its clients stacked, or, where that is quicker, one after the other.
+
+Shapes: ``S`` clients, ``P`` parameters, ``Q`` buffer entries, ``K`` local steps, ``C`` mini-batches of a step,
+``B`` samples of a mini-batch.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.func import vmap
+from torch.utils._pytree import tree_map
+
+from fedpisa.clients.base import Arrays, LocalUpdate, MiniBatches, Outcome
+from fedpisa.clients.batches import Ints, Plan
+from fedpisa.clients.client import BUFFERS, seeded
+from fedpisa.clients.gradients import StackedGradient
+from fedpisa.clients.sgd import SGDSteps
+from fedpisa.datasets.client_data import ClientData
+from fedpisa.rng import step_keys
+from fedpisa.simulation.stacked.fused_sgd import descend, descends
+from fedpisa.simulation.stacked.leave_vmap import of_all_clients
+from fedpisa.simulation.stacked.sequential import Chain
+from fedpisa.simulation.stacked.threads import one_thread_each
+from fedpisa.tasks.task import Task
+
+WORTH_A_THREAD: Final = 5_000_000
+"""Multiplications of a cohort's local step, clients times samples times parameters, from which it is spread."""
+
+
+class Common(NamedTuple):
+    """What a cohort's clients share in a round, beside the module; see `run_cohort`.
+
+    Inside `_run_stacked` the update is the round's, and buffers have been taken out of the broadcast.
+    """
+
+    update: LocalUpdate
+    data: ClientData
+    seed: int
+    server_round: int
+    down: Mapping[str, Tensor]
+
+
+def run_cohort(
+    task: Task,
+    update: LocalUpdate,
+    data: ClientData,
+    seed: int,
+    ids_S: Ints,
+    server_round: int,
+    down: Mapping[str, Tensor],
+    states_S: Arrays,
+    copies: Sequence[Task] = (),
+    begin: int = 0,
+) -> Outcome:
+    """Return the stacked outcome of a cohort's round; for each client what `Client.run_round` returns.
+
+    Clients with more steps come first inside, so that those still at work are always a prefix: a client
+    that is done is neither computed nor masked. Within a mini-batch, padding has weight 0.
+
+    Parameters
+    ----------
+    task, update, data, seed
+        What the clients share.
+    ids_S
+        The cohort.
+    server_round
+        1, 2, ...
+    down
+        The broadcast.
+    states_S
+        The clients' states.
+    copies
+        Copies of ``task``, one for each further thread that may take a part of the cohort: PyTorch puts tensors
+        into a module while it calls it.
+    begin
+        How many clients of the round came before these: what a module draws is not to be drawn again.
+    """
+    plan = update.at_round(server_round).schedule().plan(data.sizes_N[ids_S], ids_S, server_round, seed)
+    multiplications = len(ids_S) * plan.weight_SKCB[0, 0].size * task.layout.size
+    tasks = (task, *copies)[: len(ids_S)] if multiplications >= WORTH_A_THREAD else (task,)
+    parts = _deal_out(plan.steps_S, len(tasks))
+    common = Common(update, data, seed, server_round, down)
+    run = _run_one_by_one if one_by_one(task, data) else _run_stacked
+
+    def run_part(task: Task, rows_S: Ints) -> Outcome:
+        own = {name: _rows(value, rows_S) for name, value in states_S.items()}
+        return run(task, common, ids_S[rows_S], own, plan.rows(rows_S))
+
+    if len(tasks) == 1:
+        with seeded(seed, server_round, *([begin] if begin else [])):
+            outcomes = [run_part(task, parts[0])]
+    else:
+        with one_thread_each(len(tasks)) as pool:
+            outcomes = list(pool.map(run_part, tasks, parts))
+    back = np.argsort(np.concatenate(parts))
+    in_order: Outcome = tree_map(lambda value: _rows(value, back), join(outcomes))
+    return in_order
+
+
+def _deal_out(steps_S: Ints, parts: int) -> list[Ints]:
+    """Return the clients of each part, those with more steps first, and as many of them in one part as in another."""
+    if (steps_S == steps_S[0]).all():
+        return np.array_split(np.arange(len(steps_S)), parts)
+    order_S = np.argsort(-steps_S, kind="stable")
+    return [order_S[number::parts] for number in range(parts)]
+
+
+def _rows(value: Tensor, rows_S: Ints) -> Tensor:
+    """Return some of a tensor's rows: consecutive ones as a view, because copies of whole cohorts take their time."""
+    if (np.diff(rows_S) == 1).all():
+        return value[rows_S[0] : rows_S[0] + len(rows_S)]
+    return value.index_select(0, torch.from_numpy(rows_S).to(value.device))
+
+
+def one_by_one(task: Task, data: ClientData) -> bool:
+    """Tell whether clients are computed one after the other: where their convolutions are anyway.
+
+    A client's vectors then stay in the cache from step to step.
+    """
+    chain = _chain(task, data)
+    return chain is not None and bool(chain.body_names)
+
+
+def in_one_piece(task: Task, data: ClientData) -> bool:
+    """Tell whether a cohort is never dealt out: where PyTorch's own threads share batched products of dense layers."""
+    chain = _chain(task, data)
+    return chain is not None and not chain.body_names
+
+
+def _chain(task: Task, data: ClientData) -> Chain | None:
+    """Return the module as a chain, where gradients written out are of use for these samples."""
+    return task.chain if task.chain is not None and task.chain.fits(data.x) else None
+
+
+def _run_one_by_one(task: Task, common: Common, ids_S: Ints, states_S: Arrays, plan: Plan) -> Outcome:
+    """Return the stacked outcome of clients, each of them a stack of its own."""
+    outcomes = []
+    for row in range(len(ids_S)):
+        own = {name: value[row : row + 1] for name, value in states_S.items()}
+        outcomes.append(_run_stacked(task, common, ids_S[row : row + 1], own, plan.rows(np.array([row]))))
+    stacked: Outcome = join(outcomes)
+    return stacked
+
+
+class Batches(NamedTuple):
+    """The mini-batches of some clients' steps: `Plan`'s, rows of all the samples, and the steps' random keys."""
+
+    rows_SKCB: Tensor
+    weight_SKCB: Tensor
+    key_SK: Tensor
+
+
+class Carry(NamedTuple):
+    """What clients take from one local step to the next; ``work`` is empty before the first.
+
+    ``losses_S`` is the number of steps whose losses ``loss_S`` adds up: a step may do without a gradient.
+    """
+
+    work: Arrays
+    buffers_SQ: Tensor
+    loss_S: Tensor
+    losses_S: Tensor
+
+
+@torch.no_grad()
+def _run_stacked(task: Task, common: Common, ids_S: Ints, states_S: Arrays, plan: Plan) -> Outcome:
+    """Return the stacked outcome of clients that are ordered by their steps, those with most first."""
+    update, data, seed, server_round, down = common
+    update, shared = update.at_round(server_round), dict(down)
+    common = common._replace(update=update, down=shared)
+    device, steps = data.x.device, int(plan.steps_S.max())
+    batches = Batches(
+        torch.from_numpy(plan.index_SKCB + data.begin_N[ids_S, None, None, None]).to(device),
+        torch.from_numpy(plan.weight_SKCB).to(data.x),
+        torch.from_numpy(step_keys(seed, ids_S, server_round, steps)).to(device),
+    )
+    buffers_Q = shared.pop(BUFFERS, shared["params"].new_zeros(0))
+    none_S = shared["params"].new_zeros(len(ids_S))
+    carry = Carry({}, buffers_Q.expand(len(ids_S), -1), none_S, none_S)
+    descending = _chain(task, data) is not None and descends(update)
+    take_steps = _descend if descending else _take_stretches
+    carry = take_steps(task, common, states_S, carry, batches, plan.steps_S)
+    outcome: Outcome = vmap(lambda state, work: update.finish(shared, state, work))(states_S, carry.work)
+    buffers = {BUFFERS: carry.buffers_SQ} if carry.buffers_SQ.shape[1] else {}
+    metrics = {
+        **outcome.metrics,
+        "train-loss": carry.loss_S / carry.losses_S,
+        "local-steps": torch.from_numpy(plan.gradients_S).to(carry.loss_S),
+    }
+    return Outcome({**outcome.upload, **buffers}, dict(outcome.state), metrics)
+
+
+def _take_stretches(
+    task: Task, common: Common, states_S: Arrays, carry: Carry, batches: Batches, steps_S: Ints
+) -> Carry:
+    """Take an update's steps, those between two clients' ends at a time."""
+    done: list[Carry] = []
+    for begin, end, active in _stretches(steps_S):
+        if active < len(carry.loss_S):
+            done.insert(0, tree_map(lambda value, a=active: value[a:], carry))
+            carry = tree_map(lambda value, a=active: value[:a], carry)
+        states = {name: value[:active] for name, value in states_S.items()}
+        carry = _take_steps(
+            task, common, states, carry, Batches(*(part[:active, begin:end] for part in batches))
+        )
+    whole: Carry = join([carry, *done])
+    return whole
+
+
+def _take_steps(task: Task, common: Common, states_S: Arrays, carry: Carry, batches: Batches) -> Carry:
+    """Take an update's steps, whatever they are, for all clients in one `vmap`."""
+    update, data, _, _, down = common
+
+    def of_one(state: Arrays, carry: Carry, batches: Batches) -> Carry:
+        work, buffers_Q, loss, losses = carry
+        # Begun here, the model is not stacked: everybody's first gradient is at the same point.
+        work = work or update.start(down, state)
+        for rows_CB, weight_CB, key in zip(*(part.unbind() for part in batches), strict=True):
+            x, y_CB = of_all_clients(data.samples, rows_CB)
+            gradient = StackedGradient(task, buffers_Q)
+            work = update.step(gradient, down, state, work, MiniBatches(x, y_CB, weight_CB, key))
+            buffers_Q = gradient.buffers_Q
+            if gradient.loss is not None:
+                loss, losses = loss + gradient.loss, losses + 1
+        return Carry(work, buffers_Q, loss, losses)
+
+    after: Carry = vmap(of_one, randomness="different")(states_S, carry, batches)
+    return after
+
+
+def _descend(
+    task: Task, common: Common, states_S: Arrays, carry: Carry, batches: Batches, steps_S: Ints
+) -> Carry:
+    """Take the steps of plain SGD; see `fedpisa.simulation.stacked.fused_sgd`."""
+    update, data, _, _, down = common
+    assert task.chain is not None
+    assert isinstance(update, SGDSteps)
+    work = vmap(lambda state, _: update.start(down, state))(states_S, carry.loss_S)
+    rows_KSB, weight_KSB = (part.flatten(2).unbind(1) for part in batches[:2])
+    active_K = (steps_S[:, None] > np.arange(len(rows_KSB))).sum(0).tolist()
+    samples = (
+        (*data.samples(rows_SB[:active]), weight_SB[:active])
+        for rows_SB, weight_SB, active in zip(rows_KSB, weight_KSB, active_K, strict=True)
+    )
+    work, loss_S = descend(update, task.chain, task.loss, down, states_S, work, samples)
+    return carry._replace(work=work, loss_S=loss_S, losses_S=torch.from_numpy(steps_S).to(loss_S))
+
+
+def _stretches(steps_S: Ints) -> Iterator[tuple[int, int, int]]:
+    """Yield first step, end and number of clients of every stretch of steps between two clients' ends.
+
+    Examples
+    --------
+    >>> list(_stretches(np.array([4, 4, 1])))
+    [(0, 1, 3), (1, 4, 2)]
+    """
+    ends = np.unique(steps_S).tolist()
+    for begin, end in itertools.pairwise([0, *ends]):
+        yield begin, end, int((steps_S > begin).sum())
+
+
+def join(parts: list[Any]) -> Any:
+    """Concatenate trees of tensors along their first axis."""
+    return parts[0] if len(parts) == 1 else tree_map(lambda *values: torch.cat(values), *parts)

@@ -1,0 +1,105 @@
+"""SGD's local steps of stacked clients whose module is a chain of layers: no gradient is ever written down.
+
+The gradient of a dense layer is a product of two matrices, and a product can add itself to the drift, or to the
+momentum: of a step there remain two looks at the model and one at what is added to. What comes out is what
+`SGDSteps.step` says.
+
+Shapes: ``S`` clients, ``P`` parameters, ``B`` samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from fedpisa.clients.base import Arrays, LocalUpdate
+from fedpisa.clients.sgd import SGDSteps
+from fedpisa.simulation.stacked.sequential import Chain, Sum
+from fedpisa.tasks.losses import Loss
+
+
+def descends(update: LocalUpdate) -> bool:
+    """Tell whether an update's steps are those of `SGDSteps`, along the gradient of nothing but the loss."""
+    if not isinstance(update, SGDSteps):
+        return False
+    return type(update).step is SGDSteps.step and type(update).slope is SGDSteps.slope
+
+
+def descend(
+    update: SGDSteps,
+    chain: Chain,
+    loss: Callable[[int], Loss],
+    down: Arrays,
+    state: Arrays,
+    work: Arrays,
+    batches: Iterable[tuple[Tensor, Tensor, Tensor]],
+) -> tuple[Arrays, Tensor]:
+    """Return the clients' working variables after their steps, and each client's losses, summed ``(S,)``.
+
+    With ``a = weight-decay + pull`` and ``c = shift + weight-decay centre``, which a round does not change, a step is
+    ``drift <- (1 - learning-rate a) drift - learning-rate (g + c)``, or with momentum
+    ``m <- momentum m + g + c + a drift``, ``drift <- drift - learning-rate m``.
+
+    Parameters
+    ----------
+    update, chain, loss
+        What the clients share.
+    down
+        The broadcast.
+    state, work
+        The clients' states and working variables, stacked; those with most steps first.
+    batches
+        Of each step the features ``(S, B, ...)``, labels and weights ``(S, B)`` of the first clients, who take it: all
+        of them the first step.
+    """
+    layout, rate, momentum = chain.layout, update.learning_rate, update.momentum
+    # A product takes a number: where the server sends the pull, this waits for the device, once and not in each step.
+    pull = update.pull(down)
+    decay = update.weight_decay + (0.0 if pull is None else float(pull))
+    centre_SP, *constant_SP = vmap(lambda state, _: _fixed(update, down, state))(state, work["steps"])
+    centre, constants = layout.unflatten(centre_SP), [layout.unflatten(rows_SP) for rows_SP in constant_SP]
+
+    # What is known to be zero before the first step is not read.
+    sum_SP = work["drift"].new_empty(work["drift"].shape)
+    drift_SP = torch.zeros_like(sum_SP) if momentum else sum_SP
+    total, drift, point = map(layout.blocks, (sum_SP, drift_SP, torch.empty_like(sum_SP)))
+    counts = {name: value.clone() for name, value in work.items() if name not in ("drift", "m")}
+    loss_S = torch.zeros_like(counts["steps"])
+    alpha, beta = (1.0, momentum) if momentum else (-rate, 1 - rate * decay)
+    active, begins = len(loss_S), True
+    for x, y_SB, weight_SB in batches:
+        if len(x) < active:
+            active = len(x)
+            total, drift, point, centre, *constants = (
+                {name: part[:active] for name, part in parts.items()}
+                for parts in (total, drift, point, centre, *constants)
+            )
+        if not begins:
+            for name, v in point.items():
+                torch.add(centre[name], drift[name], out=v)
+        into = Sum(total, alpha, 0.0 if begins else beta)
+        loss_S[:active] += chain.add_gradient(centre if begins else point, x, y_SB, weight_SB, loss, into)
+        for name, part in total.items():
+            for constant in constants:
+                part.add_(constant[name], alpha=alpha)
+            if momentum and decay:
+                part.add_(drift[name], alpha=decay)
+            if momentum:
+                drift[name].sub_(part, alpha=rate)
+        for name, value in update.counted({name: value[:active] for name, value in counts.items()}).items():
+            counts[name][:active] = value
+        begins = False
+    moved = {"drift": drift_SP, "m": sum_SP} if momentum else {"drift": drift_SP}
+    return {**counts, **{name: layout.rows(memory_SP) for name, memory_SP in moved.items()}}, loss_S
+
+
+def _fixed(update: SGDSteps, down: Arrays, state: Arrays) -> tuple[Tensor, ...]:
+    """Return a client's centre and, if anything is added to its gradients whatever the drift, that."""
+    centre_P, shift_P = update.centre(down, state), update.shift(down, state)
+    if not update.weight_decay:
+        return (centre_P,) if shift_P is None else (centre_P, shift_P)
+    decayed_P = update.weight_decay * centre_P
+    return centre_P, decayed_P if shift_P is None else shift_P + decayed_P

@@ -1,0 +1,268 @@
+"""The fast Grid: all sampled clients stacked, their local updates run as one under `torch.func.vmap`.
+
+Shapes: ``S`` clients, ``P`` parameters, ``Q`` buffer entries, ``K`` local steps, ``C`` mini-batches of a step,
+``B`` samples of a mini-batch.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
+from logging import getLogger
+from typing import Any, final
+
+import numpy as np
+import torch
+from flwr.app import Message, MessageType
+from torch import Tensor, nn
+from torch.func import vmap
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from fedpisa.clients.base import Arrays, LocalUpdate, MiniBatches, Outcome
+from fedpisa.clients.batches import Ints
+from fedpisa.clients.client import Client, seeded
+from fedpisa.clients.gradients import StackedGradient
+from fedpisa.components import one_line
+from fedpisa.datasets.client_data import ClientData
+from fedpisa.flower.client_app import evaluation_reply
+from fedpisa.flower.compat import to_tensors
+from fedpisa.flower.messages import (
+    ARRAYS,
+    CONFIG,
+    CONFIRMED_ROUND,
+    SERVER_ROUND,
+    Broadcast,
+    StackedReplies,
+    scalars,
+)
+from fedpisa.simulation.grid import InProcessGrid
+from fedpisa.simulation.stacked.client_states import StackedStates
+from fedpisa.simulation.stacked.cohort import in_one_piece, join, run_cohort
+from fedpisa.simulation.stacked.threads import keep_freed_memory
+from fedpisa.storage.client_rows import UNLIMITED
+from fedpisa.strategies.base import ClientStates
+from fedpisa.tasks.task import Task
+
+_LOG = getLogger("fedpisa")
+
+
+@final
+class UnstackableError(ValueError):
+    """A layer cannot run for stacked clients."""
+
+    def __init__(self, layer: str, cause: str) -> None:
+        super().__init__(
+            f'{layer} cannot run for stacked clients ({cause}); use engine = "loop", or replace the layer'
+        )
+
+
+@final
+class VmapGrid(InProcessGrid):
+    """Runs a cohort's local updates stacked, tensors passed on as they are.
+
+    Parameters
+    ----------
+    task
+        Module and loss.
+    update
+        The algorithm's local update.
+    data
+        All clients' samples.
+    seed
+        The run's seed.
+    block
+        How many clients are computed at once; 0 for all. Halved whenever the device's memory proves too small.
+    state_memory
+        Bytes that the clients' states may take in memory; see `StackedStates`.
+
+    Raises
+    ------
+    UnstackableError
+        If a layer of the module cannot run stacked, by its name.
+    """
+
+    engine = "vmap"
+
+    def __init__(
+        self,
+        task: Task,
+        update: LocalUpdate,
+        data: ClientData,
+        seed: int,
+        block: int = 0,
+        state_memory: int = UNLIMITED,
+    ) -> None:
+        super().__init__(data.num_clients)
+        refuse_unstackable(task, data)
+        self.task, self.update, self.data, self.seed = task, update, data, seed
+        self.block = block or data.num_clients
+        self.state_memory = state_memory
+        self.states: StackedStates | None = None
+        on_cpu = data.x.device.type == "cpu"
+        keep_freed_memory()
+        # What is drawn while the model runs comes from one generator, which threads would share.
+        alone = not on_cpu or in_one_piece(task, data) or draws(task, data)
+        threads = 1 if alone else torch.get_num_threads()
+        self.copies = [deepcopy(task) for _ in range(threads - 1)]
+
+    @property
+    def client_states(self) -> ClientStates:
+        """Everything is in this process."""
+        return self
+
+    def exchange(self, requests: Broadcast | list[Message]) -> Iterable[Message]:
+        """Run the requests' clients, those with the same content together."""
+        if isinstance(requests, Broadcast):
+            return self._train(requests, requests.node_ids, requests.content, requests.confirmed_S)
+        replies: dict[int, Message] = {}
+        groups: dict[object, list[Message]] = {}
+        for request in requests:
+            if request.metadata.message_type == MessageType.EVALUATE:
+                replies[id(request)] = self._evaluate(request)
+            elif request.metadata.message_type != MessageType.TRAIN:
+                raise ValueError(
+                    f"a {request.metadata.message_type!r} message: stacked clients only train and evaluate; "
+                    "use a LoopGrid with a ClientApp of your own"
+                )
+            else:
+                config = dict(request.content[CONFIG])
+                config.pop(CONFIRMED_ROUND, None)
+                key = (id(request.content[ARRAYS]), *sorted(config.items()))
+                groups.setdefault(key, []).append(request)
+        for group in groups.values():
+            group.sort(key=lambda request: request.metadata.dst_node_id)
+            nodes = [request.metadata.dst_node_id for request in group]
+            configs = [request.content.config_records[CONFIG] for request in group]
+            told = all(CONFIRMED_ROUND in config for config in configs)
+            confirmed_S = [int(str(config[CONFIRMED_ROUND])) for config in configs] if told else None
+            answers = self._train(group, nodes, group[0].content, confirmed_S)
+            for request, reply in zip(group, answers, strict=True):
+                replies[id(request)] = reply
+        return [replies[id(request)] for request in requests]
+
+    def weighted_sum(self, name: str, weights_N: Tensor) -> Tensor:
+        """Return ``sum_i weights_i state_i[name]``; see `fedpisa.strategies.base.ClientStates`."""
+        return torch.zeros(()) if self.states is None else self.states.weighted_sum(name, weights_N)
+
+    def state(self, client_id: int) -> Arrays | None:
+        """Return one client's state; see `fedpisa.strategies.base.ClientStates`."""
+        return None if self.states is None else self.states.row(client_id)
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """Return all clients' states, for `restore`."""
+        return {} if self.states is None else self.states.snapshot()
+
+    def restore(self, kept: Arrays) -> None:
+        """Take up the states of a `snapshot`."""
+        here = {name: value.to(self.data.x.device) for name, value in kept.items()}
+        self.states = StackedStates.restored(here, self.num_clients, self.state_memory) if here else None
+
+    def _received(self, content: Mapping[str, Any]) -> dict[str, Tensor]:
+        dtype, device = self.data.x.dtype, self.data.x.device
+        return {**to_tensors(content[ARRAYS], dtype, device), **scalars(content[CONFIG], dtype, device)}
+
+    def _evaluate(self, request: Message) -> Message:
+        client_id = self.client_of(request.metadata.dst_node_id)
+        client = Client(self.task, self.update, *self.data.client(client_id), client_id, self.seed)
+        return evaluation_reply(request, client, self._received(request.content))
+
+    def _train(
+        self,
+        requests: Iterable[Message],
+        nodes: Sequence[int],
+        content: Mapping[str, Any],
+        confirmed_S: Sequence[int] | None,
+    ) -> StackedReplies:
+        down = self._received(content)
+        ids_S = np.array([self.client_of(node) for node in nodes], dtype=np.int64)
+        rows_S = torch.from_numpy(ids_S).to(self.data.x.device)
+        if self.states is None:
+            initial = self.update.init(down["params"])
+            self.states = StackedStates(initial, self.num_clients, self.update.incremental, self.state_memory)
+        if confirmed_S is not None:
+            self.states.settle(rows_S, torch.tensor(confirmed_S, device=rows_S.device))
+        server_round = int(content[CONFIG][SERVER_ROUND])
+        own = self.states.read(rows_S)
+        outcome = self._in_blocks(ids_S, server_round, down, own)
+        self.states.write(rows_S, outcome.state, server_round)
+        sizes_S = torch.from_numpy(self.data.sizes_N[ids_S]).double()
+        return StackedReplies(requests, nodes, outcome.upload, sizes_S, outcome.metrics)
+
+    def _in_blocks(self, ids_S: Ints, server_round: int, down: Arrays, states_S: Arrays) -> Outcome:
+        """Return the cohort's outcome, of no more clients at a time than memory has proved to take."""
+        common = (self.task, self.update, self.data, self.seed)
+        outcomes: list[Outcome] = []
+        begin = 0
+        while begin < len(ids_S):
+            part = slice(begin, begin + self.block)
+            own = {name: value[part] for name, value in states_S.items()}
+            try:
+                outcomes.append(run_cohort(*common, ids_S[part], server_round, down, own, self.copies, begin))
+            except torch.OutOfMemoryError as error:
+                self.block = min(self.block, len(ids_S) - begin) // 2
+                if not self.block:
+                    raise ValueError(
+                        f"one client's local step does not fit into the memory of {self.data.x.device} "
+                        f'({one_line(error)}): take a smaller batch-size, or device = "cpu"'
+                    ) from error
+                _LOG.warning("out of memory: from now on %d clients at a time", self.block)
+            else:
+                begin = part.stop
+        whole: Outcome = join(outcomes)
+        return whole
+
+
+def draws(task: Task, data: ClientData) -> bool:
+    """Tell whether the module draws random numbers in training, as dropout does."""
+    with seeded(0), torch.no_grad():
+        before = torch.get_rng_state()
+        params, mask_B = task.layout.unflatten(task.initial_params()), data.x.new_ones(2)
+        x, y_B = data.x[:1].expand(2, *data.x.shape[1:]), data.y[:1].expand(2)
+        task.losses(params, task.initial_buffers(), x, y_B, mask_B)
+        return not torch.equal(before, torch.get_rng_state())
+
+
+def refuse_unstackable(task: Task, data: ClientData) -> None:
+    """Try the module on two stacked clients of two samples.
+
+    Raises
+    ------
+    UnstackableError
+        With the innermost layer that failed and the fix.
+    """
+    entered: list[str] = []
+    hooks = []
+    for name, module in task.module.named_modules():
+        if isinstance(module, _InstanceNorm) and module.track_running_stats:
+            layer = f"{name or 'the model'} ({type(module).__name__})"
+            raise UnstackableError(layer, "its running statistics would count padding")
+
+        def enter(module: nn.Module, inputs: Any, name: str = name) -> None:
+            entered.append(f"{name or 'the model'} ({type(module).__name__})")
+
+        def leave(module: nn.Module, inputs: Any, output: Any) -> None:
+            entered.pop()
+
+        hooks += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
+    x = data.x[:1].expand(2, 1, 2, *data.x.shape[1:])
+    y = data.y[:1].expand(2, 1, 2)
+    weight = data.x.new_full((2, 1, 2), 0.5)
+    params = task.initial_params().to(data.x).expand(2, -1)
+    buffers = task.initial_buffers().to(data.x).expand(2, -1)
+
+    def gradient(params_P: Tensor, buffers_Q: Tensor, *batch: Tensor) -> Tensor:
+        return StackedGradient(task, buffers_Q)(params_P, MiniBatches(*batch))[1]
+
+    try:
+        with seeded(0), warnings.catch_warnings():
+            # What has no batching rule runs one client after the other, with this warning in every round.
+            warnings.filterwarnings("error", "There is a performance drop", UserWarning)
+            vmap(gradient, randomness="different")(params, buffers, x, y, weight)
+    except (RuntimeError, UserWarning) as error:
+        layer = entered[-1] if entered else "the model's loss or backward pass"
+        cause = " ".join(str(error).split())[:200]
+        raise UnstackableError(layer, cause) from error
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -1,0 +1,1 @@
+"""Files, client rows and checkpoints."""

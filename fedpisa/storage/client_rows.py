@@ -1,0 +1,181 @@
+"""A row for every client: in memory while all of them fit, beyond it in a file.
+
+In memory a stack is any tensor ``(N, ...)``; in a file it is an `OnDisk`, a tensor without numbers. `take` and `put`
+read and write rows of either. A client that never wrote has a row of zeros, which takes no room in a file.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import Any, Final, final
+
+import torch
+from torch import Tensor
+
+from fedpisa.storage.row_file import RowFile
+
+UNLIMITED: Final = sys.maxsize
+ROWS: Final = 64
+"""Rows that are worked on at once, so that copies of another type stay small."""
+_LONG: Final = 2**15
+"""Numbers of a row from which rows are worked on one by one."""
+_SAID_OF_ANY: Final = {"__get__", "__len__", "__hash__", "dim", "size", "numel", "element_size"}
+"""What a tensor answers without its numbers; ``__get__`` are its attributes."""
+_NO_NUMBERS: Final = (
+    "clients' vectors are in a file: use client_rows.take and put for its rows, or raise state-memory"
+)
+
+
+@final
+class OnDisk(Tensor):
+    """A stack in a file: it has a shape and a type, and `take` and `put` know its numbers.
+
+    Raises
+    ------
+    ValueError
+        If anything is computed with it.
+
+    Examples
+    --------
+    >>> stack = zeros((3, 2), torch.ones(()), limit=0)
+    >>> stack, stack.shape
+    (OnDisk((3, 2), torch.float32), torch.Size([3, 2]))
+    >>> stack[0]
+    Traceback (most recent call last):
+    ValueError: clients' vectors are in a file: use client_rows.take and put for its rows, or raise state-memory
+    """
+
+    file: RowFile
+
+    @staticmethod
+    def of(file: RowFile, shape: tuple[int, ...], dtype: torch.dtype) -> OnDisk:
+        """Return a file's rows as a stack."""
+        stack = torch.empty(shape, dtype=dtype, device="meta").as_subclass(OnDisk)
+        stack.file = file
+        return stack
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Answer what can be said without numbers."""
+        if func is Tensor.__repr__:
+            return f"OnDisk({tuple(args[0].shape)}, {args[0].dtype})"
+        if func.__name__ not in _SAID_OF_ANY:
+            raise ValueError(_NO_NUMBERS)
+        answer = super().__torch_function__(func, types, args, kwargs or {})  # type: ignore[no-untyped-call]
+        if isinstance(answer, Tensor):  # such as the transpose, which is an attribute
+            raise ValueError(_NO_NUMBERS)
+        return answer
+
+
+def zeros(shape: tuple[int, ...], like: Tensor, limit: int = UNLIMITED) -> Tensor:
+    """Return a stack of zeros: on the device of ``like``, or in a file if it takes more than ``limit`` bytes.
+
+    Examples
+    --------
+    >>> here, there = (zeros((3, 2), torch.ones(()), limit) for limit in (24, 23))
+    >>> is_on_disk(here), is_on_disk(there), take(there, torch.tensor([2]))
+    (False, True, tensor([[0., 0.]]))
+    """
+    size = math.prod(shape) * like.element_size()
+    if size <= limit:
+        return like.new_zeros(shape)
+    return OnDisk.of(RowFile(shape[0], size // shape[0]), shape, like.dtype)
+
+
+def is_on_disk(stack: Tensor) -> bool:
+    """Tell whether a stack is in a file."""
+    return isinstance(stack, OnDisk)
+
+
+def grown(stack: Tensor, length: int, limit: int = UNLIMITED) -> Tensor:
+    """Return a stack with rows of zeros added up to ``length``: clients may join while a run goes on.
+
+    Examples
+    --------
+    >>> grown(torch.ones(2), 3)
+    tensor([1., 1., 0.])
+    """
+    if len(stack) == length:
+        return stack
+    if isinstance(stack, OnDisk):
+        stack.file.grow(length)
+        return OnDisk.of(stack.file, (length, *stack.shape[1:]), stack.dtype)
+    longer = zeros((length, *stack.shape[1:]), stack, limit if stack.dim() > 1 else UNLIMITED)
+    return put(longer, torch.arange(len(stack), device=stack.device), stack)
+
+
+def take(stack: Tensor, ids_S: Tensor) -> Tensor:
+    """Return copies of rows, on the device of ``ids_S``."""
+    if not isinstance(stack, OnDisk):
+        return stack.index_select(0, ids_S)
+    rows_S = torch.zeros(len(ids_S), *stack.shape[1:], dtype=stack.dtype)
+    stack.file.read(ids_S.cpu().numpy(), _bytes(rows_S))
+    return rows_S.to(ids_S.device)
+
+
+def put(stack: Tensor, ids_S: Tensor, rows_S: Tensor) -> Tensor:
+    """Write rows, and return the stack.
+
+    Into a file they are written meanwhile: until the next call with this stack they must stay as they are.
+
+    Raises
+    ------
+    OSError
+        If the disk of a stack in a file was too full for the rows of the call before, with the folder and the fix.
+    """
+    if isinstance(stack, OnDisk):
+        written_S = rows_S.to("cpu", stack.dtype).contiguous()
+        # What one client shares with the server, such as the model, is contiguous without being its own.
+        written_S = written_S.clone() if len(ids_S) == 1 else written_S
+        stack.file.write(ids_S.cpu().numpy(), _bytes(written_S))
+        return stack
+    if not _one_by_one(stack, stack.device):
+        return stack.index_copy_(0, ids_S, rows_S)
+    for client_id, row in zip(ids_S.tolist(), rows_S.unbind(), strict=True):
+        stack[client_id].copy_(row)
+    return stack
+
+
+def weighted_sum(weights_N: Tensor, stack: Tensor) -> Tensor:
+    """Return ``sum_i weights_i row_i`` ``(P,)`` in float64; rows of weight 0 are not read.
+
+    Examples
+    --------
+    >>> weighted_sum(torch.tensor([2.0, 0.0, 1.0]), torch.tensor([[1.0], [torch.nan], [5.0]]))
+    tensor([7.], dtype=torch.float64)
+    """
+    ids_S = weights_N.nonzero().flatten()
+    return sum_of_rows(weights_N[ids_S], stack, ids_S)
+
+
+def sum_of_rows(weights_S: Tensor, stack: Tensor, ids_S: Tensor) -> Tensor:
+    """Return ``sum_i weights_i row_(ids_i)`` ``(P,)`` in float64, without a copy of all these rows in it.
+
+    The same bits from memory and from a file.
+
+    Examples
+    --------
+    >>> sum_of_rows(torch.tensor([2.0, 1.0]), torch.tensor([[1.0], [torch.nan], [5.0]]), torch.tensor([2, 0]))
+    tensor([11.], dtype=torch.float64)
+    """
+    total_P = torch.zeros(stack.shape[1:], dtype=torch.float64, device=weights_S.device)
+    for weights_B, ids_B in zip(torch.split(weights_S, ROWS), torch.split(ids_S, ROWS), strict=True):
+        if not _one_by_one(stack, ids_S.device):
+            total_P += weights_B.double() @ take(stack, ids_B).double()
+            continue
+        # From memory a row is lent, not copied.
+        rows_BP = take(stack, ids_B) if is_on_disk(stack) else [stack[i] for i in ids_B.tolist()]
+        for weight, row_P in zip(weights_B.tolist(), rows_BP, strict=True):
+            total_P.add_(row_P, alpha=weight)
+    return total_P
+
+
+def _one_by_one(stack: Tensor, device: torch.device) -> bool:
+    """Tell whether rows are worth a call each: all cores share it, where calls for several rows take one core."""
+    return device.type == "cpu" and math.prod(stack.shape[1:]) >= _LONG
+
+
+def _bytes(rows_S: Tensor) -> Any:
+    """Return the memory of rows, an array of bytes ``(S, row)``."""
+    return rows_S.view(len(rows_S), math.prod(rows_S.shape[1:])).view(torch.uint8).numpy()

@@ -1,0 +1,1 @@
+"""What is learned, as functions of flat vectors."""

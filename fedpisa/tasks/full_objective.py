@@ -1,0 +1,55 @@
+"""Exact diagnostics: losses and gradients over all of the clients' samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from fedpisa.datasets.client_data import ClientData
+from fedpisa.tasks.task import Task
+
+
+@final
+@dataclass(frozen=True)
+class FullObjective:
+    """The clients' mean losses ``f_i`` over all of their samples, in evaluation mode.
+
+    Parameters
+    ----------
+    task
+        Module and loss.
+    data
+        All clients' samples.
+    buffers_Q
+        The module's buffers.
+    batch_size
+        Samples per pass; it bounds the memory and changes the result only by rounding.
+    """
+
+    task: Task
+    data: ClientData
+    buffers_Q: Tensor
+    batch_size: int = 8192
+
+    def client_loss(self, client_id: int, params_P: Tensor) -> float:
+        """Return ``f_i``."""
+        return self.task.evaluate(params_P, self.buffers_Q, *self.data.client(client_id), self.batch_size)[
+            "loss"
+        ]
+
+    def value_and_gradient(self, params_P: Tensor, weights_N: Tensor) -> tuple[float, Tensor]:
+        """Return ``sum_i weights_i f_i`` and its gradient ``(P,)``."""
+        sizes_N = torch.from_numpy(self.data.sizes_N).to(weights_N.device)
+        weight_n = torch.repeat_interleave(weights_N / sizes_N, sizes_N).to(self.data.x)
+        point_P = params_P.detach().requires_grad_()
+        value, gradient_P = 0.0, torch.zeros_like(params_P)
+        batches, weights = self.data.batches(self.batch_size), torch.split(weight_n, self.batch_size)
+        for (x_B, y_B), weight_B in zip(batches, weights, strict=True):
+            losses_B, _ = self.task.eval_losses(point_P, self.buffers_Q, x_B, y_B)
+            loss = losses_B @ weight_B
+            gradient_P += torch.autograd.grad(loss, point_P)[0]
+            value += float(loss.detach())
+        return value, gradient_P
