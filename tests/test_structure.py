@@ -1,0 +1,108 @@
+"""The layout's rules: which package may import which, no circles, no loose files, no long files."""
+
+from __future__ import annotations
+
+import ast
+import io
+import tokenize
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+ORDER = (
+    "components storage datasets models tasks clients strategies flower server families plots config "
+    "simulation runs apps deployment studies tuning report bench cli"
+).split()
+"""Bottom up: a package imports only packages that stand before it."""
+BELOW_ALL, ABOVE_ALL = {"rng", "typing"}, {"__init__", "__main__", "authoring"}
+APART = {"config": ("strategies", "datasets", "models"), "tasks": ("simulation",), "clients": ("simulation",)}
+"""What a package must not import although the order would allow it, or for a reason worth naming."""
+LONGEST = {"fedpisa": 300, "tests": 500}
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_of(path): path for path in (ROOT / "fedpisa").rglob("*.py")}
+
+
+def imports_of(module: str) -> set[str]:
+    """Return the modules that a module imports at any depth, lazily or not; type checkers' imports count too."""
+    found = set()
+    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+    return {name for name in found if name in MODULES and name != "fedpisa"} - {module}
+
+
+IMPORTS = {module: imports_of(module) for module in MODULES}
+
+
+def package_of(module: str) -> str:
+    return module.split(".")[1] if "." in module else "__init__"
+
+
+def code_lines(path: Path) -> int:
+    """Count lines that are neither blank, comment nor docstring."""
+    text = path.read_text(encoding="utf-8")
+    lines: set[int] = set()
+    skipped = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type not in skipped | {tokenize.ENDMARKER}:
+            lines |= set(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            lines -= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    return len(lines)
+
+
+def test_packages_import_only_those_below_them() -> None:
+    rank = {name: position for position, name in enumerate(ORDER)}
+    wrong = [
+        f"{module} imports {name}"
+        for module, names in IMPORTS.items()
+        if package_of(module) in rank
+        for name in sorted(names)
+        if package_of(name) in ABOVE_ALL | BELOW_ALL - BELOW_ALL
+        or (package_of(name) in rank and rank[package_of(name)] > rank[package_of(module)])
+        or package_of(name) in APART.get(package_of(module), ())
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_no_circle_of_modules() -> None:
+    # A package's own __init__ is imported with each of its modules and is not an arrow of its own.
+    arrows = {m: {n for n in names if not m.startswith(f"{n}.")} for m, names in IMPORTS.items()}
+    try:
+        TopologicalSorter(arrows).prepare()
+    except CycleError as error:
+        raise AssertionError(" -> ".join(error.args[1])) from None
+
+
+def test_every_file_has_a_place_and_a_length_to_read() -> None:
+    places = {path.name for path in (ROOT / "fedpisa").iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert places == set(ORDER)
+    loose = sorted(path.stem for path in (ROOT / "fedpisa").glob("*.py"))
+    assert len(loose) <= 5, loose
+    long = [
+        f"{path.relative_to(ROOT)}: {code_lines(path)} lines of code"
+        for folder, most in LONGEST.items()
+        for path in (ROOT / folder).rglob("*.py")
+        if code_lines(path) > most
+    ]
+    assert not long, "\n".join(long)
+
+
+if __name__ == "__main__":
+    counts = {package: 0 for package in (*ORDER, *BELOW_ALL, *ABOVE_ALL)}
+    for module, path in MODULES.items():
+        counts[package_of(module)] = counts.get(package_of(module), 0) + code_lines(path)
+    edges = {(package_of(a), package_of(b)) for a, names in IMPORTS.items() for b in names} - {
+        (package, package) for package in counts
+    }
+    print(*(f"{package:12} {count:6}" for package, count in counts.items()), sep="\n")
+    print(f"lines of code {sum(counts.values())}, edges {len(edges)}")
