@@ -19,6 +19,13 @@ from fedpisa.clients.preconditioners import Identity, RMSprop
 from fedpisa.config import run as config_module
 from fedpisa.config.run import RunConfig, load_config, parse_overrides, read_toml, run_keys
 from fedpisa.families import FAMILIES, available, keys_of
+from fedpisa.simulation.federation import (
+    build_algorithm,
+    build_model,
+    load_dataset,
+    split_dataset,
+    with_model_of,
+)
 from fedpisa.strategies.fedsgd import FedSGD
 from fedpisa.strategies.optimizer import Optimizer
 from fedpisa.strategies.pisa import Pisa
@@ -107,7 +114,7 @@ def test_the_default_is_sisa_on_the_embedded_data() -> None:
     config = load_config()
     assert (config.algorithm, config.dataset, config.partitioner) == ("sisa", "digits", "label-dirichlet")
     assert config == RunConfig()
-    assert config.build_algorithm() == Sisa()
+    assert build_algorithm(config) == Sisa()
 
 
 def test_options_are_completed() -> None:
@@ -161,19 +168,17 @@ def test_the_values_reach_the_algorithm() -> None:
             "rho": 2,
         }
     )
-    assert config.build_algorithm() == Pisa(
+    assert build_algorithm(config) == Pisa(
         PisaUpdate(RMSprop(beta=0.9), rho=2.0, batch_size="full"), lambda_=1e-3
     )
 
 
 def test_the_chosen_optimizers_keys_are_keys() -> None:
-    algorithm = load_config(
-        {"algorithm": "fedsgd", "optimizer": "adam", "betas": [0.5, 0.9]}
-    ).build_algorithm()
+    algorithm = load_config({"algorithm": "fedsgd", "optimizer": "adam", "betas": [0.5, 0.9]})
     assert isinstance(algorithm, FedSGD)
     assert algorithm.optimizer.name == "adam"
     assert algorithm.optimizer.options["betas"] == (0.5, 0.9)
-    assert load_config({"algorithm": "fedsgd"}).build_algorithm().optimizer.options["lr"] == 0.1
+    assert build_algorithm(load_config({"algorithm": "fedsgd"})).optimizer.options["lr"] == 0.1
     assert isinstance(algorithm.optimizer, Optimizer)
 
 
@@ -295,7 +300,7 @@ def test_replacing_a_part_keeps_what_the_new_one_takes_too() -> None:
     assert config.replace({"preconditioner": "rmsprop"}) == load_config(
         {"sigma": 0.5, "preconditioner": "rmsprop", "beta": 0.9}
     )
-    plain = load_config(config, "preconditioner=identity").build_algorithm()
+    plain = build_algorithm(load_config(config, "preconditioner=identity"))
     assert plain == Sisa(PisaUpdate(Identity(), sigma=0.5, rho=100.0))
 
 
@@ -400,22 +405,22 @@ def test_a_shared_key_goes_to_all_that_take_it() -> None:
     config = load_config({**both, "temperature": 3, "num-clients": 2})
     assert config.options["temperature"] == 3.0
     assert load_config(config.to_mapping()) == config
-    data = config.load_dataset()
-    assert [len(part) for part in config.build_partition(data)] == [719, 719]
+    data = load_dataset(config)
+    assert [len(part) for part in split_dataset(config, data)[1]] == [719, 719]
 
 
 @pytest.mark.usefixtures("_user_module")
 def test_a_run_key_goes_to_a_component_that_takes_it() -> None:
     config = load_config({"model": "my_fedpisa_config:net", "dtype": "float64", "device": "cpu"})
     assert not {"dtype", "device"} & {*config.options}
-    config.build_model(config.load_dataset())
+    build_model(config, load_dataset(config))
 
 
 @pytest.mark.usefixtures("_user_module")
 def test_a_users_partitioner_is_checked() -> None:
     config = load_config({"partitioner": "my_fedpisa_config:too_few"})
     with pytest.raises(ValueError, match=r"my_fedpisa_config:too_few .*10 clients"):
-        config.build_partition(config.load_dataset())
+        split_dataset(config, load_dataset(config))[1]
 
 
 def test_an_algorithm_must_be_one() -> None:
@@ -423,7 +428,7 @@ def test_an_algorithm_must_be_one() -> None:
         ValueError,
         match=r"'collections:OrderedDict' gave an object of type OrderedDict: it must give an Algorithm",
     ):
-        RunConfig(algorithm="collections:OrderedDict").build_algorithm()
+        build_algorithm(RunConfig(algorithm="collections:OrderedDict"))
 
 
 # ---------------------------------------------------------------------------------- data and model
@@ -431,36 +436,36 @@ def test_an_algorithm_must_be_one() -> None:
 
 def test_data_partition_and_model_come_from_the_seed() -> None:
     config = load_config({"model": "mlp", "widths": [5], "num-clients": 4})
-    data = config.load_dataset()
-    parts, again = config.build_partition(data), config.build_partition(data)
+    data = load_dataset(config)
+    parts, again = split_dataset(config, data)[1], split_dataset(config, data)[1]
     assert len(parts) == 4
     assert all(np.array_equal(a, b) for a, b in zip(parts, again, strict=True))
-    other = config.replace({"seed": 1}).build_partition(data)
+    other = split_dataset(config.replace({"seed": 1}), data)[1]
     assert not all(np.array_equal(a, b) for a, b in zip(parts, other, strict=True))
-    first, second = (dict(config.build_model(data).named_parameters()) for _ in range(2))
+    first, second = (dict(build_model(config, data).named_parameters()) for _ in range(2))
     assert next(iter(first.values())).shape == (5, 64)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_without_a_model_the_datas_own_is_trained() -> None:
     config = RunConfig()
-    data = config.load_dataset()
-    named = config.with_model_of(data)
+    data = load_dataset(config)
+    named = with_model_of(config, data)
     assert named.model == data.default_model
     assert named == RunConfig(model=data.default_model)
-    assert named.with_model_of(data) == named
-    ours, theirs = (dict(c.build_model(data).named_parameters()) for c in (config, named))
+    assert with_model_of(named, data) == named
+    ours, theirs = (dict(build_model(c, data).named_parameters()) for c in (config, named))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def test_feature_noise_changes_what_the_clients_see() -> None:
     config = load_config({"partitioner": "feature-noise", "noise-std": 0.5, "num-clients": 3})
-    data = config.load_dataset()
-    seen, parts = config.split(data)
+    data = load_dataset(config)
+    seen, parts = split_dataset(config, data)
     noise = [float((seen.x_train - data.x_train)[part].std()) for part in parts]
     assert noise == pytest.approx([0.0, 0.25, 0.5], rel=0.02)
     assert np.array_equal(seen.x_test, data.x_test)
-    assert RunConfig().split(data)[0] is data
+    assert split_dataset(RunConfig(), data)[0] is data
 
 
 # ---------------------------------------------------------------------------------------- imports

@@ -25,6 +25,7 @@ from rich.console import Console
 
 from fedpisa.cli.main import main
 from fedpisa.config.run import RunConfig, load_config
+from fedpisa.simulation.federation import build_model, load_dataset
 from fedpisa.studies.study import Study, read_study
 from fedpisa.tuning.metric import METRICS, maximized, measure
 from fedpisa.tuning.plan import Plan, Settings, read_plan
@@ -356,10 +357,10 @@ def test_gradient_descent_is_tuned_to_its_best_step(tmp_path: Path) -> None:
     (standing,) = tune(plan_of(**tables, tune={"trials": 25, "pruner": "none"}), tmp_path)
     # The best step in closed form: F(w_R) - F* = 1/2 sum_k h_k (1 - eta h_k)^2R c_k^2 along the Hessian's eigenvectors.
     config = RunConfig.from_mapping({**BASE, **base, "algorithm": "fedsgd", "seed": 2})
-    data = config.load_dataset()
+    data = load_dataset(config)
     inputs = np.asarray(data.x_train, dtype=np.float64)
     curvature, directions = np.linalg.eigh(inputs.T @ inputs / len(inputs))
-    initial = next(config.build_model(data).parameters()).detach().numpy().ravel()
+    initial = next(build_model(config, data).parameters()).detach().numpy().ravel()
     away = directions.T @ (initial - np.asarray(data.facts["optimum"]))
     steps = np.geomspace(0.05, 5, 20_001)
     losses = (curvature * (1 - steps[:, None] * curvature) ** 120 * away**2).sum(axis=1)

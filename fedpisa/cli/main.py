@@ -304,10 +304,11 @@ def partition(
     from rich.console import Console
 
     from fedpisa import datasets, plots
+    from fedpisa.simulation.federation import load_dataset, split_dataset
 
     picture = plots.picture_path(out)
-    data = settings.load_dataset()
-    parts = settings.build_partition(data)
+    data = load_dataset(settings)
+    parts = split_dataset(settings, data)[1]
     split = datasets.heterogeneity(data.y_train, parts, data.num_classes)
     terminal = Console(highlight=False, soft_wrap=True)
     terminal.print(
@@ -397,12 +398,12 @@ def plot(
 ) -> None:
     """Draw convergence curves of one or more runs."""
     from fedpisa import plots
-    from fedpisa.runs.results import load_result
+    from fedpisa.runs.results import curve_labels, load_result
 
     results = [load_result(directory) for directory in _run_directories(runs)]
     targets = {result.config.target_accuracy for result in results}
     plots.plot_curves(
-        dict(zip(plots.curve_labels(results), results, strict=True)),
+        {label: r.history for label, r in zip(curve_labels(results), results, strict=True)},
         x=x.value,
         y=[column.replace("-", "_") for column in y] if y else None,
         path=out,

@@ -6,23 +6,14 @@ import functools
 import os
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, Literal, Self, final
+from typing import Any, Final, Literal, Self, final
 
 from fedpisa import components, families
 from fedpisa.components import Component, Key
 from fedpisa.typing import Bytes, Fraction, NonNegative, NonNegativeInt, Positive, PositiveInt, Probability
-
-if TYPE_CHECKING:
-    from flwr.serverapp.strategy import Strategy
-    from torch import nn
-
-    from fedpisa.datasets import Dataset, Indices
-    from fedpisa.datasets.base import Generated
-    from fedpisa.simulation.faults import Faults
-    from fedpisa.strategies.base import Algorithm
 
 _CHOICES: Final = (
     "algorithm",
@@ -240,156 +231,16 @@ class RunConfig:
         values = self.to_mapping()
         return key in run_keys() or any(key in families.keys_of(part, values) for part in _chosen(values))
 
-    # ---------------------------------------------------------------------------------- what it describes
-
-    def build_algorithm(self) -> Algorithm:
-        """Return the algorithm with its hyper-parameters, those of every round."""
-        from fedpisa.strategies.base import Algorithm
-        from fedpisa.strategies.scheduled import annealed
-
-        component = families.find("algorithm", self.algorithm)
-        algorithm = families.build(
-            component, self._values_of(component), seed=self.seed, num_clients=self.num_clients
-        )
-        if not isinstance(algorithm, Algorithm):
-            raise ValueError(
-                f"{component} gave an object of type {type(algorithm).__name__}: it must give an Algorithm"
-            )
-        keys = None if self.schedule_keys is None else tuple(self.schedule_keys.replace(",", " ").split())
-        return annealed(algorithm, self.factors(), keys)
-
-    def build_server_strategy(self, algorithm: Algorithm) -> Callable[[], Strategy] | None:
-        """Return what makes the Flower strategy of the algorithm's server, ``None`` for the algorithm's own step."""
-        if self.server_strategy == self.differential_privacy == "none":
-            return None
-        if self.server_strategy == "qfed-avg" and set(self.factors()) != {1.0}:
-            raise ValueError(
-                "server-strategy 'qfed-avg' counts on one learning rate in all rounds: take schedule = \"constant\" "
-                "and no warm-up"
-            )
-        from fedpisa.families.flower_strategies import combine
-        from fedpisa.server.base import cohort_size
-
-        parts = [
-            families.find(f, getattr(self, _snake(f))) for f in ("server-strategy", "differential-privacy")
-        ]
-        strategy, wrapper = (families.build(part, self._values_of(part)) for part in parts)
-        return combine(algorithm, strategy, wrapper, cohort_size(self.num_clients, self.fraction_train))
-
-    def factors(self) -> tuple[float, ...]:
-        """Return the schedule's factor of each round.
-
-        Examples
-        --------
-        >>> RunConfig.from_mapping({"schedule": "cosine", "num-server-rounds": 2, "warmup-rounds": 1}).factors()
-        (0.5, 1.0)
-        """
-        from fedpisa.strategies.schedules import factors
-
-        component = families.find("schedule", self.schedule)
-        rule = families.bind(component, self._values_of(component))
-        return factors(
-            lambda rounds_done, num_rounds: rule(rounds_done=rounds_done, num_rounds=num_rounds),
-            self.num_server_rounds,
-            self.warmup_rounds,
-        )
-
-    def build_faults(self) -> Faults | None:
-        """Return what goes wrong in the simulation, ``None`` if nothing does and no clock runs."""
-        from fedpisa.simulation.faults import Faults
-
-        rates = {name: getattr(self, name) for name in ("dropout", "crash", "late", "nan", "corrupt")}
-        if not any(rates.values()) and (self.pace, self.availability) == ("none", "always"):
-            return None
-
-        def bound(family: str) -> Callable[[Any, int], Any]:
-            component = families.find(family, getattr(self, family))
-            rule = families.bind(component, self._values_of(component))
-            return lambda clients_S, server_round: rule(
-                clients_S=clients_S, server_round=server_round, seed=self.seed
-            )
-
-        return Faults(
-            seed=self.seed,
-            **rates,
-            pace=None if self.pace == "none" else bound("pace"),
-            reachable=None if self.availability == "always" else bound("availability"),
-            round_timeout=self.round_timeout,
-        )
-
-    def load_dataset(self) -> Dataset:
-        """Load the data."""
-        from fedpisa.families import data
-
-        return data.load(
-            self.dataset,
-            seed=self.seed,
-            data_dir=self.data_dir,
-            num_clients=self.num_clients,
-            **self._options_of("dataset"),
-        )
-
-    def split(self, dataset: Dataset) -> tuple[Dataset, list[Indices]]:
-        """Return the data as the clients see them, and each client's indices into the training samples.
-
-        The data are the same, except that the partitioner ``feature-noise`` changes the training features.
-        """
-        from fedpisa.families import data
-
-        if dataset.generated is not None:
-            raise ValueError(f"{dataset.name} makes its samples client by client: there is nothing to split")
-        return data.partition(
-            dataset,
-            self.partitioner,
-            num_clients=self.num_clients,
-            seed=self.seed,
-            **self._options_of("partitioner"),
-        )
-
-    def generated(self, dataset: Dataset) -> Generated:
-        """Return the clients that make their samples on the fly; refuse another way to make clients."""
-        assert dataset.generated is not None
-        count = len(dataset.generated.sizes_N)
-        if self.partitioner != "natural":
-            raise ValueError(
-                f"partitioner = {self.partitioner!r}: {dataset.name} makes its samples client by client, and there is "
-                'nothing to split; set partitioner = "natural"'
-            )
-        if count != self.num_clients:
-            raise ValueError(f"{dataset.name} has {count} clients: set num-clients = {count}")
-        return dataset.generated
-
-    def build_partition(self, dataset: Dataset) -> list[Indices]:
-        """Return each client's indices into the training samples."""
-        return self.split(dataset)[1]
-
-    def build_model(self, dataset: Dataset) -> nn.Module:
-        """Return the model with its initial weights; see :func:`fedpisa.models.build`."""
-        from fedpisa.families import models
-
-        component = families.find("model", self.model or dataset.default_model)
-        values = self._values_of(component)
-        return models.create(component, values, dataset.shape, dataset.num_outputs, self.seed)
-
-    def with_model_of(self, dataset: Dataset) -> Self:
-        """Return the configuration with the model named that the dataset chose."""
-        return self.replace({"model": self.model or dataset.default_model})
-
     # -------------------------------------------------------------------------------------------- details
 
     def _run_values(self) -> dict[str, object]:
         values = {name: getattr(self, _snake(name)) for name in run_keys()}
         return {name: value for name, value in values.items() if value is not None}
 
-    def _values_of(self, component: Component) -> dict[str, object]:
+    def values_of(self, component: Component) -> dict[str, object]:
         """Return the values of a component's keys; a key that is also a run key has the run's value."""
         values = self.to_mapping()
         return {name: values[name] for name in families.keys_of(component, values) if name in values}
-
-    def _options_of(self, family: str) -> dict[str, Any]:
-        """Return the values of the chosen component's keys by their Python names."""
-        component = families.find(family, getattr(self, family))
-        return {_snake(name): value for name, value in self._values_of(component).items()}
 
     def _resolved(self, options: Mapping[str, object]) -> dict[str, object]:
         """Return the values of all keys of the chosen components."""

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpisa.runs.results import load_result
+from fedpisa.simulation.federation import build_model, load_dataset, split_dataset
 
 if TYPE_CHECKING:
     from fedpisa.datasets import Dataset, Heterogeneity, Indices
@@ -103,7 +104,7 @@ class Data:
 def _load(run: Run) -> tuple[Dataset, list[Indices]] | str:
     try:
         config = run.result.config
-        return config.split(config.load_dataset())
+        return split_dataset(config, load_dataset(config))
     except (ValueError, OSError, ImportError, RuntimeError) as error:  # a user's own data may fail in any way
         return f"the data are not at hand ({' '.join(str(error).split())})"
 
@@ -241,7 +242,7 @@ def _kept_model(run: Run, dataset: Dataset, parameters: Mapping[str, NDArray[Any
     from fedpisa.tasks.task import Task
 
     dtype: torch.dtype = getattr(torch, run.result.config.dtype)
-    module = run.result.config.build_model(dataset).to(dtype=dtype)
+    module = build_model(run.result.config, dataset).to(dtype=dtype)
     module.load_state_dict({name: torch.from_numpy(value.copy()) for name, value in parameters.items()})
     task = Task(module, dataset.num_classes)
     return task, task.initial_params(), task.initial_buffers(), dtype

@@ -319,7 +319,7 @@ class Result:
             from matplotlib import pyplot
 
             ax = pyplot.subplots(layout="constrained")[1]
-        plots.draw_curve(ax, self, x=x, y=y, **{"label": self.config.algorithm, **line})
+        plots.draw_curve(ax, self.history, x=x, y=y, **{"label": self.config.algorithm, **line})
         plots.label_axes(ax, x=x, y=y)
         return ax
 
@@ -357,6 +357,14 @@ class Result:
             for key, value in self._summary().items()
         )
         return f"<table>{cells}</table>"
+
+
+def curve_labels(results: Sequence[Result]) -> list[str]:
+    """Return a short label for each run: its algorithm, or its directory where algorithms repeat."""
+    algorithms = [result.config.algorithm for result in results]
+    names = [result.directory.name if result.directory else "" for result in results]
+    paths = [str(result.directory) for result in results]
+    return next((found for found in (algorithms, names) if len(set(found)) == len(results)), paths)
 
 
 def history(rows: Iterable[Row]) -> pd.DataFrame:

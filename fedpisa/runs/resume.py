@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from fedpisa import components
-from fedpisa.storage import checkpoint
-from fedpisa.storage.checkpoint import Checkpoint
 from fedpisa.config.run import RunConfig, load_config
 from fedpisa.runs.results import RunDirectory, read_partition
+from fedpisa.storage import checkpoint
+from fedpisa.storage.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     from fedpisa.runs.simulation import Simulation

@@ -12,18 +12,18 @@ from typing import Any, final
 
 from numpy.typing import NDArray
 
-from fedpisa.storage import checkpoint
-from fedpisa.storage.checkpoint import Checkpoint
 from fedpisa.config.run import RunConfig, load_config
 from fedpisa.runs.events import Event, RoundFinished, RunFinished, RunStarted, Stopping
-from fedpisa.runs.provenance import facts_of, now
-from fedpisa.runs.signals import Interrupted, Stop, postponed
 from fedpisa.runs.per_client import Table, require_parquet
+from fedpisa.runs.provenance import facts_of, now
 from fedpisa.runs.results import Result, Row, RunDirectory, Status, load_result, require_free
 from fedpisa.runs.resume import changed, pick
+from fedpisa.runs.signals import Interrupted, Stop, postponed
 from fedpisa.runs.simulation import Simulation, make_grid
-from fedpisa.storage.files import held
 from fedpisa.runs.tracking import Listener, fan_out
+from fedpisa.storage import checkpoint
+from fedpisa.storage.checkpoint import Checkpoint
+from fedpisa.storage.files import held
 
 __all__ = [
     "Event",

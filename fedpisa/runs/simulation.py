@@ -12,21 +12,21 @@ from flwr.app import ArrayRecord
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedpisa.flower.client_app import make_client_app
 from fedpisa.clients.client import BUFFERS
 from fedpisa.config.run import RunConfig
-from fedpisa.tasks.full_objective import FullObjective
-from fedpisa.runs.events import RunStarted
-from fedpisa.simulation.federation import Federation
+from fedpisa.flower.client_app import make_client_app
 from fedpisa.flower.compat import to_record, to_tensors
+from fedpisa.runs.events import RunStarted
 from fedpisa.runs.per_client import Table, evaluate_clients, table_of
 from fedpisa.runs.results import Row
 from fedpisa.simulation.faults import FaultyGrid
+from fedpisa.simulation.federation import Federation, build_faults
 from fedpisa.simulation.grid import EngineGrid, InProcessGrid
 from fedpisa.simulation.loop import LoopGrid
 from fedpisa.simulation.ray_grid import RayGrid
 from fedpisa.simulation.rounds import Round, rounds
 from fedpisa.simulation.stacked.grid import UnstackableError, VmapGrid
+from fedpisa.tasks.full_objective import FullObjective
 
 
 @final
@@ -150,7 +150,7 @@ class Simulation:
         refused = {
             "exact-diagnostics = true needs every client's samples in this process": config.exact_diagnostics,
             "per-client = true needs every client's samples in this process": config.per_client and own_data,
-            "pace, availability and faults are those of simulated clients": config.build_faults() is not None,
+            "pace, availability and faults are those of simulated clients": build_faults(config) is not None,
         }
         for cause, asked in refused.items():
             if nodes and asked:
@@ -213,7 +213,7 @@ class Simulation:
 
 def _simulated(federation: Federation) -> InProcessGrid:
     """Return the engine's Grid, with the faults that are wanted."""
-    grid, faults = make_grid(federation), federation.config.build_faults()
+    grid, faults = make_grid(federation), build_faults(federation.config)
     return grid if faults is None else FaultyGrid(grid, faults)
 
 

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, final
 
 import numpy as np
 import torch
 from flwr.app import ArrayRecord
+from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
+from torch import nn
 
+from fedpisa import families
 from fedpisa.clients.client import BUFFERS, Client
 from fedpisa.config.run import RunConfig
-from fedpisa.datasets.base import Dataset
+from fedpisa.datasets.base import Dataset, Generated, Indices
 from fedpisa.datasets.client_data import ClientData
+from fedpisa.families import data, models
+from fedpisa.families.flower_strategies import combine
 from fedpisa.flower.compat import to_record
 from fedpisa.server.algorithm_strategy import AlgorithmStrategy
+from fedpisa.server.base import cohort_size
 from fedpisa.server.flower_strategy import FlowerStrategy
 from fedpisa.server.reply_filter import Admission
+from fedpisa.simulation.faults import Faults
 from fedpisa.strategies.base import Algorithm
+from fedpisa.strategies.scheduled import annealed
+from fedpisa.strategies.schedules import factors
 from fedpisa.tasks.task import Task
 
 
@@ -51,22 +61,22 @@ class Federation:
         self, config: RunConfig, *, clients_have_data: bool = False, dataset: Dataset | None = None
     ) -> None:
         self.device = resolve_device(config.device)
-        self.algorithm: Algorithm = config.build_algorithm()
+        self.algorithm: Algorithm = build_algorithm(config)
         dtype: torch.dtype = getattr(torch, config.dtype)
-        dataset = config.load_dataset() if dataset is None else dataset
-        self.config = config.with_model_of(dataset)
+        dataset = load_dataset(config) if dataset is None else dataset
+        self.config = with_model_of(config, dataset)
         self.partition: list[NDArray[np.int64]] = []
         parts = [np.arange(len(dataset.y_train))]
         if not clients_have_data and dataset.generated is None:
-            dataset, self.partition = self.config.split(dataset)
+            dataset, self.partition = split_dataset(self.config, dataset)
             parts = self.partition
         self.num_outputs, self.shape, self.classes = dataset.num_outputs, dataset.shape, dataset.class_names
-        module = self.config.build_model(dataset).to(device=self.device, dtype=dtype)
+        module = build_model(self.config, dataset).to(device=self.device, dtype=dtype)
         self.task = Task(module, dataset.num_classes, autocast=config.autocast == "bfloat16")
         if clients_have_data or dataset.generated is None:
             self.data = ClientData.of(dataset.x_train, dataset.y_train, parts, dtype, self.device)
         else:
-            self.data = ClientData.made_by(self.config.generated(dataset), dtype, self.device)
+            self.data = ClientData.made_by(_generated(self.config, dataset), dtype, self.device)
         self.algorithm.local_update.check(self.task, self.data.x[:1])
         everything = [np.arange(len(dataset.y_test))]
         self.test = ClientData.of(dataset.x_test, dataset.y_test, everything, dtype, self.device)
@@ -99,7 +109,7 @@ class Federation:
             else Admission(self.config.max_upload_norm, self.config.min_replies),
             "memory_limit": self.config.state_memory,
         }
-        make = self.config.build_server_strategy(self.algorithm)
+        make = build_server_strategy(self.config, self.algorithm)
         if make is None:
             return AlgorithmStrategy(self.algorithm, self.task.layout, **common)
         if self.config.differential_privacy != "none" and self.task.buffer_layout.names:
@@ -141,3 +151,132 @@ def resolve_device(name: str) -> torch.device:
             f'device {name!r} is not available ({cause}): use device = "cpu" or "auto"'
         ) from error
     return device
+
+
+def build_algorithm(config: RunConfig) -> Algorithm:
+    """Return the algorithm with its hyper-parameters, those of every round."""
+    component = families.find("algorithm", config.algorithm)
+    values = config.values_of(component)
+    algorithm = families.build(component, values, seed=config.seed, num_clients=config.num_clients)
+    if not isinstance(algorithm, Algorithm):
+        raise ValueError(
+            f"{component} gave an object of type {type(algorithm).__name__}: it must give an Algorithm"
+        )
+    keys = None if config.schedule_keys is None else tuple(config.schedule_keys.replace(",", " ").split())
+    return annealed(algorithm, factors_of(config), keys)
+
+
+def factors_of(config: RunConfig) -> tuple[float, ...]:
+    """Return the schedule's factor of each round.
+
+    Examples
+    --------
+    >>> keys = {"schedule": "cosine", "num-server-rounds": 2, "warmup-rounds": 1}
+    >>> factors_of(RunConfig.from_mapping(keys))
+    (0.5, 1.0)
+    """
+    component = families.find("schedule", config.schedule)
+    rule = families.bind(component, config.values_of(component))
+    return factors(
+        lambda rounds_done, num_rounds: rule(rounds_done=rounds_done, num_rounds=num_rounds),
+        config.num_server_rounds,
+        config.warmup_rounds,
+    )
+
+
+def build_server_strategy(config: RunConfig, algorithm: Algorithm) -> Callable[[], Strategy] | None:
+    """Return what makes the Flower strategy of the algorithm's server, ``None`` for the algorithm's own step."""
+    if config.server_strategy == config.differential_privacy == "none":
+        return None
+    if config.server_strategy == "qfed-avg" and set(factors_of(config)) != {1.0}:
+        raise ValueError(
+            "server-strategy 'qfed-avg' counts on one learning rate in all rounds: take schedule = \"constant\" "
+            "and no warm-up"
+        )
+    parts = (
+        families.find("server-strategy", config.server_strategy),
+        families.find("differential-privacy", config.differential_privacy),
+    )
+    strategy, wrapper = (families.build(part, config.values_of(part)) for part in parts)
+    return combine(algorithm, strategy, wrapper, cohort_size(config.num_clients, config.fraction_train))
+
+
+def build_faults(config: RunConfig) -> Faults | None:
+    """Return what goes wrong in the simulation, ``None`` if nothing does and no clock runs."""
+    rates = {name: getattr(config, name) for name in ("dropout", "crash", "late", "nan", "corrupt")}
+    if not any(rates.values()) and (config.pace, config.availability) == ("none", "always"):
+        return None
+
+    def bound(family: str) -> Callable[[Any, int], Any]:
+        component = families.find(family, getattr(config, family))
+        rule = families.bind(component, config.values_of(component))
+        return lambda clients_S, server_round: rule(
+            clients_S=clients_S, server_round=server_round, seed=config.seed
+        )
+
+    return Faults(
+        seed=config.seed,
+        **rates,
+        pace=None if config.pace == "none" else bound("pace"),
+        reachable=None if config.availability == "always" else bound("availability"),
+        round_timeout=config.round_timeout,
+    )
+
+
+def load_dataset(config: RunConfig) -> Dataset:
+    """Load the data."""
+    return data.load(
+        config.dataset,
+        seed=config.seed,
+        data_dir=config.data_dir,
+        num_clients=config.num_clients,
+        **_options_of(config, "dataset"),
+    )
+
+
+def split_dataset(config: RunConfig, dataset: Dataset) -> tuple[Dataset, list[Indices]]:
+    """Return the data as the clients see them, and each client's indices into the training samples.
+
+    The data are the same, except that the partitioner ``feature-noise`` changes the training features.
+    """
+    if dataset.generated is not None:
+        raise ValueError(f"{dataset.name} makes its samples client by client: there is nothing to split")
+    return data.partition(
+        dataset,
+        config.partitioner,
+        num_clients=config.num_clients,
+        seed=config.seed,
+        **_options_of(config, "partitioner"),
+    )
+
+
+def build_model(config: RunConfig, dataset: Dataset) -> nn.Module:
+    """Return the model with its initial weights; see `fedpisa.families.models.build`."""
+    component = families.find("model", config.model or dataset.default_model)
+    values = config.values_of(component)
+    return models.create(component, values, dataset.shape, dataset.num_outputs, config.seed)
+
+
+def with_model_of(config: RunConfig, dataset: Dataset) -> RunConfig:
+    """Return the configuration with the data set's own model where it names none."""
+    return config.replace({"model": config.model or dataset.default_model})
+
+
+def _generated(config: RunConfig, dataset: Dataset) -> Generated:
+    """Return the clients that make their samples on the fly; refuse another way to make clients."""
+    assert dataset.generated is not None
+    count = len(dataset.generated.sizes_N)
+    if config.partitioner != "natural":
+        raise ValueError(
+            f"partitioner = {config.partitioner!r}: {dataset.name} makes its samples client by client, and there is "
+            'nothing to split; set partitioner = "natural"'
+        )
+    if count != config.num_clients:
+        raise ValueError(f"{dataset.name} has {count} clients: set num-clients = {count}")
+    return dataset.generated
+
+
+def _options_of(config: RunConfig, family: str) -> dict[str, Any]:
+    """Return the values of the chosen component's keys by their Python names."""
+    values = config.values_of(families.find(family, getattr(config, family)))
+    return {name.replace("-", "_"): value for name, value in values.items()}

@@ -83,7 +83,8 @@ def run_demo(out: str | Path, on_event: Callable[[Event], None] | None = None) -
     target = COMMON["target-accuracy"]
     # The gradient of the global objective vanishes at its optimum, and only there: a plateau is a bias.
     panels = ("test_accuracy", "gradient_norm")
-    plot_curves(results, y=panels, path=directory / "convergence.png", target_accuracy=target)
+    histories = {name: result.history for name, result in results.items()}
+    plot_curves(histories, y=panels, path=directory / "convergence.png", target_accuracy=target)
     return results
 
 

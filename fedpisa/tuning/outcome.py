@@ -10,19 +10,12 @@ from typing import TYPE_CHECKING
 from fedpisa import components
 from fedpisa.storage.files import replace_file
 from fedpisa.studies.study import Study
-from fedpisa.tuning.metric import Metric, maximized
+from fedpisa.tuning.picture import plot_trials
 from fedpisa.tuning.plan import Plan, Subject
-from fedpisa.tuning.trials import Trial
+from fedpisa.tuning.trials import Trial, best_of
 
 if TYPE_CHECKING:
     import pandas as pd
-
-
-def best_of(trials: Sequence[Trial], metric: Metric) -> Trial | None:
-    """Return the best trial that was trained to the end, the first among equals; ``None`` if there is none."""
-    ended = [trial for trial in trials if trial.state == "finished" and trial.metric is not None]
-    sign = -1 if maximized(metric) else 1
-    return min(ended, key=lambda trial: (sign * (trial.metric or 0), trial.index), default=None)
 
 
 def write_outcome(plan: Plan, trials: Sequence[Sequence[Trial]], directory: Path) -> None:
@@ -37,8 +30,6 @@ def write_outcome(plan: Plan, trials: Sequence[Sequence[Trial]], directory: Path
     directory
         Where to write.
     """
-    from fedpisa.tuning.picture import plot_trials
-
     replace_file(directory / "trials.csv", frame(plan, trials).to_csv(index=False).encode())
     if any(trial.metric is not None for its in trials for trial in its):
         plot_trials(plan, trials, directory / "trials.png")

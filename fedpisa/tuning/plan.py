@@ -31,6 +31,7 @@ from pydantic import Field
 
 from fedpisa import components, families
 from fedpisa.config.run import RunConfig, read_toml, run_keys
+from fedpisa.simulation.federation import build_algorithm, load_dataset
 from fedpisa.studies.study import Study, StudyRun, read_study
 from fedpisa.tuning.metric import Metric, maximized
 from fedpisa.tuning.space import Range, Space, parse_space
@@ -315,7 +316,7 @@ def _fitting(subject: Subject, key: str, space: Space) -> Space:
 
     def check(value: object) -> None:
         try:
-            subject.config({key: value}, 0).build_algorithm()
+            build_algorithm(subject.config({key: value}, 0))
         except ValueError as error:
             raise ValueError(f"{subject}: search {key}: {error}") from error
 
@@ -383,7 +384,7 @@ def _check_metric(subjects: Sequence[Subject], metric: Metric) -> None:
         data = {key: value for key, value in config.to_mapping().items() if key in keys}
         source = repr((config.dataset, config.data_dir, config.num_clients, data))
         if source not in read:
-            read[source] = config.load_dataset().num_classes
+            read[source] = load_dataset(config).num_classes
         if (maximized(metric) or metric == "rounds_to_target") and read[source] is None:
             raise ValueError(
                 f"{metric} is not measured on {config.dataset!r}, a regression: take 'test_loss'"

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, final
 from fedpisa import components
 from fedpisa.rng import stream_key
 from fedpisa.storage.files import LOCK, InUseError, held
-from fedpisa.tuning.metric import maximized
+from fedpisa.tuning.metric import Metric, maximized
 from fedpisa.tuning.plan import Plan, Subject
 
 if TYPE_CHECKING:
@@ -379,3 +379,10 @@ def _database_errors() -> Iterator[None]:
 @final
 class DatabaseError(ValueError):
     """The trials cannot be read or written."""
+
+
+def best_of(trials: Sequence[Trial], metric: Metric) -> Trial | None:
+    """Return the best trial that was trained to the end, the first among equals; ``None`` if there is none."""
+    ended = [trial for trial in trials if trial.state == "finished" and trial.metric is not None]
+    sign = -1 if maximized(metric) else 1
+    return min(ended, key=lambda trial: (sign * (trial.metric or 0), trial.index), default=None)

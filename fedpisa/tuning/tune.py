@@ -21,9 +21,9 @@ from fedpisa.runs.signals import Interrupted, postponed
 from fedpisa.storage.files import can_lock
 from fedpisa.studies import workers
 from fedpisa.tuning.metric import column_of, measure, worst
-from fedpisa.tuning.outcome import best_of, is_complete, write_outcome
+from fedpisa.tuning.outcome import is_complete, write_outcome
 from fedpisa.tuning.plan import Plan, Subject, read_plan
-from fedpisa.tuning.trials import Claim, DatabaseError, State, Trial, Trials
+from fedpisa.tuning.trials import Claim, DatabaseError, State, Trial, Trials, best_of
 
 
 @final

@@ -21,6 +21,7 @@ from fedpisa.flower.compat import to_record, to_tensors
 from fedpisa.flower.messages import StackedReplies
 from fedpisa.runs.runner import Simulation
 from fedpisa.server.flower_strategy import FlowerStrategy
+from fedpisa.simulation.federation import build_server_strategy, load_dataset, split_dataset
 from fedpisa.simulation.rounds import rounds
 from fedpisa.strategies.fedavg import FedAvg
 from fedpisa.strategies.localsgd import LocalSGD
@@ -78,7 +79,7 @@ def means(w: np.ndarray) -> np.ndarray:
 @cache
 def clients() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     run = config()
-    data, parts = run.split(run.load_dataset())
+    data, parts = split_dataset(run, load_dataset(run))
     hessians = np.array([data.x_train[p].T @ data.x_train[p] / len(p) for p in parts])
     minima = np.array(
         [
@@ -128,7 +129,7 @@ class Server:
         self.layout = ParamLayout.of([("weight", torch.zeros(2, dtype=torch.float64))])
         self.algorithm = FedAvg() if algorithm is None else algorithm
         run = config(server_strategy=name, differential_privacy=privacy, **keys)
-        make = run.build_server_strategy(self.algorithm)
+        make = build_server_strategy(run, self.algorithm)
         assert make is not None
         self.strategy = FlowerStrategy(self.algorithm, self.layout, make, seed=3)
         self.grid = Simulation(config()).grid
@@ -266,7 +267,7 @@ def test_batch_norms_buffers_stay_with_the_mean(lab: Any, engine: str) -> None:
     ours = lab.make(algorithm, engine, module=module).run(3)
     theirs = lab.make(algorithm, engine, module=module)
     for name in ("fed-avg", "fed-adam"):
-        make = config(server_strategy=name).build_server_strategy(algorithm)
+        make = build_server_strategy(config(server_strategy=name), algorithm)
         assert make is not None
         theirs.strategy = FlowerStrategy(algorithm, theirs.task.layout, make)
         *_, last = rounds(theirs.strategy, theirs.grid, theirs.initial, 3)

@@ -16,6 +16,7 @@ from fedpisa.datasets.base import Dataset, Generated
 from fedpisa.datasets.client_data import ClientData
 from fedpisa.runs.runner import run
 from fedpisa.runs.simulation import Simulation
+from fedpisa.simulation.federation import split_dataset
 
 SIZES = np.array([3, 7, 5, 4])
 
@@ -92,7 +93,7 @@ def test_there_is_nothing_to_split(change: dict[str, object], fix: str) -> None:
     with pytest.raises(ValueError, match=fix):
         Simulation(RunConfig.from_mapping(keys("on_the_fly") | change))
     with pytest.raises(ValueError, match="nothing to split"):
-        RunConfig.from_mapping(keys("on_the_fly")).build_partition(on_the_fly(seed=0))
+        split_dataset(RunConfig.from_mapping(keys("on_the_fly")), on_the_fly(seed=0))[1]
 
 
 def test_the_benchmarks_samples_depend_on_the_client_alone() -> None:

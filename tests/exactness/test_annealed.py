@@ -18,6 +18,7 @@ from fedpisa import families
 from fedpisa.clients.pisa import PisaUpdate
 from fedpisa.config.run import RunConfig
 from fedpisa.runs.runner import Simulation, make_grid
+from fedpisa.simulation.federation import build_algorithm, factors_of, load_dataset, split_dataset
 from fedpisa.strategies.base import Cohort
 from fedpisa.strategies.fedavg import FedAvg
 from fedpisa.strategies.fedsgd import FedSGD
@@ -58,7 +59,7 @@ def models(run: RunConfig) -> np.ndarray:
 
 def clients(run: RunConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Return every client's Hessian and minimiser, the weights and the optimum, from the data alone."""
-    data, parts = run.split(run.load_dataset())
+    data, parts = split_dataset(run, load_dataset(run))
     hessians = np.array([data.x_train[p].T @ data.x_train[p] / len(p) for p in parts])
     targets = np.array([data.x_train[p].T @ data.y_train[p] / len(p) for p in parts])
     alpha = np.array([len(p) for p in parts]) / len(data.y_train)
@@ -89,17 +90,21 @@ def test_steps_and_cosines_are_torchs() -> None:
     got = RunConfig.from_mapping(
         {"schedule": "step", "schedule-every": 3, "schedule-factor": 0.5, "num-server-rounds": 10}
     )
-    assert got.factors() == pytest.approx(torchs(lambda o: lr.StepLR(o, 3, gamma=0.5), 10))
+    assert factors_of(got) == pytest.approx(torchs(lambda o: lr.StepLR(o, 3, gamma=0.5), 10))
     got = RunConfig.from_mapping({"schedule": "cosine", "schedule-end": 0.1, "num-server-rounds": 7})
-    assert got.factors() == pytest.approx(torchs(lambda o: lr.CosineAnnealingLR(o, 7, eta_min=0.1), 7))
+    assert factors_of(got) == pytest.approx(torchs(lambda o: lr.CosineAnnealingLR(o, 7, eta_min=0.1), 7))
 
 
 def test_the_warm_up_is_linear_and_the_schedule_begins_after_it() -> None:
     values = {"schedule": "cosine", "num-server-rounds": 9, "warmup-rounds": 3}
     wanted = [1 / 4, 2 / 4, 3 / 4, *((1 + cos(pi * t / 6)) / 2 for t in range(6))]
-    assert RunConfig.from_mapping(values).factors() == pytest.approx(wanted, rel=1e-15)
-    assert RunConfig.from_mapping({"num-server-rounds": 3, "warmup-rounds": 2}).factors() == (1 / 3, 2 / 3, 1)
-    assert RunConfig.from_mapping({"num-server-rounds": 3}).factors() == (1, 1, 1)
+    assert factors_of(RunConfig.from_mapping(values)) == pytest.approx(wanted, rel=1e-15)
+    assert factors_of(RunConfig.from_mapping({"num-server-rounds": 3, "warmup-rounds": 2})) == (
+        1 / 3,
+        2 / 3,
+        1,
+    )
+    assert factors_of(RunConfig.from_mapping({"num-server-rounds": 3})) == (1, 1, 1)
 
 
 # ---------------------------------------------------------------------------------------- rounds by hand
@@ -135,7 +140,7 @@ def test_pisa_is_algorithm_1_with_sigma_and_rho_divided(engine: str, keys: str |
     own, w = 3.0, got[0]
     # Before the first round, sigma is that of round 1 without its gamma.
     first = own / (0.5 if keys != "rho" else 1.0)
-    begun = run.build_algorithm().init(torch.ones(4), ParamLayout((), (), ()))["params"]
+    begun = build_algorithm(run).init(torch.ones(4), ParamLayout((), (), ()))["params"]
     assert begun.tolist() == pytest.approx([first / (first + 0.2)] * 4)
     for r in range(1, 10):
         if (r - 1) % 2 == 0:
@@ -218,7 +223,7 @@ def reaches(algorithm: Any, run: RunConfig) -> float:
 def test_exact_algorithms_stay_exact(name: str, keys: tuple[str, ...] | None) -> None:
     """Three of five clients per round: what they kept was made with other values; then steps are halved for good."""
     run = config(name, fraction_train=0.6, num_server_rounds=220)
-    algorithm = annealed(run.build_algorithm(), (*(1.0, 0.8, 0.9) * 40, 0.5), keys)
+    algorithm = annealed(build_algorithm(run), (*(1.0, 0.8, 0.9) * 40, 0.5), keys)
     assert reaches(algorithm, run) < 1e-8
 
 
@@ -235,7 +240,7 @@ def test_both_engines_agree(name: str) -> None:
 
 def test_factors_of_one_change_nothing() -> None:
     assert annealed(Pisa(), (1.0, 1.0)) == Pisa()
-    assert type(RunConfig(algorithm="pisa").build_algorithm()) is Pisa
+    assert type(build_algorithm(RunConfig(algorithm="pisa"))) is Pisa
 
 
 def test_values_are_scaled_wherever_they_are() -> None:

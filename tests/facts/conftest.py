@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from fedpisa.config.run import RunConfig
 from fedpisa.flower.compat import to_record
 from fedpisa.runs.runner import Simulation
+from fedpisa.simulation.federation import load_dataset, split_dataset
 
 Vector = NDArray[np.float64]
 
@@ -71,7 +72,7 @@ class Client:
 def clients_of(values: Mapping[str, object]) -> list[Client]:
     """Return the clients of a configuration as plain float64 arrays."""
     config = RunConfig.from_mapping(values)
-    dataset, partition = config.split(config.load_dataset())
+    dataset, partition = split_dataset(config, load_dataset(config))
     loss = {None: "squares", 2: "binary"}.get(dataset.num_classes, "softmax")
     x = dataset.x_train.reshape(len(dataset.x_train), -1).astype(np.float64)
     return [Client(x[rows], dataset.y_train[rows], loss) for rows in partition]

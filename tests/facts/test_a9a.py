@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from fedpisa.config.run import RunConfig
+from fedpisa.simulation.federation import load_dataset
 
 LEAST = 0.3333407520687
 LAMBDA = 1e-3
@@ -67,7 +68,7 @@ def test_the_optimum(lab: Any, setting: dict[str, object], clients: list[Any]) -
     assert [sorted(set(client.y.tolist())) for client in clients] == [[0], [1], [0], [1]]
     w = optimum_of(clients)
     assert objective(clients, w) == pytest.approx(LEAST, abs=5e-14)
-    data = RunConfig.from_mapping(setting).load_dataset()
+    data = load_dataset(RunConfig.from_mapping(setting))
     assert round(float(np.mean((data.x_test @ w > 0) == data.y_test)), 5) == 0.85118
     # FedSGD starts there and stays there, and says the same of it.
     at = lab.trace({**setting, "algorithm": "fedsgd", "mu": LAMBDA, "num-server-rounds": 1}, w).rows[-1]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from fedpisa.config.run import RunConfig
+from fedpisa.simulation.federation import load_dataset
 
 SCHEMES = ("identity", "adagrad", "rmsprop", "adam")
 
@@ -16,14 +17,14 @@ def curvature(lab: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the clients' Hessians ``H_i``, minimisers ``w_i*`` and weights ``n_i / n``."""
     clients = lab.clients_of(lab.QUADRATIC)
     hessians = np.array([client.hessian(np.zeros(6)) for client in clients])
-    facts = RunConfig.from_mapping(lab.QUADRATIC).load_dataset().facts
+    facts = load_dataset(RunConfig.from_mapping(lab.QUADRATIC)).facts
     return hessians, facts["client-optima"], lab.by_samples(clients)
 
 
 def test_the_dataset_says_the_truth(lab: Any) -> None:
     """``facts`` against Hessians and gradients computed from the samples."""
     hessians, optima, alpha = curvature(lab)
-    facts = RunConfig.from_mapping(lab.QUADRATIC).load_dataset().facts
+    facts = load_dataset(RunConfig.from_mapping(lab.QUADRATIC)).facts
     wanted = np.linalg.solve(
         np.einsum("n,nij->ij", alpha, hessians), np.einsum("n,nij,nj->i", alpha, hessians, optima)
     )
@@ -43,7 +44,7 @@ def test_the_dataset_says_the_truth(lab: Any) -> None:
 def test_pisa_reaches_the_optimum(lab: Any, scheme: str, local_steps: int) -> None:
     """``w = w_i = w*``, and no client is at its own optimum: ``pi_i = -grad f_i(w*)``, which sum to zero."""
     hessians, optima, alpha = curvature(lab)
-    optimum = RunConfig.from_mapping(lab.QUADRATIC).load_dataset().facts["optimum"]
+    optimum = load_dataset(RunConfig.from_mapping(lab.QUADRATIC)).facts["optimum"]
     got = lab.trace(
         {
             **lab.QUADRATIC, "algorithm": "pisa", "preconditioner": scheme, "local-steps": local_steps,
@@ -80,7 +81,7 @@ def test_pisa_reaches_the_regularised_optimum(lab: Any, scheme: str) -> None:
 
 
 def test_with_some_clients_absent_keep_reaches_the_optimum_and_drop_does_not(lab: Any) -> None:
-    optimum = RunConfig.from_mapping(lab.QUADRATIC).load_dataset().facts["optimum"]
+    optimum = load_dataset(RunConfig.from_mapping(lab.QUADRATIC)).facts["optimum"]
     values = {
         **lab.QUADRATIC, "algorithm": "pisa", "sigma": 4.0, "rho": 4.0, "fraction-train": 0.6,
         "num-server-rounds": 600, "eval-every": 600,

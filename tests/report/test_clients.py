@@ -11,6 +11,7 @@ import pytest
 import fedpisa
 from fedpisa.report import clients
 from fedpisa.report.runs import Run, collect
+from fedpisa.simulation.federation import load_dataset
 
 KEYS = {"algorithm": "fedavg", "num-server-rounds": 2, "num-clients": 4, "partitioner": "iid"}
 
@@ -29,7 +30,7 @@ def test_the_kept_model_is_evaluated_on_each_clients_samples(run: Run) -> None:
     """One pass over all training samples, counted by hand."""
     data = clients.Data()
     found = clients.evaluated_accuracies(run, data)
-    dataset = run.result.config.load_dataset()
+    dataset = load_dataset(run.result.config)
     kept = fedpisa.load_result(run.directory).parameters
     (weight,) = [value for value in kept.values() if value.ndim == 2]
     (bias,) = [value for value in kept.values() if value.ndim == 1]

@@ -1,21 +1,15 @@
-"""Pictures: convergence curves of runs, and how a partition spreads labels over clients.
-
-The pictures are made without pyplot, so nothing global changes, and the same data give the same bytes.
-"""
+"""Convergence curves of runs, from their histories."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpisa.runs.results import Result
-from fedpisa.storage.files import replace_file
+from fedpisa.plots.style import COLOURS, DASHES, MARKERS, picture_path, style, write_picture
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,38 +17,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Abscissa = Literal["round", "bytes", "local-steps", "seconds", "simulated-seconds"]
-
-# Okabe and Ito's palette, told apart with any kind of colour vision, less its yellow, too light on white.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # so that the curves can be told apart without colour, too
-DASHES = ("-", (0, (4, 1.5)), (0, (1.2, 1.2)))  # from the eighth curve on
-SUFFIXES = (".png", ".pdf", ".svg")
-
-_STYLE: Any = {
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "axes.labelsize": 9,
-    "legend.fontsize": 9,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#555555",
-    "axes.linewidth": 0.8,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e3e3e3",
-    "grid.linewidth": 0.7,
-    "xtick.color": "#333333",
-    "ytick.color": "#333333",
-    "lines.linewidth": 1.8,
-    "lines.solid_capstyle": "round",
-    "legend.frameon": False,
-    "savefig.dpi": 200,
-    "svg.hashsalt": "fedpisa",
-    "svg.fonttype": "none",
-    "pdf.fonttype": 42,
-}
 
 _X_LABELS = {
     "round": "server round",
@@ -69,17 +31,8 @@ _Y_LABELS = {
 }
 
 
-@contextmanager
-def style() -> Iterator[None]:
-    """Draw in the style of all pictures here, as long as the block lasts."""
-    import matplotlib
-
-    with matplotlib.rc_context(_STYLE):
-        yield
-
-
 def plot_curves(
-    results: Mapping[str, Result | pd.DataFrame],
+    results: Mapping[str, pd.DataFrame],
     x: Abscissa = "round",
     y: str | Sequence[str] | None = None,
     path: str | Path | None = None,
@@ -91,7 +44,7 @@ def plot_curves(
     Parameters
     ----------
     results
-        From each curve's label to the run, or to its history.
+        From each curve's label to the run's history.
     x
         ``round``, or the running sum of ``bytes`` (both ways), ``local-steps``, ``seconds`` or, of a run with a
         ``pace``, ``simulated-seconds``.
@@ -147,7 +100,7 @@ def plot_curves(
     return figure
 
 
-def default_columns(results: Iterable[Result | pd.DataFrame]) -> list[str]:
+def default_columns(results: Iterable[pd.DataFrame]) -> list[str]:
     """Return the panels that every run can fill: the test's accuracy or else its loss, and the train loss.
 
     Examples
@@ -156,39 +109,26 @@ def default_columns(results: Iterable[Result | pd.DataFrame]) -> list[str]:
     >>> default_columns([pd.DataFrame({"round": [1], "test_loss": [0.5], "train_loss": [0.4]})])
     ['test_loss', 'train_loss']
     """
-    measured = [set(_frame(result).dropna(axis="columns", how="all").columns) for result in results]
+    measured = [set(result.dropna(axis="columns", how="all").columns) for result in results]
     common = set.intersection(*measured) if measured else set()
     found = [name for name in ("test_accuracy", "test_loss", "train_loss") if name in common]
     return [name for name in found if name != "test_loss" or "test_accuracy" not in found]
 
 
-def curve_labels(results: Sequence[Result]) -> list[str]:
-    """Return a short label for each run: its algorithm, or its directory where algorithms repeat."""
-    algorithms = [result.config.algorithm for result in results]
-    names = [result.directory.name if result.directory else "" for result in results]
-    paths = [str(result.directory) for result in results]
-    return next((found for found in (algorithms, names) if len(set(found)) == len(results)), paths)
-
-
-def _frame(result: Result | pd.DataFrame) -> pd.DataFrame:
-    return result.history if isinstance(result, Result) else result
-
-
-def draw_curve(ax: Axes, result: Result | pd.DataFrame, x: str, y: str, **line: Any) -> None:
+def draw_curve(ax: Axes, frame: pd.DataFrame, x: str, y: str, **line: Any) -> None:
     """Draw one column of one run into ``ax``, over the rounds in which it was measured.
 
     Parameters
     ----------
     ax
         Where to draw.
-    result
-        A run, or its history.
+    frame
+        A run's history.
     x, y
         As in `plot_curves`.
     line
         Options of matplotlib's line.
     """
-    frame = _frame(result)
     column = y.replace("-", "_")
     if column not in frame:
         known = ", ".join(name for name in frame.columns if name != "round")
@@ -264,113 +204,3 @@ def label_axes(ax: Axes, x: str, y: str) -> None:
 def _all_positive(ax: Axes) -> bool:
     values = [np.asarray(line.get_ydata(), dtype=float) for line in ax.lines]
     return any(len(v) for v in values) and all((v > 0).all() for v in values)
-
-
-def plot_partition(
-    labels: NDArray[Any],
-    partition: Sequence[NDArray[np.int64]],
-    num_classes: int | None,
-    path: str | Path | None = None,
-) -> Figure:
-    """Draw how many samples of each label every client holds, and the clients' sizes above.
-
-    Parameters
-    ----------
-    labels
-        The training set's labels, (n,); targets of a regression are shown by their deciles.
-    partition
-        Sample indices of each client.
-    num_classes
-        Number of classes, ``None`` for a regression.
-    path
-        Where to write the picture, ``.png``, ``.pdf`` or ``.svg``; not written by default.
-
-    Raises
-    ------
-    ValueError
-        If the file's kind is unknown.
-    """
-    from matplotlib.colors import LinearSegmentedColormap
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-    from matplotlib.ticker import MaxNLocator, PercentFormatter
-
-    from fedpisa.datasets import heterogeneity
-
-    file = picture_path(path)
-    if num_classes is None:
-        deciles = np.quantile(labels, np.linspace(0, 1, 11)[1:-1])
-        measured = heterogeneity(np.searchsorted(deciles, labels), partition, 10)
-    else:
-        measured = heterogeneity(labels, partition, num_classes)
-    sizes, counts = measured.sizes, measured.label_counts
-    assert counts is not None
-    num_clients, num_rows = counts.shape
-    with style():
-        width = float(np.clip(0.45 * num_clients + 1.8, 4.2, 7.4))
-        height = float(np.clip(0.22 * num_rows + 1.9, 2.8, 4.6))
-        figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(hspace=0.02))
-        above, grid = figure.subplots(2, 1, sharex=True, height_ratios=[1, 3])
-
-        above.bar(
-            range(num_clients), sizes, width=0.85 if num_clients <= 60 else 1.0, color="#8a8a8a", linewidth=0
-        )
-        above.set_ylabel("samples")
-        above.yaxis.set_major_locator(MaxNLocator(3, integer=True))
-        above.grid(visible=False, axis="x")
-        above.tick_params(bottom=False, labelbottom=False)
-
-        blues = LinearSegmentedColormap.from_list("share", ["#e3eef8", "#9ecae1", "#0072B2", "#00304d"])
-        shares = counts / sizes[:, None]
-        held = np.ma.masked_equal(shares.T, 0)  # nothing held stays white, so that one sample can be seen
-        picture = grid.imshow(
-            held, aspect="auto", origin="lower", cmap=blues, vmin=0, interpolation="nearest"
-        )
-        grid.grid(visible=False)
-        grid.set_xlabel("client")
-        grid.set_ylabel("label" if num_classes is not None else "decile of the target")
-        for axis, size in ((grid.xaxis, num_clients), (grid.yaxis, num_rows)):
-            if size <= 20:
-                axis.set_ticks(range(size))
-            else:
-                axis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10]))
-        if num_clients <= 20 and num_rows <= 20:
-            for client, label in np.argwhere(counts):
-                colour = "white" if shares[client, label] > 0.45 * shares.max() else "#222222"
-                text = str(counts[client, label])
-                grid.text(client, label, text, ha="center", va="center", fontsize=7, color=colour)
-        bar = figure.colorbar(
-            picture, ax=grid, fraction=0.06, pad=0.015, format=PercentFormatter(1, decimals=0)
-        )
-        bar.set_label("of the client's samples")
-        bar.outline.set_visible(False)
-        write_picture(figure, file)
-    return figure
-
-
-def picture_path(path: str | Path | None) -> Path | None:
-    """Return a picture's path if its suffix is one that can be written.
-
-    Raises
-    ------
-    ValueError
-        If it is not.
-    """
-    if path is None:
-        return None
-    file = Path(path)
-    if file.suffix.lower() not in SUFFIXES:
-        raise ValueError(f"a picture's name must end in {', '.join(SUFFIXES)}, not {file.name!r}: rename it")
-    return file
-
-
-def write_picture(figure: Figure, file: Path | None) -> None:
-    """Write a picture to a file of `SUFFIXES`, if there is to be one: the same picture, the same bytes."""
-    if file is None:
-        return
-    # No date in the file: the same data give the same bytes.
-    metadata = {".png": {"Software": None}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
-    suffix, content = file.suffix.lower(), io.BytesIO()
-    figure.savefig(content, format=suffix[1:], metadata=metadata[suffix])
-    file.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(file, content.getvalue())

@@ -1,0 +1,22 @@
+"""Pictures of data frames: convergence curves, and how a partition spreads labels over clients.
+
+The same data give the same bytes.
+"""
+
+from fedpisa.plots.curves import Abscissa, abscissa, draw_curve, label_axes, plot_curves
+from fedpisa.plots.splits import plot_partition
+from fedpisa.plots.style import COLOURS, MARKERS, picture_path, style, write_picture
+
+__all__ = [
+    "COLOURS",
+    "MARKERS",
+    "Abscissa",
+    "abscissa",
+    "draw_curve",
+    "label_axes",
+    "picture_path",
+    "plot_curves",
+    "plot_partition",
+    "style",
+    "write_picture",
+]
