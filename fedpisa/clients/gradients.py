@@ -1,6 +1,6 @@
-"""Two ways to a client's stochastic gradient: plain autograd for one client, `torch.func` for many.
+"""A client's stochastic gradient by plain autograd.
 
-Both thread the module's buffers from one evaluation to the next and keep count of the loss; a new object
+It threads the module's buffers from one evaluation to the next and keeps count of the loss; a new object
 is made for every local step, so nothing leaks between clients or rounds.
 
 Shapes: ``P`` parameters, ``Q`` buffer entries, ``C`` mini-batches, ``B`` samples of a mini-batch,
@@ -9,17 +9,14 @@ Shapes: ``P`` parameters, ``Q`` buffer entries, ``C`` mini-batches, ``B`` sample
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor
-from torch.func import grad, vjp, vmap
 
 from fedpisa.clients.base import MiniBatches
-from fedpisa.simulation.stacked.leave_vmap import of_all_clients
 from fedpisa.tasks.features import FeatureLoss
 from fedpisa.tasks.layout import ParamLayout
 from fedpisa.tasks.task import Task
@@ -94,117 +91,6 @@ class AutogradGradient:
                 yield c, losses_B.mean()
 
 
-@final
-@dataclass
-class StackedGradient:
-    """The same under `torch.func.vmap`: padded mini-batches, and all ``C`` of them in one pass.
-
-    A module with BatchNorm sees its mini-batches one by one, because its statistics are theirs.
-    """
-
-    task: Task
-    buffers_Q: Tensor
-    loss: Tensor | None = None
-
-    @property
-    def layout(self) -> ParamLayout:
-        """How the flat vectors are made up; see `Gradient`."""
-        return self.task.layout
-
-    def __call__(
-        self, params_P: Tensor, batch: MiniBatches, extra: FeatureLoss | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Return the mean loss ``()`` and gradient ``(P,)`` over the mini-batches; see `Gradient`."""
-        chain = self.task.chain
-        x, y_B, weight_B = (part.flatten(0, 1) for part in _samples(batch))
-        if extra is not None or chain is None or not chain.fits(x):
-            return self._derived(params_P, batch, extra)
-        of_loss = partial(chain.gradient, loss=self.task.loss)
-        self.loss, gradient_P = of_all_clients(of_loss, params_P, x, y_B, weight_B)
-        return self.loss, gradient_P
-
-    def _derived(
-        self, params_P: Tensor, batch: MiniBatches, extra: FeatureLoss | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Return the same for any module."""
-        params = self.task.layout.unflatten(params_P)
-
-        def one(*part: Tensor) -> tuple[Tensor, ...]:
-            gradients, (loss, buffers_Q) = grad(self._weighted_loss(*part, extra=extra), has_aux=True)(params)
-            self._thread(buffers_Q, part[2])
-            return loss, self.task.layout.flatten(gradients)
-
-        self.loss, gradient_P = self._sum(one, batch)
-        return self.loss, gradient_P
-
-    def each(self, params_P: Tensor, batch: MiniBatches) -> tuple[Tensor, Tensor]:
-        """Return the mean loss ``()`` and each mini-batch's gradient ``(C, P)``; see `Gradient`."""
-        if self.task.mixes_samples:
-            parts = zip(*_samples(batch), strict=True)
-            losses, rows = zip(*(self._derived(params_P, _alone(*part)) for part in parts), strict=True)
-            losses_C, gradients_CP = torch.stack(losses), torch.stack(rows)
-        else:
-            losses_C, gradients_CP = vmap(
-                lambda *part: StackedGradient(self.task, self.buffers_Q)._derived(params_P, _alone(*part)),
-                randomness="different",
-            )(*_samples(batch))
-        self.loss = losses_C.sum()
-        return self.loss, gradients_CP * batch.num_batches
-
-    def with_hessian(
-        self, params_P: Tensor, batch: MiniBatches, vectors_RP: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the mean loss, gradient, and Hessian-vector products ``(R, P)``; see `Gradient`."""
-
-        def one(*part: Tensor) -> tuple[Tensor, ...]:
-            slope = grad(self._weighted_loss(*part), has_aux=True)
-            derived: Any = vjp(slope, params_P, has_aux=True)
-            gradient_P, pullback, (loss, buffers_Q) = derived
-            self._thread(buffers_Q, part[2])
-            return loss, gradient_P, vmap(pullback, randomness="different")(vectors_RP)[0]
-
-        self.loss, gradient_P, products_RP = self._sum(one, batch)
-        return self.loss, gradient_P, products_RP
-
-    def _sum(self, function: Callable[..., tuple[Tensor, ...]], batch: MiniBatches) -> tuple[Tensor, ...]:
-        """Return a function of samples, of all of them at once or summed over the mini-batches."""
-        x, y_CB, weight_CB = _samples(batch)
-        if not self.task.mixes_samples or len(weight_CB) == 1:
-            return function(x.flatten(0, 1), y_CB.flatten(0, 1), weight_CB.flatten(0, 1))
-        total = function(x[0], y_CB[0], weight_CB[0])
-        for part in zip(x[1:], y_CB[1:], weight_CB[1:], strict=True):
-            total = tuple(a + b for a, b in zip(total, function(*part), strict=True))
-        return total
-
-    def _weighted_loss(
-        self, x: Tensor, y_B: Tensor, weight_B: Tensor, *, extra: FeatureLoss | None = None
-    ) -> Callable[[dict[str, Tensor] | Tensor], tuple[Tensor, tuple[Tensor, Tensor]]]:
-        """Return the weighted sum of the samples' losses as a function, with itself and the buffers beside it.
-
-        Its argument is the parameters by name, or the flat vector where derivatives of derivatives are wanted.
-        """
-        real_B = (weight_B > 0).to(weight_B.dtype)
-
-        def weighted_loss(params: dict[str, Tensor] | Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-            if isinstance(params, Tensor):
-                params = self.task.layout.unflatten(params)
-            losses_B, buffers_Q = self.task.losses(params, self.buffers_Q, x, y_B, real_B, extra)
-            # A padded row may have an infinite loss; 0 * inf would spoil the sum.
-            loss = torch.where(weight_B > 0, losses_B, 0).mul(weight_B).sum()
-            return loss, (loss.detach(), buffers_Q)
-
-        return weighted_loss
-
-    def _thread(self, buffers_Q: Tensor, weight_B: Tensor) -> None:
-        """Keep the buffers; a mini-batch that is not there leaves them alone."""
-        self.buffers_Q = torch.where(weight_B.sum() > 0, buffers_Q, self.buffers_Q)
-
-
 def _samples(batch: MiniBatches) -> tuple[Tensor, Tensor, Tensor]:
     """Return features, labels and weights."""
     return batch.x, batch.y_CB, batch.weight_CB
-
-
-def _alone(x: Tensor, y_B: Tensor, weight_B: Tensor) -> MiniBatches:
-    """Return one mini-batch as all that there are."""
-    return MiniBatches(x[None], y_B[None], weight_B[None])

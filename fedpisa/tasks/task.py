@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fedpisa.simulation.stacked.sequential import Chain
 from fedpisa.tasks.batchnorm import MaskedBatchNorm, mask_batchnorms, real_rows
 from fedpisa.tasks.features import FeatureLoss, with_features
 from fedpisa.tasks.layout import ParamLayout
@@ -46,13 +45,11 @@ class Task:
     autocast: bool = False
     layout: ParamLayout = field(init=False)
     buffer_layout: ParamLayout = field(init=False)
-    chain: Chain | None = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "module", mask_batchnorms(self.module))
         object.__setattr__(self, "layout", ParamLayout.of_parameters(self.module))
         object.__setattr__(self, "buffer_layout", ParamLayout.of_buffers(self.module))
-        object.__setattr__(self, "chain", None if self.autocast else Chain.of(self.module, self.layout))
 
     def loss(self, num_outputs: int) -> Loss:
         """Return the loss that fits the number of outputs: one for two classes is a logit."""

@@ -8,7 +8,8 @@ from torch import nn
 
 import fedpisa
 from fedpisa.clients.base import MiniBatches
-from fedpisa.clients.gradients import AutogradGradient, StackedGradient
+from fedpisa.clients.gradients import AutogradGradient
+from fedpisa.simulation.stacked.gradients import StackedGradient
 from fedpisa.tasks.task import Task
 
 BFLOAT16 = 2.0**-8

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 import fedpisa
 from fedpisa.clients.base import MiniBatches
-from fedpisa.clients.gradients import AutogradGradient, StackedGradient
+from fedpisa.clients.gradients import AutogradGradient
 from fedpisa.clients.moon import MoonUpdate, cosine
+from fedpisa.simulation.stacked.gradients import StackedGradient
 from fedpisa.tasks.features import FeatureLoss, with_features
 from fedpisa.tasks.task import Task
 

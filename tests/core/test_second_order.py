@@ -13,7 +13,7 @@ from torch.func import functional_call, jacrev
 import fedpisa
 from fedpisa import families
 from fedpisa.clients.base import MiniBatches
-from fedpisa.clients.gradients import AutogradGradient, StackedGradient
+from fedpisa.clients.gradients import AutogradGradient
 from fedpisa.clients.pisa import PisaUpdate
 from fedpisa.clients.preconditioners import Fisher, Hutchinson, NewtonSchulz, Slope
 from fedpisa.clients.preconditioners import hutchinson as hutchinson_module
@@ -21,6 +21,7 @@ from fedpisa.clients.preconditioners.hutchinson import rademacher
 from fedpisa.clients.preconditioners.newton_schulz import newton_schulz, orthogonal
 from fedpisa.datasets.synthetic import quadratic
 from fedpisa.rng import step_keys
+from fedpisa.simulation.stacked.gradients import StackedGradient
 from fedpisa.strategies.pisa import Pisa
 from fedpisa.tasks.task import Task
 

@@ -19,13 +19,13 @@ from torch.utils._pytree import tree_map
 from fedpisa.clients.base import Arrays, LocalUpdate, MiniBatches, Outcome
 from fedpisa.clients.batches import Ints, Plan
 from fedpisa.clients.client import BUFFERS, seeded
-from fedpisa.clients.gradients import StackedGradient
 from fedpisa.clients.sgd import SGDSteps
 from fedpisa.datasets.client_data import ClientData
 from fedpisa.rng import step_keys
 from fedpisa.simulation.stacked.fused_sgd import descend, descends
+from fedpisa.simulation.stacked.gradients import StackedGradient
 from fedpisa.simulation.stacked.leave_vmap import of_all_clients
-from fedpisa.simulation.stacked.sequential import Chain
+from fedpisa.simulation.stacked.sequential import Chain, chain_of
 from fedpisa.simulation.stacked.threads import one_thread_each
 from fedpisa.tasks.task import Task
 
@@ -44,6 +44,7 @@ class Common(NamedTuple):
     seed: int
     server_round: int
     down: Mapping[str, Tensor]
+    chain: Chain | None
 
 
 def run_cohort(
@@ -85,11 +86,11 @@ def run_cohort(
     multiplications = len(ids_S) * plan.weight_SKCB[0, 0].size * task.layout.size
     tasks = (task, *copies)[: len(ids_S)] if multiplications >= WORTH_A_THREAD else (task,)
     parts = _deal_out(plan.steps_S, len(tasks))
-    common = Common(update, data, seed, server_round, down)
     run = _run_one_by_one if one_by_one(task, data) else _run_stacked
 
     def run_part(task: Task, rows_S: Ints) -> Outcome:
         own = {name: _rows(value, rows_S) for name, value in states_S.items()}
+        common = Common(update, data, seed, server_round, down, chain_of(task, data.x))
         return run(task, common, ids_S[rows_S], own, plan.rows(rows_S))
 
     if len(tasks) == 1:
@@ -123,19 +124,14 @@ def one_by_one(task: Task, data: ClientData) -> bool:
 
     A client's vectors then stay in the cache from step to step.
     """
-    chain = _chain(task, data)
+    chain = chain_of(task, data.x)
     return chain is not None and bool(chain.body_names)
 
 
 def in_one_piece(task: Task, data: ClientData) -> bool:
     """Tell whether a cohort is never dealt out: where PyTorch's own threads share batched products of dense layers."""
-    chain = _chain(task, data)
+    chain = chain_of(task, data.x)
     return chain is not None and not chain.body_names
-
-
-def _chain(task: Task, data: ClientData) -> Chain | None:
-    """Return the module as a chain, where gradients written out are of use for these samples."""
-    return task.chain if task.chain is not None and task.chain.fits(data.x) else None
 
 
 def _run_one_by_one(task: Task, common: Common, ids_S: Ints, states_S: Arrays, plan: Plan) -> Outcome:
@@ -171,7 +167,7 @@ class Carry(NamedTuple):
 @torch.no_grad()
 def _run_stacked(task: Task, common: Common, ids_S: Ints, states_S: Arrays, plan: Plan) -> Outcome:
     """Return the stacked outcome of clients that are ordered by their steps, those with most first."""
-    update, data, seed, server_round, down = common
+    update, data, seed, server_round, down, chain = common
     update, shared = update.at_round(server_round), dict(down)
     common = common._replace(update=update, down=shared)
     device, steps = data.x.device, int(plan.steps_S.max())
@@ -183,7 +179,7 @@ def _run_stacked(task: Task, common: Common, ids_S: Ints, states_S: Arrays, plan
     buffers_Q = shared.pop(BUFFERS, shared["params"].new_zeros(0))
     none_S = shared["params"].new_zeros(len(ids_S))
     carry = Carry({}, buffers_Q.expand(len(ids_S), -1), none_S, none_S)
-    descending = _chain(task, data) is not None and descends(update)
+    descending = chain is not None and descends(update)
     take_steps = _descend if descending else _take_stretches
     carry = take_steps(task, common, states_S, carry, batches, plan.steps_S)
     outcome: Outcome = vmap(lambda state, work: update.finish(shared, state, work))(states_S, carry.work)
@@ -215,7 +211,7 @@ def _take_stretches(
 
 def _take_steps(task: Task, common: Common, states_S: Arrays, carry: Carry, batches: Batches) -> Carry:
     """Take an update's steps, whatever they are, for all clients in one `vmap`."""
-    update, data, _, _, down = common
+    update, data, _, _, down, chain = common
 
     def of_one(state: Arrays, carry: Carry, batches: Batches) -> Carry:
         work, buffers_Q, loss, losses = carry
@@ -223,7 +219,7 @@ def _take_steps(task: Task, common: Common, states_S: Arrays, carry: Carry, batc
         work = work or update.start(down, state)
         for rows_CB, weight_CB, key in zip(*(part.unbind() for part in batches), strict=True):
             x, y_CB = of_all_clients(data.samples, rows_CB)
-            gradient = StackedGradient(task, buffers_Q)
+            gradient = StackedGradient(task, buffers_Q, chain)
             work = update.step(gradient, down, state, work, MiniBatches(x, y_CB, weight_CB, key))
             buffers_Q = gradient.buffers_Q
             if gradient.loss is not None:
@@ -238,8 +234,8 @@ def _descend(
     task: Task, common: Common, states_S: Arrays, carry: Carry, batches: Batches, steps_S: Ints
 ) -> Carry:
     """Take the steps of plain SGD; see `fedpisa.simulation.stacked.fused_sgd`."""
-    update, data, _, _, down = common
-    assert task.chain is not None
+    update, data, _, _, down, chain = common
+    assert chain is not None
     assert isinstance(update, SGDSteps)
     work = vmap(lambda state, _: update.start(down, state))(states_S, carry.loss_S)
     rows_KSB, weight_KSB = (part.flatten(2).unbind(1) for part in batches[:2])
@@ -248,7 +244,7 @@ def _descend(
         (*data.samples(rows_SB[:active]), weight_SB[:active])
         for rows_SB, weight_SB, active in zip(rows_KSB, weight_KSB, active_K, strict=True)
     )
-    work, loss_S = descend(update, task.chain, task.loss, down, states_S, work, samples)
+    work, loss_S = descend(update, chain, task.loss, down, states_S, work, samples)
     return carry._replace(work=work, loss_S=loss_S, losses_S=torch.from_numpy(steps_S).to(loss_S))
 
 

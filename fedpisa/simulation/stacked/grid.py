@@ -22,7 +22,6 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from fedpisa.clients.base import Arrays, LocalUpdate, MiniBatches, Outcome
 from fedpisa.clients.batches import Ints
 from fedpisa.clients.client import Client, seeded
-from fedpisa.clients.gradients import StackedGradient
 from fedpisa.components import one_line
 from fedpisa.datasets.client_data import ClientData
 from fedpisa.flower.client_app import evaluation_reply
@@ -39,6 +38,8 @@ from fedpisa.flower.messages import (
 from fedpisa.simulation.grid import InProcessGrid
 from fedpisa.simulation.stacked.client_states import StackedStates
 from fedpisa.simulation.stacked.cohort import in_one_piece, join, run_cohort
+from fedpisa.simulation.stacked.gradients import StackedGradient
+from fedpisa.simulation.stacked.sequential import chain_of
 from fedpisa.simulation.stacked.threads import keep_freed_memory
 from fedpisa.storage.client_rows import UNLIMITED
 from fedpisa.strategies.base import ClientStates
@@ -251,8 +252,10 @@ def refuse_unstackable(task: Task, data: ClientData) -> None:
     params = task.initial_params().to(data.x).expand(2, -1)
     buffers = task.initial_buffers().to(data.x).expand(2, -1)
 
+    chain = chain_of(task, data.x)
+
     def gradient(params_P: Tensor, buffers_Q: Tensor, *batch: Tensor) -> Tensor:
-        return StackedGradient(task, buffers_Q)(params_P, MiniBatches(*batch))[1]
+        return StackedGradient(task, buffers_Q, chain)(params_P, MiniBatches(*batch))[1]
 
     try:
         with seeded(0), warnings.catch_warnings():

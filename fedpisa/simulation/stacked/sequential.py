@@ -20,6 +20,7 @@ from torch.func import functional_call
 
 from fedpisa.tasks.layout import ParamLayout
 from fedpisa.tasks.losses import Loss, losses_and_slopes
+from fedpisa.tasks.task import Task
 
 _BODY: Final = (nn.Conv2d, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.MaxPool2d, nn.AvgPool2d, nn.Flatten, nn.Identity)
 
@@ -329,3 +330,9 @@ def _channels_last(tensor: Tensor) -> Tensor:
         return tensor
     # Not `contiguous`: to it one channel is in order either way, and then the layers after it are not.
     return torch.empty_like(tensor, memory_format=torch.channels_last).copy_(tensor)
+
+
+def chain_of(task: Task, x: Tensor) -> Chain | None:
+    """Return a task's module as a chain, where gradients written out are of use for samples such as ``x``."""
+    chain = None if task.autocast else Chain.of(task.module, task.layout)
+    return chain if chain is not None and chain.fits(x) else None

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from fedpisa.clients.base import MiniBatches
-from fedpisa.clients.gradients import StackedGradient
-from fedpisa.simulation.stacked.sequential import Chain
+from fedpisa.simulation.stacked.gradients import StackedGradient
+from fedpisa.simulation.stacked.sequential import Chain, chain_of
 from fedpisa.tasks.layout import ParamLayout
 from fedpisa.tasks.losses import sample_losses
 from fedpisa.tasks.task import Task
@@ -82,15 +82,18 @@ def by_autograd(
 @pytest.mark.parametrize("name", CHAINS)
 def test_it_is_the_gradient(name: str, shared: bool) -> None:
     task, generator = task_of(CHAINS[name]), torch.Generator().manual_seed(1)
-    assert task.chain is not None
     x, y_SB, weight_SB = batch_of(generator)
+    chain = chain_of(task, x[0])
+    assert chain is not None
     if name in ("dense", "activated first"):
         x[-1, 3] = 1e6  # a matrix product with infinite rows is not finite
     params_SP = task.initial_params().repeat(1 if shared else CLIENTS, 1)
     params_SP += 0.1 * torch.randn(params_SP.shape, generator=generator, dtype=torch.float64)
 
     def gradient(params_P: Tensor, *batch: Tensor) -> tuple[Tensor, Tensor]:
-        return StackedGradient(task, torch.zeros(0))(params_P, MiniBatches(*(part[None] for part in batch)))
+        return StackedGradient(task, torch.zeros(0), chain)(
+            params_P, MiniBatches(*(part[None] for part in batch))
+        )
 
     losses_S, gradients_SP = vmap(gradient, in_dims=(None if shared else 0, 0, 0, 0))(
         params_SP[0] if shared else params_SP, x, y_SB, weight_SB
@@ -108,7 +111,6 @@ def test_it_is_the_gradient(name: str, shared: bool) -> None:
 def test_it_knows_every_loss(num_classes: int | None, outputs: int) -> None:
     torch.manual_seed(0)
     task = Task(nn.Linear(4, outputs).double(), num_classes)
-    assert task.chain is not None
     x, y_SB = torch.randn(1, 6, 4, dtype=torch.float64), torch.tensor([[0, 1, 1, 0, 1, 0]])
     y_SB = y_SB.double() if num_classes is None else y_SB
     weight_SB = torch.full((1, 6), 1 / 6, dtype=torch.float64)
@@ -116,7 +118,9 @@ def test_it_knows_every_loss(num_classes: int | None, outputs: int) -> None:
     made = functional_call(task.module, task.layout.unflatten(point_P), (x[0],))
     loss = sample_losses(task.loss(outputs), made, y_SB[0]).mean()
     batch = MiniBatches(x, y_SB, weight_SB)
-    found, gradient_P = StackedGradient(task, torch.zeros(0))(point_P.detach(), batch)
+    chain = chain_of(task, x[0])
+    assert chain is not None
+    found, gradient_P = StackedGradient(task, torch.zeros(0), chain)(point_P.detach(), batch)
     torch.testing.assert_close(found, loss.detach(), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(gradient_P, torch.autograd.grad(loss, point_P)[0], rtol=1e-12, atol=1e-12)
 

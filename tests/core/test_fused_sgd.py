@@ -25,7 +25,7 @@ from fedpisa.clients.scaffnew import ScaffnewUpdate
 from fedpisa.clients.scaffold import ScaffoldUpdate
 from fedpisa.clients.sgd import LocalSGDUpdate, SGDSteps
 from fedpisa.simulation.stacked.fused_sgd import descend, descends
-from fedpisa.simulation.stacked.sequential import Sum
+from fedpisa.simulation.stacked.sequential import Chain, Sum
 from fedpisa.tasks.task import Task
 
 CLIENTS, STAYING, SAMPLES, STEPS = 3, 2, 5, 4
@@ -108,7 +108,7 @@ def test_it_takes_the_steps(
     with torch.random.fork_rng():
         torch.manual_seed(0)
         task = Task(build().double(), num_classes=3)
-    chain, size = task.chain, task.layout.size
+    chain, size = Chain.of(task.module, task.layout), task.layout.size
     assert chain is not None
     assert descends(update)
     down = {
