@@ -13,9 +13,9 @@ from typing import Any, ClassVar, Literal, final
 import numpy as np
 import pytest
 
-from fedpisa import components, families
+from fedpisa import components
 from fedpisa.components import REQUIRED, Component, Key, check, inspect_component, plain
-from fedpisa.families import FAMILIES, available, build, find, keys_of, resolve, settle
+from fedpisa.families import FAMILIES, available, build, find, keys_of, resolve, settle, table
 from fedpisa.typing import Fraction, NonNegative, Positive, PositiveInt
 
 # ------------------------------------------------------------------------------ toys of every kind
@@ -100,8 +100,8 @@ class Pizza:
 def _spices(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the toys' family known."""
     spices = [inspect_component("spice", components.name_of(cls), cls) for cls in (Salt, BlackPepper)]
-    monkeypatch.setattr(families, "_FAMILIES", {**families._FAMILIES, "spice": lambda: spices})
-    monkeypatch.setattr(families, "_collected", families._collected.__wrapped__)
+    monkeypatch.setattr(table, "_FAMILIES", {**table._FAMILIES, "spice": lambda: spices})
+    monkeypatch.setattr(table, "_collected", table._collected.__wrapped__)
 
 
 @pytest.fixture

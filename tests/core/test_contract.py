@@ -113,7 +113,8 @@ def test_the_order_of_the_clients_does_not_matter(
     What a client draws depends on its number: here all are given the draws of client 0.
     """
     keys = rng.step_keys
-    monkeypatch.setattr(rng, "step_keys", lambda seed, ids, *rest: keys(seed, 0 * ids, *rest))
+    for place in ("fedpisa.clients.client", "fedpisa.simulation.stacked.cohort"):
+        monkeypatch.setattr(f"{place}.step_keys", lambda seed, ids, *rest: keys(seed, 0 * ids, *rest))
     algorithm = case.build(batch_size="full", admm_share=1.0)
     data = lab.blobs()
     order = [3, 0, 5, 1, 4, 2]

@@ -21,7 +21,7 @@ FindData = Callable[..., Path]
 def test_importing_is_light() -> None:
     """Neither the package nor looking for names imports a heavy library."""
     code = (
-        "import sys, fedpisa.datasets, fedpisa.components as c; c.available('dataset'); "
+        "import sys, fedpisa.datasets, fedpisa.families as c; c.available('dataset'); "
         "c.available('partitioner'); "
         "print([m for m in ('torch', 'torchvision', 'sklearn', 'scipy', 'pandas') if m in sys.modules])"
     )
