@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import TYPE_CHECKING, final
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from fedpisa.datasets.base import Generated
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 @final
@@ -52,6 +54,7 @@ class ClientData:
 
         Examples
         --------
+        >>> import torch
         >>> x, y = np.arange(3.0)[:, None], np.arange(3)
         >>> data = ClientData.of(x, y, [np.array([2]), np.array([0, 1])], torch.float32)
         >>> data.client(1)[0].flatten().tolist()
@@ -86,6 +89,7 @@ class ClientData:
 
         Examples
         --------
+        >>> import torch
         >>> odd = Generated(np.array([1, 2]), lambda client_n, k_n: (1.0 + 2 * k_n[:, None], client_n))
         >>> data = ClientData.made_by(odd, torch.float32)
         >>> data.client(1)[0].tolist(), data.samples(torch.tensor([[0, 2]]))[1].tolist()
@@ -118,6 +122,8 @@ class ClientData:
     def _range(self, begin: int, end: int) -> tuple[Tensor, Tensor]:
         if self.generated is None:
             return self.x[begin:end], self.y[begin:end]
+        import torch
+
         return self.samples(torch.arange(begin, end))
 
 
@@ -126,6 +132,7 @@ def rows(values: Tensor, index: Tensor) -> Tensor:
 
     Examples
     --------
+    >>> import torch
     >>> rows(torch.tensor([[1, 2], [3, 4]]), torch.tensor([[1], [0]]))
     tensor([[[3, 4]],
     <BLANKLINE>
@@ -137,6 +144,8 @@ def rows(values: Tensor, index: Tensor) -> Tensor:
 def _tensors(
     x: NDArray[np.floating], y: NDArray[np.generic], dtype: torch.dtype, device: torch.device | str
 ) -> tuple[Tensor, Tensor]:
+    import torch
+
     y_n = torch.from_numpy(np.ascontiguousarray(y))
     return (
         torch.from_numpy(np.ascontiguousarray(x)).to(device=device, dtype=dtype),
