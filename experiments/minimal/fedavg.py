@@ -14,7 +14,7 @@ def gradient(model, loss, w, x, y):
     return parameters_to_vector(torch.autograd.grad(loss(model(x), y), list(model.parameters())))
 
 
-def fedavg(model, loss, clients, rounds, learning_rate=0.1, local_steps=5, batches=None, cohort=None):
+def fedavg(model, loss, clients, rounds, lr=0.1, steps=5, batches=None, cohort=None):
     """Return the global model after each round, as flat vectors."""
     w = parameters_to_vector(model.parameters()).detach()
     history = []
@@ -23,8 +23,8 @@ def fedavg(model, loss, clients, rounds, learning_rate=0.1, local_steps=5, batch
         for i in cohort(t) if cohort else range(len(clients)):
             x, y = clients[i]
             v = w
-            for b in batches(i, t) if batches else [slice(None)] * local_steps:
-                v = v - learning_rate * gradient(model, loss, v, x[b], y[b])
+            for b in batches(i, t) if batches else [slice(None)] * steps:
+                v = v - lr * gradient(model, loss, v, x[b], y[b])
             mean, n = mean + len(y) * v, n + len(y)
         w = mean / n
         history.append(w)

@@ -15,17 +15,7 @@ def gradient(model, loss, w, x, y):
 
 
 def pisa(
-    model,
-    loss,
-    clients,
-    rounds,
-    sigma=0.3,
-    rho=10.0,
-    lambda_=0.0,
-    beta=None,
-    local_steps=1,
-    batches=None,
-    cohort=None,
+    model, loss, clients, rounds, sigma=0.3, rho=10, lambda_=0, beta=None, steps=1, batches=None, cohort=None
 ):
     """Return the global model after each round, as flat vectors: PISA's, or with ``beta`` SISA's (Scheme III)."""
     w = parameters_to_vector(model.parameters()).detach()
@@ -36,7 +26,7 @@ def pisa(
         for i in cohort(t) if cohort else range(len(clients)):
             x, y = clients[i]
             v = w
-            for b in batches(i, t) if batches else [slice(None)] * local_steps:
+            for b in batches(i, t) if batches else [slice(None)] * steps:
                 q = dual[i] + gradient(model, loss, v, x[b], y[b])  # (2.10)
                 scale = 1.0  # (2.11), the diagonal of Q
                 if beta is not None:

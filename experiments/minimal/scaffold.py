@@ -15,16 +15,7 @@ def gradient(model, loss, w, x, y):
 
 
 def scaffold(
-    model,
-    loss,
-    clients,
-    rounds,
-    lr=0.1,
-    server_lr=1.0,
-    local_steps=5,
-    weights=None,
-    batches=None,
-    cohort=None,
+    model, loss, clients, rounds, lr=0.1, server_lr=1.0, steps=5, weights=None, batches=None, cohort=None
 ):
     """Return the global model after each round, as flat vectors."""
     w = parameters_to_vector(model.parameters()).detach()
@@ -36,11 +27,11 @@ def scaffold(
         drift, change = torch.zeros_like(w), torch.zeros_like(w)
         for i in members:
             x, y = clients[i]
-            v, steps = w, 0
-            for b in batches(i, t) if batches else [slice(None)] * local_steps:
+            v, k = w, 0
+            for b in batches(i, t) if batches else [slice(None)] * steps:
                 v = v - lr * (gradient(model, loss, v, x[b], y[b]) - control[i] + c)
-                steps += 1
-            new = control[i] - c + (w - v) / (steps * lr)
+                k += 1
+            new = control[i] - c + (w - v) / (k * lr)
             drift, change = drift + alpha[i] * (v - w), change + alpha[i] * (new - control[i])
             control[i] = new
         w, c = w + server_lr * drift / sum(alpha[i] for i in members), c + change

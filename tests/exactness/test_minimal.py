@@ -89,12 +89,12 @@ SOME = {"batch_size": 32, "fraction_train": 0.6}
 
 
 def test_fedavg() -> None:
-    Package("fedavg", **FULL, learning_rate=0.3).agrees("fedavg", learning_rate=0.3, local_steps=3)
+    Package("fedavg", **FULL, learning_rate=0.3).agrees("fedavg", lr=0.3, steps=3)
 
 
 def test_fedavg_with_mini_batches_and_absent_clients() -> None:
     run = Package("fedavg", **SOME, local_epochs=2, learning_rate=0.3)
-    run.agrees("fedavg", learning_rate=0.3, batches=run.batches, cohort=run.cohort)
+    run.agrees("fedavg", lr=0.3, batches=run.batches, cohort=run.cohort)
 
 
 @pytest.mark.parametrize("local_steps", [1, 3])
@@ -107,7 +107,7 @@ class TestPisa:
         run = Package(
             name, **own, batch_size="full", local_steps=local_steps, sigma=0.4, rho=rho, lambda_=0.01
         )
-        run.agrees("pisa", sigma=0.4, rho=rho, lambda_=0.01, beta=beta, local_steps=local_steps)
+        run.agrees("pisa", sigma=0.4, rho=rho, lambda_=0.01, beta=beta, steps=local_steps)
 
     def test_mini_batches_and_absent_clients(
         self, name: str, beta: float | None, rho: float, local_steps: int
@@ -119,7 +119,7 @@ class TestPisa:
 
 def test_scaffold() -> None:
     run = Package("scaffold", **FULL, learning_rate=0.3, server_learning_rate=0.8)
-    run.agrees("scaffold", lr=0.3, server_lr=0.8, local_steps=3, weights=run.weights)
+    run.agrees("scaffold", lr=0.3, server_lr=0.8, steps=3, weights=run.weights)
 
 
 def test_scaffold_with_mini_batches_and_absent_clients() -> None:
