@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
+from warnings import warn
 
 if TYPE_CHECKING:
     from fedpisa.config.run import RunConfig, load_config
@@ -49,3 +52,28 @@ def __getattr__(name: str) -> Any:
     value = getattr(import_module(f"fedpisa.{_HOMES[name]}"), name)
     globals()[name] = value
     return value
+
+
+_MOVED = {
+    "diagnostics": "tasks.full_objective",
+    "layout": "tasks.layout",
+    "runner": "runs.runner",
+    "streams": "rng",
+    "tracking": "runs.tracking",
+}
+"""Where the modules are now whose first paths the documentation has shown."""
+
+
+class _Moved(ModuleType):
+    """A module under its first path; what is taken from it comes from the new one, with a warning."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        new = f"fedpisa.{_MOVED[self.__name__.removeprefix('fedpisa.')]}"
+        warn(f"{self.__name__} is now {new}: import {name} from there", DeprecationWarning, stacklevel=2)
+        return getattr(import_module(new), name)
+
+
+for _old in _MOVED:
+    globals()[_old] = sys.modules[f"fedpisa.{_old}"] = _Moved(f"fedpisa.{_old}")

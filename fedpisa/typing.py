@@ -9,12 +9,19 @@ from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=True)]
+"""A number greater than 0."""
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=True)]
+"""A number that is not negative."""
 PositiveInt = Annotated[int, Field(ge=1)]
+"""1, 2, ..."""
 NonNegativeInt = Annotated[int, Field(ge=0)]
+"""0, 1, 2, ..."""
 Fraction = Annotated[float, Field(gt=0, le=1)]
+"""A number in (0, 1]."""
 Probability = Annotated[float, Field(ge=0, le=1)]
+"""A number in [0, 1]."""
 Decay = Annotated[float, Field(ge=0, lt=1)]
+"""A number in [0, 1)."""
 
 _UNITS: Final = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 

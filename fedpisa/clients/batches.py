@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from fedpisa.rng import hashed, stream_key
 
 BatchSize = int | Literal["full"]
+"""Samples of a mini-batch, or all samples of a client."""
 Ints = NDArray[np.int64]
 
 

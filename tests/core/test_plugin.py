@@ -23,11 +23,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
-from fedpisa.clients.base import Arrays, Gradient, LocalUpdate, MiniBatches, Outcome
-from fedpisa.clients.batches import Epochs
-from fedpisa.tasks.layout import ParamLayout
-from fedpisa.strategies.base import Algorithm, Cohort, weighted_mean
-from fedpisa.typing import Positive, PositiveInt
+from fedpisa.authoring import (
+    Algorithm,
+    Arrays,
+    Cohort,
+    Epochs,
+    Gradient,
+    LocalUpdate,
+    MiniBatches,
+    Outcome,
+    ParamLayout,
+    Positive,
+    PositiveInt,
+    weighted_mean,
+)
 
 
 @final

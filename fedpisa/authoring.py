@@ -1,0 +1,79 @@
+"""What one writes an algorithm, a preconditioner, a model, a data set or a partitioner with: one import line.
+
+A part of one's own is named ``module:attribute`` wherever a name is taken. ``CONTRIBUTING.md`` says what each part has
+to be.
+"""
+
+from fedpisa.clients.base import Arrays, Gradient, LocalUpdate, MiniBatches, Outcome, scalar_like
+from fedpisa.clients.batches import BatchSize, Epochs, Periodic, Schedule
+from fedpisa.clients.dual import DualUpdate, LagrangianSGD
+from fedpisa.clients.preconditioners.base import Preconditioner, Slope
+from fedpisa.clients.sgd import LocalSGDUpdate, SGDSteps, SGDUpdate
+from fedpisa.datasets.base import Dataset, Features, Generated, Indices, Targets, train_test_split
+from fedpisa.rng import generator, hashed, torch_seed
+from fedpisa.strategies.averaging import LocalTraining, ModelAveraging
+from fedpisa.strategies.base import Algorithm, Cohort, Weighting, norm, remember, shares, weighted_mean
+from fedpisa.strategies.primaldual import PrimalDual
+from fedpisa.strategies.schedules import Factor
+from fedpisa.tasks.layout import ParamLayout
+from fedpisa.tasks.task import Task
+from fedpisa.typing import (
+    Bytes,
+    Decay,
+    Fraction,
+    NonNegative,
+    NonNegativeInt,
+    Positive,
+    PositiveInt,
+    Probability,
+)
+
+__all__ = [
+    "Algorithm",
+    "Arrays",
+    "BatchSize",
+    "Bytes",
+    "Cohort",
+    "Dataset",
+    "Decay",
+    "DualUpdate",
+    "Epochs",
+    "Factor",
+    "Features",
+    "Fraction",
+    "Generated",
+    "Gradient",
+    "Indices",
+    "LagrangianSGD",
+    "LocalSGDUpdate",
+    "LocalTraining",
+    "LocalUpdate",
+    "MiniBatches",
+    "ModelAveraging",
+    "NonNegative",
+    "NonNegativeInt",
+    "Outcome",
+    "ParamLayout",
+    "Periodic",
+    "Positive",
+    "PositiveInt",
+    "Preconditioner",
+    "PrimalDual",
+    "Probability",
+    "SGDSteps",
+    "SGDUpdate",
+    "Schedule",
+    "Slope",
+    "Targets",
+    "Task",
+    "Weighting",
+    "generator",
+    "hashed",
+    "norm",
+    "remember",
+    "scalar_like",
+    "shares",
+    "torch_seed",
+    "train_test_split",
+    "weighted_mean",
+]
