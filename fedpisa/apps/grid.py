@@ -14,8 +14,8 @@ from torch import Tensor
 
 from fedpisa.apps.records import NO_CLIENT, RUN, NodeRecord, RunRecord
 from fedpisa.flower.compat import TRANSPORT_ERRORS, Run
+from fedpisa.flower.engine_grid import EngineGrid
 from fedpisa.flower.messages import CONFIG, SERVER_ROUND
-from fedpisa.simulation.grid import EngineGrid
 
 PAUSE: Final = 0.5
 """Seconds between two looks at what has arrived."""

@@ -16,12 +16,13 @@ from fedpisa.clients.client import BUFFERS
 from fedpisa.config.run import RunConfig
 from fedpisa.flower.client_app import make_client_app
 from fedpisa.flower.compat import to_record, to_tensors
+from fedpisa.flower.engine_grid import EngineGrid
 from fedpisa.runs.events import RunStarted
 from fedpisa.runs.per_client import Table, evaluate_clients, table_of
 from fedpisa.runs.results import Row
 from fedpisa.simulation.faults import FaultyGrid
 from fedpisa.simulation.federation import Federation, build_faults
-from fedpisa.simulation.grid import EngineGrid, InProcessGrid
+from fedpisa.simulation.grid import InProcessGrid
 from fedpisa.simulation.loop import LoopGrid
 from fedpisa.simulation.ray_grid import RayGrid
 from fedpisa.simulation.rounds import Round, rounds

@@ -1,61 +1,15 @@
-"""What a run needs of its Grid, and what the in-process Grids share: nodes and messages."""
+"""What the in-process Grids share: nodes and messages."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
-from flwr.app import Message, RecordDict
-from flwr.serverapp import Grid
-from torch import Tensor
+from flwr.app import Message
 
 from fedpisa.flower.compat import FIRST_CLIENT_NODE_ID, Run, ensure_identity, stamp
+from fedpisa.flower.engine_grid import EngineGrid
 from fedpisa.flower.messages import Broadcast
-from fedpisa.strategies.base import ClientStates
-
-
-class EngineGrid(Grid, ABC):
-    """A Flower Grid that can carry a run, and go on with one."""
-
-    engine: str
-    """What ``run.json`` calls it."""
-
-    @property
-    @abstractmethod
-    def client_states(self) -> ClientStates | None:
-        """What all clients keep; ``None`` where that stays with them, and with it the trust in their replies."""
-
-    @property
-    def clients(self) -> Mapping[int, int]:
-        """The nodes' client numbers, where they have some of their own."""
-        return {}
-
-    @property
-    def facts(self) -> Mapping[str, object]:
-        """What ``run.json`` says about the clients."""
-        return {}
-
-    @abstractmethod
-    def snapshot(self) -> dict[str, Tensor]:
-        """Return what the server has to keep for the clients, for `restore`."""
-
-    @abstractmethod
-    def restore(self, kept: Mapping[str, Tensor]) -> None:
-        """Take up a `snapshot`."""
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """Return a new message to a node."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
-
-    def close(self) -> None:
-        """End what the Grid started; the next message starts it again."""
 
 
 class InProcessGrid(EngineGrid, ABC):
