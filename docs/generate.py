@@ -39,11 +39,16 @@ corrects the bias in round `t` as if it were `t + 1`; `qfed-avg` takes the clien
 """
 SCHEDULES = """\
 The same keys for all algorithms: `schedule` names one of these, `warmup-rounds` W lets the factor rise by
-`r / (W + 1)` in round `r` before it begins, and `schedule-keys` says what the factor acts on. It multiplies
-`learning-rate` (also that of `fedsgd`'s optimizer), and divides `sigma`, `rho` and `proximity` of an algorithm without
-a learning rate, whose step is `1 / (sigma + rho Q)` or `1 / (sigma + proximity)`. PISA's own `gamma` comes first: the
-penalty of a round is what `gamma` gives, divided by the factor. Client and server know the round, so nothing is sent.
-Algorithms that reach the optimum still do where the factor comes to rest.
+`r / (W + 1)` in round `r` before it begins, and `schedule-keys` says what the factor acts on. It multiplies a step
+size and divides the inverse of one. By default these are `learning-rate` (also that of `fedsgd`'s optimizer), or
+`sigma`, `rho` and `proximity` of an algorithm without a learning rate, whose step is `1 / (sigma + rho Q)` or
+`1 / (sigma + proximity)`. Only `schedule-keys` moves `server-learning-rate` and `server-step`. An algorithm of your own
+has its keys scheduled by their annotations: `StepSize` and `InverseStepSize` of `fedpisa.typing`.
+
+PISA's own `gamma` comes first: the penalty of a round is what `gamma` gives, divided by the factor. The `gamma` of the
+paper's Table 7 moves `sigma` and `rho` together, so it is a `schedule` on `schedule-keys = "sigma, rho"` here. Client
+and server know the round, so nothing is sent. Algorithms that reach the optimum still do where the factor comes to
+rest.
 
 One of your own is a function `(rounds_done, num_rounds, *, keys) -> float`, named `module:function`.
 """

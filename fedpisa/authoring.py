@@ -21,11 +21,14 @@ from fedpisa.typing import (
     Bytes,
     Decay,
     Fraction,
+    InverseStepSize,
     NonNegative,
     NonNegativeInt,
+    NonNegativeInverseStepSize,
     Positive,
     PositiveInt,
     Probability,
+    StepSize,
 )
 
 __all__ = [
@@ -44,6 +47,7 @@ __all__ = [
     "Generated",
     "Gradient",
     "Indices",
+    "InverseStepSize",
     "LagrangianSGD",
     "LocalSGDUpdate",
     "LocalTraining",
@@ -52,6 +56,7 @@ __all__ = [
     "ModelAveraging",
     "NonNegative",
     "NonNegativeInt",
+    "NonNegativeInverseStepSize",
     "Outcome",
     "ParamLayout",
     "Periodic",
@@ -64,6 +69,7 @@ __all__ = [
     "SGDUpdate",
     "Schedule",
     "Slope",
+    "StepSize",
     "Targets",
     "Task",
     "Weighting",

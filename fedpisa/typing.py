@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Final
+from dataclasses import dataclass
+from typing import Annotated, Final, final
 
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
@@ -22,6 +23,31 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 """A number in [0, 1]."""
 Decay = Annotated[float, Field(ge=0, lt=1)]
 """A number in [0, 1)."""
+
+
+@final
+@dataclass(frozen=True)
+class Step:
+    """A mark in the annotation of a hyper-parameter on which a schedule may act.
+
+    Parameters
+    ----------
+    inverse
+        Whether a step size is its inverse.
+    key
+        What users call it; by default its own name.
+    """
+
+    inverse: bool = False
+    key: str = ""
+
+
+StepSize = Annotated[Positive, Step()]
+"""A step size: a schedule multiplies it."""
+InverseStepSize = Annotated[Positive, Step(inverse=True)]
+"""The inverse of a step size, or a part of it, as PISA's ``1 / (sigma + rho Q)``: a schedule divides it."""
+NonNegativeInverseStepSize = Annotated[NonNegative, Step(inverse=True)]
+"""The same where it may be zero."""
 
 _UNITS: Final = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 

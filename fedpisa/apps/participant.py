@@ -47,8 +47,9 @@ class Participant:
     def client(self) -> Client:
         """The client that trains."""
         samples = self.federation.data.client(0 if self.own_data else self.client_id)
-        task, update = self.federation.task, self.federation.algorithm.local_update
-        return Client(task, update, *samples, self.client_id, self.federation.config.seed)
+        part = self.federation
+        update, seed = part.algorithm.local_update, part.config.seed
+        return Client(part.task, update, *samples, self.client_id, seed, part.schedule)
 
     def record(self) -> NodeRecord:
         """Return what the server is told of the node."""

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fedpisa.clients.base import Arrays, LocalUpdate, MiniBatches, Outcome
 from fedpisa.clients.gradients import AutogradGradient
+from fedpisa.clients.step_sizes import UNSCHEDULED, StepSizeSchedule
 from fedpisa.datasets.client_data import rows
 from fedpisa.rng import step_keys, torch_seed
 from fedpisa.tasks.task import Task
@@ -40,6 +41,8 @@ class Client:
         Its number, which names its random streams.
     seed
         The run's seed.
+    schedule
+        How the update's step sizes change with the round.
     """
 
     task: Task
@@ -48,14 +51,12 @@ class Client:
     y: Tensor
     client_id: int
     seed: int
+    schedule: StepSizeSchedule = UNSCHEDULED
 
     def run_round(self, server_round: int, down: Arrays, state: Arrays) -> Outcome:
         """Return the outcome of one round, buffers in the upload and ``train-loss``, ``local-steps`` in the metrics."""
-        update, size_1, id_1 = (
-            self.update.at_round(server_round),
-            np.array([len(self.x)]),
-            np.array([self.client_id]),
-        )
+        update = self.schedule.scaled(self.update, server_round).at_round(server_round)
+        size_1, id_1 = np.array([len(self.x)]), np.array([self.client_id])
         plan = update.schedule().plan(size_1, id_1, server_round, self.seed)
         steps = int(plan.steps_S[0])
         index_KCB = torch.from_numpy(plan.index_SKCB[0, :steps]).to(self.x.device)

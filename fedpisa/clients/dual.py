@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fedpisa.clients.base import Arrays, LocalUpdate, scalar_like
 from fedpisa.clients.sgd import SGDUpdate
-from fedpisa.typing import Positive
+from fedpisa.typing import InverseStepSize
 
 
 class DualUpdate(LocalUpdate, ABC):
@@ -23,7 +23,7 @@ class DualUpdate(LocalUpdate, ABC):
     Its metrics have ``squared-drift``, ``||w_i - w||^2``.
     """
 
-    sigma: Positive
+    sigma: InverseStepSize
 
     @property
     @abstractmethod
@@ -49,7 +49,7 @@ class LagrangianSGD(SGDUpdate, DualUpdate, ABC):
         Penalty ``sigma``, the stiffness of the consensus.
     """
 
-    sigma: Positive = 0.1
+    sigma: InverseStepSize = 0.1
 
     @property
     def mu(self) -> float:

@@ -13,7 +13,7 @@ from fedpisa.clients.base import Arrays, Gradient, MiniBatches, Outcome, scalar_
 from fedpisa.clients.batches import Ints, Periodic, Plan, Schedule
 from fedpisa.clients.dual import DualUpdate, squared
 from fedpisa.rng import hashed, stream_key
-from fedpisa.typing import NonNegative, Positive, PositiveInt, Probability
+from fedpisa.typing import InverseStepSize, NonNegative, NonNegativeInverseStepSize, PositiveInt, Probability
 
 
 @final
@@ -86,8 +86,8 @@ class FedGiAUpdate(DualUpdate):
     (tensor([0.]), tensor([-3.]))
     """
 
-    sigma: Positive = 1.0
-    proximity: NonNegative = 10.0
+    sigma: InverseStepSize = 1.0
+    proximity: NonNegativeInverseStepSize = 10.0
     admm_share: Probability = 0.5
     mu: NonNegative = 0.0
     batch_size: PositiveInt | Literal["full"] = 32

@@ -12,7 +12,7 @@ from torch import Tensor
 from fedpisa.clients.base import Arrays, Gradient, MiniBatches, Outcome
 from fedpisa.clients.batches import Epochs
 from fedpisa.clients.dual import DualUpdate, own, seen, squared
-from fedpisa.typing import NonNegative, Positive, PositiveInt
+from fedpisa.typing import InverseStepSize, NonNegative, NonNegativeInverseStepSize, PositiveInt
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class LinearisedADMM(DualUpdate, ABC):
         Number of mini-batch steps per round; takes the place of ``local_epochs`` when given.
     """
 
-    sigma: Positive = 0.3
-    proximity: NonNegative = 3.0
+    sigma: InverseStepSize = 0.3
+    proximity: NonNegativeInverseStepSize = 3.0
     mu: NonNegative = 0.0
     batch_size: PositiveInt | Literal["full"] = 32
     local_epochs: PositiveInt = 1
@@ -98,8 +98,8 @@ class ICEADMMUpdate(LinearisedADMM):
     (tensor([-2.]), tensor([0.]))
     """
 
-    sigma: Positive = 2.0
-    proximity: NonNegative = 10.0
+    sigma: InverseStepSize = 2.0
+    proximity: NonNegativeInverseStepSize = 10.0
     batch_size: PositiveInt | Literal["full"] = "full"
     local_steps: PositiveInt | None = 10
 

@@ -12,7 +12,7 @@ from fedpisa.clients.base import Arrays, Gradient, MiniBatches, Outcome, scalar_
 from fedpisa.clients.batches import Periodic
 from fedpisa.clients.dual import DualUpdate
 from fedpisa.clients.preconditioners import Identity, Preconditioner, Slope
-from fedpisa.typing import NonNegative, Positive, PositiveInt
+from fedpisa.typing import InverseStepSize, NonNegative, NonNegativeInverseStepSize, Positive, PositiveInt
 
 
 @final
@@ -73,8 +73,8 @@ class PisaUpdate(DualUpdate):
     """
 
     preconditioner: Preconditioner = Identity()
-    sigma: Positive = 0.3
-    rho: NonNegative = 10.0
+    sigma: InverseStepSize = 0.3
+    rho: NonNegativeInverseStepSize = 10.0
     gamma: Positive = 1.0
     gamma_every: PositiveInt = 1
     gamma_until: PositiveInt | None = None

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedpisa.clients.base import Arrays, Gradient, LocalUpdate, MiniBatches, Outcome, scalar_like
 from fedpisa.clients.batches import Epochs
-from fedpisa.typing import NonNegative, Positive, PositiveInt, Probability
+from fedpisa.typing import NonNegative, PositiveInt, Probability, StepSize
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class SGDSteps(LocalUpdate, ABC):
         Samples per mini-batch, or ``"full"``.
     """
 
-    learning_rate: Positive = 0.1
+    learning_rate: StepSize = 0.1
     momentum: Probability = 0.0
     weight_decay: NonNegative = 0.0
     batch_size: PositiveInt | Literal["full"] = 32

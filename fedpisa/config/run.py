@@ -58,12 +58,13 @@ class RunConfig:
     fraction_train
         Fraction of the clients that take part in each round.
     schedule
-        How step sizes change with the round: ``constant``, ``step``, ``cosine``.
+        How step sizes change with the round: ``constant``, ``step``, ``milestones``, ``linear``, ``cosine``.
     warmup_rounds
         Rounds in which they rise, linearly, to their values; the schedule begins after them.
     schedule_keys
         What the schedule acts on, separated by commas: by default ``learning-rate``; where there is none, all
-        there is of ``sigma``, ``rho`` and ``proximity``, which it divides.
+        there is of ``sigma``, ``rho`` and ``proximity``, which it divides. An algorithm of your own says it by
+        the types of its keys, ``StepSize`` and ``InverseStepSize``.
     server_strategy
         Which of Flower's strategies takes the place of the server's step, where that is a mean of models:
         ``fed-adam``, ``krum``, ...; ``none`` leaves the algorithm's own.

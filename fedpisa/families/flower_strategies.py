@@ -97,15 +97,16 @@ def combine(
     wrapper: Callable[..., Any] | None,
     num_sampled_clients: int,
 ) -> Callable[[], Strategy]:
-    """Return what makes the Flower strategy of an algorithm's server, wrapped for privacy where that is asked for.
+    """Return what makes the Flower strategy of the server, wrapped for privacy where that is asked for.
+
+    The algorithm is that of round 1.
 
     Raises
     ------
     ValueError
         If the algorithm's uploads are not models, or Flower refuses a value.
     """
-    plain = algorithm.at_round(1)
-    if not isinstance(plain, ModelAveraging):
+    if not isinstance(algorithm, ModelAveraging):
         from fedpisa.families import available
 
         names = [
@@ -114,9 +115,9 @@ def combine(
         ]  # fmt: skip
         raise ValueError(
             f"server-strategy and differential-privacy take the place of a mean of models, and "
-            f"{type(plain).__name__} is more than that: use algorithm = {' or '.join(names)}"
+            f"{type(algorithm).__name__} is more than that: use algorithm = {' or '.join(names)}"
         )
-    rate = plain.local_update.learning_rate
+    rate = algorithm.local_update.learning_rate
 
     def make() -> Strategy:
         inner = strategy(client_learning_rate=rate) if strategy else flower.FedAvg(**_GIVEN_TO_FEDAVG)

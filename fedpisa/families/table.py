@@ -121,8 +121,6 @@ def _algorithms() -> Iterator[Component]:
     from fedpisa.strategies.base import Algorithm
 
     for module in _modules("fedpisa.strategies"):
-        if module.__name__.endswith(".scheduled"):
-            continue
         for cls in _final_classes(module, Algorithm):
             yield inspect_component("algorithm", kebab(module.__name__.rpartition(".")[2]), cls)
 

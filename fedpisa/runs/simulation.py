@@ -231,9 +231,14 @@ def make_grid(federation: Federation) -> LoopGrid | VmapGrid | RayGrid:
         return RayGrid(config)
     if config.engine != "loop":
         try:
-            update = federation.algorithm.local_update
             return VmapGrid(
-                federation.task, update, data, config.seed, config.cohort_block, config.state_memory
+                federation.task,
+                federation.algorithm.local_update,
+                data,
+                config.seed,
+                config.cohort_block,
+                config.state_memory,
+                federation.schedule,
             )
         except UnstackableError:
             if config.engine == "vmap":

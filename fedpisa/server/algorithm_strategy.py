@@ -94,7 +94,7 @@ class AlgorithmStrategy(ServerStrategy):
         text = "round %d: client %s lost its state: all clients begin anew from the model of this round"
         _LOG.warning(text, server_round, ", ".join(map(str, lost)))
         assert self.server is not None
-        self.server = self.algorithm.init(self.server["params"], self.layout)
+        self.server = self.algorithm_at(0).init(self.server["params"], self.layout)
         self._confirmed.clear()
         return self._record(), metrics
 
@@ -106,20 +106,20 @@ class AlgorithmStrategy(ServerStrategy):
         stacked, counts = self._arrived(server_round, replies, self._asked, self._down(server_round, before))
         if stacked is None:
             return None, MetricRecord({**counts}) if counts else None
-        cohort = self._cohort(server_round, stacked)
+        cohort, algorithm = self._cohort(server_round, stacked), self.algorithm_at(server_round)
         self._confirmed.update(dict.fromkeys(cohort.ids_S.tolist(), server_round))
         uploads_S = dict(stacked.uploads_S)
-        weights_S = self.algorithm.weights(cohort)
+        weights_S = algorithm.weights(cohort)
         if BUFFERS in uploads_S:
             self._buffers = {BUFFERS: weighted_mean(weights_S, uploads_S.pop(BUFFERS))}
-        self.server = self.algorithm.step(before, uploads_S, cohort)
+        self.server = algorithm.step(before, uploads_S, cohort)
         metrics = averaged(weights_S, stacked)
-        columns = self.algorithm.diagnostics(before, self.server, metrics, cohort)
+        columns = algorithm.diagnostics(before, self.server, metrics, cohort)
         return self._record(), MetricRecord({**columns, **counts})
 
     def _down(self, server_round: int, server: Arrays) -> Arrays:
         """Return what the algorithm broadcasts in a round."""
-        return self.algorithm.at_round(server_round).broadcast(server)
+        return self.algorithm_at(server_round).broadcast(server)
 
     def snapshot(self) -> dict[str, Tensor]:
         """Return copies of what changes, for `restore`: server, buffers, the nodes by their numbers, rounds confirmed.

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fedpisa.clients.base import Arrays
 from fedpisa.clients.client import BUFFERS
+from fedpisa.clients.step_sizes import UNSCHEDULED, StepSizeSchedule
 from fedpisa.flower.compat import to_record, to_tensors
 from fedpisa.flower.messages import StackedReplies, stack_replies
 from fedpisa.rng import generator
@@ -32,6 +33,7 @@ class Options(TypedDict, total=False):
     device: torch.device | str
     admission: Admission | None
     memory_limit: int
+    schedule: StepSizeSchedule
 
 
 class ServerStrategy(Strategy, ABC):
@@ -56,6 +58,8 @@ class ServerStrategy(Strategy, ABC):
         Which replies are used; ``None`` trusts all of them, as those of simulated clients can be.
     memory_limit
         Bytes that what is kept of every client may take in memory; see `fedpisa.storage.client_rows`.
+    schedule
+        How the algorithm's step sizes change with the round.
     """
 
     def __init__(
@@ -68,6 +72,7 @@ class ServerStrategy(Strategy, ABC):
         device: torch.device | str = "cpu",
         admission: Admission | None = None,
         memory_limit: int = client_rows.UNLIMITED,
+        schedule: StepSizeSchedule = UNSCHEDULED,
     ) -> None:
         self.algorithm = algorithm
         self.layout = layout
@@ -76,6 +81,7 @@ class ServerStrategy(Strategy, ABC):
         self.device = torch.device(device)
         self.admission = admission
         self.memory_limit = memory_limit
+        self.schedule = schedule
         self.server: Arrays | None = None
         self.reported: tuple[Tensor, Arrays] | None = None
         self._model: ArrayRecord | None = None
@@ -83,10 +89,14 @@ class ServerStrategy(Strategy, ABC):
         self._nodes: Sequence[int] = ()
         self._client_of: dict[int, int] = {}
 
+    def algorithm_at(self, server_round: int) -> Algorithm:
+        """Return the algorithm with its hyper-parameters of a round (1, 2, ...); round 0 is the start."""
+        return self.schedule.scaled(self.algorithm, server_round).at_round(server_round)
+
     def start_from(self, arrays: ArrayRecord) -> ArrayRecord:
         """Make the server's state from an initial model, and return the model that is broadcast first."""
         tensors = to_tensors(arrays, self.layout.dtypes[0], self.device)
-        self.server = self.algorithm.init(tensors["params"], self.layout)
+        self.server = self.algorithm_at(0).init(tensors["params"], self.layout)
         self._buffers = {BUFFERS: tensors[BUFFERS]} if BUFFERS in tensors else {}
         return self._record()
 

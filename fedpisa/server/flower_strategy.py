@@ -132,7 +132,7 @@ class FlowerStrategy(ServerStrategy):
         if BUFFERS in stacked.uploads_S:
             self._buffers = {BUFFERS: weighted_mean(weights_S, stacked.uploads_S[BUFFERS])}
         metrics = averaged(weights_S, stacked)
-        columns = self.algorithm.diagnostics(before, self.server, metrics, cohort)
+        columns = self.algorithm_at(server_round).diagnostics(before, self.server, metrics, cohort)
         return self._record(), MetricRecord({**columns, **counts})
 
     def snapshot(self) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from torch import nn
 
 from fedpisa import families
 from fedpisa.clients.client import BUFFERS, Client
+from fedpisa.clients.step_sizes import StepSizeSchedule
 from fedpisa.config.run import RunConfig
 from fedpisa.datasets.base import Dataset, Generated, Indices
 from fedpisa.datasets.client_data import ClientData
@@ -26,8 +27,7 @@ from fedpisa.server.flower_strategy import FlowerStrategy
 from fedpisa.server.reply_filter import Admission
 from fedpisa.simulation.faults import Faults
 from fedpisa.strategies.base import Algorithm
-from fedpisa.strategies.scheduled import annealed
-from fedpisa.strategies.schedules import factors
+from fedpisa.strategies.schedules import factors, schedule_of
 from fedpisa.tasks.task import Task
 
 
@@ -62,6 +62,7 @@ class Federation:
     ) -> None:
         self.device = resolve_device(config.device)
         self.algorithm: Algorithm = build_algorithm(config)
+        self.schedule = build_schedule(config, self.algorithm)
         dtype: torch.dtype = getattr(torch, config.dtype)
         dataset = load_dataset(config) if dataset is None else dataset
         self.config = with_model_of(config, dataset)
@@ -83,9 +84,8 @@ class Federation:
 
     def client(self, client_id: int) -> Client:
         """Return one client."""
-        return Client(
-            self.task, self.algorithm.local_update, *self.data.client(client_id), client_id, self.config.seed
-        )
+        update, samples = self.algorithm.local_update, self.data.client(client_id)
+        return Client(self.task, update, *samples, client_id, self.config.seed, self.schedule)
 
     def strategy(self, *, trusting: bool = False) -> AlgorithmStrategy | FlowerStrategy:
         """Return the algorithm's Flower strategy, or the one of Flower's that takes the server's part.
@@ -108,8 +108,9 @@ class Federation:
             if trusting
             else Admission(self.config.max_upload_norm, self.config.min_replies),
             "memory_limit": self.config.state_memory,
+            "schedule": self.schedule,
         }
-        make = build_server_strategy(self.config, self.algorithm)
+        make = build_server_strategy(self.config, self.schedule.scaled(self.algorithm, 1).at_round(1))
         if make is None:
             return AlgorithmStrategy(self.algorithm, self.task.layout, **common)
         if self.config.differential_privacy != "none" and self.task.buffer_layout.names:
@@ -154,7 +155,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def build_algorithm(config: RunConfig) -> Algorithm:
-    """Return the algorithm with its hyper-parameters, those of every round."""
+    """Return the algorithm with its hyper-parameters, before a schedule acts on them."""
     component = families.find("algorithm", config.algorithm)
     values = config.values_of(component)
     algorithm = families.build(component, values, seed=config.seed, num_clients=config.num_clients)
@@ -162,8 +163,13 @@ def build_algorithm(config: RunConfig) -> Algorithm:
         raise ValueError(
             f"{component} gave an object of type {type(algorithm).__name__}: it must give an Algorithm"
         )
+    return algorithm
+
+
+def build_schedule(config: RunConfig, algorithm: Algorithm) -> StepSizeSchedule:
+    """Return how the algorithm's step sizes change with the round."""
     keys = None if config.schedule_keys is None else tuple(config.schedule_keys.replace(",", " ").split())
-    return annealed(algorithm, factors_of(config), keys)
+    return schedule_of(algorithm, factors_of(config), keys)
 
 
 def factors_of(config: RunConfig) -> tuple[float, ...]:

@@ -9,7 +9,7 @@ from fedpisa.clients.base import Arrays
 from fedpisa.clients.fedadmm import FedADMMUpdate
 from fedpisa.strategies.base import Cohort, weighted_mean
 from fedpisa.strategies.primaldual import TrackedConsensus
-from fedpisa.typing import Positive
+from fedpisa.typing import StepSize
 
 
 @final
@@ -54,7 +54,7 @@ class FedADMM(TrackedConsensus):
     """
 
     local_update: FedADMMUpdate = FedADMMUpdate()
-    server_step: Positive | None = None
+    server_step: StepSize | None = None
 
     def step(self, server: Arrays, uploads_S: Arrays, cohort: Cohort) -> Arrays:
         """Move the mean by all of the changes, or by ``eta`` times their mean."""

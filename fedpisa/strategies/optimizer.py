@@ -10,12 +10,13 @@ import importlib
 import importlib.util
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Final, final
+from typing import Annotated, Any, ClassVar, Final, final
 
 import torch
 from torch import Tensor
 
 from fedpisa.components import nearest, one_line
+from fedpisa.typing import Step
 
 LEFT_OUT: Final = {
     "lbfgs": "it evaluates the loss several times per step, and here a step has one gradient",
@@ -62,7 +63,7 @@ class Optimizer:
     family: ClassVar[str] = "optimizer"
     name: str = "sgd"
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    rate: float = 1.0
+    rate: Annotated[float, Step(key="learning-rate")] = 1.0
 
     def __post_init__(self) -> None:
         if self.rate != 1 and self.name == "rprop":

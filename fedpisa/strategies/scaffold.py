@@ -13,7 +13,7 @@ from fedpisa.clients.scaffold import ScaffoldUpdate
 from fedpisa.strategies.averaging import LocalTraining
 from fedpisa.strategies.base import Cohort, Weighting, counts, remember, shares, total, weighted_mean
 from fedpisa.tasks.layout import ParamLayout
-from fedpisa.typing import Positive
+from fedpisa.typing import StepSize
 
 
 @final
@@ -69,7 +69,7 @@ class Scaffold(LocalTraining):
 
     local_update: ScaffoldUpdate = ScaffoldUpdate()
     weighting: Weighting = "num-examples"
-    server_learning_rate: Positive = 1.0
+    server_learning_rate: StepSize = 1.0
 
     def init(self, params_P: Tensor, layout: ParamLayout) -> Arrays:
         """Start at the initial model with ``c = 0``."""

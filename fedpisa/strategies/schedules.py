@@ -1,15 +1,18 @@
 """Factors of a step size, round by round: functions by name, with their own keys.
 
 A schedule is a function ``(rounds_done, num_rounds, *, its keys) -> Factor``: how many rounds lie behind, from 0,
-and how many there are, both counted from the end of the warm-up. What the factors act on is said in
-`fedpisa.strategies.scheduled`.
+and how many there are, both counted from the end of the warm-up. `schedule_of` says what the factors act on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import cos, isfinite, pi
+from itertools import pairwise
+from math import cos, isfinite, pi, prod
 
+from fedpisa.clients.step_sizes import UNSCHEDULED, StepSizeSchedule, scaled, step_sizes
+from fedpisa.components import nearest
+from fedpisa.strategies.base import Algorithm
 from fedpisa.typing import Positive, PositiveInt, Probability
 
 Factor = float
@@ -37,6 +40,54 @@ def step(rounds_done: int, *, schedule_every: PositiveInt, schedule_factor: Posi
     [1.0, 1.0, 0.5, 0.5, 0.25]
     """
     return schedule_factor ** (rounds_done // schedule_every)
+
+
+def milestones(
+    rounds_done: int,
+    *,
+    schedule_milestones: tuple[PositiveInt, ...],
+    schedule_factor: Positive | tuple[Positive, ...] = 0.1,
+) -> Factor:
+    """``schedule-factor`` multiplied over all milestones ``m <= t`` after ``t`` rounds.
+
+    Parameters
+    ----------
+    schedule_milestones
+        Rounds after which a change comes, in ascending order.
+    schedule_factor
+        What a change multiplies by: a number for all milestones, or a list with one for each.
+
+    Examples
+    --------
+    >>> [milestones(t, schedule_milestones=(2, 3), schedule_factor=(0.5, 0.1)) for t in range(5)]
+    [1.0, 1.0, 0.5, 0.05, 0.05]
+    """
+    if not schedule_milestones or any(m >= after for m, after in pairwise(schedule_milestones)):
+        raise ValueError(
+            f"schedule-milestones = {[*schedule_milestones]}: must be rounds in ascending order, such as [90, 120]"
+        )
+    each = (
+        schedule_factor
+        if isinstance(schedule_factor, tuple)
+        else (schedule_factor,) * len(schedule_milestones)
+    )
+    if len(each) != len(schedule_milestones):
+        raise ValueError(
+            f"schedule-factor = {[*each]} for schedule-milestones = {[*schedule_milestones]}: give one number, or one "
+            "for each milestone"
+        )
+    return prod((f for f, m in zip(each, schedule_milestones, strict=True) if m <= rounds_done), start=1.0)
+
+
+def linear(rounds_done: int, num_rounds: int) -> Factor:
+    """``1 - t / T`` after ``t`` of ``T`` rounds: the last round still has a step.
+
+    Examples
+    --------
+    >>> [linear(t, 4) for t in range(4)]
+    [1.0, 0.75, 0.5, 0.25]
+    """
+    return 1 - rounds_done / num_rounds
 
 
 def cosine(rounds_done: int, num_rounds: int, *, schedule_end: Probability = 0.0) -> Factor:
@@ -93,3 +144,60 @@ def factors(rule: Callable[[int, int], float], num_rounds: int, warmup_rounds: i
             )
     warmup = [after[0] * rounds / (warmup_rounds + 1) for rounds in range(1, warmup_rounds + 1)]
     return (*warmup, *after)
+
+
+def schedule_of(
+    algorithm: Algorithm, factors_T: tuple[float, ...], keys: tuple[str, ...] | None = None
+) -> StepSizeSchedule:
+    """Return the schedule of an algorithm's step sizes; `UNSCHEDULED` if all factors are 1.
+
+    Parameters
+    ----------
+    algorithm
+        What is run.
+    factors_T
+        The factor of round 1, 2, ...; later rounds have the last one.
+    keys
+        What it acts on: by default the client's step sizes; of a client without, all inverses of step sizes that it
+        has; of one without either, the server's.
+
+    Raises
+    ------
+    ValueError
+        If the algorithm has no such key, or the key may not change.
+
+    Examples
+    --------
+    >>> from fedpisa.strategies.fedavg import FedAvg
+    >>> from fedpisa.strategies.pisa import Pisa
+    >>> schedule_of(FedAvg(), (1.0, 0.5)).keys, schedule_of(Pisa(), (1.0, 0.5)).keys
+    (('learning-rate',), ('sigma', 'rho'))
+    """
+    if set(factors_T) == {1.0}:
+        return UNSCHEDULED
+    found = {name: value for name, _, value in step_sizes(algorithm)}
+    if keys is None:
+        keys = next(filter(None, (
+            tuple(dict.fromkeys(name for name, inverse, _ in step_sizes(part) if inverse == divided))
+            for part in (algorithm.local_update, algorithm) for divided in (False, True)
+        )), ())  # fmt: skip
+    if not keys:
+        raise ValueError(
+            f"the schedule has nothing to act on: no key of {type(algorithm).__name__} is a StepSize or an "
+            'InverseStepSize; annotate one, or set schedule = "constant" and warmup-rounds = 0'
+        )
+    for name in keys:
+        if name not in found:
+            raise ValueError(
+                f"schedule-keys names {name!r}, which cannot be scheduled here{nearest(name, found)} "
+                f"(what can: {', '.join(found) or 'none'})"
+            )
+        if name in algorithm.constants:
+            raise ValueError(
+                f"schedule-keys names {name!r}, which must not change with the round: {algorithm.constants[name]}"
+            )
+        if found[name] is None:
+            raise ValueError(f"schedule-keys names {name!r}, which has no value: set it")
+    # What does not take a scaled value says so now.
+    scaled(algorithm, keys, next(factor for factor in factors_T if factor != 1))
+    return StepSizeSchedule(factors_T, keys)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from fedpisa.config.run import load_config
 from fedpisa.runs.resume import differences
 from fedpisa.runs.signals import Interrupted
-from fedpisa.simulation.federation import build_algorithm, load_dataset
+from fedpisa.simulation.federation import build_algorithm, build_schedule, load_dataset
 from fedpisa.storage.files import held, replace_file
 from fedpisa.studies.study import STUDY_FILE, Study, StudyResult, StudyRun, load_study, read_study
 from fedpisa.studies.workers import Progress, Task, carry_out, share_out, standing
@@ -111,7 +111,7 @@ def check(runs: Sequence[StudyRun]) -> None:
     for run in runs:
         config = run.config
         try:
-            build_algorithm(config)
+            build_schedule(config, build_algorithm(config))
             if (config.dataset, config.data_dir) not in read:
                 load_dataset(config)
         except ValueError as error:

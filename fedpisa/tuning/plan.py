@@ -31,7 +31,7 @@ from pydantic import Field
 
 from fedpisa import components, families
 from fedpisa.config.run import RunConfig, read_toml, run_keys
-from fedpisa.simulation.federation import build_algorithm, load_dataset
+from fedpisa.simulation.federation import build_algorithm, build_schedule, load_dataset
 from fedpisa.studies.study import Study, StudyRun, read_study
 from fedpisa.tuning.metric import Metric, maximized
 from fedpisa.tuning.space import Range, Space, parse_space
@@ -316,7 +316,8 @@ def _fitting(subject: Subject, key: str, space: Space) -> Space:
 
     def check(value: object) -> None:
         try:
-            build_algorithm(subject.config({key: value}, 0))
+            config = subject.config({key: value}, 0)
+            build_schedule(config, build_algorithm(config))
         except ValueError as error:
             raise ValueError(f"{subject}: search {key}: {error}") from error
 

@@ -35,6 +35,7 @@ from fedpisa.authoring import (
     ParamLayout,
     Positive,
     PositiveInt,
+    StepSize,
     weighted_mean,
 )
 
@@ -46,13 +47,13 @@ class Descent(LocalUpdate):
 
     Parameters
     ----------
-    step_size
+    reach
         Length of a step.
     batch_size
         Samples per mini-batch.
     """
 
-    step_size: Positive = 0.1
+    reach: StepSize = 0.1
     batch_size: PositiveInt = 16
 
     def schedule(self):
@@ -65,7 +66,7 @@ class Descent(LocalUpdate):
         return {"v": down["params"]}
 
     def step(self, gradient: Gradient, down: Arrays, state: Arrays, work: Arrays, batch: MiniBatches) -> Arrays:
-        return {"v": work["v"] - self.step_size * gradient(work["v"], batch)[1]}
+        return {"v": work["v"] - self.reach * gradient(work["v"], batch)[1]}
 
     def finish(self, down: Arrays, state: Arrays, work: Arrays) -> Outcome:
         return Outcome({"move": work["v"] - down["params"]}, {"rounds": state["rounds"] + 1}, {})
@@ -82,10 +83,13 @@ class Further(Algorithm):
         The client.
     stride
         The multiple.
+    patience
+        No step size.
     """
 
     local_update: Descent = Descent()
-    stride: Positive = 1.0
+    stride: StepSize = 1.0
+    patience: Positive = 1.0
 
     def init(self, params_P, layout: ParamLayout) -> Arrays:
         return {"params": params_P}
@@ -115,7 +119,7 @@ def on_both_engines(config: dict[str, Any]) -> dict[str, np.ndarray]:
 
 def test_an_algorithm_is_one_file(drop: Any) -> None:
     drop("my_fedpisa_algorithm", ALGORITHM)
-    ours = {"algorithm": "my_fedpisa_algorithm:Further", "step-size": 0.2, "batch-size": 16}
+    ours = {"algorithm": "my_fedpisa_algorithm:Further", "reach": 0.2, "batch-size": 16}
     got = on_both_engines(ours)
     # With stride 1 it is FedAvg.
     wanted = fedpisa.run({**SMALL, "algorithm": "fedavg", "learning-rate": 0.2, "batch-size": 16})
@@ -125,6 +129,36 @@ def test_an_algorithm_is_one_file(drop: Any) -> None:
     assert any(not np.allclose(further[name], got[name]) for name in got)
     with pytest.raises(ValueError, match="key 'stride' = -1: must be greater than 0"):
         fedpisa.run({**SMALL, **ours, "stride": -1})
+
+
+def test_the_step_sizes_of_an_algorithm_of_ones_own_are_scheduled(drop: Any) -> None:
+    """By its annotation, whatever its name: the client's by default, the server's too where the keys say so."""
+    drop("my_fedpisa_algorithm", ALGORITHM)
+    ours = {"algorithm": "my_fedpisa_algorithm:Further", "reach": 0.2, "batch-size": 16}
+    falling = {"schedule": "linear", "warmup-rounds": 1}
+    got = on_both_engines({**ours, **falling})
+    fedavg = {**SMALL, "algorithm": "fedavg", "learning-rate": 0.2, "batch-size": 16, **falling}
+    for name, value in fedpisa.run(fedavg).parameters.items():
+        np.testing.assert_allclose(got[name], value, rtol=1e-10, atol=1e-12)
+    named = on_both_engines({**ours, **falling, "schedule-keys": "reach"})
+    assert all(np.array_equal(named[name], got[name]) for name in got)
+    # A factor of 1/2 in every round: half the stride.
+    drop("my_fedpisa_schedule", "def half() -> float:\n    return 0.5\n")
+    constant = {"schedule": "my_fedpisa_schedule:half", "schedule-keys": "stride"}
+    halved, wanted = on_both_engines({**ours, **constant}), on_both_engines({**ours, "stride": 0.5})
+    assert all(np.array_equal(halved[name], wanted[name]) for name in wanted)
+    with pytest.raises(
+        ValueError, match=r"'patience', which cannot be scheduled here.*\(what can: reach, stride\)"
+    ):
+        fedpisa.run({**SMALL, **ours, **falling, "schedule-keys": "patience"})
+
+
+def test_an_algorithm_without_step_sizes_has_no_schedule(drop: Any) -> None:
+    drop("my_unscheduled_algorithm", ALGORITHM.replace("StepSize", "Positive"))
+    with pytest.raises(
+        ValueError, match="nothing to act on: no key of Further is a StepSize or an InverseStepSize"
+    ):
+        fedpisa.run({**SMALL, "algorithm": "my_unscheduled_algorithm:Further", "schedule": "linear"})
 
 
 def documented() -> str:

@@ -22,6 +22,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from fedpisa.clients.base import Arrays, LocalUpdate, MiniBatches, Outcome
 from fedpisa.clients.batches import Ints
 from fedpisa.clients.client import Client, seeded
+from fedpisa.clients.step_sizes import UNSCHEDULED, StepSizeSchedule
 from fedpisa.components import one_line
 from fedpisa.datasets.client_data import ClientData
 from fedpisa.flower.client_app import evaluation_reply
@@ -76,6 +77,8 @@ class VmapGrid(InProcessGrid):
         How many clients are computed at once; 0 for all. Halved whenever the device's memory proves too small.
     state_memory
         Bytes that the clients' states may take in memory; see `StackedStates`.
+    schedule
+        How the update's step sizes change with the round.
 
     Raises
     ------
@@ -93,12 +96,13 @@ class VmapGrid(InProcessGrid):
         seed: int,
         block: int = 0,
         state_memory: int = UNLIMITED,
+        schedule: StepSizeSchedule = UNSCHEDULED,
     ) -> None:
         super().__init__(data.num_clients)
         refuse_unstackable(task, data)
         self.task, self.update, self.data, self.seed = task, update, data, seed
         self.block = block or data.num_clients
-        self.state_memory = state_memory
+        self.state_memory, self.schedule = state_memory, schedule
         self.states: StackedStates | None = None
         on_cpu = data.x.device.type == "cpu"
         keep_freed_memory()
@@ -192,7 +196,8 @@ class VmapGrid(InProcessGrid):
 
     def _in_blocks(self, ids_S: Ints, server_round: int, down: Arrays, states_S: Arrays) -> Outcome:
         """Return the cohort's outcome, of no more clients at a time than memory has proved to take."""
-        common = (self.task, self.update, self.data, self.seed)
+        update = self.schedule.scaled(self.update, server_round)
+        common = (self.task, update, self.data, self.seed)
         outcomes: list[Outcome] = []
         begin = 0
         while begin < len(ids_S):

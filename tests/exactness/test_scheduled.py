@@ -16,15 +16,23 @@ from flwr.app import ConfigRecord
 import fedpisa
 from fedpisa import families
 from fedpisa.clients.pisa import PisaUpdate
-from fedpisa.config.run import RunConfig
+from fedpisa.clients.step_sizes import UNSCHEDULED, StepSizeSchedule, scaled
+from fedpisa.config.flower import NodeSettings, read_run_config, to_run_config
+from fedpisa.config.run import RunConfig, parse_overrides
 from fedpisa.runs.runner import Simulation, make_grid
-from fedpisa.simulation.federation import build_algorithm, factors_of, load_dataset, split_dataset
+from fedpisa.simulation.federation import (
+    build_algorithm,
+    build_schedule,
+    factors_of,
+    load_dataset,
+    split_dataset,
+)
 from fedpisa.strategies.base import Cohort
 from fedpisa.strategies.fedavg import FedAvg
 from fedpisa.strategies.fedsgd import FedSGD
 from fedpisa.strategies.optimizer import Optimizer
 from fedpisa.strategies.pisa import Pisa
-from fedpisa.strategies.scheduled import annealed, scaled
+from fedpisa.strategies.schedules import schedule_of
 from fedpisa.tasks.layout import ParamLayout
 
 ENGINES = ("loop", "vmap")
@@ -85,14 +93,45 @@ def torchs(scheduler: Callable[[torch.optim.Optimizer], Any], num_rounds: int) -
     return rates
 
 
-def test_steps_and_cosines_are_torchs() -> None:
+def test_steps_milestones_and_cosines_are_torchs() -> None:
     lr = torch.optim.lr_scheduler
     got = RunConfig.from_mapping(
         {"schedule": "step", "schedule-every": 3, "schedule-factor": 0.5, "num-server-rounds": 10}
     )
     assert factors_of(got) == pytest.approx(torchs(lambda o: lr.StepLR(o, 3, gamma=0.5), 10))
+    got = RunConfig.from_mapping(
+        {
+            "schedule": "milestones",
+            "schedule-milestones": [3, 4, 8],
+            "schedule-factor": 0.5,
+            "num-server-rounds": 10,
+        }
+    )
+    assert factors_of(got) == pytest.approx(torchs(lambda o: lr.MultiStepLR(o, [3, 4, 8], gamma=0.5), 10))
     got = RunConfig.from_mapping({"schedule": "cosine", "schedule-end": 0.1, "num-server-rounds": 7})
     assert factors_of(got) == pytest.approx(torchs(lambda o: lr.CosineAnnealingLR(o, 7, eta_min=0.1), 7))
+
+
+def test_milestones_and_lines_are_their_closed_forms() -> None:
+    """Counted from the end of the warm-up; a milestone has a factor of its own where a list gives one."""
+    values: dict[str, object] = {"num-server-rounds": 8, "warmup-rounds": 2}
+    got = factors_of(RunConfig.from_mapping({**values, "schedule": "linear"}))
+    assert got == pytest.approx((1 / 3, 2 / 3, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6))
+    many = {**values, "schedule": "milestones", "schedule-milestones": [1, 4]}
+    got = factors_of(RunConfig.from_mapping({**many, "schedule-factor": [0.5, 0.2]}))
+    assert got == pytest.approx((1 / 3, 2 / 3, 1, 0.5, 0.5, 0.5, 0.1, 0.1))
+    # 0.1 each, as for `step`, unless something else is said; a change may also make the step longer.
+    assert factors_of(RunConfig.from_mapping(many))[-1] == pytest.approx(0.01)
+    assert factors_of(RunConfig.from_mapping({**many, "schedule-factor": 3}))[-1] == pytest.approx(9.0)
+    assert RunConfig.from_mapping(many) == RunConfig.from_mapping({**many, "schedule-factor": 0.1})
+
+
+def test_milestones_on_the_command_line_and_in_flowers_run_config() -> None:
+    text = "schedule=milestones schedule-milestones=[3, 4] schedule-factor=[0.5, 0.1] num-server-rounds=6"
+    run = RunConfig.from_mapping(parse_overrides(text))
+    assert factors_of(run) == pytest.approx((1, 1, 1, 0.5, 0.05, 0.05))
+    _, keys = read_run_config(to_run_config(NodeSettings(), run))
+    assert RunConfig.from_mapping(keys) == run
 
 
 def test_the_warm_up_is_linear_and_the_schedule_begins_after_it() -> None:
@@ -140,7 +179,9 @@ def test_pisa_is_algorithm_1_with_sigma_and_rho_divided(engine: str, keys: str |
     own, w = 3.0, got[0]
     # Before the first round, sigma is that of round 1 without its gamma.
     first = own / (0.5 if keys != "rho" else 1.0)
-    begun = build_algorithm(run).init(torch.ones(4), ParamLayout((), (), ()))["params"]
+    algorithm = build_algorithm(run)
+    start = build_schedule(run, algorithm).scaled(algorithm, 0)
+    begun = start.init(torch.ones(4), ParamLayout((), (), ()))["params"]
     assert begun.tolist() == pytest.approx([first / (first + 0.2)] * 4)
     for r in range(1, 10):
         if (r - 1) % 2 == 0:
@@ -181,7 +222,8 @@ def test_fedsgds_optimizer_is_torchs_under_torchs_scheduler(name: str, options: 
     factors, size = (1.0, 0.5, 0.25, 2.0, 0.1), 4
     layout = ParamLayout.of([("weight", torch.zeros(2, 2, dtype=torch.float64))])
     optimizer = Optimizer(name, options)
-    algorithm = annealed(FedSGD(optimizer=optimizer), factors)
+    algorithm = FedSGD(optimizer=optimizer)
+    scheduled = schedule_of(algorithm, factors)
     parameter = torch.nn.Parameter(torch.ones(2, 2, dtype=torch.float64))
     theirs = optimizer.create([parameter])
     schedule = torch.optim.lr_scheduler.LambdaLR(theirs, lambda t: factors[min(t, 4)])
@@ -190,7 +232,8 @@ def test_fedsgds_optimizer_is_torchs_under_torchs_scheduler(name: str, options: 
     for server_round in range(1, 6):
         gradient = torch.randn(2, 2, generator=generator, dtype=torch.float64)
         cohort = Cohort(torch.arange(1), torch.ones(1), server_round, 1, layout)
-        server = algorithm.step(server, {"gradient": gradient.reshape(1, size)}, cohort)
+        of_round = scheduled.scaled(algorithm, server_round)
+        server = of_round.step(server, {"gradient": gradient.reshape(1, size)}, cohort)
         torch_step(theirs, parameter, gradient)
         schedule.step()
         torch.testing.assert_close(server["params"], parameter.detach().flatten(), rtol=1e-13, atol=1e-14)
@@ -199,11 +242,11 @@ def test_fedsgds_optimizer_is_torchs_under_torchs_scheduler(name: str, options: 
 # --------------------------------------------------------------------------------------------- exactness
 
 
-def reaches(algorithm: Any, run: RunConfig) -> float:
+def reaches(schedule: StepSizeSchedule, run: RunConfig) -> float:
     """Return how far from the optimum it ends, relative to the way from zero."""
     simulation = Simulation(run)
     federation = simulation.federation
-    federation.algorithm = algorithm
+    federation.schedule = schedule
     simulation.grid, simulation.strategy = make_grid(federation), federation.strategy()
     simulation.model = simulation.strategy.start_from(federation.initial_model())
     for _ in simulation.rows():
@@ -223,8 +266,8 @@ def reaches(algorithm: Any, run: RunConfig) -> float:
 def test_exact_algorithms_stay_exact(name: str, keys: tuple[str, ...] | None) -> None:
     """Three of five clients per round: what they kept was made with other values; then steps are halved for good."""
     run = config(name, fraction_train=0.6, num_server_rounds=220)
-    algorithm = annealed(build_algorithm(run), (*(1.0, 0.8, 0.9) * 40, 0.5), keys)
-    assert reaches(algorithm, run) < 1e-8
+    schedule = schedule_of(build_algorithm(run), (*(1.0, 0.8, 0.9) * 40, 0.5), keys)
+    assert reaches(schedule, run) < 1e-8
 
 
 @pytest.mark.parametrize("name", families.available("algorithm"))
@@ -239,8 +282,10 @@ def test_both_engines_agree(name: str) -> None:
 
 
 def test_factors_of_one_change_nothing() -> None:
-    assert annealed(Pisa(), (1.0, 1.0)) == Pisa()
-    assert type(build_algorithm(RunConfig(algorithm="pisa"))) is Pisa
+    schedule = schedule_of(Pisa(), (1.0, 1.0), ("no-key",))
+    assert schedule == UNSCHEDULED == build_schedule(RunConfig(algorithm="pisa"), Pisa())
+    algorithm = Pisa()
+    assert schedule.scaled(algorithm, 1) is algorithm
 
 
 def test_values_are_scaled_wherever_they_are() -> None:
@@ -249,9 +294,26 @@ def test_values_are_scaled_wherever_they_are() -> None:
     assert scaled(FedSGD(), ("learning-rate",), 0.5).optimizer.rate == 0.5
 
 
-def test_a_round_is_needed_to_know_the_values() -> None:
-    with pytest.raises(TypeError, match="at_round first"):
-        annealed(Pisa(), (0.5,)).local_update.schedule()
+def test_rounds_beyond_the_factors_have_the_nearest() -> None:
+    schedule = StepSizeSchedule((0.5, 0.25), ("sigma",))
+    got = [schedule.scaled(PisaUpdate(sigma=1.0), server_round).sigma for server_round in range(5)]
+    assert got == [2.0, 2.0, 4.0, 4.0, 4.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "keys"),
+    [
+        *(
+            (name, ("learning-rate",))
+            for name in ("fedavg", "fedprox", "fedsgd", "scaffold", "scaffnew", "fedadmm")
+        ),
+        *((name, ("sigma", "rho")) for name in ("pisa", "sisa", "nsisa")),
+        *((name, ("sigma", "proximity")) for name in ("iceadmm", "iiadmm", "fedgia")),
+    ],
+)
+def test_what_a_schedule_acts_on_by_default(name: str, keys: tuple[str, ...]) -> None:
+    more = {"server_step": 1.0} if name == "fedadmm" else {}
+    assert schedule_of(build_algorithm(config(name, **more)), (1.0, 0.5)).keys == keys
 
 
 @pytest.mark.parametrize(
@@ -267,6 +329,37 @@ def test_a_round_is_needed_to_know_the_values() -> None:
         ({"warmup-rounds": 10, "num-server-rounds": 10}, "warmup-rounds = 10 leaves no round"),
         ({"schedule": "constant", "schedule-end": 0.1}, "'schedule-end' is not used by schedule 'constant'"),
         ({"schedule": "step"}, "needs the key 'schedule-every'"),
+        ({"schedule": "milestones"}, "needs the key 'schedule-milestones'"),
+        *(
+            (
+                {"schedule": "milestones", "schedule-milestones": wrong},
+                f"schedule-milestones.* = .*: must be {rule}",
+            )
+            for wrong, rule in (
+                ([], "rounds in ascending order, such as"),
+                ([90, 90], "rounds in ascending order, such as"),
+                ([120, 90], "rounds in ascending order, such as"),
+                ([0, 90], "greater than or equal to 1"),
+                ([0.5], "a valid integer"),
+                (90, "a valid array"),
+            )
+        ),
+        *(
+            (
+                {"schedule": "milestones", "schedule-milestones": [9, 12], "schedule-factor": wrong},
+                f"'?schedule-factor'?.* {rule}",
+            )
+            for wrong, rule in (
+                ([0.1], r"= \[0.1\] for schedule-milestones = \[9, 12\]: give one number, or one for each"),
+                ([0.1, 0], "must be .*greater than 0"),
+                (-1, "must be greater than 0"),
+            )
+        ),
+        (
+            {"schedule": "step", "schedule-every": 2, "schedule-factor": [0.1]},
+            "'schedule-factor'.*a valid number",
+        ),
+        ({"schedule": "linear", "schedule-end": 0.1}, "'schedule-end' is not used by schedule 'linear'"),
         ({"schedule": "cosin"}, "unknown schedule 'cosin'; did you mean 'cosine'"),
         ({"schedule-ends": 0.1}, "unknown key 'schedule-ends'; did you mean 'schedule-end'"),
         ({"schedule": "own_schedule:falls"}, "the schedule gives 0 in round 2"),
@@ -278,8 +371,9 @@ def test_what_cannot_be_is_said(
     own = ModuleType("own_schedule")
     own.falls = lambda rounds_done: 1 - rounds_done  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "own_schedule", own)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as caught:
         Simulation(RunConfig.from_mapping({"schedule": "cosine", **values}))
+    assert "\n" not in str(caught.value)
 
 
 def hyperbola(rounds_done: int, *, half_life: int = 2) -> float:
