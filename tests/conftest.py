@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from fedpisa.runs.signals import Interrupted
-from fedpisa.studies import workers
+from fedpisa.studies import pool
 
 Start = Callable[..., int]
 
@@ -33,7 +33,7 @@ def in_child() -> Iterator[Start]:
             code = 1
             try:
                 os.setsid()
-                workers.CONTEXT = multiprocessing.get_context("fork")
+                pool.CONTEXT = multiprocessing.get_context("fork")
                 if errors is not None:
                     sys.stderr = errors.open("w", buffering=1)
                     os.dup2(sys.stderr.fileno(), 2)

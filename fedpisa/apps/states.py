@@ -27,14 +27,9 @@ from fedpisa.flower.client_app import EARLIER_ROUND, EARLIER_STATE, STATE, STATE
 from fedpisa.flower.compat import to_record
 from fedpisa.flower.messages import SERVER_ROUND
 from fedpisa.storage.files import replace_file
+from fedpisa.storage.tensor_file import FORMAT, DamagedFileError, decode, encode, require_format
 
-FORMAT: Final = 1
 _RECORDS: Final = (STATE, EARLIER_STATE)
-
-
-@final
-class DamagedStateError(ValueError):
-    """A file is not what was written."""
 
 
 @final
@@ -105,8 +100,6 @@ class StateFile:
         OSError
             If it cannot be written; what was there stays.
         """
-        from safetensors.torch import save
-
         if STATE not in state:
             return
         tensors = {
@@ -122,14 +115,14 @@ class StateFile:
         }
         about["digest"] = _digest(about, tensors)
         self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        replace_file(self.path, save(tensors, metadata={"about": json.dumps(about)}))
+        replace_file(self.path, encode(tensors, about))
 
     def read_into(self, state: RecordDict) -> bool:
         """Put what was written into a context's state; return whether there was anything.
 
         Raises
         ------
-        DamagedStateError
+        DamagedFileError
             If a byte of the file is not what was written.
         ValueError
             If it is another run's, algorithm's, model's or client's, or another version of fedpisa wrote it.
@@ -137,8 +130,7 @@ class StateFile:
         if not self.path.exists():
             return False
         about, tensors = _load(self.path)
-        if about["format"] != FORMAT:
-            raise ValueError(f"{self.path} has the format {about['format']}, and this fedpisa reads {FORMAT}")
+        require_format(about, self.path)
         mine, its = asdict(self.owner), about["owner"]
         different = [
             f"{name} {its.get(name)}, not {mine[name]}" for name in mine if its.get(name) != mine[name]
@@ -159,7 +151,7 @@ def read_state(file: StateFile, state: RecordDict) -> None:
     """Read a client's state from its file; go on with what the context has if the file is damaged, and say so."""
     try:
         file.read_into(state)
-    except DamagedStateError as error:
+    except DamagedFileError as error:
         rest = "the SuperNode's own copy is used" if STATE in state else "the state is lost"
         getLogger("flwr").error("%s: %s", error, rest)
 
@@ -171,19 +163,9 @@ def default_folder(node_id: int) -> Path:
 
 
 def _load(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
-    content = path.read_bytes()
-    try:
-        tensors = load(content)
-        length = int.from_bytes(content[:8], "little")
-        about = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["about"])
-        digest = about.pop("digest")
-    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedStateError(f"{path} is damaged") from error
-    if digest != _digest(about, tensors):
-        raise DamagedStateError(f"{path} is damaged")
+    about, tensors = decode(path.read_bytes(), path)
+    if about.pop("digest", None) != _digest(about, tensors):
+        raise DamagedFileError(path)
     return about, tensors
 
 

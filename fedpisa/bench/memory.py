@@ -3,69 +3,67 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Final, NamedTuple, Self, final
+
+import psutil
 
 INTERVAL: Final = 0.1
 """Seconds between two looks."""
 GROWN: Final = 1.01
 """What is less than this times the largest so far is not looked at more closely."""
-_PROC: Final = Path("/proc")
 
 
 class Memory(NamedTuple):
     """Bytes of a tree of processes.
 
     ``resident`` adds up what each has in memory, shared pages once per process; ``proportional`` counts a page that
-    several share once. What the system has swapped out for a while counts too.
+    several share once, where the system says so (Linux), and otherwise leaves shared pages out. What the system has
+    swapped out for a while counts too.
     """
 
     resident: int
     proportional: int
 
 
-def tree(pid: int) -> list[int]:
+def tree(pid: int) -> list[psutil.Process]:
     """Return a process and its descendants, those that there are at the moment.
 
     Examples
     --------
     >>> import os
-    >>> os.getpid() in tree(os.getpid())
+    >>> os.getpid() in [process.pid for process in tree(os.getpid())]
     True
     """
-    found, waiting = [], [pid]
-    while waiting:
-        process = waiting.pop()
-        found.append(process)
-        for task in _entries(_PROC / str(process) / "task"):
-            waiting += [int(child) for child in _text(task / "children").split()]
-    return found
+    with suppress(psutil.Error):
+        root = psutil.Process(pid)
+        return [root, *root.children(recursive=True)]
+    return []
 
 
 def in_use(pid: int) -> Memory:
-    """Return the memory of a process and its descendants at the moment; zeros where there is no ``/proc``."""
-    total = _added_up(pid, "smaps_rollup")
-    return Memory(total["Rss"] + total["Swap"], total["Pss"] + total["SwapPss"])
-
-
-def _added_up(pid: int, file: str) -> Counter[str]:
-    """Return the bytes under each name of a file about every process of a tree, added up."""
-    total: Counter[str] = Counter()
+    """Return the memory of a process and its descendants at the moment; processes of other users count as none."""
+    resident = proportional = 0
     for process in tree(pid):
-        for line in _text(_PROC / str(process) / file).splitlines():
-            if line.endswith(" kB"):
-                name, _, value = line.partition(":")
-                total[name] += 1024 * int(value.split()[0])
-    return total
+        with suppress(psutil.Error):
+            one = process.memory_full_info()
+            swapped = getattr(one, "swap", 0)
+            resident += one.rss + swapped
+            proportional += getattr(one, "pss", one.uss) + swapped
+    return Memory(resident, proportional)
 
 
 def own_peak() -> int:
-    """Return the most bytes that this process, alone, has had in memory; 0 where the system does not say."""
-    for line in _text(_PROC / "self" / "status").splitlines():
-        if line.startswith("VmHWM:"):
-            return 1024 * int(line.split()[1])
+    """Return the most bytes that this process, alone, has had in memory; 0 where the system does not say.
+
+    Not ``ru_maxrss``, which begins with what the parent had when it started this process.
+    """
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return 1024 * int(line.split()[1])
     return 0
 
 
@@ -107,24 +105,18 @@ class PeakMemory:
         self._thread.join()
 
     def _watch(self) -> None:
+        pids, processes, most = list[int](), list[psutil.Process](), 0
         while True:
-            now = _added_up(self.pid, "status")
-            if now["VmRSS"] + now["VmSwap"] > GROWN * self.peak.resident:
+            if (
+                now := psutil.pids()
+            ) != pids:  # to find descendants takes much longer than to list all numbers
+                pids, processes = now, tree(self.pid)
+            resident = 0
+            for process in processes:
+                with suppress(psutil.Error):
+                    resident += process.memory_info().rss
+            if resident > GROWN * most:
+                most = resident
                 self.peak = Memory(*map(max, self.peak, in_use(self.pid)))
             if self._ended.wait(INTERVAL):
                 return
-
-
-def _text(file: Path) -> str:
-    """Return a file's text, none if its process is gone or another's."""
-    try:
-        return file.read_text()
-    except OSError:
-        return ""
-
-
-def _entries(directory: Path) -> list[Path]:
-    try:
-        return list(directory.iterdir())
-    except OSError:
-        return []

@@ -10,6 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 
+import psutil
+
 from fedpisa.bench.measure import Figure, Measurement, cores
 
 Cell = Callable[[Figure], str]
@@ -110,7 +112,7 @@ def machine() -> dict[str, str]:
     return {
         "processor": _processor(),
         "cores": str(cores()),
-        "memory": f"{_total_memory() / 1e9:.0f} GB" if _total_memory() else "unknown",
+        "memory": f"{psutil.virtual_memory().total / 1e9:.0f} GB",
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         **{package: version(package) for package in ("fedpisa", "torch", "flwr", "numpy")},
@@ -130,11 +132,3 @@ def _processor() -> str:
     if "model name" not in known:
         return platform.machine()
     return f"{known['model name']}, family {known.get('cpu family', '?')}, model {known.get('model', '?')}"
-
-
-def _total_memory() -> int:
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemTotal:")), 0)

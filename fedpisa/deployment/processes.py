@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, final
 
+import psutil
+
 MARK: Final = "FEDPISA_DEPLOYMENT"
 """Variable in the environment of a deployment's processes, and of those that they start: its folder."""
 GRACE: Final = 5.0
@@ -88,27 +90,29 @@ def _all_of(folder: Path, processes: Sequence[Process]) -> set[int]:
 
 
 def _marked(folder: Path) -> set[int]:
-    mark = f"{MARK}={folder}".encode()
-    pids = set()
-    for entry in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # it ended, or is another user's
-            if mark in (entry / "environ").read_bytes().split(b"\0") and started_at(int(entry.name)):
-                pids.add(int(entry.name))
-    return pids - {os.getpid()}
+    marked = {
+        process.pid for process in psutil.process_iter() if _environment(process).get(MARK) == str(folder)
+    }
+    return marked - {os.getpid()}
+
+
+def _environment(process: psutil.Process) -> Mapping[str, str]:
+    """Return the environment with which a process was started; none if it has ended, or is another user's."""
+    with suppress(psutil.Error):
+        if process.status() != psutil.STATUS_ZOMBIE:
+            environment: dict[str, str] = process.environ()
+            return environment
+    return {}
 
 
 def started_at(pid: int) -> str | None:
-    """Return when a process was started, ``None`` if it has ended."""
-    if Path("/proc/self/stat").exists():
-        with suppress(OSError):
-            # After the name, which may hold anything: the state is the first field, the time of the start the 20th.
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            return None if fields[0] in "ZX" else fields[19]
-        return None
-    said = subprocess.run(
-        ["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False
-    )
-    return said.stdout.strip() or None
+    """Return when a process was started, in seconds since the system was; ``None`` if it has ended."""
+    with suppress(psutil.Error):
+        process = psutil.Process(pid)
+        if process.status() != psutil.STATUS_ZOMBIE:
+            # Both move with the system's clock, and the difference does not.
+            return f"{process.create_time() - psutil.boot_time():.2f}"
+    return None
 
 
 def _signal(pid: int, signum: int) -> None:

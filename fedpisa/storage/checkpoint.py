@@ -8,7 +8,6 @@ renamed; the last two are kept, so that one that went bad is not the end, and th
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Collection, Mapping
 from contextlib import suppress
@@ -17,13 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, final
 
 from fedpisa.storage.files import PARTIAL, replace_file
+from fedpisa.storage.tensor_file import FORMAT, DamagedFileError, decode, encode, require_format
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 KEPT: Final = 2
 """Checkpoints that are kept while a run goes on."""
-FORMAT: Final = 1
 _NAME: Final = re.compile(r"round-(\d+)-([0-9a-f]{32})\.safetensors")
 
 
@@ -64,17 +63,13 @@ def write(directory: Path, checkpoint: Checkpoint) -> Path:
     ...     [read(file).tensors["w"].tolist() for file in newest_first(Path(folder))]
     [[1.0, 1.0, 1.0], [1.0, 1.0]]
     """
-    from safetensors.torch import save
-
-    # Copies, because safetensors takes neither views nor tensors that share memory.
-    tensors = {name: value.detach().cpu().clone().contiguous() for name, value in checkpoint.tensors.items()}
     about = {
         "format": FORMAT,
         "round": checkpoint.server_round,
-        "names": list(tensors),  # safetensors sorts them
+        "names": list(checkpoint.tensors),  # a file sorts them
         "facts": dict(checkpoint.facts),
     }
-    content = save(tensors, metadata={"about": json.dumps(about)})
+    content = encode(checkpoint.tensors, about)
     directory.mkdir(exist_ok=True)
     file = directory / f"round-{checkpoint.server_round}-{_digest(content)}.safetensors"
     replace_file(file, content)
@@ -109,17 +104,12 @@ def read(file: Path) -> Checkpoint:
     ValueError
         If a byte of it is not what was written, or another version of fedpisa wrote it.
     """
-    from safetensors.torch import load
-
     name = _NAME.fullmatch(file.name)
     content = file.read_bytes()
     if name is None or _digest(content) != name[2]:
-        raise ValueError(f"{file} is damaged")
-    length = int.from_bytes(content[:8], "little")
-    about = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["about"])
-    if about["format"] != FORMAT:
-        raise ValueError(f"{file} has the format {about['format']}, and this fedpisa reads {FORMAT}")
-    tensors = load(content)
+        raise DamagedFileError(file)
+    about, tensors = decode(content, file)
+    require_format(about, file)
     return Checkpoint(about["round"], {name: tensors[name] for name in about["names"]}, about["facts"])
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, final
+
+from filelock import FileLock, Timeout
 
 LOCK: Final = ".lock"
 """File that the process which writes a directory holds locked."""
@@ -68,16 +69,9 @@ def is_leftover(name: str) -> bool:
     return name == LOCK or name.endswith(PARTIAL)
 
 
-def can_lock() -> bool:
-    """Tell whether the system has ``flock``, by which processes keep each other out."""
-    return find_spec("fcntl") is not None
-
-
 @contextmanager
 def held(directory: Path, *, wait: bool = False) -> Iterator[None]:
     """Make a directory, and keep other processes from writing to it until the block ends or this process does.
-
-    Where the system has no ``flock`` (Windows) nobody is kept out.
 
     Parameters
     ----------
@@ -102,14 +96,9 @@ def held(directory: Path, *, wait: bool = False) -> Iterator[None]:
     fedpisa.storage.files.InUseError: ... is being written by another process: wait for it, or end it
     """
     directory.mkdir(parents=True, exist_ok=True)
-    with (directory / LOCK).open("ab") as file:
-        with suppress(ModuleNotFoundError):
-            from fcntl import LOCK_EX, LOCK_NB, flock
-
-            try:
-                flock(file, LOCK_EX if wait else LOCK_EX | LOCK_NB)
-            except BlockingIOError:
-                raise InUseError(
-                    f"{directory} is being written by another process: wait for it, or end it"
-                ) from None
+    try:
+        lock = FileLock(directory / LOCK, timeout=-1 if wait else 0, thread_local=False).acquire()
+    except Timeout:
+        raise InUseError(f"{directory} is being written by another process: wait for it, or end it") from None
+    with lock:
         yield

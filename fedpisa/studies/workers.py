@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import multiprocessing.context
-import os
 import signal
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Literal, final
 
@@ -18,12 +15,8 @@ from fedpisa.components import one_line
 from fedpisa.config.run import RunConfig, load_config
 from fedpisa.runs.events import Event, RoundFinished, RunStarted, Stopping
 from fedpisa.runs.results import Result, RunDirectory, load_result
-from fedpisa.runs.signals import heed_once, postponed
 from fedpisa.storage.files import InUseError, OccupiedError
-
-CONTEXT: multiprocessing.context.SpawnContext | multiprocessing.context.ForkContext
-CONTEXT = multiprocessing.get_context("spawn")
-"""How processes begin: anew, because a copy of one that has used torch's threads may hang."""
+from fedpisa.studies.pool import Pool, Worker, heed_the_parent
 
 State = Literal[
     "waiting", "running", "stopping", "finished", "diverged", "failed", "interrupted", "elsewhere"
@@ -132,18 +125,20 @@ def _ended(number: int, result: Result) -> Progress:
 
 
 @final
-class _Worker:
-    """A process that carries out one run after the other."""
+class _Worker(Worker):
+    """A process that carries out one run after the other.
 
-    def __init__(self) -> None:
-        self.pipe, theirs = CONTEXT.Pipe()
-        self.process = CONTEXT.Process(target=_work, args=(theirs,), daemon=True)
-        with for_children():
-            self.process.start()
-        theirs.close()  # so that the end of the process is the end of the pipe
+    Parameters
+    ----------
+    note
+        Told where its runs stand.
+    """
+
+    def __init__(self, note: Callable[[Progress], None]) -> None:
+        super().__init__(_work)
+        self.note = note
         self.task: Task | None = None
         self.stands: Progress | None = None
-        self.told = False
 
     def give(self, task: Task | None) -> None:
         """Hand it a run, or tell it that there is no more."""
@@ -152,13 +147,12 @@ class _Worker:
         with suppress(OSError):  # a process that ended is noticed where its answers are read
             self.pipe.send(task)
 
-    def stop(self, note: Callable[[Progress], None]) -> None:
+    def stop(self) -> None:
         """Have it end its round and write a checkpoint, or, the second time, end at once."""
-        if self.process.is_alive():
-            self.process.kill() if self.told else self.process.terminate()
-            if self.stands is not None and not self.told:
-                note(replace(self.stands, state="stopping"))
-        self.told = True
+        ends_its_round = self.process.is_alive() and not self.told
+        super().stop()
+        if ends_its_round and self.stands is not None:
+            self.note(replace(self.stands, state="stopping"))
 
 
 def share_out(tasks: Sequence[Task], jobs: int, note: Callable[[Progress], None]) -> int | None:
@@ -173,58 +167,32 @@ def share_out(tasks: Sequence[Task], jobs: int, note: Callable[[Progress], None]
     note
         Told where each run stands.
     """
-    waiting, busy = deque(tasks), list[_Worker]()
-
-    def stop_all(signum: int) -> None:
-        for worker in busy:
-            worker.stop(note)
-
-    with postponed(stop_all) as stop:
-        try:
-            while waiting or busy:
-                while waiting and len(busy) < jobs and not stop.signum:
-                    busy.append(_Worker())
-                    busy[-1].give(waiting.popleft())
-                if not busy:
-                    break
-                if stop.signum:  # one that was just being made was not there to be told
-                    for worker in busy:
-                        if not worker.told:
-                            worker.stop(note)
-                pipes = {worker.pipe: worker for worker in busy}
-                for pipe in wait(list(pipes)):
-                    assert isinstance(pipe, Connection)
-                    if not _hear(pipes[pipe], waiting, bool(stop.signum), note):
-                        busy.remove(pipes[pipe])
-        finally:
-            for worker in busy:
-                worker.stop(note)
-            for worker in busy:
-                worker.process.join()
-    return stop.signum
+    waiting, pool = deque(tasks), Pool(_Worker)
+    with pool.at_work():
+        while pool.workers or (waiting and pool.signum is None):
+            while waiting and len(pool.workers) < jobs and pool.signum is None:
+                pool.begin(note).give(waiting.popleft())
+            for worker, progress in pool.hear():
+                _hear(worker, progress, pool, waiting)
+    return pool.signum
 
 
-def _hear(worker: _Worker, waiting: deque[Task], stopping: bool, note: Callable[[Progress], None]) -> bool:
-    """Take one message of a worker, and give it its next run; tell whether it is still needed."""
+def _hear(worker: _Worker, progress: Progress | None, pool: Pool[_Worker], waiting: deque[Task]) -> None:
+    """Note what a worker says, ``None`` if it has ended, and give it its next run."""
     assert worker.task is not None
-    try:
-        progress: Progress = worker.pipe.recv()
-    except (EOFError, ConnectionResetError):
-        worker.process.join()
+    if progress is None:
         message = f"its process ended with code {worker.process.exitcode}"
-        state: State = "interrupted" if stopping else "failed"
-        note(Progress(worker.task.number, state, message="" if stopping else message))
-        return False
-    note(progress)
+        state: State = "failed" if pool.signum is None else "interrupted"
+        worker.note(Progress(worker.task.number, state, message=message if state == "failed" else ""))
+        return
+    worker.note(progress)
     if progress.state == "running":
         worker.stands = progress
-        return True
-    if waiting and not stopping:
+    elif waiting and pool.signum is None:
         worker.give(waiting.popleft())
-        return True
-    worker.give(None)
-    worker.process.join()
-    return False
+    else:
+        worker.give(None)
+        pool.release(worker)
 
 
 def _work(pipe: Connection) -> None:
@@ -248,35 +216,3 @@ def _work(pipe: Connection) -> None:
     with suppress(EOFError):
         while not gone and (task := pipe.recv()):
             tell(carry_out(task, tell))
-
-
-@contextmanager
-def for_children() -> Iterator[None]:
-    """Have processes begin with one thread, and deaf to Ctrl-C: that is the parent's, who tells them by SIGTERM.
-
-    That one waits until they `heed_the_parent`.
-    """
-    variables = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(dict.fromkeys(variables, "1"))
-    # Children inherit what is blocked; for this process a signal only waits.
-    blocked = {signal.SIGINT, signal.SIGTERM}
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, blocked) if os.name == "posix" else None
-    try:
-        yield
-    finally:
-        if mask is not None:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-def heed_the_parent() -> None:
-    """Begin to be a worker, which ends by SIGTERM, in a run after its round."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # forked, it has its parent's handler, which only notes it
-    heed_once()
-    if os.name == "posix":
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})

@@ -9,8 +9,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
+from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import fmean
 from typing import final
@@ -18,8 +17,7 @@ from typing import final
 from fedpisa.components import one_line
 from fedpisa.runs.results import Row
 from fedpisa.runs.signals import Interrupted, postponed
-from fedpisa.storage.files import can_lock
-from fedpisa.studies import workers
+from fedpisa.studies.pool import Pool, Worker, heed_the_parent
 from fedpisa.tuning.metric import column_of, measure, worst
 from fedpisa.tuning.outcome import is_complete, write_outcome
 from fedpisa.tuning.plan import Plan, Subject, read_plan
@@ -127,8 +125,6 @@ def tune(
     """
     plan = study if isinstance(study, Plan) else read_plan(study)
     directory = Path("tuned") / plan.study.name if out is None else Path(out)
-    if jobs > 1 and not can_lock():
-        raise ValueError("jobs > 1 needs a system with flock, which this one lacks: take jobs = 1")
     with Trials(plan, directory) as trials:
         for number, subject in enumerate(plan.subjects):
             for one in trials.of(subject):
@@ -245,65 +241,31 @@ class _Fatal:
 
 def _share_out(plan: Plan, directory: Path, jobs: int, tell: Callable[[TrialProgress], None]) -> int | None:
     """Have ``jobs`` processes work until none finds a trial; return the signal that ended it, if one did."""
-    busy: dict[Connection, BaseProcess] = {}
-    told = set[BaseProcess]()
-
-    def stop(process: BaseProcess) -> None:
-        """Have it end its round, or, the second time, end at once."""
-        if process.is_alive():
-            process.kill() if process in told else process.terminate()
-        told.add(process)
-
-    def stop_all(signum: int) -> None:
-        _announce(signum)
-        for process in busy.values():
-            stop(process)
-
     any_trial, codes = False, list[int | None]()
-    with postponed(stop_all) as signalled:
-        try:
-            while len(busy) < jobs and signalled.signum is None:
-                ours, theirs = workers.CONTEXT.Pipe()
-                begun = workers.CONTEXT.Process(
-                    target=_be_worker, args=(plan, directory, theirs), daemon=True
-                )
-                with workers.for_children():
-                    begun.start()
-                theirs.close()  # so that the end of the process is the end of the pipe
-                busy[ours] = begun
-            if signalled.signum is not None:  # one that was just being made was not there to be told
-                for process in {*busy.values()} - told:
-                    stop(process)
-            while busy:
-                for ready in wait(list(busy)):
-                    assert isinstance(ready, Connection)
-                    try:
-                        message = ready.recv()
-                    except (EOFError, ConnectionResetError):
-                        process = busy.pop(ready)
-                        process.join()
-                        codes.append(process.exitcode)
-                        continue
-                    if isinstance(message, _Fatal):
-                        raise ValueError(message.message)
+    pool = Pool(Worker)
+    with pool.at_work(_announce):
+        while len(pool.workers) < jobs and pool.signum is None:
+            pool.begin(_be_worker, plan, directory)
+        while pool.workers:
+            for worker, message in pool.hear():
+                if message is None:
+                    codes.append(worker.process.exitcode)
+                elif isinstance(message, _Fatal):
+                    raise ValueError(message.message)
+                else:
                     any_trial = True
                     tell(message)
-        finally:
-            for process in busy.values():
-                stop(process)
-            for process in busy.values():
-                process.join()
     # Those that ended by themselves found nothing left: other processes were quicker.
-    if signalled.signum is None and not any_trial and all(codes):
+    if pool.signum is None and not any_trial and all(codes):
         raise ValueError(
             f"the processes of jobs ended with code {codes[0]} before they began a trial: take jobs = 1"
         )
-    return signalled.signum
+    return pool.signum
 
 
 def _be_worker(plan: Plan, directory: Path, pipe: Connection) -> None:
     """Work until no trial is left, or the parent is gone."""
-    workers.heed_the_parent()
+    heed_the_parent()
 
     def tell(progress: TrialProgress) -> None:
         try:

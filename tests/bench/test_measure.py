@@ -91,7 +91,7 @@ def test_memory_of_a_grandchild_counts() -> None:
         assert process.stdout is not None
         with PeakMemory(process.pid) as memory:
             assert process.stdout.readline() == "there\n"
-            now, pids = in_use(process.pid), tree(process.pid)
+            now, pids = in_use(process.pid), [one.pid for one in tree(process.pid)]
             time.sleep(3 * INTERVAL)  # the last look may have been while it was still taking its memory
             process.communicate("\n")
     assert len(pids) == 2

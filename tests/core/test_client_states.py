@@ -10,10 +10,11 @@ import pytest
 import torch
 from flwr.app import ConfigRecord, Message, RecordDict
 
-from fedpisa.apps.states import DamagedStateError, Owner, StateFile, read_state
+from fedpisa.apps.states import Owner, StateFile, read_state
 from fedpisa.flower.client_app import EARLIER_ROUND, EARLIER_STATE, STATE, STATE_OF
 from fedpisa.flower.compat import encode, to_record
 from fedpisa.flower.messages import CONFIG, CONFIRMED_ROUND, SERVER_ROUND, STATE_LOST
+from fedpisa.storage.tensor_file import DamagedFileError
 
 OWNER = Owner("7", "sisa", "abc", 0)
 
@@ -54,7 +55,7 @@ def test_every_truncation_and_every_changed_byte_is_seen(tmp_path: Path) -> None
     content = file.path.read_bytes()
     for length in range(len(content)):
         file.path.write_bytes(content[:length])
-        with pytest.raises(DamagedStateError):
+        with pytest.raises(DamagedFileError):
             file.read_into(RecordDict())
     unseen = []
     for position in range(len(content)):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import subprocess
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+import psutil
 import pytest
 from flwr.app import RecordDict
 
@@ -185,27 +185,14 @@ def wait_for(runs: list[Run]) -> None:
 # -------------------------------------------------------------------------------------------- the processes
 
 
-def family() -> dict[int, int]:
-    """Return every process's parent."""
-    parents = {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            found = re.search(r"^PPid:\s*(\d+)", (entry / "status").read_text(), re.M)
-            parents[int(entry.name)] = int(found[1]) if found else 0
-    return parents
-
-
 def ancestors(pid: int) -> list[int]:
     """Return a process's parent, that one's, and so on."""
-    parents, found = family(), []
-    while pid := parents.get(pid, 0):
-        found.append(pid)
-    return found
+    return [process.pid for process in psutil.Process(pid).parents()]
 
 
 def kill(process: Process) -> None:
     """``kill -9`` a process, and what it started: what a power cut or the end of a container does."""
-    started = [pid for pid in family() if process.pid in ancestors(pid)]
+    started = [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
     os.kill(process.pid, signal.SIGKILL)
     os.waitpid(process.pid, 0)
     for pid in started:
