@@ -1,4 +1,4 @@
-"""Write ``docs/algorithms.md`` from the docstrings: ``python docs/generate.py``."""
+"""Write ``docs/algorithms.md`` and ``docs/keys.md`` from the docstrings: ``python docs/generate.py``."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import Any
 
 from fedpisa.clients.base import LocalUpdate
 from fedpisa.clients.preconditioners import Preconditioner
-from fedpisa.components import REQUIRED, Component, Key, plain
+from fedpisa.components import REQUIRED, Component, Key, inspect_component, plain
+from fedpisa.config.flower import NodeSettings
+from fedpisa.config.run import run_keys
 from fedpisa.families import available, keys_of
 from fedpisa.strategies.base import Algorithm
 
-PAGE = Path(__file__).with_name("algorithms.md")
 HEAD = """\
 # Algorithms
 
@@ -51,6 +52,35 @@ and server know the round, so nothing is sent. Algorithms that reach the optimum
 rest.
 
 One of your own is a function `(rounds_done, num_rounds, *, keys) -> float`, named `module:function`.
+"""
+KEYS = """\
+# Keys
+
+Generated from the docstrings by `python docs/generate.py`; edit those. `fedpisa list` prints the same.
+
+A configuration is flat keys, the same in a TOML file, in `-c 'key=value key=value'` and in Flower's run config. The
+keys of the first table are the run's own. Some of them name a component, whose keys are then keys of the run too. Those
+of algorithms, preconditioners, schedules and server strategies are in [algorithms.md](algorithms.md), others below.
+"""
+OPTIONS = """\
+The key `optimizer` names a class of another library, whose own options are in a table, `optimizer-options`.
+`learning-rate`, `momentum`, `weight-decay` and `nesterov` are keys as anywhere else. `fedpisa list optimizers` prints
+the options that the installed versions have.
+
+```toml
+algorithm = "fedsgd"
+optimizer = "adam"
+learning-rate = 0.001
+optimizer-options = {betas = [0.5, 0.999], amsgrad = true}
+```
+
+One option alone is `optimizer-options.betas=[0.5,0.999]` in `-c` and
+`optimizer-options.betas = [[0.5, 0.999], [0.9, 0.999]]` in a study's `[sweep]` and `[search]`. Flower's run config has
+no tables, so there the table is one text: `optimizer-options = "{betas = [0.5, 0.999]}"`.
+"""
+NODES = """\
+Only with `flwr run` and `fedpisa deploy run`. There, `more` takes as text the keys of components that are your own,
+`more = "my-key=3"`, because Flower refuses a key that the app does not list.
 """
 COSTS = re.compile(
     r"(?P<up>.+?) vectors? up, (?P<down>.+?) down, (?P<client>.+?) in the client, "
@@ -109,7 +139,12 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 def key_table(component: Component) -> str:
     """Return a table of keys, with defaults as TOML writes them."""
-    rows = ((f"`{key.name}`", default(key), markdown(key.doc)) for key, _ in own_keys(component))
+    return key_rows(key for key, _ in own_keys(component))
+
+
+def key_rows(keys: Iterable[Key]) -> str:
+    """Return a table of keys, with defaults as TOML writes them."""
+    rows = ((f"`{key.name}`", default(key), markdown(key.doc)) for key in keys)
     return table(("key", "default", "meaning"), rows)
 
 
@@ -211,5 +246,22 @@ def page() -> str:
     return "\n\n".join(paragraph for paragraph in paragraphs if paragraph) + "\n"
 
 
+def keys_page() -> str:
+    """Return the page of keys: the run's own, and those of components that are on no other page."""
+    paragraphs = [KEYS.strip(), "## The run's own", key_rows(run_keys().values())]
+    paragraphs += ["## Options of optimizers", OPTIONS.strip()]
+    for family in ("dataset", "partitioner", "model", "pace", "availability"):
+        paragraphs.append(f"## What `{family}` names")
+        for name, component in available(family).items():
+            keys = keys_of(component).values()
+            paragraphs += [f"### {name}", markdown(component.summary), key_rows(keys) if keys else ""]
+    nodes = inspect_component("run", "nodes", NodeSettings, injected=())
+    paragraphs += ["## On nodes", NODES.strip(), key_table(nodes)]
+    return "\n\n".join(paragraph for paragraph in paragraphs if paragraph) + "\n"
+
+
+PAGES = {"algorithms.md": page, "keys.md": keys_page}
+
 if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")
+    for name, write in PAGES.items():
+        Path(__file__).with_name(name).write_text(write(), encoding="utf-8")

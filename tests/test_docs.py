@@ -1,4 +1,4 @@
-"""The generated page is what the docstrings say, and the costs that they state are measured."""
+"""The generated pages are what the docstrings say, and the costs that they state are measured."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from fedpisa.components import inspect_component
-from fedpisa.config.run import RunConfig
+from fedpisa.config.run import RunConfig, run_keys
 from fedpisa.families import available
 from fedpisa.simulation.federation import Federation
 from fedpisa.simulation.rounds import rounds
@@ -38,9 +38,18 @@ COSTS: dict[str, Mapping[str, str]] = {
 }
 
 
-def test_the_page_is_up_to_date() -> None:
-    page = (DOCS / "algorithms.md").read_text(encoding="utf-8")
-    assert page == generate.page(), "run: python docs/generate.py"
+@pytest.mark.parametrize("name", generate.PAGES)
+def test_the_pages_are_up_to_date(name: str) -> None:
+    page = (DOCS / name).read_text(encoding="utf-8")
+    assert page == generate.PAGES[name](), "run: python docs/generate.py"
+
+
+def test_every_key_of_a_run_is_on_the_page_of_keys() -> None:
+    page = generate.keys_page()
+    assert [name for name in run_keys() if f"| `{name}` |" not in page] == []
+    assert {"optimizer-options", "`dirichlet-alpha`", "`connect-timeout`"} <= {
+        *re.findall(r"`[\w-]+`|optimizer-options", page)
+    }
 
 
 def test_every_algorithm_preconditioner_and_key_is_on_it() -> None:
@@ -57,8 +66,9 @@ def test_every_algorithm_has_its_costs_in_the_table() -> None:
     assert [name for name, costs in COSTS.items() if not costs] == []
 
 
-def test_links_on_it_lead_somewhere() -> None:
-    page = generate.page()
+@pytest.mark.parametrize("name", generate.PAGES)
+def test_links_on_them_lead_somewhere(name: str) -> None:
+    page = generate.PAGES[name]()
     anchors = {title.lower().replace(" ", "-") for title in re.findall(r"^#+ (.*)$", page, re.M)}
     assert set(re.findall(r"\]\(#([^)]*)\)", page)) <= anchors
     assert all((DOCS / name).exists() for name in re.findall(r"\]\(([^#)]*)\)", page))

@@ -69,6 +69,7 @@ class BenchAlgorithm(StrEnum):
 class Family(StrEnum):
     """What ``fedpisa list`` can list."""
 
+    KEYS = "keys"
     ALGORITHMS = "algorithms"
     DATASETS = "datasets"
     PARTITIONERS = "partitioners"
@@ -503,13 +504,18 @@ def _figures_table(figures: Sequence[Figure]) -> Table:
 def list_(
     family: Annotated[Family | None, typer.Argument(help="What to list.", show_default="all")] = None,
 ) -> None:
-    """List algorithms, data sets, partitioners, models, preconditioners, ... with their keys."""
+    """List a run's own keys, and algorithms, data sets, partitioners, models, ... with theirs."""
+    from fedpisa.config.run import run_keys
     from fedpisa.families import available
 
     for kind in Family if family is None else [family]:
         typer.echo(typer.style(f"{kind.value}:", bold=True))
-        for component in available(re.sub(r"ies$", "y", kind.value).removesuffix("s")).values():
-            _describe(component)
+        if kind is Family.KEYS:
+            for key in run_keys().values():
+                _wrapped(f"  {_show_key(key):<19} ", _plain_text(key.doc))
+        else:
+            for component in available(re.sub(r"ies$", "y", kind.value).removesuffix("s")).values():
+                _describe(component)
         typer.echo()
 
 
@@ -517,13 +523,18 @@ def _describe(component: Component) -> None:
     """Print a component's name and summary, and its keys with their defaults below."""
     from fedpisa.families import keys_of
 
-    keys = "  ".join(_show_key(key) for key in keys_of(component).values())
+    table = f"{component.family}-options."
+    keys = (table * key.option + _show_key(key) for key in keys_of(component).values())
+    _wrapped(f"  {component.name:<19} ", _plain_text(component.summary))
+    _wrapped(" " * 22, "  ".join(keys))
+
+
+def _wrapped(first: str, text: str) -> None:
     width = max(60, shutil.get_terminal_size((110, 24)).columns)
-    for first, text in ((f"  {component.name:<19} ", _plain_text(component.summary)), (" " * 22, keys)):
-        for line in textwrap.wrap(
-            text, width, initial_indent=first, subsequent_indent=" " * 22, break_on_hyphens=False
-        ):
-            typer.echo(line)
+    for line in textwrap.wrap(
+        text, width, initial_indent=first, subsequent_indent=" " * 22, break_on_hyphens=False
+    ):
+        typer.echo(line)
 
 
 def _plain_text(summary: str) -> str:

@@ -38,12 +38,17 @@ REQUIRED: Final = _Required()
 @final
 @dataclass(frozen=True)
 class Key:
-    """One thing that a configuration can set: its kebab-case name, annotation, default and meaning."""
+    """One thing that a configuration can set: its kebab-case name, annotation, default and meaning.
+
+    An ``option`` is another library's: it lies in a table that is called like the key that chooses the component,
+    ``optimizer-options.betas`` for ``optimizer``.
+    """
 
     name: str
     annotation: object = Any
     default: object = REQUIRED
     doc: str = ""
+    option: bool = False
 
 
 @final

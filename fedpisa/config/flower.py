@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Final, Literal, cast, final
 
 from fedpisa import families
-from fedpisa.config.run import RunConfig, parse_overrides, run_keys
+from fedpisa.config.run import RunConfig, nest, parse_overrides, run_keys
 
 UNSET: Final = ""
 """The value of a key that is not given: Flower wants every key to have one."""
@@ -55,7 +56,8 @@ class NodeSettings:
 def read_run_config(values: Mapping[str, object]) -> tuple[NodeSettings, dict[str, object]]:
     """Return what Flower's run config says: the settings of a run on nodes, and the keys of its `RunConfig`.
 
-    A key with the value ``""`` is not given. Flower's values cannot be lists: text that begins with ``[`` is one.
+    A key with the value ``""`` is not given. Flower's values cannot be lists or tables: text that begins with ``[`` or
+    ``{`` is one, in TOML or in JSON.
 
     Raises
     ------
@@ -67,8 +69,8 @@ def read_run_config(values: Mapping[str, object]) -> tuple[NodeSettings, dict[st
     >>> settings, keys = read_run_config({"algorithm": "sisa", "sigma": "", "widths": "[8, 4]", "node-data": "own"})
     >>> settings.node_data, keys
     ('own', {'algorithm': 'sisa', 'widths': [8, 4]})
-    >>> read_run_config({"more": "depth=3"})[1]
-    {'depth': 3}
+    >>> read_run_config({"more": "depth=3", "optimizer-options": "{betas = [0.5, 0.999]}"})[1]
+    {'optimizer-options': {'betas': [0.5, 0.999]}, 'depth': 3}
     """
     given: dict[str, object] = {key: value for key, value in values.items() if value != UNSET}
     given |= parse_overrides(str(given.pop(MORE, "")))
@@ -87,30 +89,35 @@ def to_run_config(settings: NodeSettings, config: RunConfig) -> dict[str, Value]
     >>> settings.out, RunConfig.from_mapping(keys) == config
     ('here', True)
     """
-    values = {key.replace("_", "-"): value for key, value in asdict(settings).items()} | config.to_mapping()
+    values = {key.replace("_", "-"): value for key, value in asdict(settings).items()}
+    values |= nest(config.to_mapping())
     return {key: _encoded(value) for key, value in values.items()}
 
 
 def all_keys() -> list[str]:
     """Return all keys that a run can have: Flower refuses those that ``pyproject.toml`` does not list."""
     parts = (part for family in families.FAMILIES for part in families.available(family).values())
-    own: Iterable[str] = (key for part in parts for key in families.keys_of(part))
+    keys = (key for part in parts for key in families.keys_of(part).values() if not key.option)
+    own = (key.name.partition(".")[0] for key in keys)
     settings = (field.name.replace("_", "-") for field in fields(NodeSettings))
     return [*dict.fromkeys([*run_keys(), *settings, *sorted(own), MORE])]
 
 
 def _encoded(value: object) -> Value:
-    if isinstance(value, bool | int | float | str):
-        return value
-    from fedpisa.components import show
-
-    return show(value)
+    return value if isinstance(value, bool | int | float | str) else json.dumps(value)
 
 
 def _decoded(value: object) -> object:
-    if isinstance(value, str) and value.startswith("["):
-        try:
-            return cast(object, tomllib.loads(f"value = {value}")["value"])
-        except tomllib.TOMLDecodeError as error:
-            raise ValueError(f"{value!r} is no list ({error}): write it as in TOML, [64, 32]") from error
-    return value
+    if not isinstance(value, str) or not value.startswith(("[", "{")):
+        return value
+    try:
+        return cast(object, json.loads(value))
+    except json.JSONDecodeError:
+        pass
+    try:
+        return cast(object, tomllib.loads(f"value = {value}")["value"])
+    except tomllib.TOMLDecodeError as error:
+        kind = "list" if value.startswith("[") else "table"
+        raise ValueError(
+            f"{value!r} is no {kind} ({error}): write it as in TOML, [64, 32] or {{betas = [0.5, 0.999]}}"
+        ) from error

@@ -1,4 +1,8 @@
-"""One run as flat, typed keys: the same in a TOML file, on the command line and in Flower's run config."""
+"""One run as flat, typed keys: the same in a TOML file, on the command line and in Flower's run config.
+
+The options of another library's class are in a table, ``optimizer-options = {betas = [0.5, 0.999]}``, or one by one:
+``optimizer-options.betas=[0.5,0.999]``.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,11 @@ import functools
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+import warnings
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Final, Literal, Self, final
+from typing import Any, Final, Literal, Self, cast, final
 
 from fedpisa import components, families
 from fedpisa.components import Component, Key
@@ -116,7 +121,7 @@ class RunConfig:
     per_client
         Whether the model is also evaluated on each client's own samples, into ``clients.parquet``.
     options
-        Values of the components' keys.
+        Values of the components' keys; those of a table such as ``optimizer-options`` as a mapping.
 
     Raises
     ------
@@ -176,7 +181,9 @@ class RunConfig:
             value = getattr(self, _snake(name))
             checked = key.default if value is None else components.check(key, value)
             object.__setattr__(self, _snake(name), checked)
-        object.__setattr__(self, "options", MappingProxyType(self._resolved(_kebab(self.options))))
+        options = nest(self._resolved(flatten(self.options)))
+        frozen = {k: MappingProxyType(v) if isinstance(v, dict) else v for k, v in options.items()}
+        object.__setattr__(self, "options", MappingProxyType(frozen))
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, object]) -> Self:
@@ -187,19 +194,25 @@ class RunConfig:
         >>> RunConfig.from_mapping({"num-clients": 4, "sigma": 0.5}).options["sigma"]
         0.5
         """
-        values = _kebab(values)
+        values = flatten(values)
         run: dict[str, Any] = {_snake(name): value for name, value in values.items() if name in run_keys()}
         return cls(**run, options={name: value for name, value in values.items() if name not in run_keys()})
 
     def to_mapping(self) -> dict[str, object]:
-        """Return all keys, flat and in kebab-case; those that are None are left out."""
-        return {**self._run_values(), **self.options}
+        """Return all keys, flat and in kebab-case; those that are None are left out.
+
+        Examples
+        --------
+        >>> RunConfig(algorithm="fedsgd").to_mapping()["optimizer-options.dampening"]
+        0.0
+        """
+        return {**self._run_values(), **flatten(self.options)}
 
     def to_toml(self) -> str:
         """Return the configuration as TOML; reading that gives an equal one."""
         import tomli_w
 
-        return tomli_w.dumps(self.to_mapping())
+        return tomli_w.dumps(nest(self.to_mapping()))
 
     def replace(self, changes: Mapping[str, object]) -> Self:
         """Return the configuration with some keys changed.
@@ -214,7 +227,7 @@ class RunConfig:
         >>> "sigma" in config.replace({"algorithm": "fedavg"}).options
         False
         """
-        changes = _kebab(changes)
+        changes = flatten(changes)
         values = self.to_mapping() | changes
         unchanged = [part for part in _chosen(values) if part.name == getattr(self, _snake(part.family))]
         kept = {*run_keys(), *(key for part in unchanged for key in families.keys_of(part, values))}
@@ -230,7 +243,8 @@ class RunConfig:
         (True, False)
         """
         values = self.to_mapping()
-        return key in run_keys() or any(key in families.keys_of(part, values) for part in _chosen(values))
+        names = [name for part in _chosen(values) for name in families.keys_of(part, values)]
+        return key in {*run_keys(), *names, *_once_flat(names)}
 
     # -------------------------------------------------------------------------------------------- details
 
@@ -250,6 +264,8 @@ class RunConfig:
         chosen = _chosen(values)
         keys = [families.keys_of(component, values) for component in chosen]
         valid = {*run_keys(), *(name for own in keys for name in own)}
+        given = _renamed(given, valid)
+        values |= given
         for name in given:
             if name not in valid or name in run_keys():
                 parts = [part for component in chosen for part in families.parts_of(component, values)]
@@ -272,6 +288,16 @@ class RunConfig:
             return f"[{name}] is a table, and keys are flat: write its keys without it"
         if name in valid:
             return f"key {name!r} is the run's own: set it once, and not among the options"
+        table, dot, option = name.partition(".")
+        tables = _once_flat(valid).values()
+        if options := [key.partition(".")[2] for key in tables if key.startswith(f"{table}.")]:
+            if not dot:
+                return f"key {name!r} = {components.show(value)}: must be a table of {', '.join(options)}"
+            fix = (
+                "; it is a key: write it without" if option in valid else components.nearest(option, options)
+            )
+            return f"unknown option {option!r} of {table}{fix} (options: {', '.join(options)})"
+        name = table
         users = families.owners(name)
         if not users:
             return f"unknown key {name!r}{components.nearest(name, valid)} ({listed})"
@@ -307,15 +333,74 @@ def _snake(name: str) -> str:
     return name.replace("-", "_")
 
 
-def _kebab(values: Mapping[str, object]) -> dict[str, object]:
-    """Return the mapping with its names in kebab-case."""
+def flatten(values: Mapping[str, object], table: str = "") -> dict[str, object]:
+    """Return keys in kebab-case, what is in a table of options after the table's name and a dot.
+
+    Raises
+    ------
+    ValueError
+        If a key is given twice.
+
+    Examples
+    --------
+    >>> flatten({"num_clients": 3, "optimizer-options": {"betas": [0.5, 0.999]}})
+    {'num-clients': 3, 'optimizer-options.betas': [0.5, 0.999]}
+    """
     result: dict[str, object] = {}
     for name, value in values.items():
-        key = name.rstrip("_").replace("_", "-")
-        if key in result:
-            raise ValueError(f"key {key!r} is given twice: give it once")
-        result[key] = value
+        key = table + name.rstrip("_").replace("_", "-")
+        inside = isinstance(value, Mapping) and key.endswith("-options")
+        for each, item in (flatten(cast(Any, value), f"{key}.") if inside else {key: value}).items():
+            if each in result:
+                raise ValueError(f"key {each!r} is given twice: give it once")
+            result[each] = item
     return result
+
+
+def nest(values: Mapping[str, object]) -> dict[str, Any]:
+    """Return flat keys with their options in tables, as a file has them.
+
+    Examples
+    --------
+    >>> nest({"num-clients": 3, "optimizer-options.eps": 1e-8, "optimizer-options.betas": [0.5, 0.999]})
+    {'num-clients': 3, 'optimizer-options': {'eps': 1e-08, 'betas': [0.5, 0.999]}}
+    """
+    result: dict[str, Any] = {}
+    for name, value in values.items():
+        table, dot, option = name.partition(".")
+        if dot:
+            result.setdefault(table, {})[option] = value
+        else:
+            result[name] = value
+    return result
+
+
+def _once_flat(keys: Iterable[str]) -> dict[str, str]:
+    """Return the keys that are options, by the flat names that they had."""
+    return {key.partition(".")[2]: key for key in keys if "." in key}
+
+
+def _renamed(given: Mapping[str, object], valid: Collection[str]) -> dict[str, object]:
+    """Return the values by the names that keys have now, with a warning that says them; of two the later one."""
+    once = _once_flat(valid)
+    names = {name: once[name] for name in given if name in once and name not in valid}
+    if names:
+        tables = nest({new: given[old] for old, new in names.items()})
+        now = [
+            f"{table} = {{{', '.join(f'{k} = {components.show(v)}' for k, v in values.items())}}}"
+            for table, values in tables.items()
+        ]
+        _warn_once(
+            f"{', '.join(names)} {'is an option' if len(names) == 1 else 'are options'} and no longer flat: "
+            f"write {' and '.join(now)}"
+        )
+    return {names.get(name, name): value for name, value in given.items()}
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    """Warn once in a process, which reads a run's keys several times."""
+    warnings.warn(text, FutureWarning, stacklevel=1)
 
 
 def load_config(
@@ -341,11 +426,11 @@ def load_config(
     >>> load_config({"algorithm": "fedavg"}, "num-clients=4 batch-size=full").options["batch-size"]
     'full'
     """
-    changes = _kebab(parse_overrides(overrides) if isinstance(overrides, str) else overrides or {})
+    changes = flatten(parse_overrides(overrides) if isinstance(overrides, str) else overrides or {})
     if isinstance(source, RunConfig):
         return source.replace(changes)
     values = source if isinstance(source, Mapping) else {} if source is None else read_toml(source)
-    return RunConfig.from_mapping(_kebab(values) | changes)
+    return RunConfig.from_mapping(flatten(values) | changes)
 
 
 def read_toml(path: str | os.PathLike[str]) -> dict[str, object]:
@@ -367,7 +452,7 @@ def read_toml(path: str | os.PathLike[str]) -> dict[str, object]:
 
 
 _OVERRIDE: Final = re.compile(
-    r"""\s*(?P<key>[\w-]+)\s*=\s*(?P<value>"(?:\\.|[^"\\])*"|'[^']*'|\[[^\]]*\]|[^\s"'\[]\S*)(?=\s|$)"""
+    r"""\s*(?P<key>[\w.-]+)\s*=\s*(?P<value>"(?:\\.|[^"\\])*"|'[^']*'|\[[^\]]*\]|\{[^}]*\}|[^\s"'\[{]\S*)(?=\s|$)"""
 )
 
 
@@ -401,7 +486,7 @@ def parse_overrides(text: str) -> dict[str, object]:
         try:
             values[key] = tomllib.loads(f"value = {value}")["value"]
         except tomllib.TOMLDecodeError as error:
-            if value[0] in "\"'[":
+            if value[0] in "\"'[{":
                 raise ValueError(f"the value of {key!r} is not TOML: {components.one_line(error)}") from error
             values[key] = value
         position = found.end()

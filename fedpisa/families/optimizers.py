@@ -1,4 +1,4 @@
-"""The family ``optimizer``: each optimizer of the installed packages, its arguments as keys."""
+"""The family ``optimizer``: each optimizer of the installed packages, its arguments as keys and options."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ from fedpisa.strategies.optimizer import Optimizer, optimizer_classes
 _NOT_KEYS: Final = frozenset(
     {"params", "model", "model_sharding", "foreach", "fused", "capturable", "differentiable", "maximize"}
 )
-_KEY_NAMES: Final = {"lr": "learning-rate"}
+_KEYS: Final = {
+    "lr": "learning-rate", "momentum": "momentum", "weight_decay": "weight-decay", "nesterov": "nesterov",
+}  # fmt: skip
+"""The arguments that are flat keys, which the clients' SGD has too; all others are options."""
 
 
 def components() -> Iterator[Component]:
@@ -55,8 +58,8 @@ def _parameters(cls: type[torch.optim.Optimizer]) -> Iterator[Parameter]:
                 annotation = Annotated[float, Field(ge=0)]
             elif annotation is float and isinstance(default, int):
                 default = float(default)
-            key = Key(_KEY_NAMES.get(name, kebab(name)), annotation, default, _doc(cls, name))
-            yield Parameter(name, key)
+            key = _KEYS.get(name, kebab(name))
+            yield Parameter(name, Key(key, annotation, default, _doc(cls, name), option=name not in _KEYS))
 
 
 def without_tensors(annotation: Any) -> Any:

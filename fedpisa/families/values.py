@@ -16,12 +16,14 @@ _NOTHING: Final[Mapping[str, object]] = MappingProxyType({})
 
 
 def keys_of(component: Component, values: Mapping[str, object] = _NOTHING) -> dict[str, Key]:
-    """Return the keys of a component and of the parts that ``values`` choose.
+    """Return the keys of a component and of the parts that ``values`` choose, whose options are in a table.
 
     Examples
     --------
     >>> list(keys_of(find("model", "logistic")))
     ['bias']
+    >>> [name for name in keys_of(find("algorithm", "fedsgd"), {"optimizer": "adamax"}) if "." in name]
+    ['optimizer-options.betas', 'optimizer-options.eps']
     """
     keys: dict[str, Key] = {}
     for parameter in component.parameters:
@@ -45,12 +47,24 @@ def _part(parameter: Parameter, values: Mapping[str, object]) -> Component | Non
             f"key {parameter.key.name!r} = {show(name)}: must be the name of one of "
             f"{', '.join(available(parameter.family))}"
         )
-    chosen = find(parameter.family, name)
+    chosen = _with_options_in(f"{parameter.key.name}-options", find(parameter.family, name))
     if name != parameter.key.default or parameter.default is REQUIRED:
         return chosen
     if chosen.read is None:
         return inspect_component(chosen.family, name, chosen.factory, like=parameter.default)
     return _with_defaults(chosen, chosen.read(parameter.default))
+
+
+def _with_options_in(table: str, component: Component) -> Component:
+    parameters = tuple(
+        dataclasses.replace(
+            item, key=dataclasses.replace(item.key, name=f"{table}.{item.key.name}", option=False)
+        )
+        if item.key and item.key.option
+        else item
+        for item in component.parameters
+    )
+    return dataclasses.replace(component, parameters=parameters)
 
 
 def _with_defaults(component: Component, arguments: Mapping[str, object]) -> Component:
@@ -112,18 +126,22 @@ def parts_of(component: Component, values: Mapping[str, object] = _NOTHING) -> l
 
 
 def owners(name: str) -> dict[str, list[str]]:
-    """Return, by family, the components that have a key of that name.
+    """Return, by family, the components that have a key, or a table of options, of that name.
 
     Examples
     --------
-    >>> owners("bias")
-    {'model': ['linear', 'logistic']}
+    >>> owners("bias"), owners("optimizer-options")
+    ({'model': ['linear', 'logistic']}, {'algorithm': ['fedsgd']})
     """
     found = {
-        family: [owner for owner, component in available(family).items() if name in keys_of(component)]
+        family: [owner for owner, component in available(family).items() if name in _flat_names(component)]
         for family in FAMILIES
     }
     return {family: names for family, names in found.items() if names}
+
+
+def _flat_names(component: Component) -> set[str]:
+    return {key.name.partition(".")[0] for key in keys_of(component).values() if not key.option}
 
 
 def used_elsewhere(name: str, chosen: Iterable[Component]) -> str:

@@ -21,8 +21,9 @@ class FedSGD(Algorithm):
     r"""One optimizer step on the server: ``G = sum_i alpha_i grad F_i(w; B_i)``, ``w <- optimizer(w, G)``.
 
     All of `torch.optim`'s first-order optimizers and, with the extra ``optimizers``, those of `pytorch_optimizer`
-    that `fedpisa list optimizers` names, with their own options as keys. It is centralised training
-    on large batches, and the yardstick of the paper's comparison.
+    that `fedpisa list optimizers` names. Their own options are in the table ``optimizer-options``; ``learning-rate``,
+    ``momentum``, ``weight-decay`` and ``nesterov`` are keys. It is centralised training on large batches, and the
+    yardstick of the paper's comparison.
 
     Server state: ``params`` ``w`` and the optimizer's own memory.
 

@@ -35,7 +35,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Final, final
 
 from fedpisa import components
-from fedpisa.config.run import RunConfig, read_toml
+from fedpisa.config.run import RunConfig, flatten, nest, read_toml
 from fedpisa.runs.results import Result, load_result
 
 if TYPE_CHECKING:
@@ -234,9 +234,9 @@ class Study:
 
         variants: list[dict[str, object]] = []
         for name, keys in self.variants.items():
-            places = [{**where, **changed} for where, changed in self.at.get(name, ())]
-            variants.append({"name": name, **keys, **({"at": places} if places else {})})
-        tables = {"base": dict(self.base), "sweep": dict(self.sweep), "variant": variants}
+            places = [nest({**where, **changed}) for where, changed in self.at.get(name, ())]
+            variants.append({"name": name, **nest(keys), **({"at": places} if places else {})})
+        tables = {"base": nest(self.base), "sweep": nest(self.sweep), "variant": variants}
         return tomli_w.dumps({"name": self.name, "seeds": list(self.seeds), **tables})
 
     def results(self, directory: str | os.PathLike[str]) -> list[StudyResult]:
@@ -264,7 +264,7 @@ def read_study(file: str | os.PathLike[str]) -> Study:
     path = Path(file)
     name = path.resolve().parent.name if path.name == STUDY_FILE else path.stem
     try:
-        return Study.from_mapping(_kebab(read_toml(path)), name=name or path.stem)
+        return Study.from_mapping(flatten(read_toml(path)), name=name or path.stem)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -314,7 +314,7 @@ def frame(results: Sequence[StudyResult]) -> pd.DataFrame:
 def _table(value: object, name: str) -> dict[str, object]:
     if not isinstance(value, Mapping):
         raise ValueError(f"{name} is {value!r}: write a table of keys")
-    table = _kebab(value)
+    table = flatten(value)
     if "seed" in table:
         raise ValueError(f"{name} sets seed: list the study's seeds at the top, seeds = [0, 1, 2]")
     return table
@@ -365,14 +365,6 @@ def _seeds(value: object) -> tuple[int, ...]:
         if len(seeds) == len(value):
             return tuple(seeds)
     raise ValueError(f"seeds = {value!r}: write a list of distinct whole numbers from 0 on, seeds = [0, 1]")
-
-
-def _kebab(values: Mapping[str, object]) -> dict[str, object]:
-    names = {name: name.rstrip("_").replace("_", "-") for name in values}
-    for name, key in names.items():
-        if name != key and key in values:
-            raise ValueError(f"key {key!r} is given twice: give it once")
-    return {names[name]: value for name, value in values.items()}
 
 
 def _assignments(point: Mapping[str, object]) -> Iterator[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedpisa import components
+from fedpisa.config.run import nest
 from fedpisa.storage.files import replace_file
 from fedpisa.studies.study import Study
 from fedpisa.tuning.picture import plot_trials
@@ -67,7 +68,7 @@ def best_config(subject: Subject, best: Trial) -> str:
     import tomli_w
 
     values = subject.config(best.keys, 0).to_mapping()
-    return tomli_w.dumps({key: value for key, value in values.items() if key != "seed"})
+    return tomli_w.dumps(nest({key: value for key, value in values.items() if key != "seed"}))
 
 
 def best_study(plan: Plan, best: Sequence[Trial]) -> Study:

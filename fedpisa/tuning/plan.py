@@ -30,7 +30,7 @@ from typing import Annotated, Any, Final, Literal, final
 from pydantic import Field
 
 from fedpisa import components, families
-from fedpisa.config.run import RunConfig, read_toml, run_keys
+from fedpisa.config.run import RunConfig, flatten, read_toml, run_keys
 from fedpisa.simulation.federation import build_algorithm, build_schedule, load_dataset
 from fedpisa.studies.study import Study, StudyRun, read_study
 from fedpisa.tuning.metric import Metric, maximized
@@ -277,8 +277,7 @@ def _spaces(table: object, name: str, study: Study) -> dict[str, Space]:
     if not isinstance(table, Mapping):
         raise ValueError(f"{name} is {table!r}: write a table of keys")
     spaces = {}
-    for written, space in table.items():
-        key = components.kebab(written)
+    for key, space in flatten(table).items():
         if key in study.sweep:
             raise ValueError(f"{name} {key}: key {key!r} is in [sweep]: leave it in one of them")
         if key in run_keys() and key not in TUNABLE:

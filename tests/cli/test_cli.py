@@ -287,7 +287,8 @@ def test_partition_of_many_clients_and_of_a_regression(capsys: pytest.CaptureFix
         ("models", "widths=[200,200]"),
         ("preconditioners", "beta=0.999"),
         ("datasets", "digits"),
-        ("optimizers", "adam"),
+        ("optimizers", "optimizer-options.betas=[0.9,0.999]"),
+        ("keys", "num-clients=10      Number of clients."),
     ],
 )
 def test_list(capsys: pytest.CaptureFixture[str], family: str, line: str) -> None:
