@@ -1,0 +1,80 @@
+"""``fedpisa bench``: what a round costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fedpisa.cli.app import app
+from fedpisa.cli.options import plain_table
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from fedpisa.bench.measure import Figure
+
+
+class BenchAlgorithm(StrEnum):
+    """What ``fedpisa bench`` runs."""
+
+    FEDAVG = "fedavg"
+    SISA = "sisa"
+
+
+@app.command()
+def bench(
+    workloads: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[A] [B] [C] [D] [M]", help="Which workloads.", show_default="all"),
+    ] = None,
+    algorithm: Annotated[
+        list[BenchAlgorithm] | None, typer.Option(help="May be repeated.", show_default="both")
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Processes of each kind.")] = 3,
+    rounds: Annotated[
+        int | None, typer.Option(min=1, help="Rounds that are timed.", show_default="20, 4 for B")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of PyTorch.", show_default="one for each core")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="One process of each kind, three rounds.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="A .json for the measurements.", show_default=False)
+    ] = None,
+) -> None:
+    """Measure this machine: seconds per round, memory and start-up of five workloads, each in its own process."""
+    from rich.console import Console
+
+    from fedpisa.bench import measure, table
+    from fedpisa.bench.workloads import ALGORITHMS
+
+    names = [name for name in ALGORITHMS if not algorithm or name in algorithm]
+    jobs = measure.jobs(workloads or (), names, 3 if quick else rounds, 1 if quick else 3)
+    terminal = Console(highlight=False, soft_wrap=True)
+    progress = Console(stderr=True, highlight=False, soft_wrap=True)
+    measurements = []
+    for one in measure.alternate([measure.fedpisa(threads)], jobs, 1 if quick else repeats):
+        measurements.append(one)
+        progress.print(table.line(one), markup=False)
+    if out is not None:
+        table.write_json(out, measurements)
+    terminal.print(_figures_table(measure.summary(measurements)))
+    if any(one.error for one in measurements):
+        raise typer.Exit(1)
+
+
+def _figures_table(figures: Sequence[Figure]) -> Table:
+    """Return a row per workload and algorithm."""
+    from fedpisa.bench.table import digits, memory, seconds, startup
+
+    table = plain_table(
+        "workload", "s per round (processes)", "memory, GB", "start to first round, s", "evaluation, s"
+    )
+    for one in figures:
+        evaluation = "" if one.error else digits(one.evaluation)
+        table.add_row(f"{one.workload} {one.algorithm}", seconds(one), memory(one), startup(one), evaluation)
+    return table

@@ -1,0 +1,106 @@
+"""What the commands share: options, how an interruption or an error is told, a plain table."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from fedpisa.config.run import RunConfig
+    from fedpisa.runs.results import Result
+
+
+File = Annotated[
+    Path | None, typer.Argument(metavar="[FILE.toml]", help="Keys in a TOML file.", show_default=False)
+]
+
+Keys = Annotated[
+    list[str] | None,
+    typer.Option(
+        "-c",
+        "--config",
+        metavar="'key=value ...'",
+        help="Keys, in place of the file's; may be repeated.",
+        show_default=False,
+    ),
+]
+
+
+@contextmanager
+def interruptible(kept: Callable[[], str]) -> Iterator[None]:
+    """Say what is left after Ctrl-C or SIGTERM, and exit as a shell expects: with 128 and the signal's number."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        typer.echo(f"interrupted: {kept()}", err=True)
+        raise typer.Exit(128 + getattr(error, "signum", signal.SIGINT)) from None
+
+
+@contextmanager
+def keeping(directory: Path, go_on: str = "") -> Iterator[None]:
+    """Say what is left, and how to go on, after Ctrl-C, SIGTERM or a file that cannot be written."""
+    hint = f", go on with: {go_on}" if go_on else ""
+    try:
+        with interruptible(
+            lambda: (
+                f"the rounds so far are kept in {directory}{hint}"
+                if directory.exists()
+                else "nothing was written"
+            )
+        ):
+            yield
+    except OSError as error:
+        if not (directory / "run.json").exists():
+            raise
+        raise ValueError(f"{reason_of(error)}; the rounds so far are kept{hint}") from error
+
+
+def refuse_diverged(result: Result) -> None:
+    """End the command with 1 if a run diverged."""
+    if result.status == "diverged":
+        typer.echo(
+            f"error: {result.config.algorithm} diverged, its rounds so far are kept in {result.directory}: "
+            "take smaller steps (a lower learning-rate, or a higher sigma or rho)",
+            err=True,
+        )
+        raise typer.Exit(1)
+
+
+def read_config(file: Path | None, assignments: Sequence[str] | None) -> RunConfig:
+    """Return the configuration of a file and the keys that take its keys' place."""
+    from fedpisa.config.run import load_config
+
+    return load_config(file, read_keys(assignments))
+
+
+def read_keys(assignments: Sequence[str] | None) -> dict[str, object]:
+    """Return the keys of all ``-c`` options; later ones count."""
+    from fedpisa.config.run import parse_overrides
+
+    changes: dict[str, object] = {}
+    for text in assignments or ():
+        changes |= parse_overrides(text)
+    return changes
+
+
+def plain_table(first: str, *others: str) -> Table:
+    """Return a table without lines; all columns but the first are right-aligned."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column(first)
+    for name in others:
+        table.add_column(name, justify="right")
+    return table
+
+
+def reason_of(error: OSError) -> str:
+    """Return the file and what is wrong with it."""
+    return f"{error.filename}: {error.strerror}" if error.filename else str(error)

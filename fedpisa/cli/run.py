@@ -1,0 +1,114 @@
+"""``fedpisa demo`` and ``fedpisa run``: one run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fedpisa.cli.app import app
+from fedpisa.cli.options import File, Keys, keeping, read_config, read_keys, refuse_diverged
+from fedpisa.runs.tracking import Listener, Tracker, TrackerName, fan_out, make_tracker
+
+if TYPE_CHECKING:
+    pass
+
+
+@app.command()
+def demo(
+    out: Annotated[
+        Path | None,
+        typer.Option(help="A new directory.", show_default="fedpisa-demo, or the next free number"),
+    ] = None,
+) -> None:
+    """Compare FedAvg, LocalSGD and SISA on one non-IID split of real data, in less than a minute."""
+    from rich.console import Console
+
+    from fedpisa.runs.console import RunConsole
+    from fedpisa.runs.results import free_directory
+    from fedpisa.studies import demo as demonstration
+
+    directory = out or free_directory("fedpisa-demo")
+    with keeping(directory), RunConsole() as console:
+        results = demonstration.run_demo(directory, on_event=console)
+    terminal = Console(highlight=False, soft_wrap=True)
+    terminal.print()
+    terminal.print(demonstration.table(results))
+    terminal.print(f"\nBudget: {demonstration.BUDGET}.", markup=False)
+    terminal.print(f"Picture: {directory / 'convergence.png'}", markup=False)
+    terminal.print(f"Runs: {', '.join(str(directory / name) for name in results)}", markup=False)
+    for result in results.values():
+        refuse_diverged(result)
+
+
+@app.command()
+def run(
+    file: File = None,
+    config: Keys = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="A new directory for the result.", show_default="runs/<algorithm>-<dataset>-<seed>"
+        ),
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Go on with a run that was cut short, from its last checkpoint; -c num-server-rounds=... for more.",
+            show_default=False,
+        ),
+    ] = None,
+    track: Annotated[
+        list[TrackerName] | None,
+        typer.Option(help="Also follow the run in one of these; may be repeated.", show_default=False),
+    ] = None,
+) -> None:
+    """Train, with live progress; without arguments SISA on the embedded data."""
+    if resume is not None:
+        _resume(resume, file, config, out, track or ())
+        return
+    settings = read_config(file, config)
+    from fedpisa.runs.results import free_directory, require_free
+
+    name = f"{settings.algorithm}-{settings.dataset}-{settings.seed}"
+    directory = require_free(out) if out else free_directory(Path("runs") / re.sub(r"[^\w.-]+", "-", name))
+    from fedpisa.runs.runner import run as train
+
+    with keeping(directory, f"fedpisa run --resume {directory}"), _following(directory, track or ()) as tell:
+        result = train(settings, directory, on_event=tell)
+    refuse_diverged(result)
+    typer.echo(f"result: {directory}")
+
+
+@contextmanager
+def _following(directory: Path, track: Sequence[TrackerName]) -> Iterator[Listener]:
+    """Show a run's events on the terminal, and pass them on to the trackers."""
+    from fedpisa.runs.console import RunConsole
+
+    trackers: list[Tracker] = [make_tracker(name, directory) for name in track]
+    with ExitStack() as stack:
+        console = stack.enter_context(RunConsole())
+        yield fan_out([*(stack.enter_context(tracker) for tracker in trackers), console])
+
+
+def _resume(
+    directory: Path,
+    file: Path | None,
+    config: Sequence[str] | None,
+    out: Path | None,
+    track: Sequence[TrackerName],
+) -> None:
+    if file is not None or out is not None:
+        raise ValueError("--resume goes on with a run where it is: give neither a file nor --out with it")
+    from fedpisa.runs.runner import run as train
+
+    changes = read_keys(config)
+    with keeping(directory, f"fedpisa run --resume {directory}"), _following(directory, track) as tell:
+        result = train(changes, resume=directory, on_event=tell)
+    refuse_diverged(result)
+    typer.echo(f"result: {directory}")

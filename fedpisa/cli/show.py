@@ -1,0 +1,157 @@
+"""``fedpisa partition`` and ``fedpisa plot``: what can be looked at before and after a run."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fedpisa.cli.app import app
+from fedpisa.cli.options import File, Keys, plain_table, read_config
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from rich.table import Table
+
+    from fedpisa.datasets import Heterogeneity
+
+
+MOST_ROWS = 25
+"""Clients that ``fedpisa partition`` lists one by one."""
+
+
+MOST_LABELS = 12
+"""Labels that it counts one by one."""
+
+
+class XAxis(StrEnum):
+    """What curves can be drawn against."""
+
+    ROUND = "round"
+    BYTES = "bytes"
+    LOCAL_STEPS = "local-steps"
+    SECONDS = "seconds"
+    SIMULATED_SECONDS = "simulated-seconds"
+
+
+@app.command()
+def partition(
+    file: File = None,
+    config: Keys = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Draw the split into a .png, .pdf or .svg.", show_default=False)
+    ] = None,
+) -> None:
+    """Show how a configuration splits the data among clients, and how unlike the clients are."""
+    settings = read_config(file, config)
+    from rich.console import Console
+
+    from fedpisa import datasets, plots
+    from fedpisa.simulation.federation import load_dataset, split_dataset
+
+    picture = plots.picture_path(out)
+    data = load_dataset(settings)
+    parts = split_dataset(settings, data)[1]
+    split = datasets.heterogeneity(data.y_train, parts, data.num_classes)
+    terminal = Console(highlight=False, soft_wrap=True)
+    terminal.print(
+        f"{settings.dataset}: {split.sizes.sum():,} training samples on {settings.num_clients} clients "
+        f"by {settings.partitioner}, seed {settings.seed}\n",
+        markup=False,
+    )
+    if settings.num_clients <= MOST_ROWS:
+        terminal.print(_clients_table(split))
+        terminal.print()
+    terminal.print(_indices_table(split))
+    if picture is not None:
+        plots.plot_partition(data.y_train, parts, data.num_classes, picture)
+        terminal.print(f"\npicture: {picture}", markup=False)
+
+
+def _clients_table(split: Heterogeneity) -> Table:
+    """Return a row per client: its size and, where they are few, how many samples of each label it holds."""
+    table = plain_table("client", "samples")
+    counts = split.label_counts
+    if counts is not None and counts.shape[1] <= MOST_LABELS:
+        for label in range(counts.shape[1]):
+            table.add_column(f"label {label}" if label == 0 else str(label), justify="right")
+    elif counts is not None:
+        table.add_column("labels", justify="right")
+    for client, size in enumerate(split.sizes):
+        cells: list[str] = []
+        if counts is not None and counts.shape[1] <= MOST_LABELS:
+            cells = [str(number) if number else "." for number in counts[client]]
+        elif counts is not None:
+            cells = [str((counts[client] > 0).sum())]
+        table.add_row(str(client), str(size), *cells)
+    return table
+
+
+def _indices_table(split: Heterogeneity) -> Table:
+    """Return the heterogeneity indices, one per row, each with its range."""
+    sizes = split.sizes
+    table = plain_table("index", "value", "range")
+    table.add_row("samples per client, least / median / most", _three(sizes), "")
+    if split.label_counts is not None:
+        table.add_row(
+            "labels per client, least / median / most", _three((split.label_counts > 0).sum(axis=1)), ""
+        )
+    table.add_row("effective number of clients", f"{split.effective_clients:.2f}", f"1 to {len(sizes)}")
+    for name, value, top in (
+        ("Jensen-Shannon distance to all labels, mean", split.jensen_shannon, 1),
+        ("Hellinger distance to all labels, mean", split.hellinger, 1),
+        ("earth mover's distance to all labels", split.earth_mover, 2),
+    ):
+        if value is not None:
+            table.add_row(name, f"{value:.3f}", f"0 to {top}")
+    return table
+
+
+def _three(numbers: NDArray[np.int64]) -> str:
+    return f"{numbers.min()} / {statistics.median(numbers.tolist()):g} / {numbers.max()}"
+
+
+@app.command()
+def plot(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="DIR...", help="Directories of runs, or a directory that holds them."),
+    ],
+    x: Annotated[XAxis, typer.Option(help="What to draw against; sums over the rounds.")] = XAxis.ROUND,
+    y: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A column of metrics.jsonl, one panel each; may be repeated.",
+            show_default="test-accuracy (or test-loss) and train-loss",
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="A .png, .pdf or .svg; replaced if it exists.")] = Path(
+        "curves.png"
+    ),
+) -> None:
+    """Draw convergence curves of one or more runs."""
+    from fedpisa import plots
+    from fedpisa.runs.results import curve_labels, load_result
+
+    results = [load_result(directory) for directory in _run_directories(runs)]
+    targets = {result.config.target_accuracy for result in results}
+    plots.plot_curves(
+        {label: r.history for label, r in zip(curve_labels(results), results, strict=True)},
+        x=x.value,
+        y=[column.replace("-", "_") for column in y] if y else None,
+        path=out,
+        target_accuracy=targets.pop() if len(targets) == 1 else None,
+    )
+    typer.echo(f"picture: {out}")
+
+
+def _run_directories(paths: Sequence[Path]) -> Iterator[Path]:
+    """Yield each directory, or the runs in it if it is not a run itself."""
+    for path in paths:
+        inside = [] if (path / "config.toml").exists() else sorted(path.glob("*/config.toml"))
+        yield from [file.parent for file in inside] or [path]

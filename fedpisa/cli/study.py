@@ -1,0 +1,127 @@
+"""``fedpisa compare``, ``tune`` and ``report``: many runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fedpisa.cli.app import app
+from fedpisa.cli.options import interruptible
+
+if TYPE_CHECKING:
+    pass
+
+
+@app.command()
+def compare(
+    study: Annotated[Path, typer.Argument(metavar="STUDY.toml", help="A base, a sweep, variants and seeds.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The study's directory, new or to be completed.", show_default="studies/<file>"),
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time; the results do not depend on it.")] = 1,
+) -> None:
+    """Carry out a study, or what is left of it: every variant at every point of the sweep, with every seed."""
+    from rich.console import Console
+
+    from fedpisa.studies.comparison import compare as carry_out
+    from fedpisa.studies.console import StudyConsole, table
+    from fedpisa.studies.study import load_study, read_study
+
+    directory = out or Path("studies") / study.stem
+    runs = read_study(study).runs()
+    stands = []
+    kept = f"everything so far is kept in {directory}, the same command goes on"
+    with interruptible(lambda: kept), StudyConsole(runs) as console:
+        stands = carry_out(study, directory, jobs=jobs, on_progress=console)
+    terminal = Console(highlight=False, soft_wrap=True)
+    terminal.print(table(load_study(directory)))
+    terminal.print(f"\nstudy: {directory}", markup=False)
+    bad = [progress for progress in stands if progress.state in ("failed", "diverged")]
+    for progress in bad:
+        typer.echo(f"{progress.state}: {runs[progress.number]}: {progress.message}", err=True)
+    elsewhere = sum(progress.state == "elsewhere" for progress in stands)
+    if elsewhere:
+        typer.echo(
+            f"{elsewhere} runs are being written by another process: repeat the command later", err=True
+        )
+    if bad or elsewhere:
+        raise typer.Exit(1)
+
+
+@app.command()
+def tune(
+    study: Annotated[
+        Path, typer.Argument(metavar="STUDY.toml", help="A study with the tables [tune] and [search].")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The trials' directory, new or to be completed.", show_default="tuned/<name>"),
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Trials at a time, each in its own process.")] = 1,
+) -> None:
+    """Search the best values for every variant of a study, with the same number of trials for all."""
+    from rich.console import Console
+
+    from fedpisa.tuning.console import TuneConsole, at_the_end, table
+    from fedpisa.tuning.plan import read_plan
+    from fedpisa.tuning.tune import tune as carry_out
+
+    plan = read_plan(study)
+    directory = out or Path("tuned") / plan.study.name
+    kept = f"the trials so far are kept in {directory}, the same command goes on"
+    with interruptible(lambda: kept), TuneConsole(plan) as console:
+        standings = carry_out(plan, directory, jobs=jobs, on_progress=console)
+    terminal = Console(highlight=False, soft_wrap=True)
+    terminal.print(table(standings, plan.metric))
+    terminal.print(f"\ntrials: {directory / 'trials.csv'}, picture: {directory / 'trials.png'}", markup=False)
+    for one in standings:
+        for trial in one.trials:
+            if trial.state == "failed":
+                typer.echo(f"failed: {one.subject}, trial {trial.index}: {trial.error}", err=True)
+        for key in at_the_end(one.subject, one.best) if one.best else ():
+            typer.echo(f"{one.subject}: the best {key} is at the end of its range: widen it", err=True)
+    running = sum(one.counts["running"] for one in standings)
+    missing = [str(one.subject) for one in standings if one.best is None]
+    if running:
+        typer.echo(f"{running} trials are at work in another process, which writes the results", err=True)
+    elif missing:
+        typer.echo(f"no trial reached the end of {'; '.join(missing)}: there is no best.toml", err=True)
+    else:
+        terminal.print(f"go on with: fedpisa compare {directory / 'best.toml'} --out DIR", markup=False)
+    if running or missing:
+        raise typer.Exit(1)
+
+
+@app.command()
+def report(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="DIR...", help="Directories of runs, or of a study: any that hold runs."),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="The page, .html; its tables go beside it, into <name>-tables. Replaced if they exist."
+        ),
+    ] = Path("report.html"),
+    target: Annotated[
+        float | None,
+        typer.Option(
+            help="Test accuracy, in (0, 1], that the costs are to reach.",
+            show_default="the runs' target-accuracy, or 95% of the best",
+        ),
+    ] = None,
+    data: Annotated[
+        bool, typer.Option("--data/--no-data", help="Load the data, for labels and accuracies by client.")
+    ] = True,
+    title: Annotated[str | None, typer.Option(help="The page's heading.", show_default=False)] = None,
+) -> None:
+    """Compare runs in one HTML page that needs nothing else, and in tables as CSV and LaTeX."""
+    from fedpisa.report import write_report
+
+    written = write_report(runs, out, target_accuracy=target, load_data=data, title=title)
+    typer.echo(f"report: {written.page}")
+    typer.echo(f"tables: {written.tables[0].parent}, CSV and LaTeX")
