@@ -61,8 +61,7 @@ def step_sizes(part: Any) -> Iterator[tuple[str, bool, float | None]]:
     >>> list(step_sizes(PisaUpdate(sigma=1.0, rho=4.0)))
     [('sigma', True, 1.0), ('rho', True, 4.0)]
     """
-    cls: type = type(part)
-    for name, step in _steps(cls).items():
+    for name, step in _steps(part.__class__).items():
         value = getattr(part, name)
         if step is None:
             yield from step_sizes(value)
@@ -74,8 +73,7 @@ def scaled(part: Part, keys: tuple[str, ...], factor: float) -> Part:
     """Return a dataclass with these step sizes, its own and those of the dataclasses in it, changed by a factor."""
     whole: Any = part
     changes: dict[str, Any] = {}
-    cls: type = type(whole)
-    for name, step in _steps(cls).items():
+    for name, step in _steps(whole.__class__).items():
         value = getattr(whole, name)
         if step is None:
             changes[name] = scaled(value, keys, factor)

@@ -66,12 +66,9 @@ def milestones(
         raise ValueError(
             f"schedule-milestones = {[*schedule_milestones]}: must be rounds in ascending order, such as [90, 120]"
         )
-    each = (
-        schedule_factor
-        if isinstance(schedule_factor, tuple)
-        else (schedule_factor,) * len(schedule_milestones)
-    )
-    if len(each) != len(schedule_milestones):
+    count = len(schedule_milestones)
+    each = schedule_factor if isinstance(schedule_factor, tuple) else (schedule_factor,) * count
+    if len(each) != count:
         raise ValueError(
             f"schedule-factor = {[*each]} for schedule-milestones = {[*schedule_milestones]}: give one number, or one "
             "for each milestone"
@@ -177,10 +174,12 @@ def schedule_of(
         return UNSCHEDULED
     found = {name: value for name, _, value in step_sizes(algorithm)}
     if keys is None:
-        keys = next(filter(None, (
+        groups = (
             tuple(dict.fromkeys(name for name, inverse, _ in step_sizes(part) if inverse == divided))
-            for part in (algorithm.local_update, algorithm) for divided in (False, True)
-        )), ())  # fmt: skip
+            for part in (algorithm.local_update, algorithm)
+            for divided in (False, True)
+        )
+        keys = next(filter(None, groups), ())
     if not keys:
         raise ValueError(
             f"the schedule has nothing to act on: no key of {type(algorithm).__name__} is a StepSize or an "
