@@ -8,6 +8,8 @@ from typing import Any, final
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.func import vmap
 
@@ -28,7 +30,7 @@ from fedpisa.simulation.stacked.fused_sgd import descend, descends
 from fedpisa.simulation.stacked.sequential import Chain, Sum
 from fedpisa.tasks.task import Task
 
-CLIENTS, STAYING, SAMPLES, STEPS = 3, 2, 5, 4
+CLIENTS, STAYING, SAMPLES = 3, 2, 5
 UPDATES: tuple[type[Any], ...] = (
     LocalSGDUpdate,
     NormalisedSGDUpdate,
@@ -40,11 +42,9 @@ UPDATES: tuple[type[Any], ...] = (
     FedDRUpdate,
     FedPDUpdate,
 )
-OPTIONS: tuple[dict[str, float], ...] = (
-    {},
-    {"momentum": 0.9},
-    {"weight_decay": 0.3},
-    {"momentum": 0.9, "weight_decay": 0.3},
+ZERO_OR_SOME = st.just(0.0) | st.floats(0.05, 0.95)
+OPTIONS = st.fixed_dictionaries(
+    {"learning_rate": st.floats(0.01, 0.3), "momentum": ZERO_OR_SOME, "weight_decay": ZERO_OR_SOME}
 )
 
 
@@ -70,10 +70,10 @@ def numbers(generator: torch.Generator, *shape: int) -> Tensor:
     return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
-def batches_of(generator: torch.Generator, clients: int) -> list[tuple[Tensor, Tensor, Tensor]]:
+def batches_of(generator: torch.Generator, clients: int, steps: int) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Return each step's samples; the last client's mini-batches have two of them."""
     batches = []
-    for _ in range(STEPS):
+    for _ in range(steps):
         x, y_SB = (
             numbers(generator, clients, SAMPLES, 1, 6, 6),
             torch.randint(0, 3, (clients, SAMPLES), generator=generator),
@@ -97,16 +97,27 @@ def step_by_step(
     return work, loss
 
 
+@settings(max_examples=15, deadline=None)
+@given(
+    options=OPTIONS,
+    proximal=st.none() | st.floats(0.0, 1.0),
+    steps=st.tuples(st.integers(1, 4), st.integers(0, 4), st.integers(0, 4)),
+    seed=st.integers(0, 2**32 - 1),
+)
 @pytest.mark.parametrize("build", [dense, convolutional])
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("kind", UPDATES)
 def test_it_takes_the_steps(
-    kind: Callable[..., SGDSteps], options: dict[str, float], build: Callable[[], nn.Module]
+    kind: Callable[..., SGDSteps],
+    build: Callable[[], nn.Module],
+    options: dict[str, float],
+    proximal: float | None,
+    steps: tuple[int, int, int],
+    seed: int,
 ) -> None:
     """Some clients have more steps than others; from any state, with padded mini-batches."""
-    generator, update = torch.Generator().manual_seed(0), kind(learning_rate=0.2, **options)
+    generator, update = torch.Generator().manual_seed(seed), kind(**options)
     with torch.random.fork_rng():
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         task = Task(build().double(), num_classes=3)
     chain, size = Chain.of(task.module, task.layout), task.layout.size
     assert chain is not None
@@ -114,15 +125,20 @@ def test_it_takes_the_steps(
     down = {
         "params": numbers(generator, size),
         "control": numbers(generator, size),
-        "proximal-mu": torch.tensor(0.7),
     }
+    if proximal is not None:
+        down["proximal-mu"] = torch.tensor(proximal, dtype=torch.float64)
     state = {
         name: numbers(generator, CLIENTS, *value.shape).abs()
         for name, value in update.init(down["params"]).items()
     }
     work: Arrays = vmap(lambda _: update.start(down, {}))(torch.zeros(CLIENTS))
-    # Everybody, then those who have more steps, then the one who has most.
-    batches = [batch for active in (CLIENTS, STAYING, 1) for batch in batches_of(generator, active)]
+    # All clients, then those that have more steps, then the one that has most.
+    batches = [
+        batch
+        for active, count in zip((CLIENTS, STAYING, 1), steps, strict=True)
+        for batch in batches_of(generator, active, count)
+    ]
     with torch.no_grad(), nothing_is_zero_by_chance():
         after, loss_S = descend(update, chain, task.loss, down, state, work, batches)
     for s in range(CLIENTS):
