@@ -22,6 +22,7 @@ import click
 import typer
 
 from fedpisa.cli.deploy import app as deployment_commands
+from fedpisa.runs.process import own_process
 from fedpisa.runs.tracking import Listener, Tracker, TrackerName, fan_out, make_tracker
 
 if TYPE_CHECKING:
@@ -603,6 +604,7 @@ def _keys(assignments: Sequence[str] | None) -> dict[str, object]:
     return changes
 
 
+@own_process()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code.
 

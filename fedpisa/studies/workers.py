@@ -17,6 +17,7 @@ from typing import Literal, final
 from fedpisa.components import one_line
 from fedpisa.config.run import RunConfig, load_config
 from fedpisa.runs.events import Event, RoundFinished, RunStarted, Stopping
+from fedpisa.runs.process import own_process
 from fedpisa.runs.results import Result, RunDirectory, load_result
 from fedpisa.runs.signals import heed_once, postponed
 from fedpisa.storage.files import InUseError, OccupiedError
@@ -227,6 +228,7 @@ def _hear(worker: _Worker, waiting: deque[Task], stopping: bool, note: Callable[
     return False
 
 
+@own_process()
 def _work(pipe: Connection) -> None:
     """Be a worker, until there is no more to do or the parent is gone."""
     heed_the_parent()
