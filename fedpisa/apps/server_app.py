@@ -15,6 +15,7 @@ from fedpisa.apps.records import NO_CLIENT, NodeRecord, RunRecord
 from fedpisa.config.flower import NodeSettings, read_run_config
 from fedpisa.config.run import RunConfig
 from fedpisa.runs.events import Event, RoundFinished, RunFinished, RunStarted
+from fedpisa.runs.process import own_process
 from fedpisa.runs.results import free_directory
 from fedpisa.runs.runner import train
 from fedpisa.runs.simulation import Simulation
@@ -50,7 +51,8 @@ def main(grid: Grid, context: Context) -> None:
 
     out, resume = (None, directory) if settings.resume else (directory, None)
     try:
-        result = train(config, out, resume=resume, on_event=_log, simulation_of=simulation_of)
+        with own_process():
+            result = train(config, out, resume=resume, on_event=_log, simulation_of=simulation_of)
     except KeyboardInterrupt as error:
         raise RuntimeError(f"interrupted: go on with the key resume = {str(directory)!r}") from error
     if result.status == "diverged":

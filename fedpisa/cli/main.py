@@ -16,8 +16,10 @@ import typer
 from fedpisa.cli import bench, components, run, show, study  # noqa: F401  each adds its commands to the app
 from fedpisa.cli.app import app
 from fedpisa.cli.options import reason_of
+from fedpisa.runs.process import own_process
 
 
+@own_process()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code.
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from fedpisa.simulation.stacked.threads import allocator
+
 if TYPE_CHECKING:
     from fedpisa.runs.simulation import Simulation
 
@@ -33,6 +35,7 @@ def facts_of(simulation: Simulation) -> dict[str, object]:
         machine["gpu"] = torch.cuda.get_device_name(simulation.federation.device)
     started = {
         "engine": simulation.engine,
+        "process": {"allocator": allocator(), "threads": torch.get_num_threads()},
         "num_parameters": simulation.federation.task.layout.size,
         "layout": simulation.federation.task.layout.fingerprint,
         "started": now(),

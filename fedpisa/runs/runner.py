@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from fedpisa.config.run import RunConfig, load_config
 from fedpisa.runs.events import Event, RoundFinished, RunFinished, RunStarted, Stopping
 from fedpisa.runs.per_client import Table, require_parquet
+from fedpisa.runs.process import is_own
 from fedpisa.runs.provenance import facts_of, now
 from fedpisa.runs.results import Result, Row, RunDirectory, Status, load_result, require_free
 from fedpisa.runs.resume import changed, pick
@@ -72,8 +73,10 @@ def run(
         If the configuration, the data or the directory is unusable, or another process writes to it; nothing is
         written then.
     KeyboardInterrupt
-        After Ctrl-C or SIGTERM (`fedpisa.runs.signals.Interrupted`). With a directory the round is finished first,
-        and the rounds so far, a checkpoint and the model are written; a second signal ends at once.
+        After Ctrl-C, at once; the directory has the rounds so far and the last checkpoint. Within
+        `fedpisa.runs.process.own_process`, as in ``fedpisa run``, Ctrl-C and SIGTERM
+        (`fedpisa.runs.signals.Interrupted`) let the round be finished first, and a checkpoint written; a second
+        signal ends at once.
 
     Examples
     --------
@@ -147,7 +150,11 @@ def _resume(
         simulation.restore(found.server_round, found.tensors)
         rows = files.cut(found.facts["metrics_bytes"])
         files.write_config(simulation.config)
-        again = {key: value for key, value in facts_of(simulation).items() if key in ("versions", "machine")}
+        again = {
+            key: value
+            for key, value in facts_of(simulation).items()
+            if key in ("versions", "machine", "process")
+        }
         resumed = [*facts.get("resumed", []), {"after_round": found.server_round, "at": now(), **again}]
         files.update(status="running", resumed=resumed)
         return _Run(simulation, tell, files, rows, seconds_before=found.facts["seconds"]).train()
@@ -197,7 +204,8 @@ class _Run:
         last = self.simulation.config.num_server_rounds
         every = self.simulation.config.checkpoint_every
         # Without a directory there is nothing to save from Ctrl-C.
-        waiting = nullcontext(Stop()) if self.files is None else postponed(lambda n: self.tell(Stopping(n)))
+        postpones = self.files is not None and is_own()
+        waiting = postponed(lambda n: self.tell(Stopping(n))) if postpones else nullcontext(Stop())
         with waiting as stop:
             for row in self.simulation.rows():
                 self.rows.append(row)

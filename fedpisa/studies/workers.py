@@ -14,6 +14,7 @@ from typing import Literal, final
 from fedpisa.components import one_line
 from fedpisa.config.run import RunConfig, load_config
 from fedpisa.runs.events import Event, RoundFinished, RunStarted, Stopping
+from fedpisa.runs.process import own_process
 from fedpisa.runs.results import Result, RunDirectory, load_result
 from fedpisa.storage.files import InUseError, OccupiedError
 from fedpisa.studies.pool import Pool, Worker, heed_the_parent
@@ -195,6 +196,7 @@ def _hear(worker: _Worker, progress: Progress | None, pool: Pool[_Worker], waiti
         pool.release(worker)
 
 
+@own_process()
 def _work(pipe: Connection) -> None:
     """Be a worker, until there is no more to do or the parent is gone."""
     heed_the_parent()

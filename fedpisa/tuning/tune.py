@@ -15,6 +15,7 @@ from statistics import fmean
 from typing import final
 
 from fedpisa.components import one_line
+from fedpisa.runs.process import own_process
 from fedpisa.runs.results import Row
 from fedpisa.runs.signals import Interrupted, postponed
 from fedpisa.studies.pool import Pool, Worker, heed_the_parent
@@ -263,6 +264,7 @@ def _share_out(plan: Plan, directory: Path, jobs: int, tell: Callable[[TrialProg
     return pool.signum
 
 
+@own_process()
 def _be_worker(plan: Plan, directory: Path, pipe: Connection) -> None:
     """Work until no trial is left, or the parent is gone."""
     heed_the_parent()

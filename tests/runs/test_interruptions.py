@@ -17,6 +17,7 @@ import pytest
 
 from fedpisa.cli.main import main
 from fedpisa.runs.events import Event, RoundFinished, Stopping
+from fedpisa.runs.process import own_process
 from fedpisa.runs.results import load_result
 from fedpisa.runs.runner import Simulation, run
 from fedpisa.runs.signals import Interrupted, heed_once, postponed
@@ -36,6 +37,7 @@ def signalled(signum: int, server_round: int) -> Callable[[Event], None]:
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("every", [0, 5])
+@own_process()
 def test_a_signal_ends_the_run_after_the_round(signum: int, every: int, tmp_path: Path) -> None:
     config = {**SMALL, "checkpoint-every": every}
     run(config, tmp_path / "whole")
@@ -51,10 +53,12 @@ def test_a_signal_ends_the_run_after_the_round(signum: int, every: int, tmp_path
     assert_same(tmp_path / "cut", tmp_path / "whole")
 
 
+@own_process()
 def test_a_signal_in_the_last_round_changes_nothing(tmp_path: Path) -> None:
     assert run(SMALL, tmp_path / "run", on_event=signalled(signal.SIGTERM, 6)).status == "finished"
 
 
+@own_process()
 def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
     events: list[Event] = []
 

@@ -7,14 +7,13 @@ Shapes: ``S`` clients, ``P`` parameters, ``Q`` buffer entries, ``K`` local steps
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.func import vmap
-from torch.utils._pytree import tree_map
 
 from fedpisa.clients.base import Arrays, LocalUpdate, MiniBatches, Outcome
 from fedpisa.clients.batches import Ints, Plan
@@ -22,9 +21,9 @@ from fedpisa.clients.client import BUFFERS, seeded
 from fedpisa.clients.sgd import SGDSteps
 from fedpisa.datasets.client_data import ClientData
 from fedpisa.rng import step_keys
+from fedpisa.simulation.stacked.compat_torch import of_all_clients
 from fedpisa.simulation.stacked.fused_sgd import descend, descends
 from fedpisa.simulation.stacked.gradients import StackedGradient
-from fedpisa.simulation.stacked.leave_vmap import of_all_clients
 from fedpisa.simulation.stacked.sequential import Chain, chain_of
 from fedpisa.simulation.stacked.threads import one_thread_each
 from fedpisa.tasks.task import Task
@@ -100,7 +99,7 @@ def run_cohort(
         with one_thread_each(len(tasks)) as pool:
             outcomes = list(pool.map(run_part, tasks, parts))
     back = np.argsort(np.concatenate(parts))
-    in_order: Outcome = tree_map(lambda value: _rows(value, back), join(outcomes))
+    in_order: Outcome = map_tensors(lambda value: _rows(value, back), join(outcomes))
     return in_order
 
 
@@ -199,8 +198,8 @@ def _take_stretches(
     done: list[Carry] = []
     for begin, end, active in _stretches(steps_S):
         if active < len(carry.loss_S):
-            done.insert(0, tree_map(lambda value, a=active: value[a:], carry))
-            carry = tree_map(lambda value, a=active: value[:a], carry)
+            done.insert(0, map_tensors(lambda value, a=active: value[a:], carry))
+            carry = map_tensors(lambda value, a=active: value[:a], carry)
         states = {name: value[:active] for name, value in states_S.items()}
         carry = _take_steps(
             task, common, states, carry, Batches(*(part[:active, begin:end] for part in batches))
@@ -261,6 +260,24 @@ def _stretches(steps_S: Ints) -> Iterator[tuple[int, int, int]]:
         yield begin, end, int((steps_S > begin).sum())
 
 
+def map_tensors(function: Callable[..., Tensor], tree: Any, *others: Any) -> Any:
+    """Return a tree of dictionaries and named tuples, with a function of the tensors at each place of some trees.
+
+    Examples
+    --------
+    >>> map_tensors(torch.add, {"a": torch.tensor(1)}, {"a": torch.tensor(2)})
+    {'a': tensor(3)}
+    """
+    if isinstance(tree, Tensor):
+        return function(tree, *others)
+    if isinstance(tree, Mapping):
+        return {
+            name: map_tensors(function, value, *(other[name] for other in others))
+            for name, value in tree.items()
+        }
+    return type(tree)(*(map_tensors(function, *values) for values in zip(tree, *others, strict=True)))
+
+
 def join(parts: list[Any]) -> Any:
     """Concatenate trees of tensors along their first axis."""
-    return parts[0] if len(parts) == 1 else tree_map(lambda *values: torch.cat(values), *parts)
+    return parts[0] if len(parts) == 1 else map_tensors(lambda *values: torch.cat(values), *parts)

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.func import grad, vjp, vmap
 
 from fedpisa.clients.base import MiniBatches
-from fedpisa.simulation.stacked.leave_vmap import of_all_clients
+from fedpisa.simulation.stacked.compat_torch import of_all_clients
 from fedpisa.simulation.stacked.sequential import Chain
 from fedpisa.tasks.features import FeatureLoss
 from fedpisa.tasks.layout import ParamLayout

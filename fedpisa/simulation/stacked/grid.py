@@ -39,9 +39,9 @@ from fedpisa.flower.messages import (
 from fedpisa.simulation.grid import InProcessGrid
 from fedpisa.simulation.stacked.client_states import StackedStates
 from fedpisa.simulation.stacked.cohort import in_one_piece, join, run_cohort
+from fedpisa.simulation.stacked.compat_torch import private
 from fedpisa.simulation.stacked.gradients import StackedGradient
 from fedpisa.simulation.stacked.sequential import chain_of
-from fedpisa.simulation.stacked.threads import keep_freed_memory
 from fedpisa.storage.client_rows import UNLIMITED
 from fedpisa.strategies.base import ClientStates
 from fedpisa.tasks.task import Task
@@ -99,13 +99,13 @@ class VmapGrid(InProcessGrid):
         schedule: StepSizeSchedule = UNSCHEDULED,
     ) -> None:
         super().__init__(data.num_clients)
+        private()  # its warning is not the model's
         refuse_unstackable(task, data)
         self.task, self.update, self.data, self.seed = task, update, data, seed
         self.block = block or data.num_clients
         self.state_memory, self.schedule = state_memory, schedule
         self.states: StackedStates | None = None
         on_cpu = data.x.device.type == "cpu"
-        keep_freed_memory()
         # What is drawn while the model runs comes from one generator, which threads would share.
         alone = not on_cpu or in_one_piece(task, data) or draws(task, data)
         threads = 1 if alone else torch.get_num_threads()

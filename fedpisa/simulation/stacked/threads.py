@@ -60,9 +60,17 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def allocator() -> str:
+    """Return ``"tuned"`` after `keep_freed_memory`, otherwise ``"default"``."""
+    tuned = keep_freed_memory.cache_info().currsize and keep_freed_memory()
+    return "tuned" if tuned else "default"
+
+
 @cache
 def keep_freed_memory() -> bool:
     """Have the C library keep what is freed for the next tensor, in large pages; return whether it does.
+
+    This is for a process that does nothing but train: it lasts, and other libraries' memory is kept, too.
 
     By default glibc gives large blocks back to the system at once and takes new ones, page by page, for the
     next result: where the stacked engine allocates the same few sizes again and again, a quarter of its time.

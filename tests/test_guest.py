@@ -1,0 +1,144 @@
+"""A library call leaves the process as it was; fedpisa's own processes are tuned."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import random
+import signal
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fedpisa import run
+from fedpisa.runs.runner import Event
+from fedpisa.simulation.stacked import compat_torch
+
+SMALL = {"num-server-rounds": 1, "num-clients": 5, "local-steps": 1, "batch-size": 16}
+MODEL = "tests.test_guest:with_dropout"
+
+
+def with_dropout(*, shape: tuple[int, ...], num_outputs: int) -> torch.nn.Module:
+    """Return a model that draws while it trains."""
+    layers = torch.nn.Flatten(), torch.nn.Dropout(), torch.nn.LazyLinear(num_outputs)
+    model = torch.nn.Sequential(*layers)
+    model(torch.zeros(1, *shape))
+    return model
+
+
+def state() -> dict[str, object]:
+    """Return what a process has for itself."""
+    return {
+        "threads": torch.get_num_threads(),
+        "handlers": [signal.getsignal(number) for number in sorted(signal.valid_signals())],
+        "random": random.getstate(),
+        "numpy": [str(part) for part in np.random.get_state()],  # noqa: NPY002
+        "torch": torch.get_rng_state().tolist(),
+        "environment": dict(os.environ),
+        "filters": list(warnings.filters),
+        "dtype": torch.get_default_dtype(),
+        "path": list(sys.path),
+        "umask": os.umask(os.umask(0o22)),
+    }
+
+
+@pytest.mark.parametrize("engine", ["loop", "vmap"])
+@pytest.mark.parametrize("model", ["mlp", MODEL])
+def test_a_run_leaves_the_process_as_it_was(
+    engine: str, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Where users start Python this is on the path; appended by a run, the current directory stays there.
+    monkeypatch.syspath_prepend("")
+    run({**SMALL, "engine": engine, "model": model})  # what is imported stays imported
+    before, during = state(), list[object]()
+
+    def listen(event: Event) -> None:
+        during.append(state()["handlers"])
+
+    run({**SMALL, "engine": engine, "model": model}, tmp_path / "run", on_event=listen)
+    after = state()
+    assert {name for name in before if before[name] != after[name]} == set()
+    assert during
+    assert all(handlers == before["handlers"] for handlers in during)
+
+
+MEMORY = """
+import json, sys
+from pathlib import Path
+import numpy
+import fedpisa
+from fedpisa.runs.process import own_process
+from contextlib import nullcontext
+with own_process() if sys.argv[1] == "own" else nullcontext():
+    fedpisa.run({"num-server-rounds": 1, "engine": "vmap"}, sys.argv[2])
+resident = lambda: int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+before = resident()
+x = numpy.ones(50_000_000)
+peak = resident()
+del x
+process = json.loads(Path(sys.argv[2], "run.json").read_text())["process"]
+print(json.dumps([resident() - before, peak - resident(), process]))
+"""
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/statm").exists() or platform.libc_ver()[0] != "glibc",
+    reason="memory is looked up in /proc, and tuned in glibc",
+)
+@pytest.mark.parametrize("whose", ["guest", "own"])
+def test_only_a_guest_gives_memory_back(whose: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", MEMORY, whose, str(tmp_path / "run")]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True)
+    kept, given_back, process = json.loads(printed.stdout)
+    if whose == "guest":
+        assert kept < 10e6 < 390e6 < given_back
+    else:
+        assert given_back < 10e6
+    assert process["allocator"] == {"guest": "default", "own": "tuned"}[whose]
+    assert process["threads"] > 0
+
+
+@pytest.mark.parametrize("missing", [True, False])
+@pytest.mark.parametrize("keys", [{"algorithm": "sisa"}, {"algorithm": "fedavg"}, {"algorithm": "fedprox"}])
+def test_an_unknown_torch_takes_the_public_way(
+    keys: dict[str, object], missing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = {**SMALL, "num-server-rounds": 3, "engine": "vmap", "model": "mlp", **keys}
+    known = run(keys)
+    if missing:
+        monkeypatch.setattr(compat_torch, "functorch", None)
+    else:
+        monkeypatch.setattr(compat_torch, "TESTED", ((2, 0), (2, 1)))
+    compat_torch.private.cache_clear()
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            unknown = run(keys)
+        assert not compat_torch.private()
+    finally:
+        compat_torch.private.cache_clear()
+    assert len([one for one in caught if "stacked engine is tuned for" in str(one.message)]) == 1
+    for name, value in known.parameters.items():
+        np.testing.assert_allclose(unknown.parameters[name], value, rtol=1e-5, atol=1e-7)
+
+
+def test_this_torch_is_tested() -> None:
+    assert compat_torch.private()
+
+
+def test_private_torch_is_in_one_file() -> None:
+    package = Path(compat_torch.__file__).parents[2]
+    private = ("torch._", "torch.utils._", "_functorch")
+    found = {
+        file.name
+        for file in package.rglob("*.py")
+        for line in file.read_text().splitlines()
+        if line.lstrip().startswith(("import ", "from ")) and any(name in line for name in private)
+    }
+    assert found == {"compat_torch.py"}
