@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fedpisa.report.clients import Fairness, SplitPicture
     from fedpisa.report.findings import Findings
     from fedpisa.report.runs import Collection, Run
-    from fedpisa.report.tables import Table
+    from fedpisa.report.table import Table
 
 MOST_CLIENTS = 200
 """Clients of a split that are pictured."""

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any
 
 from fedpisa.report.clients import Fairness, worst
 from fedpisa.report.statistics import Estimate, estimate
+from fedpisa.report.table import Table
 from fedpisa.report.text import NOTHING, difference, fixed, interval, number, p_value, spread, verdict
 
 if TYPE_CHECKING:
@@ -17,65 +16,6 @@ if TYPE_CHECKING:
     from fedpisa.report.findings import Findings, Outcome
 
 ALL_SPLITS = "all splits"
-
-_LATEX = {"±": r"$\pm$", "−": "$-$", "–": "--", "²": "$^2$", "<": "$<$", "\ue000": r"\textbf{", "\ue001": "}"}
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class Table:
-    """One table.
-
-    Parameters
-    ----------
-    name
-        Its files' name.
-    title
-        What it shows.
-    note
-        How to read it.
-    frame
-        The numbers, one tidy row each: fractions, bytes and seconds, not rounded.
-    head, rows
-        What readers see.
-    texts
-        How many columns at the left are names.
-    strong
-        Places ``(row, column)`` of ``rows`` to emphasise.
-    """
-
-    name: str
-    title: str
-    note: str
-    frame: pd.DataFrame
-    head: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    texts: int = 2
-    strong: frozenset[tuple[int, int]] = frozenset()
-
-    def to_latex(self) -> str:
-        r"""Return a ``tabular`` of booktabs' rules, to be ``\input`` into a ``table``."""
-        import pandas as pd
-
-        marked = [
-            [f"\ue000{cell}\ue001" if (i, j) in self.strong else cell for j, cell in enumerate(row)]
-            for i, row in enumerate(self.rows)
-        ]
-        tabular = pd.DataFrame(marked, columns=pd.Index(self.head)).to_latex(index=False, escape=True)
-        text = f"% {self.title}\n% \\usepackage{{booktabs}}\n{tabular}"
-        for character, command in _LATEX.items():
-            text = text.replace(character, command)
-        return text
-
-    def write(self, folder: Path) -> list[Path]:
-        """Write ``<name>.csv`` and ``<name>.tex`` and return their paths."""
-        csv, tex = folder / f"{self.name}.csv", folder / f"{self.name}.tex"
-        self.frame.to_csv(csv, index=False)
-        tex.write_text(self.to_latex(), encoding="utf-8")
-        return [csv, tex]
-
-
-# --------------------------------------------------------------------------------------------------- the tables
 
 
 def overview(found: Findings) -> Table:
