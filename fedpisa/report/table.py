@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, final
@@ -65,3 +65,10 @@ class Table:
         self.frame.to_csv(csv, index=False)
         tex.write_text(self.to_latex(), encoding="utf-8")
         return [csv, tex]
+
+
+def frame_of(rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
+    """Return tidy rows as a data frame."""
+    import pandas as pd
+
+    return pd.DataFrame(list(rows))

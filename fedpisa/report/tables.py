@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from fedpisa.report.clients import Fairness, worst
 from fedpisa.report.statistics import Estimate, estimate
-from fedpisa.report.table import Table
+from fedpisa.report.table import Table, frame_of
 from fedpisa.report.text import NOTHING, difference, fixed, interval, number, p_value, spread, verdict
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from fedpisa.report.findings import Findings, Outcome
 
 ALL_SPLITS = "all splits"
@@ -55,7 +53,7 @@ def overview(found: Findings) -> Table:
         "overview",
         f"Final {_measure_name(found)}, mean ± standard deviation over {most} seed{'s' * (most != 1)}",
         "The best of each split is bold. Whether it is so by more than chance is among the comparisons below.",
-        _frame(tidy),
+        frame_of(tidy),
         head,
         rows,
         texts=1,
@@ -96,7 +94,7 @@ def accuracy(found: Findings) -> Table:
         "Mean ± sample standard deviation (n − 1) over the finished seeds; Student's t interval of the mean, which may "
         "reach beyond 100% where a few seeds differ much. The best round is chosen on the test set, so it flatters "
         "every algorithm; compare the final values.",
-        _frame(tidy),
+        frame_of(tidy),
         head,
         rows,
     )
@@ -160,7 +158,7 @@ def significance(found: Findings) -> Table:
         "Pairs are runs of the same seed: the same data, split and initial model. Two-sided tests; Holm's "
         "correction over all pairs of a split; the verdict is that of the corrected t-test at 5%. The "
         "interval is not corrected. Over all splits a pair is a seed on a split: that speaks of these splits alone.",
-        _frame(tidy),
+        frame_of(tidy),
         head,
         rows,
         texts=3,
@@ -208,7 +206,7 @@ def cost(found: Findings) -> Table:
         "Mean ± standard deviation over the seeds that reached it, up to the first evaluated round that did; "
         "where not all did, the mean is of the faster ones. MB (10⁶ bytes) count both ways and all "
         "clients, local steps all clients; seconds are training time.",
-        _frame(tidy),
+        frame_of(tidy),
         [*head, "seconds", "MB, whole run", "seconds, whole run"],
         rows,
     )
@@ -253,7 +251,7 @@ def fairness(found: Findings, groups: Iterable[Fairness]) -> Table:
         "Accuracy of the final model over the clients, in per cent",
         "Every client counts alike. The worst 10% are at least one client; deviation and variance are over a "
         "seed's clients (n − 1); ± is over seeds.",
-        _frame(tidy),
+        frame_of(tidy),
         head,
         rows,
     )
@@ -297,16 +295,10 @@ def runs(found: Findings) -> Table:
         tidy.append({"status": f"unreadable: {reason}", "directory": str(directory)})
         rows.append([NOTHING, NOTHING, NOTHING, f"unreadable: {reason}", *[NOTHING] * 5, str(directory)])
     head = ["split", "algorithm", "seed", "status", "rounds", "final", "best", "MB", "seconds", "directory"]
-    return Table("runs", "Every run", "", _frame(tidy), head, rows, texts=2)
+    return Table("runs", "Every run", "", frame_of(tidy), head, rows, texts=2)
 
 
 # ------------------------------------------------------------------------------------------------------ details
-
-
-def _frame(rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
-    import pandas as pd
-
-    return pd.DataFrame(list(rows))
 
 
 def _names(found: Findings, outcome: Outcome) -> dict[str, str]:

@@ -97,7 +97,8 @@ def _stacked(part: Tensor, level: int) -> Tensor:
     """Return what a tensor is for all clients."""
     if not functorch.is_batchedtensor(part) or functorch.maybe_get_level(part) != level:
         return part[None]
-    return functorch.get_unwrapped(part).movedim(functorch.maybe_get_bdim(part), 0)
+    whole: Tensor = functorch.get_unwrapped(part)
+    return whole.movedim(functorch.maybe_get_bdim(part), 0)
 
 
 @final
