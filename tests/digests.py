@@ -218,7 +218,7 @@ def digests(directory: Path) -> dict[str, str]:
 
 
 def _is_clock(column: str) -> bool:
-    """Tell whether a column depends on how fast the machine is; simulated seconds do not."""
+    """Return whether a column depends on how fast the machine is; simulated seconds do not."""
     return column.endswith("seconds") and column != "simulated_seconds"
 
 

@@ -74,7 +74,7 @@ def fedavg_round(model: nn.Module, data: Data, cohort: Sequence[int], batches: B
 
 
 class Sisa:
-    """SISA with the gradient of all of a client's samples, everybody's last ``z_i`` kept in a running sum.
+    """SISA with the gradient of all of a client's samples, all clients' last ``z_i`` kept in a running sum.
 
     All vectors are flat ``(P,)``; a client's own are made when it takes part for the first time.
     """

@@ -140,7 +140,7 @@ def _partition_id(node: Mapping[str, Value], run: RunRecord) -> int | None:
 def _own_dataset(
     place: Path, config: RunConfig, classes: tuple[str, ...], node: Mapping[str, Value]
 ) -> Dataset:
-    """Return a node's own samples as a data set; they stand in for its test set too, which nobody asks for."""
+    """Return a node's own samples as a data set; they stand in for its test set too, which is never used."""
     column = node.get("label-column", config.options.get("label-column", "label"))
     if config.options.get("standardize"):
         raise ValueError(

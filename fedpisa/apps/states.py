@@ -1,4 +1,4 @@
-"""A node's own copy of its algorithm state, which survives whatever happens to the node's processes.
+"""A node's own copy of its algorithm state, which survives a crash of the node's processes.
 
 Flower keeps a node's `Context.state` in the memory of its SuperNode and writes it there after the reply. The dual
 has to last longer: it is written to a file before the reply leaves, and read from there before the next message is

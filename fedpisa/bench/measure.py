@@ -47,7 +47,7 @@ class Competitor:
     most_rounds: int | None = None
 
     def takes(self, job: Job) -> bool:
-        """Tell whether it can do a job."""
+        """Return whether it can do a job."""
         return job.algorithm in self.algorithms and (self.on_the_fly or not job.workload.on_the_fly)
 
     def share(self, job: Job) -> Job:

@@ -15,7 +15,7 @@ from fedpisa.bench.memory import own_peak
 from fedpisa.bench.workloads import Job
 
 MARK: Final = "fedpisa-bench "
-"""Before each line: whatever else a library prints is none of ours."""
+"""Before each of our lines: libraries print lines of their own."""
 
 
 def say(**facts: object) -> None:

@@ -1,6 +1,6 @@
 """The command ``fedpisa``.
 
-``--help`` has to answer at once, so whatever is heavy (torch, flwr, pandas, matplotlib) is imported by the
+``--help`` has to answer at once, so heavy packages (torch, flwr, pandas, matplotlib) are imported by the
 command that needs it, not here.
 """
 

@@ -21,7 +21,7 @@ from fedpisa.tasks.task import Task
 BUFFERS = "buffers"
 """Name under which a module's buffers travel, down and up."""
 OF_EVERY_CLIENT = frozenset({"train-loss", "local-steps"})
-"""Metrics that every client reports, whatever its algorithm."""
+"""Metrics that every client reports, with any algorithm."""
 
 
 @final

@@ -65,7 +65,7 @@ def lognormal(
 
 
 def always(clients_S: NDArray[np.int64]) -> Reachable:
-    """Everybody, always."""
+    """All clients, always."""
     return np.ones(len(clients_S), dtype=np.bool_)
 
 

@@ -23,7 +23,7 @@ class FedPDUpdate(LagrangianSGD):
     round that communicates it uploads ``c^+`` as ``z``, and its next ``c`` is the model that it then receives;
     in a round that is skipped it uploads nothing and goes on from its own ``c^+``.
 
-    Whether a round is skipped is a coin that depends on ``coin-seed`` and the round alone, so that nobody has
+    Whether a round is skipped is a coin that depends on ``coin-seed`` and the round alone, so that no message has
     to be told. State: ``dual`` ``pi_i``; if rounds may be skipped also ``centre`` ``c^+`` ``(P,)`` and the mark
     ``ahead``, 1 if ``c^+`` has not been sent.
 
@@ -49,7 +49,7 @@ class FedPDUpdate(LagrangianSGD):
     coin_seed: NonNegativeInt = 0
 
     def skips(self, server_round: int) -> bool:
-        """Return whether nobody communicates in a round.
+        """Return whether no client communicates in a round.
 
         Examples
         --------

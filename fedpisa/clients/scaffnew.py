@@ -21,7 +21,7 @@ class GeometricSteps(Schedule):
     """Shuffled mini-batches for a random number of steps, the same for all clients: the round's coin tosses.
 
     Communicating after each step with a certain probability makes the number of steps of a round geometric:
-    1, 2, ... with mean ``1 / probability``. It is drawn from the seed and the round, so nobody has to tell.
+    1, 2, ... with mean ``1 / probability``. It is drawn from the seed and the round, so nothing has to be sent.
 
     Examples
     --------

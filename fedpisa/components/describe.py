@@ -22,7 +22,7 @@ INJECTED: Final = frozenset(
 
 
 PART: Final = "part"
-"""Family of a dataclass inside a component: nobody names it."""
+"""Family of a dataclass inside a component, which has no name of its own."""
 
 
 @final

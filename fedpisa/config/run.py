@@ -235,7 +235,7 @@ class RunConfig:
         return self.from_mapping(old | changes)
 
     def accepts(self, key: str) -> bool:
-        """Tell whether a key is one of the run's own, or of the components that it names.
+        """Return whether a key is one of the run's own, or of the components that it names.
 
         Examples
         --------

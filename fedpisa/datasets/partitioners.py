@@ -146,7 +146,7 @@ def labels_per_client(
     """Give each client samples of exactly K classes (NIID-Bench's #C = K).
 
     Client i holds class ``i mod C`` and K - 1 further classes drawn at random; each class is shuffled and
-    split evenly among the clients that hold it. Samples of a class that nobody holds are left out, which can
+    split evenly among the clients that hold it. Samples of a class that no client holds are left out, which can
     only happen with fewer clients than classes.
 
     Parameters

@@ -68,7 +68,7 @@ def emnist(
 ) -> Dataset:
     """EMNIST: handwritten letters and digits, 28x28 grey, 10 to 62 classes, up to 697,932 + 116,323.
 
-    Normalised with mean 0.1736 and standard deviation 0.3317 (those of ``byclass``) whatever the split. The
+    Normalised with mean 0.1736 and standard deviation 0.3317 (those of ``byclass``) for all splits. The
     files hold the images transposed; here they are upright. The classes of ``letters`` start at 0.
 
     Parameters

@@ -63,7 +63,7 @@ def start(
 
 
 def end(folder: Path, processes: Sequence[Process]) -> int:
-    """End the processes, and whatever they started: asked first, and killed if they are still there after a while.
+    """End the processes and those they started: asked first, and killed if they are still there after a while.
 
     Returns
     -------

@@ -17,7 +17,7 @@ __all__ = ["build"]
 def build(name: str, shape: tuple[int, ...], num_outputs: int, seed: int, **options: object) -> nn.Module:
     """Return a model with initial weights that depend on ``seed`` and on nothing else.
 
-    The weights are drawn in float32 on the CPU, so that they are the same whatever a run's dtype and device;
+    The weights are drawn in float32 on the CPU, so that they do not depend on a run's dtype and device;
     torch's global generator is left as it was. The model is in training mode.
 
     Parameters

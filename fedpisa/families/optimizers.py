@@ -17,7 +17,7 @@ from pydantic import Field
 from fedpisa.components import REQUIRED, Component, Key, Parameter, kebab
 from fedpisa.strategies.optimizer import Optimizer, optimizer_classes
 
-# These choose how a step is computed, not which step is taken; and nobody maximises a loss.
+# These choose how a step is computed, not which step is taken; and losses are not maximised.
 _NOT_KEYS: Final = frozenset(
     {"params", "model", "model_sharding", "foreach", "fused", "capturable", "differentiable", "maximize"}
 )

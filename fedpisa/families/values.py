@@ -179,7 +179,7 @@ def resolve(component: Component, values: Mapping[str, object] = _NOTHING) -> di
 
 
 def _has_none(value: object) -> bool:
-    """Tell whether a plain value holds a None, which TOML cannot write; only a default can."""
+    """Return whether a plain value holds a None, which TOML cannot write; only a default can."""
     return value is None or (isinstance(value, list) and any(map(_has_none, value)))
 
 

@@ -1,4 +1,4 @@
-"""A client's answers to Flower's messages, on whatever Grid they travel."""
+"""A client's answers to Flower's messages, on any Grid."""
 
 from __future__ import annotations
 

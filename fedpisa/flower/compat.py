@@ -115,7 +115,7 @@ def start_ray(app: Callable[[], ClientApp], address: str | None, num_cpus: float
 
 
 def encode(records: RecordDict) -> bytes:
-    """Return all records, of whatever kind, as bytes.
+    """Return all records, of any kind, as bytes.
 
     Examples
     --------

@@ -1,7 +1,7 @@
 """A round's messages as two objects, so that a thousand clients need not be a thousand objects.
 
 A `Broadcast` is one content for many nodes and a `StackedReplies` their replies along a first axis ``S``.
-Both are iterables of ordinary Flower messages: whoever iterates gets them one by one.
+Both are iterables of ordinary Flower messages: iterating gives them one by one.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ def render(
     pictures, fairness
         The clients' side.
     title
-        Its heading; whatever it holds is escaped.
+        Its heading; it is escaped.
     """
     from jinja2 import Environment, FunctionLoader, StrictUndefined
     from markupsafe import Markup

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from fedpisa.runs.results import Result, Row
 
 PLAIN_LINES = 6
-"""Rounds that are reported, besides the last, where nobody watches."""
+"""Rounds that are reported, besides the last, where the output is no terminal."""
 
 
 class LiveTable(ABC):
@@ -52,7 +52,7 @@ class LiveTable(ABC):
         """Return the table as it is now."""
 
     def _on_screen(self) -> bool:
-        """Tell whether the table is shown; on a terminal it is from the first change on."""
+        """Return whether the table is shown; on a terminal it is from the first change on."""
         if self._console.is_terminal and self._live is None:
             self._live = Live(
                 console=self._console, get_renderable=self._table, refresh_per_second=2, transient=True

@@ -1,4 +1,4 @@
-"""What a run tells whoever listens."""
+"""The events that a run sends to its listeners."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Stopping:
 @final
 @dataclass(frozen=True)
 class RunFinished:
-    """The run's result, whatever its status; ``before`` if it had ended already and nothing was done."""
+    """The run's result, with any status; ``before`` if it had ended already and nothing was done."""
 
     result: Result
     before: bool = False

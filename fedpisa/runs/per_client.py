@@ -1,6 +1,6 @@
 """How the global model does on each client's own samples, round by round: ``clients.parquet``.
 
-It is a folder with a file for each evaluated round, which whatever reads Parquet takes for one table. A file is
+It is a folder with a file for each evaluated round, which readers of Parquet take for one table. A file is
 whole or not there, and a round that is repeated after an interruption replaces its own.
 
 Shapes: ``N`` clients, ``S`` of them in a round, ``n`` samples of all clients.
@@ -36,7 +36,7 @@ def evaluate_clients(
 ) -> dict[str, NDArray[np.float64]]:
     """Return the model's mean loss and, for classification, accuracy on each client's samples, both ``(N,)``.
 
-    All samples are evaluated once, whoever owns them, and then summed client by client.
+    All samples are evaluated in one pass and then summed client by client.
 
     Examples
     --------

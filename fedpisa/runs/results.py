@@ -87,7 +87,7 @@ def free_directory(path: str | Path) -> Path:
 class RunDirectory:
     """The directory of one run, written round by round.
 
-    Whatever happens to the process, the files on disk are whole: each is replaced in one step, and
+    The files on disk are whole even after a crash: each is replaced in one step, and
     ``metrics.jsonl`` only grows by lines.
 
     Parameters

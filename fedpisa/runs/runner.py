@@ -95,7 +95,7 @@ def train(
     on_event: Listener | Iterable[Listener] | None = None,
     simulation_of: Callable[[RunConfig], Simulation] = Simulation,
 ) -> Result:
-    """Do what `run` does, on whatever Grid ``simulation_of`` gives the run."""
+    """Do what `run` does, on the Grid that ``simulation_of`` gives the run."""
     tell = fan_out(on_event)
     if resume is not None:
         if out is not None:

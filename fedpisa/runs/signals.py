@@ -38,7 +38,7 @@ _once = False
 def heed_once() -> None:
     """Have this process heed one signal and no second one.
 
-    For workers, which are told by their parent, and by whoever signals the whole group as well.
+    For workers, which are signalled by their parent, and again where the whole group is signalled.
     """
     global _once
     _once = True

@@ -152,14 +152,14 @@ class AlgorithmStrategy(ServerStrategy):
                 parts[part][name] = value.to(self.device, copy=True)
         self._confirmed = dict(kept["confirmed"].tolist())
         seen = torch.tensor(sorted(self._confirmed), dtype=torch.int64, device=self.device)
-        everybody = torch.arange(len(kept["nodes"]), device=self.device)
+        all_nodes = torch.arange(len(kept["nodes"]), device=self.device)
         for name, value in parts["server"].items():
-            if value.dim() > 1 and len(value) == len(everybody):
+            if value.dim() > 1 and len(value) == len(all_nodes):
                 # The run may go on with less memory than it had.
                 stack = client_rows.zeros(tuple(value.shape), value, self.memory_limit)
-                parts["server"][name] = client_rows.put(stack, everybody, value)
+                parts["server"][name] = client_rows.put(stack, all_nodes, value)
         for name, rows_S in parts["rows"].items():
-            stack = client_rows.zeros((len(everybody), *rows_S.shape[1:]), rows_S, self.memory_limit)
+            stack = client_rows.zeros((len(all_nodes), *rows_S.shape[1:]), rows_S, self.memory_limit)
             parts["server"][name] = client_rows.put(stack, seen, rows_S)
         self.server, self._buffers = parts["server"] or None, parts["buffers"]
         nodes = kept["nodes"].cpu().numpy().view(np.uint64)

@@ -1,4 +1,4 @@
-"""What every server does, whoever takes its step: it holds a model, samples a cohort and stacks the replies."""
+"""What all servers share: they hold a model, sample a cohort and stack the replies."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class ServerStrategy(Strategy, ABC):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Ask nobody: the server evaluates."""
+        """Ask no client: the server evaluates."""
         return []
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
@@ -124,7 +124,7 @@ class ServerStrategy(Strategy, ABC):
         """Return the server's state with ``arrays`` as its model.
 
         A model that is not the strategy's own starts it afresh in round 1; later it takes the global model's
-        place, because whoever wraps a strategy may change the model between rounds.
+        place, because a wrapper around a strategy may change the model between rounds.
         """
         if arrays is not self._model:
             if self.server is None or server_round == 1:

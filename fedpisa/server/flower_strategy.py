@@ -80,7 +80,7 @@ class FlowerStrategy(ServerStrategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Sample the cohort as all algorithms do, and let the strategy see nobody else."""
+        """Sample the cohort as all algorithms do, and let the strategy see no other client."""
         server = self._take_up(server_round, arrays)
         cohort = self._sampled(server_round, grid)
         model = to_record({"params": server["params"]})

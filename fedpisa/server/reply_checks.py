@@ -1,4 +1,4 @@
-"""Replies of clients that nobody has to trust: what is wrong with one, before anything of it is used."""
+"""Checks of replies from untrusted clients, made before anything of a reply is used."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ class Admission:
         Parameters
         ----------
         replies
-            Whatever arrived.
+            All replies that arrived.
         asked
             The nodes of the cohort.
         server_round

@@ -101,7 +101,7 @@ class FaultyGrid(InProcessGrid):
         delivered = [m for m, gone in zip(messages, lost_S | crashed_S, strict=True) if not gone]
         # A message is known by its node: each has one.
         answers = {reply.metadata.src_node_id: reply for reply in self.grid.exchange(delivered)}
-        late_S = self._late(clients_S, answers, server_round, everybody=not lost_S.any())
+        late_S = self._late(clients_S, answers, server_round, all_answer=not lost_S.any())
         spoilt_S = [faults.happens(what, clients_S, server_round) for what in ("nan", "corrupt")]
         replies: list[Message] = []
         for position, message in enumerate(messages):
@@ -124,7 +124,7 @@ class FaultyGrid(InProcessGrid):
         answers: Mapping[int, Message],
         server_round: int,
         *,
-        everybody: bool,
+        all_answer: bool,
     ) -> NDArray[np.bool_]:
         """Return whose replies come too late, and set the clock to how long the server waited."""
         late_S = self.faults.happens("late", clients_S, server_round)
@@ -138,8 +138,8 @@ class FaultyGrid(InProcessGrid):
                 steps_S[position] = float(str(metrics["local-steps"]))
         seconds_S = steps_S * self.faults.pace(clients_S, server_round)
         late_S |= seconds_S > self.faults.round_timeout
-        # Whoever does not answer keeps the server waiting to the end.
-        waits = bool(late_S.any()) or not everybody
+        # A client that does not answer keeps the server waiting to the end.
+        waits = bool(late_S.any()) or not all_answer
         self.simulated_seconds = self.faults.round_timeout if waits else float(seconds_S.max())
         return late_S
 

@@ -84,7 +84,7 @@ def zeros(shape: tuple[int, ...], like: Tensor, limit: int = UNLIMITED) -> Tenso
 
 
 def is_on_disk(stack: Tensor) -> bool:
-    """Tell whether a stack is in a file."""
+    """Return whether a stack is in a file."""
     return isinstance(stack, OnDisk)
 
 
@@ -172,7 +172,7 @@ def sum_of_rows(weights_S: Tensor, stack: Tensor, ids_S: Tensor) -> Tensor:
 
 
 def _one_by_one(stack: Tensor, device: torch.device) -> bool:
-    """Tell whether rows are worth a call each: all cores share it, where calls for several rows take one core."""
+    """Return whether rows are worth a call each: all cores share it, where calls for several rows take one core."""
     return device.type == "cpu" and math.prod(stack.shape[1:]) >= _LONG
 
 

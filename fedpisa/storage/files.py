@@ -1,4 +1,4 @@
-"""Files that survive whatever happens to the process: replaced in one step, and held by one process at a time."""
+"""Files that survive a crash of the process: replaced in one step, and locked by one process at a time."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def sync(path: Path) -> None:
 
 
 def is_leftover(name: str) -> bool:
-    """Tell whether a file holds nothing that anyone would miss: a lock, or a part of a file."""
+    """Return whether a file holds nothing that anyone would miss: a lock, or a part of a file."""
     return name == LOCK or name.endswith(PARTIAL)
 
 
@@ -83,7 +83,7 @@ def held(directory: Path, *, wait: bool = False) -> Iterator[None]:
     Raises
     ------
     InUseError
-        If another process holds it, and nobody waits.
+        If another process holds it, and the call does not wait.
 
     Examples
     --------

@@ -35,7 +35,7 @@ _ASKED_FOR: Final = 1024
 
 @final
 class RowFile:
-    """A file of rows in the order in which they were first written; a row that nobody wrote is not in it.
+    """A file of rows in the order in which they were first written; a row that was never written is not in it.
 
     So the rows of clients that are new, which in a large federation are nearly all, are one piece. Where all rows
     together might outgrow the machine's memory they are written by direct I/O (``O_DIRECT``), past the system's cache,

@@ -65,7 +65,7 @@ class ConsensusADMM(PrimalDual, ABC):
         """Solve (2.9) over the clients seen so far, or over the round's alone."""
         z_SP, n_S = uploads_S["z"], cohort.num_examples_S
         sigma_S = torch.full_like(n_S, self.local_update.sigma_at(cohort.server_round))
-        if self.absent == "keep" and not cohort.everybody:
+        if self.absent == "keep" and not cohort.is_full:
             return self._with_the_absent(server, z_SP, sigma_S, cohort)
         kept = {"z": z_SP, "sigma": sigma_S, "num-examples": n_S} if self.absent == "keep" else {}
         alpha_S = shares(n_S, self.weighting)

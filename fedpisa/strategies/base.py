@@ -50,7 +50,7 @@ class Cohort:
     memory_limit: int = client_rows.UNLIMITED
 
     @property
-    def everybody(self) -> bool:
+    def is_full(self) -> bool:
         """Whether no client is absent."""
         return len(self.ids_S) == self.num_clients
 
@@ -243,8 +243,8 @@ def moved_sum(
 ) -> Tensor:
     """Return ``sum_i weights_i row_i`` ``(P,)``, float64, over all clients, from that of the round before.
 
-    The cohort's own old terms go and the new ones come, so it costs what the cohort is large, whoever else was ever
-    there; in float64, old terms go as they came. When everybody replied, their own terms are all.
+    The cohort's own old terms go and the new ones come, so the cost depends on the cohort's size alone. In
+    float64, old terms go as they came. When all clients replied, their own terms are all.
 
     Parameters
     ----------
@@ -268,7 +268,7 @@ def moved_sum(
     tensor([13.], dtype=torch.float64)
     """
     new_P = client_rows.sum_of_rows(weights_S, rows_SP, torch.arange(len(rows_SP), device=rows_SP.device))
-    if name not in server or cohort.everybody:
+    if name not in server or cohort.is_full:
         return new_P
     everybody_P = server["sum"] if "sum" in server else client_rows.weighted_sum(weights_N, server[name])
     old_S = weights_N[cohort.ids_S]
@@ -282,7 +282,7 @@ def sum_of_everybody(
 ) -> tuple[Tensor, Arrays]:
     """Return ``sum_i n_i sigma_i z_i`` ``(P,)``, float64, over all clients seen so far, and the memory of them.
 
-    The memory has ``z`` ``(N, P)``, ``name`` ``sigma_i`` and ``num-examples`` ``n_i`` ``(N,)``, and, unless everybody
+    The memory has ``z`` ``(N, P)``, ``name`` ``sigma_i`` and ``num-examples`` ``n_i`` ``(N,)``, and, unless all clients
     replied, the ``sum``, from which that of the next round is made; see `moved_sum`.
 
     Parameters
@@ -305,4 +305,4 @@ def sum_of_everybody(
     old_N = counts(before["num-examples"], weighting) * before[name]
     sum_P = moved_sum(server, z_SP, counts(n_S, weighting) * sigma_S, "z", old_N, cohort)
     memory = remember({**server, **before}, {"z": z_SP, name: sigma_S, "num-examples": n_S}, cohort)
-    return sum_P, dict(memory) if cohort.everybody else {**memory, "sum": sum_P}
+    return sum_P, dict(memory) if cohort.is_full else {**memory, "sum": sum_P}

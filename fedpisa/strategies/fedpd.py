@@ -54,7 +54,7 @@ class FedPD(ConsensusADMM):
             raise ValueError("skip-probability = 1.0 never communicates: give a value below 1")
 
     def step(self, server: Arrays, uploads_S: Arrays, cohort: Cohort) -> Arrays:
-        """Solve (2.9), unless nobody sent anything."""
+        """Solve (2.9), unless no client sent anything."""
         return super().step(server, uploads_S, cohort) if "z" in uploads_S else server
 
     def exact_diagnostics(

@@ -38,7 +38,7 @@ class FedSGD(Algorithm):
 
     Notes
     -----
-    Unbiased whatever the clients' data, at one step per round: the choice where rounds are cheap, and the
+    Unbiased for all splits of the data, at one step per round: the choice where rounds are cheap, and the
     yardstick for what local steps gain. Momentum and moments are vectors on the server too: 1 more for
     ``momentum``, 2 more for ``adam``.
 

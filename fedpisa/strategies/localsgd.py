@@ -16,7 +16,7 @@ from fedpisa.strategies.base import Cohort
 @final
 @dataclass(frozen=True)
 class LocalSGD(ModelAveraging):
-    r"""Average the models after K local SGD steps: ``w <- (1/S) sum_i v_i``, whatever the clients' sizes.
+    r"""Average the models after K local SGD steps: ``w <- (1/S) sum_i v_i``, without regard to the clients' sizes.
 
     Every client takes the same number of steps, 10 by default.
 

@@ -26,7 +26,7 @@ class Nsisa(ConsensusADMM):
     For deep networks with large matrices and clients that are alike. The length of a client's gradient does not
     count: where clients differ, it comes to rest elsewhere than at the optimum (for one row, where
     ``sum_i alpha_i g_i / ||g_i|| = 0``). The five steps take at most ``15 min(rows, cols) rows cols``
-    multiplications per matrix, whatever the size of a mini-batch.
+    multiplications per matrix, for any size of a mini-batch.
 
     References
     ----------

@@ -1,6 +1,6 @@
 """A study carried out: its runs begun, gone on with, or left alone because they are done; and what came out.
 
-Whatever interrupts it, the same command again goes on: every run is a directory of its own with its own checkpoints
+After an interruption the same command goes on: every run is a directory of its own with its own checkpoints
 and its own lock, and the study itself keeps nothing but ``study.toml``.
 """
 

@@ -103,7 +103,7 @@ class StudyResult:
     seed
         Its seed.
     result
-        The run, whatever its status.
+        The run, with any status.
     """
 
     variant: str
@@ -240,7 +240,7 @@ class Study:
         return tomli_w.dumps({"name": self.name, "seeds": list(self.seeds), **tables})
 
     def results(self, directory: str | os.PathLike[str]) -> list[StudyResult]:
-        """Return the runs that are there, whatever their status; those not begun are left out."""
+        """Return the runs that are there, with any status; those not begun are left out."""
         begun = [(run, Path(directory) / run.path) for run in self.runs()]
         return [
             StudyResult(run.variant, run.point, run.seed, load_result(path))

@@ -100,7 +100,7 @@ def carry_out(task: Task, tell: Callable[[Progress], None]) -> Progress:
     except KeyboardInterrupt as error:
         signum: int = getattr(error, "signum", signal.SIGINT)
         return replace(stand, state="interrupted", signum=signum)
-    except Exception as error:  # whatever it is, it is this run's: the others go on, and it is reported
+    except Exception as error:  # any error ends this run alone and is reported
         return replace(stand, state="failed", message=f"{type(error).__name__}: {one_line(error)}")
 
 
@@ -213,7 +213,7 @@ def _work(pipe: Connection) -> None:
                 pipe.send(progress)
         except OSError:
             gone = True
-            signal.raise_signal(signal.SIGTERM)  # nobody listens any more: end the round, and stop
+            signal.raise_signal(signal.SIGTERM)  # the parent is gone: end the round, and stop
 
     with suppress(EOFError):
         while not gone and (task := pipe.recv()):

@@ -15,7 +15,7 @@ METRICS: tuple[str, ...] = get_args(Metric)
 
 
 def maximized(metric: Metric) -> bool:
-    """Tell whether more is better."""
+    """Return whether more is better."""
     return metric.endswith("accuracy")
 
 

@@ -59,7 +59,7 @@ def _best_files(plan: Plan, trials: Sequence[Sequence[Trial]]) -> dict[str, str]
 
 
 def is_complete(plan: Plan, trials: Sequence[Sequence[Trial]]) -> bool:
-    """Tell whether every subject has had its budget."""
+    """Return whether every subject has had its budget."""
     return all(sum(trial.state != "running" for trial in its) == plan.trials for its in trials)
 
 

@@ -201,7 +201,7 @@ class Plan:
 
     @cached_property
     def facts(self) -> Mapping[PurePosixPath, Mapping[str, str]]:
-        """By subject, whatever its trials depend on; ``trials`` itself may grow."""
+        """By subject, all that its trials depend on; ``trials`` itself may grow."""
         of_all = {
             f"[tune] {key.replace('_', '-')}": components.show(value)
             for key, value in vars(self.settings).items()

@@ -2,7 +2,7 @@
 
 Each subject is an Optuna study. A trial's number in the budget, its ``index``, is given out under the directory's lock,
 with its values; the values depend on the plan's seed, the subject, the index and the trials that are there, and on
-nothing that a process remembers. Whoever works holds a lock of its own until it ends, however it ends: a trial that is
+nothing that a process remembers. A process at work holds its own lock until it ends, however it ends: a trial that is
 running while its process's lock is free was lost, and its index is given out again.
 """
 
@@ -84,7 +84,7 @@ class Claim:
     _ended: bool = field(default=False, repr=False)
 
     def is_hopeless(self, step: int, metric: float) -> bool:
-        """Tell whether the trial is to be pruned, at a rung that it has come to."""
+        """Return whether the trial is to be pruned, at a rung that it has come to."""
         with _database_errors():
             self._trial.report(metric, step)
             return self._trial.should_prune()

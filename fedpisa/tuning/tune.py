@@ -97,8 +97,8 @@ def tune(
     """Search the best values of every variant at every point of a study, with the same number of trials for all.
 
     The directory gets ``tune.db`` (Optuna's), ``trials.csv``, and when the budget is spent ``trials.png``,
-    ``best/<variant>/<point>.toml`` for ``fedpisa run`` and ``best.toml`` for ``fedpisa compare``. Whatever interrupts
-    it, the same call goes on; several processes may call it with the same directory.
+    ``best/<variant>/<point>.toml`` for ``fedpisa run`` and ``best.toml`` for ``fedpisa compare``. After an
+    interruption the same call goes on; several processes may call it with the same directory.
 
     Parameters
     ----------
@@ -141,7 +141,7 @@ def tune(
             while signum is None and (left := _left(plan, trials)):
                 trials.disconnect()
                 signum = _share_out(plan, directory, min(jobs, left), on_progress)
-        # Whoever ends last has seen the ends of all: what it writes is not written over with less.
+        # The process that ends last has seen the ends of all, so it writes the complete outcome.
         with trials.standing_still() as found:
             write_outcome(plan, found, directory)
     if signum is not None and not is_complete(plan, found):
@@ -197,7 +197,7 @@ def training(plan: Plan, claim: Claim, number: int = 0) -> Iterator[TrialProgres
         yield now("finished")
     except DatabaseError:
         raise
-    except Exception as error:  # whatever it is, it is this trial's: the others go on, and it is reported
+    except Exception as error:  # any error ends this trial alone and is reported
         metric = None
         yield now("failed", f"{type(error).__name__}: {one_line(error)}")
 
@@ -273,7 +273,7 @@ def _be_worker(plan: Plan, directory: Path, pipe: Connection) -> None:
         try:
             pipe.send(progress)
         except OSError:
-            signal.raise_signal(signal.SIGTERM)  # nobody listens any more: end the round, and stop
+            signal.raise_signal(signal.SIGTERM)  # the parent is gone: end the round, and stop
 
     try:
         with Trials(plan, directory) as trials:

@@ -108,7 +108,7 @@ def has_duals(case: Case) -> bool:
 
 
 def is_exact(case: Case) -> bool:
-    """Tell whether the clients follow something that vanishes with their gradients."""
+    """Return whether the clients follow something that vanishes with their gradients."""
     rule = getattr(case.build().local_update, "preconditioner", None)
     return rule is None or rule.exact
 

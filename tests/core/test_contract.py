@@ -29,7 +29,7 @@ def linear(weight: Tensor) -> nn.Module:
 
 
 def shrinks(case: Any) -> bool:
-    """Tell whether the algorithm pulls the model to zero: then only zero can be stationary for all clients."""
+    """Return whether the algorithm pulls the model to zero: then only zero can be stationary for all clients."""
     return bool({"lambda", "mu", "weight-decay"} & case.values.keys())
 
 

@@ -119,7 +119,7 @@ def _rows(value: Tensor, rows_S: Ints) -> Tensor:
 
 
 def one_by_one(task: Task, data: ClientData) -> bool:
-    """Tell whether clients are computed one after the other: where their convolutions are anyway.
+    """Return whether clients are computed one after the other: where their convolutions are anyway.
 
     A client's vectors then stay in the cache from step to step.
     """
@@ -128,7 +128,7 @@ def one_by_one(task: Task, data: ClientData) -> bool:
 
 
 def in_one_piece(task: Task, data: ClientData) -> bool:
-    """Tell whether a cohort is never dealt out: where PyTorch's own threads share batched products of dense layers."""
+    """Return whether a cohort stays in one piece: PyTorch's own threads then share products of dense layers."""
     chain = chain_of(task, data.x)
     return chain is not None and not chain.body_names
 
@@ -209,12 +209,12 @@ def _take_stretches(
 
 
 def _take_steps(task: Task, common: Common, states_S: Arrays, carry: Carry, batches: Batches) -> Carry:
-    """Take an update's steps, whatever they are, for all clients in one `vmap`."""
+    """Take any update's steps for all clients in one `vmap`."""
     update, data, _, _, down, chain = common
 
     def of_one(state: Arrays, carry: Carry, batches: Batches) -> Carry:
         work, buffers_Q, loss, losses = carry
-        # Begun here, the model is not stacked: everybody's first gradient is at the same point.
+        # Begun here, the model is not stacked: all clients' first gradients are at the same point.
         work = work or update.start(down, state)
         for rows_CB, weight_CB, key in zip(*(part.unbind() for part in batches), strict=True):
             x, y_CB = of_all_clients(data.samples, rows_CB)

@@ -22,7 +22,7 @@ from fedpisa.tasks.losses import Loss
 
 
 def descends(update: LocalUpdate) -> bool:
-    """Tell whether an update's steps are those of `SGDSteps`, along the gradient of nothing but the loss."""
+    """Return whether an update's steps are those of `SGDSteps`, along the gradient of nothing but the loss."""
     if not isinstance(update, SGDSteps):
         return False
     return type(update).step is SGDSteps.step and type(update).slope is SGDSteps.slope
@@ -97,7 +97,7 @@ def descend(
 
 
 def _fixed(update: SGDSteps, down: Arrays, state: Arrays) -> tuple[Tensor, ...]:
-    """Return a client's centre and, if anything is added to its gradients whatever the drift, that."""
+    """Return a client's centre and, if anything is added to its gradients that does not depend on the drift, that."""
     centre_P, shift_P = update.centre(down, state), update.shift(down, state)
     if not update.weight_decay:
         return (centre_P,) if shift_P is None else (centre_P, shift_P)

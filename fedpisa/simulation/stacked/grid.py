@@ -220,7 +220,7 @@ class VmapGrid(InProcessGrid):
 
 
 def draws(task: Task, data: ClientData) -> bool:
-    """Tell whether the module draws random numbers in training, as dropout does."""
+    """Return whether the module draws random numbers in training, as dropout does."""
     with seeded(0), torch.no_grad():
         before = torch.get_rng_state()
         params, mask_B = task.layout.unflatten(task.initial_params()), data.x.new_ones(2)

@@ -4,7 +4,7 @@ What most models are: perhaps a convolutional body, then dense layers. Dense lay
 matrix product. Features come before samples, because ten classes side by side are too few for a processor's
 vectors. The body runs client by client through PyTorch's own convolutions, which on a processor beat stacked ones.
 
-Shapes: ``S`` clients, ``P`` parameters, ``B`` samples, ``F`` features; ``(1, P)`` parameters are everybody's.
+Shapes: ``S`` clients, ``P`` parameters, ``B`` samples, ``F`` features; ``(1, P)`` parameters are shared by all clients.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ _BODY: Final = (nn.Conv2d, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.MaxPool2d, nn.AvgPoo
 
 
 Tensors = Mapping[str, Tensor]
-"""By the parameters' names, those of all clients ``(S, *shape)``, or everybody's ``(1, *shape)``."""
+"""By the parameters' names, those of all clients ``(S, *shape)``, or shared ones ``(1, *shape)``."""
 
 
 @final
 @dataclass(frozen=True)
 class Sum:
-    """Where gradients go: ``total <- beta total + alpha gradient``; with ``beta`` 0 whatever was there is forgotten.
+    """Where gradients go: ``total <- beta total + alpha gradient``; with ``beta`` 0 the old value is forgotten.
 
     Each of ``total`` is contiguous, see `ParamLayout.blocks`: there a batched product adds itself to what it finds, at
     full speed and on several threads.
@@ -184,7 +184,7 @@ class Chain:
         )
 
     def fits(self, x: Tensor) -> bool:
-        """Tell whether it is of use for a client's samples ``(B, ...)``."""
+        """Return whether it is of use for a client's samples ``(B, ...)``."""
         if self.body_names:
             return x.device.type == "cpu"  # elsewhere many small convolutions are slower than stacked ones
         return len(self.body) > 0 or x.dim() == 2
@@ -194,7 +194,7 @@ class Chain:
     ) -> tuple[Tensor, Tensor]:
         """Return each client's weighted sum of losses ``(S,)`` and its gradient ``(S, P)``; see `add_gradient`.
 
-        ``params_SP`` is each client's point ``(S, P)``, or everybody's ``(1, P)``.
+        ``params_SP`` is each client's point ``(S, P)``, or a shared one ``(1, P)``.
         """
         memory_SP = params_SP.new_empty(len(x), self.layout.size)
         into = Sum(self.layout.blocks(memory_SP))
@@ -215,7 +215,7 @@ class Chain:
         Parameters
         ----------
         params
-            Each client's point, or everybody's.
+            Each client's point, or a shared one.
         x, y_SB, weight_SB
             Samples ``(S, B, ...)``; of those of weight 0 nothing is computed that counts.
         loss
@@ -223,7 +223,7 @@ class Chain:
         into
             What the gradients are added to.
         """
-        assert len(x) == len(y_SB) == len(weight_SB), "only the parameters can be everybody's"
+        assert len(x) == len(y_SB) == len(weight_SB), "only the parameters can be shared"
         if not self.body_names:
             h_SBF = self.body(x.flatten(0, 1)).view(*x.shape[:2], -1)
             return self._head(params, h_SBF.mT, y_SB, weight_SB, loss, into)[0]
@@ -305,7 +305,7 @@ def _pooled_first(layers: list[nn.Module]) -> list[nn.Module]:
 
 
 def _hooked(module: nn.Module) -> bool:
-    """Tell whether calling a module does more than its forward pass."""
+    """Return whether calling a module does more than its forward pass."""
     hooks = (
         module._forward_hooks,
         module._forward_pre_hooks,
