@@ -22,6 +22,7 @@ import pytest
 from rich.console import Console
 
 from fedpisa.cli.main import main
+from fedpisa.runs.process import own_process
 from fedpisa.runs.results import load_result
 from fedpisa.runs.runner import Simulation
 from fedpisa.server.algorithm_strategy import AlgorithmStrategy
@@ -308,6 +309,7 @@ def test_a_signal_leaves_a_study_that_goes_on(
     assert contents(tmp_path / "out") == {**contents(tmp_path / "whole"), "study.toml": file.read_bytes()}
 
 
+@own_process()
 def test_a_signal_that_comes_too_late_changes_nothing(tmp_path: Path) -> None:
     told: list[Progress] = []
 
