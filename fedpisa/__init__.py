@@ -68,7 +68,7 @@ class _Moved(ModuleType):
     """A module under its first path; what is taken from it comes from the new one, with a warning."""
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
+        if name.startswith("_"):
             raise AttributeError(name)
         new = f"fedpisa.{_MOVED[self.__name__.removeprefix('fedpisa.')]}"
         warn(f"{self.__name__} is now {new}: import {name} from there", DeprecationWarning, stacklevel=2)

@@ -33,6 +33,9 @@ def in_child() -> Iterator[Start]:
             code = 1
             try:
                 os.setsid()
+                # Libraries that ran in this process before, such as Ray, leave handlers behind.
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+                signal.signal(signal.SIGINT, signal.default_int_handler)
                 pool.CONTEXT = multiprocessing.get_context("fork")
                 if errors is not None:
                     sys.stderr = errors.open("w", buffering=1)
