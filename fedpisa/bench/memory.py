@@ -107,9 +107,8 @@ class PeakMemory:
     def _watch(self) -> None:
         pids, processes, most = list[int](), list[psutil.Process](), 0
         while True:
-            if (
-                now := psutil.pids()
-            ) != pids:  # to find descendants takes much longer than to list all numbers
+            now = psutil.pids()
+            if now != pids:  # finding descendants takes much longer than listing all numbers
                 pids, processes = now, tree(self.pid)
             resident = 0
             for process in processes:

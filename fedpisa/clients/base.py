@@ -39,6 +39,11 @@ class MiniBatches(NamedTuple):
     key: Tensor = torch.tensor(0)
 
     @property
+    def samples(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Features, labels and weights."""
+        return self.x, self.y_CB, self.weight_CB
+
+    @property
     def num_batches(self) -> Tensor:
         """Number ``c`` of mini-batches that are there, a scalar ``()``."""
         return (self.weight_CB.sum(-1) > 0).sum().to(self.weight_CB.dtype)

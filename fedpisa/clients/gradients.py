@@ -80,7 +80,7 @@ class AutogradGradient:
         self, point_P: Tensor, batch: MiniBatches, extra: FeatureLoss | None = None
     ) -> Iterator[tuple[int, Tensor]]:
         """Yield the number and the mean loss of each mini-batch that is there."""
-        for c, (x, y_B, weight_B) in enumerate(zip(*_samples(batch), strict=True)):
+        for c, (x, y_B, weight_B) in enumerate(zip(*batch.samples, strict=True)):
             real = weight_B > 0
             if bool(real.any()):
                 params = self.task.layout.unflatten(point_P)
@@ -89,8 +89,3 @@ class AutogradGradient:
                 )
                 self.buffers_Q = buffers_Q.detach()
                 yield c, losses_B.mean()
-
-
-def _samples(batch: MiniBatches) -> tuple[Tensor, Tensor, Tensor]:
-    """Return features, labels and weights."""
-    return batch.x, batch.y_CB, batch.weight_CB

@@ -270,11 +270,11 @@ def moved_sum(
     new_P = client_rows.sum_of_rows(weights_S, rows_SP, torch.arange(len(rows_SP), device=rows_SP.device))
     if name not in server or cohort.is_full:
         return new_P
-    everybody_P = server["sum"] if "sum" in server else client_rows.weighted_sum(weights_N, server[name])
+    all_P = server["sum"] if "sum" in server else client_rows.weighted_sum(weights_N, server[name])
     old_S = weights_N[cohort.ids_S]
     known_S = old_S > 0
     old_P = client_rows.sum_of_rows(old_S[known_S], server[name], cohort.ids_S[known_S])
-    return everybody_P - old_P + new_P
+    return all_P - old_P + new_P
 
 
 def sum_of_everybody(

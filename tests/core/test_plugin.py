@@ -132,7 +132,7 @@ def test_an_algorithm_is_one_file(drop: Any) -> None:
 
 
 def test_the_step_sizes_of_an_algorithm_of_ones_own_are_scheduled(drop: Any) -> None:
-    """By its annotation, whatever its name: the client's by default, the server's too where the keys say so."""
+    """By its annotation and not its name: the client's by default, the server's too where the keys say so."""
     drop("my_fedpisa_algorithm", ALGORITHM)
     ours = {"algorithm": "my_fedpisa_algorithm:Further", "reach": 0.2, "batch-size": 16}
     falling = {"schedule": "linear", "warmup-rounds": 1}

@@ -24,7 +24,7 @@ try:
 except ImportError:
     functorch = None
 
-TESTED: Final = ((2, 6), (2, 14))
+TESTED: Final = ((2, 14), (2, 14))
 """The lowest and the highest minor version of PyTorch whose private parts are used."""
 _NAMES: Final = (
     "_add_batch_dim",

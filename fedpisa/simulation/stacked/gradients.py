@@ -49,7 +49,7 @@ class StackedGradient:
     ) -> tuple[Tensor, Tensor]:
         """Return the mean loss ``()`` and gradient ``(P,)`` over the mini-batches; see `Gradient`."""
         chain = self.chain
-        x, y_B, weight_B = (part.flatten(0, 1) for part in _samples(batch))
+        x, y_B, weight_B = (part.flatten(0, 1) for part in batch.samples)
         if extra is not None or chain is None:
             return self._derived(params_P, batch, extra)
         of_loss = partial(chain.gradient, loss=self.task.loss)
@@ -73,14 +73,14 @@ class StackedGradient:
     def each(self, params_P: Tensor, batch: MiniBatches) -> tuple[Tensor, Tensor]:
         """Return the mean loss ``()`` and each mini-batch's gradient ``(C, P)``; see `Gradient`."""
         if self.task.mixes_samples:
-            parts = zip(*_samples(batch), strict=True)
+            parts = zip(*batch.samples, strict=True)
             losses, rows = zip(*(self._derived(params_P, _alone(*part)) for part in parts), strict=True)
             losses_C, gradients_CP = torch.stack(losses), torch.stack(rows)
         else:
             losses_C, gradients_CP = vmap(
                 lambda *part: StackedGradient(self.task, self.buffers_Q)._derived(params_P, _alone(*part)),
                 randomness="different",
-            )(*_samples(batch))
+            )(*batch.samples)
         self.loss = losses_C.sum()
         return self.loss, gradients_CP * batch.num_batches
 
@@ -101,7 +101,7 @@ class StackedGradient:
 
     def _sum(self, function: Callable[..., tuple[Tensor, ...]], batch: MiniBatches) -> tuple[Tensor, ...]:
         """Return a function of samples, of all of them at once or summed over the mini-batches."""
-        x, y_CB, weight_CB = _samples(batch)
+        x, y_CB, weight_CB = batch.samples
         if not self.task.mixes_samples or len(weight_CB) == 1:
             return function(x.flatten(0, 1), y_CB.flatten(0, 1), weight_CB.flatten(0, 1))
         total = function(x[0], y_CB[0], weight_CB[0])
@@ -131,11 +131,6 @@ class StackedGradient:
     def _thread(self, buffers_Q: Tensor, weight_B: Tensor) -> None:
         """Keep the buffers; a mini-batch that is not there leaves them alone."""
         self.buffers_Q = torch.where(weight_B.sum() > 0, buffers_Q, self.buffers_Q)
-
-
-def _samples(batch: MiniBatches) -> tuple[Tensor, Tensor, Tensor]:
-    """Return features, labels and weights."""
-    return batch.x, batch.y_CB, batch.weight_CB
 
 
 def _alone(x: Tensor, y_B: Tensor, weight_B: Tensor) -> MiniBatches:
