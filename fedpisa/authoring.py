@@ -4,10 +4,10 @@ A part of one's own is named ``module:attribute`` wherever a name is taken. ``CO
 to be.
 """
 
-from fedpisa.clients.base import Arrays, Gradient, LocalUpdate, MiniBatches, Outcome, scalar_like
-from fedpisa.clients.batches import BatchSize, Epochs, Periodic, Schedule
+from fedpisa.clients.base import Arrays, Gradient, LocalResult, LocalUpdate, MiniBatches, scalar_like
+from fedpisa.clients.batches import BatchSampler, BatchSize, Epochs, Periodic
 from fedpisa.clients.dual import DualUpdate, LagrangianSGD
-from fedpisa.clients.preconditioners.base import Preconditioner, Slope
+from fedpisa.clients.preconditioners.base import Derivatives, Preconditioner
 from fedpisa.clients.sgd import LocalSGDUpdate, SGDSteps, SGDUpdate
 from fedpisa.datasets.base import Dataset, Features, Generated, Indices, Targets, train_test_split
 from fedpisa.rng import generator, hashed, torch_seed
@@ -34,11 +34,13 @@ from fedpisa.typing import (
 __all__ = [
     "Algorithm",
     "Arrays",
+    "BatchSampler",
     "BatchSize",
     "Bytes",
     "Cohort",
     "Dataset",
     "Decay",
+    "Derivatives",
     "DualUpdate",
     "Epochs",
     "Factor",
@@ -49,6 +51,7 @@ __all__ = [
     "Indices",
     "InverseStepSize",
     "LagrangianSGD",
+    "LocalResult",
     "LocalSGDUpdate",
     "LocalTraining",
     "LocalUpdate",
@@ -57,7 +60,6 @@ __all__ = [
     "NonNegative",
     "NonNegativeInt",
     "NonNegativeInverseStepSize",
-    "Outcome",
     "ParamLayout",
     "Periodic",
     "Positive",
@@ -67,8 +69,6 @@ __all__ = [
     "Probability",
     "SGDSteps",
     "SGDUpdate",
-    "Schedule",
-    "Slope",
     "StepSize",
     "Targets",
     "Task",

@@ -119,7 +119,7 @@ class NodeGrid(EngineGrid):
         return {node_id: node.client for node_id, node in self.nodes.items()}
 
     @property
-    def facts(self) -> Mapping[str, object]:
+    def info(self) -> Mapping[str, object]:
         """The run's number, and each client's node and number of samples."""
         ordered = sorted(self.nodes.items(), key=lambda pair: pair[1].client)
         nodes = [{"node": str(node_id), "num_examples": node.num_examples} for node_id, node in ordered]

@@ -18,9 +18,9 @@ MARK: Final = "fedpisa-bench "
 """Before each of our lines: libraries print lines of their own."""
 
 
-def say(**facts: object) -> None:
+def say(**fields: object) -> None:
     """Print one line of the protocol."""
-    print(MARK + json.dumps(facts), flush=True)
+    print(MARK + json.dumps(fields), flush=True)
 
 
 def report(job: Job, rounds: Iterable[object], seconds_apart: Iterable[float] = ()) -> None:

@@ -92,17 +92,17 @@ def line(one: Measurement) -> str:
 
 def write_json(file: Path, measurements: Iterable[Measurement]) -> None:
     """Write measurements, and the machine that they were taken on."""
-    facts = {"machine": machine(), "measurements": [asdict(one) for one in measurements]}
-    file.write_text(json.dumps(facts, indent=1) + "\n")
+    results = {"machine": machine(), "measurements": [asdict(one) for one in measurements]}
+    file.write_text(json.dumps(results, indent=1) + "\n")
 
 
 def read_json(file: Path) -> tuple[dict[str, str], list[Measurement]]:
     """Return the machine and the measurements of `write_json`."""
-    facts = json.loads(file.read_text())
+    results = json.loads(file.read_text())
     measurements = [
-        Measurement(**{**values, "seconds": tuple(values["seconds"])}) for values in facts["measurements"]
+        Measurement(**{**values, "seconds": tuple(values["seconds"])}) for values in results["measurements"]
     ]
-    return facts["machine"], measurements
+    return results["machine"], measurements
 
 
 def machine() -> dict[str, str]:

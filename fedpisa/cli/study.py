@@ -26,7 +26,7 @@ def compare(
     """Carry out a study, or what is left of it: every variant at every point of the sweep, with every seed."""
     from rich.console import Console
 
-    from fedpisa.studies.comparison import compare as carry_out
+    from fedpisa.studies.comparison import compare as compare_runs
     from fedpisa.studies.console import StudyConsole, table
     from fedpisa.studies.study import load_study, read_study
 
@@ -35,7 +35,7 @@ def compare(
     stands = []
     kept = f"everything so far is kept in {directory}, the same command goes on"
     with interruptible(lambda: kept), StudyConsole(runs) as console:
-        stands = carry_out(study, directory, jobs=jobs, on_progress=console)
+        stands = compare_runs(study, directory, jobs=jobs, on_progress=console)
     terminal = Console(highlight=False, soft_wrap=True)
     terminal.print(table(load_study(directory)))
     terminal.print(f"\nstudy: {directory}", markup=False)
@@ -67,13 +67,13 @@ def tune(
 
     from fedpisa.tuning.console import TuneConsole, at_the_end, table
     from fedpisa.tuning.plan import read_plan
-    from fedpisa.tuning.tune import tune as carry_out
+    from fedpisa.tuning.tune import tune as run_tuning
 
     plan = read_plan(study)
     directory = out or Path("tuned") / plan.study.name
     kept = f"the trials so far are kept in {directory}, the same command goes on"
     with interruptible(lambda: kept), TuneConsole(plan) as console:
-        standings = carry_out(plan, directory, jobs=jobs, on_progress=console)
+        standings = run_tuning(plan, directory, jobs=jobs, on_progress=console)
     terminal = Console(highlight=False, soft_wrap=True)
     terminal.print(table(standings, plan.metric))
     terminal.print(f"\ntrials: {directory / 'trials.csv'}, picture: {directory / 'trials.png'}", markup=False)

@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from fedpisa.clients.batches import Schedule
+from fedpisa.clients.batches import BatchSampler
 from fedpisa.tasks.features import FeatureLoss
 from fedpisa.tasks.layout import ParamLayout
 from fedpisa.tasks.task import Task
@@ -77,7 +77,7 @@ class Gradient(Protocol):
         ...
 
 
-class Outcome(NamedTuple):
+class LocalResult(NamedTuple):
     """What a client's round leaves: an upload, its own new state, and scalars to report."""
 
     upload: Arrays
@@ -103,7 +103,7 @@ class LocalUpdate(ABC):
         return False
 
     @abstractmethod
-    def schedule(self) -> Schedule:
+    def batch_sampler(self) -> BatchSampler:
         """Return which of its samples a client uses in a round."""
 
     def check(self, task: Task, x: Tensor) -> None:
@@ -129,7 +129,7 @@ class LocalUpdate(ABC):
         """Return the working variables after one local step."""
 
     @abstractmethod
-    def finish(self, down: Arrays, state: Arrays, work: Arrays) -> Outcome:
+    def finish(self, down: Arrays, state: Arrays, work: Arrays) -> LocalResult:
         """Return the upload, the client's new state and its metrics, none of them written into later."""
 
 

@@ -20,7 +20,7 @@ BatchSize = int | Literal["full"]
 Ints = NDArray[np.int64]
 
 
-class Plan(NamedTuple):
+class BatchIndices(NamedTuple):
     """The samples of a round.
 
     ``index_SKCB`` are positions within a client's own samples, ``weight_SKCB`` their weights (0 for
@@ -37,16 +37,16 @@ class Plan(NamedTuple):
         gradients: Ints = (self.weight_SKCB.sum(-1) > 0).sum((1, 2))
         return gradients
 
-    def rows(self, rows_S: Ints) -> Plan:
-        """Return the plan of some of the clients."""
-        return Plan(self.index_SKCB[rows_S], self.weight_SKCB[rows_S], self.steps_S[rows_S])
+    def rows(self, rows_S: Ints) -> BatchIndices:
+        """Return the indices of some of the clients."""
+        return BatchIndices(self.index_SKCB[rows_S], self.weight_SKCB[rows_S], self.steps_S[rows_S])
 
 
-class Schedule(ABC):
+class BatchSampler(ABC):
     """A rule that gives a cohort its samples, from the seed, the client and the round alone."""
 
     @abstractmethod
-    def plan(self, sizes_S: Ints, ids_S: Ints, server_round: int, seed: int) -> Plan:
+    def draw(self, sizes_S: Ints, ids_S: Ints, server_round: int, seed: int) -> BatchIndices:
         """Return the round's samples.
 
         Parameters
@@ -91,7 +91,7 @@ def _take(shuffled_M: Ints, begin_S: Ints, start: Ints, stop: Ints) -> tuple[Int
 
 @final
 @dataclass(frozen=True)
-class Periodic(Schedule):
+class Periodic(BatchSampler):
     """PISA's (4.4): mini-batches are cut once, and taken in turn.
 
     A client's samples are shuffled once and cut into ``count = ceil(n_i / b)`` disjoint mini-batches whose
@@ -100,9 +100,9 @@ class Periodic(Schedule):
 
     Examples
     --------
-    >>> plan = Periodic(batch_size=2).plan(np.array([4]), np.array([0]), server_round=1, seed=0)
-    >>> later = Periodic(batch_size=2).plan(np.array([4]), np.array([0]), server_round=2, seed=0)
-    >>> sorted([*plan.index_SKCB.ravel(), *later.index_SKCB.ravel()]) == [0, 1, 2, 3]
+    >>> indices = Periodic(batch_size=2).draw(np.array([4]), np.array([0]), server_round=1, seed=0)
+    >>> later = Periodic(batch_size=2).draw(np.array([4]), np.array([0]), server_round=2, seed=0)
+    >>> sorted([*indices.index_SKCB.ravel(), *later.index_SKCB.ravel()]) == [0, 1, 2, 3]
     True
     """
 
@@ -110,8 +110,8 @@ class Periodic(Schedule):
     batches_per_round: int | Literal["all"] = 1
     local_steps: int = 1
 
-    def plan(self, sizes_S: Ints, ids_S: Ints, server_round: int, seed: int) -> Plan:
-        """Return the round's samples; see `Schedule.plan`."""
+    def draw(self, sizes_S: Ints, ids_S: Ints, server_round: int, seed: int) -> BatchIndices:
+        """Return the round's samples; see `BatchSampler.draw`."""
         count_S = num_batches(sizes_S, self.batch_size)
         per_step_S = (
             count_S if self.batches_per_round == "all" else np.full_like(count_S, self.batches_per_round)
@@ -126,20 +126,20 @@ class Periodic(Schedule):
         index, there = _take(shuffled_M, begin_S, batch_SKC * n // count, (batch_SKC + 1) * n // count)
         there &= (c < per_step_S[:, None, None])[..., None]
         weight = there / np.maximum(there.sum(-1, keepdims=True), 1) / per_step_S[:, None, None, None]
-        return Plan(index, weight, np.full(len(sizes_S), self.local_steps))
+        return BatchIndices(index, weight, np.full(len(sizes_S), self.local_steps))
 
 
 @final
 @dataclass(frozen=True)
-class Epochs(Schedule):
+class Epochs(BatchSampler):
     """SGD's way: every epoch shuffles anew and cuts mini-batches of ``batch_size``, the last one smaller.
 
     A round has ``local_epochs`` epochs, or, if ``local_steps`` is given, exactly that many mini-batches.
 
     Examples
     --------
-    >>> plan = Epochs(batch_size=2).plan(np.array([3, 1]), np.array([0, 1]), server_round=1, seed=0)
-    >>> plan.steps_S.tolist(), plan.weight_SKCB[:, :, 0].tolist()
+    >>> indices = Epochs(batch_size=2).draw(np.array([3, 1]), np.array([0, 1]), server_round=1, seed=0)
+    >>> indices.steps_S.tolist(), indices.weight_SKCB[:, :, 0].tolist()
     ([2, 1], [[[0.5, 0.5], [1.0, 0.0]], [[1.0, 0.0], [0.0, 0.0]]])
     """
 
@@ -147,8 +147,8 @@ class Epochs(Schedule):
     local_epochs: int = 1
     local_steps: int | None = None
 
-    def plan(self, sizes_S: Ints, ids_S: Ints, server_round: int, seed: int) -> Plan:
-        """Return the round's samples; see `Schedule.plan`."""
+    def draw(self, sizes_S: Ints, ids_S: Ints, server_round: int, seed: int) -> BatchIndices:
+        """Return the round's samples; see `BatchSampler.draw`."""
         count_S = num_batches(sizes_S, self.batch_size)
         epochs_S = count_S * self.local_epochs
         steps_S = epochs_S if self.local_steps is None else np.full_like(count_S, self.local_steps)
@@ -176,4 +176,4 @@ class Epochs(Schedule):
             weight[client, step_SK[client, batch_of], 0, :size] = there[client, batch_of] / there[
                 client, batch_of
             ].sum(-1, keepdims=True)
-        return Plan(index, weight, steps_S)
+        return BatchIndices(index, weight, steps_S)

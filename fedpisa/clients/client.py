@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedpisa.clients.base import Arrays, LocalUpdate, MiniBatches, Outcome
+from fedpisa.clients.base import Arrays, LocalResult, LocalUpdate, MiniBatches
 from fedpisa.clients.gradients import AutogradGradient
 from fedpisa.clients.step_sizes import UNSCHEDULED, StepSizeSchedule
 from fedpisa.datasets.client_data import rows
@@ -53,14 +53,14 @@ class Client:
     seed: int
     schedule: StepSizeSchedule = UNSCHEDULED
 
-    def run_round(self, server_round: int, down: Arrays, state: Arrays) -> Outcome:
+    def run_round(self, server_round: int, down: Arrays, state: Arrays) -> LocalResult:
         """Return the outcome of one round, buffers in the upload and ``train-loss``, ``local-steps`` in the metrics."""
         update = self.schedule.scaled(self.update, server_round).at_round(server_round)
         size_1, id_1 = np.array([len(self.x)]), np.array([self.client_id])
-        plan = update.schedule().plan(size_1, id_1, server_round, self.seed)
-        steps = int(plan.steps_S[0])
-        index_KCB = torch.from_numpy(plan.index_SKCB[0, :steps]).to(self.x.device)
-        weight_KCB = torch.from_numpy(plan.weight_SKCB[0, :steps]).to(self.x)
+        indices = update.batch_sampler().draw(size_1, id_1, server_round, self.seed)
+        steps = int(indices.steps_S[0])
+        index_KCB = torch.from_numpy(indices.index_SKCB[0, :steps]).to(self.x.device)
+        weight_KCB = torch.from_numpy(indices.weight_SKCB[0, :steps]).to(self.x)
         key_SK = step_keys(self.seed, np.array([self.client_id]), server_round, steps)
         key_K = torch.from_numpy(key_SK[0]).to(self.x.device)
         down = dict(down)
@@ -74,13 +74,13 @@ class Client:
                 buffers_Q = gradient.buffers_Q
                 losses += [] if gradient.loss is None else [gradient.loss]
         outcome = update.finish(down, state, work)
-        return Outcome(
+        return LocalResult(
             upload={**outcome.upload, BUFFERS: buffers_Q} if len(buffers_Q) else outcome.upload,
             state=outcome.state,
             metrics={
                 **outcome.metrics,
                 "train-loss": torch.stack(losses).mean(),
-                "local-steps": torch.tensor(float(plan.gradients_S[0])),
+                "local-steps": torch.tensor(float(indices.gradients_S[0])),
             },
         )
 

@@ -60,11 +60,11 @@ class LagrangianSGD(SGDUpdate, DualUpdate, ABC):
         """Return ``pi_i = 0``."""
         return {"dual": torch.zeros_like(params_P)}
 
-    def shift(self, down: Arrays, state: Arrays) -> Tensor:
+    def correction(self, down: Arrays, state: Arrays) -> Tensor:
         """Return ``pi_i``."""
         return state["dual"]
 
-    def pull(self, down: Arrays) -> float:
+    def proximal_weight(self, down: Arrays) -> float:
         """Return ``sigma``."""
         return self.sigma
 

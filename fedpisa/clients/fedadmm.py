@@ -9,7 +9,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from fedpisa.clients.base import Arrays, Outcome
+from fedpisa.clients.base import Arrays, LocalResult
 from fedpisa.clients.dual import LagrangianSGD, own, seen
 
 
@@ -31,11 +31,11 @@ class DifferenceSGD(LagrangianSGD, ABC):
         zero_P = torch.zeros_like(params_P)
         return {"dual": zero_P, "z": zero_P, "seen": torch.zeros_like(seen(params_P))}
 
-    def finish(self, down: Arrays, state: Arrays, work: Arrays) -> Outcome:
+    def finish(self, down: Arrays, state: Arrays, work: Arrays) -> LocalResult:
         """Move the dual and upload the change."""
         local_P, dual_P, metrics = self.ascend(down, state, work)
         z_P = local_P + dual_P / self.sigma
-        return Outcome(
+        return LocalResult(
             upload={"change": z_P - own(state, "z", down["params"])},
             state={"dual": dual_P, "z": z_P, "seen": seen(z_P)},
             metrics=metrics,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
-from fedpisa.clients.base import Arrays, Outcome
+from fedpisa.clients.base import Arrays, LocalResult
 from fedpisa.clients.dual import LagrangianSGD
 
 
@@ -34,7 +34,7 @@ class FedDynUpdate(LagrangianSGD):
         """Return True; see `fedpisa.clients.base.LocalUpdate`."""
         return True
 
-    def finish(self, down: Arrays, state: Arrays, work: Arrays) -> Outcome:
+    def finish(self, down: Arrays, state: Arrays, work: Arrays) -> LocalResult:
         """Move the dual and upload the local model."""
         local_P, dual_P, metrics = self.ascend(down, state, work)
-        return Outcome({"params": local_P}, {"dual": dual_P}, metrics)
+        return LocalResult({"params": local_P}, {"dual": dual_P}, metrics)

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedpisa.clients.base import Arrays, Gradient, MiniBatches, Outcome, scalar_like
-from fedpisa.clients.batches import Ints, Periodic, Plan, Schedule
+from fedpisa.clients.base import Arrays, Gradient, LocalResult, MiniBatches, scalar_like
+from fedpisa.clients.batches import BatchIndices, BatchSampler, Ints, Periodic
 from fedpisa.clients.dual import DualUpdate, squared
 from fedpisa.rng import hashed, stream_key
 from fedpisa.typing import InverseStepSize, NonNegative, NonNegativeInverseStepSize, PositiveInt, Probability
@@ -18,15 +18,15 @@ from fedpisa.typing import InverseStepSize, NonNegative, NonNegativeInverseStepS
 
 @final
 @dataclass(frozen=True)
-class SomeGoOn(Schedule):
+class SomeGoOn(BatchSampler):
     """One gradient for everyone, then ``more`` steps without samples for each client with probability ``share``.
 
     Who goes on depends on the seed, the client and the round.
 
     Examples
     --------
-    >>> plan = SomeGoOn(Periodic(), more=3, share=0.5).plan(np.array([2, 2, 2]), np.arange(3), 1, seed=0)
-    >>> plan.steps_S.tolist(), plan.gradients_S.tolist()
+    >>> indices = SomeGoOn(Periodic(), more=3, share=0.5).draw(np.array([2, 2, 2]), np.arange(3), 1, seed=0)
+    >>> indices.steps_S.tolist(), indices.gradients_S.tolist()
     ([1, 1, 4], [1, 1, 1])
     """
 
@@ -34,14 +34,14 @@ class SomeGoOn(Schedule):
     more: int
     share: float
 
-    def plan(self, sizes_S: Ints, ids_S: Ints, server_round: int, seed: int) -> Plan:
-        """Return the round's samples; see `Schedule.plan`."""
-        index_S1CB, weight_S1CB, steps_S = self.gradient.plan(sizes_S, ids_S, server_round, seed)
+    def draw(self, sizes_S: Ints, ids_S: Ints, server_round: int, seed: int) -> BatchIndices:
+        """Return the round's samples; see `BatchSampler.draw`."""
+        index_S1CB, weight_S1CB, steps_S = self.gradient.draw(sizes_S, ids_S, server_round, seed)
         key = stream_key(seed, "who-goes-on")
         draw_S = hashed(key, ids_S, server_round, np.zeros_like(ids_S)) / 2.0**64
         steps_S = steps_S + self.more * (draw_S < self.share)
         padding = ((0, 0), (0, int(steps_S.max()) - 1), (0, 0), (0, 0))
-        return Plan(np.pad(index_S1CB, padding), np.pad(weight_S1CB, padding), steps_S)
+        return BatchIndices(np.pad(index_S1CB, padding), np.pad(weight_S1CB, padding), steps_S)
 
 
 @final
@@ -94,7 +94,7 @@ class FedGiAUpdate(DualUpdate):
     batches_per_round: PositiveInt | Literal["all"] = "all"
     local_steps: PositiveInt = 5
 
-    def schedule(self) -> SomeGoOn:
+    def batch_sampler(self) -> SomeGoOn:
         """Return periodic mini-batches for the gradient, and who takes ADMM steps after it."""
         return SomeGoOn(Periodic(self.batch_size, self.batches_per_round), self.local_steps, self.admm_share)
 
@@ -120,10 +120,10 @@ class FedGiAUpdate(DualUpdate):
         dual_P = work["dual"] + self.sigma * drift_P
         return {**work, "drift": drift_P, "dual": dual_P, "steps": work["steps"] + 1}
 
-    def finish(self, down: Arrays, state: Arrays, work: Arrays) -> Outcome:
+    def finish(self, down: Arrays, state: Arrays, work: Arrays) -> LocalResult:
         """Upload ``z_i``; without ADMM steps, ``w_i = w`` and ``pi_i = -g``."""
         dual_P = torch.where(work["steps"] > 0, work["dual"], -work["gradient"])
-        return Outcome(
+        return LocalResult(
             upload={"z": down["params"] + (work["drift"] + dual_P / self.sigma)},
             state={"dual": dual_P},
             metrics={"squared-drift": squared(work["drift"])},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
-from fedpisa.clients.base import Arrays, Outcome
+from fedpisa.clients.base import Arrays, LocalResult
 from fedpisa.clients.sgd import SGDUpdate
 
 
@@ -35,7 +35,7 @@ class NormalisedSGDUpdate(SGDUpdate):
     {'direction': tensor([0.5000]), 'tau': tensor(2.5000)}
     """
 
-    def finish(self, down: Arrays, state: Arrays, work: Arrays) -> Outcome:
+    def finish(self, down: Arrays, state: Arrays, work: Arrays) -> LocalResult:
         """Upload the direction and its length."""
         tau = self.path_length(work)
-        return Outcome({"direction": -work["drift"] / tau, "tau": tau}, state, {})
+        return LocalResult({"direction": -work["drift"] / tau, "tau": tau}, state, {})

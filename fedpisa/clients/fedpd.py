@@ -8,7 +8,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from fedpisa.clients.base import Arrays, Outcome, scalar_like
+from fedpisa.clients.base import Arrays, LocalResult, scalar_like
 from fedpisa.clients.dual import LagrangianSGD
 from fedpisa.rng import generator
 from fedpisa.typing import NonNegativeInt, Probability
@@ -76,7 +76,7 @@ class FedPDUpdate(LagrangianSGD):
             return down["params"]
         return torch.where(state["ahead"] > 0, state["centre"], down["params"])
 
-    def finish(self, down: Arrays, state: Arrays, work: Arrays) -> Outcome:
+    def finish(self, down: Arrays, state: Arrays, work: Arrays) -> LocalResult:
         """Move the dual, and upload ``c^+`` unless the round is skipped."""
         local_P, dual_P, metrics = self.ascend(down, state, work)
         z_P = local_P + dual_P / self.sigma
@@ -84,4 +84,4 @@ class FedPDUpdate(LagrangianSGD):
         after = {"dual": dual_P}
         if "ahead" in state:
             after |= {"centre": z_P, "ahead": scalar_like(z_P, float(skipped))}
-        return Outcome({} if skipped else {"z": z_P}, after, metrics)
+        return LocalResult({} if skipped else {"z": z_P}, after, metrics)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
-from fedpisa.clients.base import Arrays, Outcome
+from fedpisa.clients.base import Arrays, LocalResult
 from fedpisa.clients.sgd import SGDUpdate
 from fedpisa.typing import NonNegative
 
@@ -39,10 +39,10 @@ class ProximalSGDUpdate(SGDUpdate):
 
     proximal_mu: NonNegative = 0.1
 
-    def pull(self, down: Arrays) -> float:
+    def proximal_weight(self, down: Arrays) -> float:
         """Return ``mu_prox``: the squared distance's gradient is that times the drift."""
         return self.proximal_mu
 
-    def finish(self, down: Arrays, state: Arrays, work: Arrays) -> Outcome:
+    def finish(self, down: Arrays, state: Arrays, work: Arrays) -> LocalResult:
         """Upload the local model."""
-        return Outcome({"params": down["params"] + work["drift"]}, state, {})
+        return LocalResult({"params": down["params"] + work["drift"]}, state, {})

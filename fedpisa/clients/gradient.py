@@ -7,7 +7,7 @@ from typing import Literal, final
 
 import torch
 
-from fedpisa.clients.base import Arrays, Gradient, LocalUpdate, MiniBatches, Outcome
+from fedpisa.clients.base import Arrays, Gradient, LocalResult, LocalUpdate, MiniBatches
 from fedpisa.clients.batches import Periodic
 from fedpisa.typing import NonNegative, PositiveInt
 
@@ -38,7 +38,7 @@ class MeanGradient(LocalUpdate):
     batches_per_round: PositiveInt | Literal["all"] = 1
     mu: NonNegative = 0.0
 
-    def schedule(self) -> Periodic:
+    def batch_sampler(self) -> Periodic:
         """Return periodic mini-batches."""
         return Periodic(self.batch_size, self.batches_per_round)
 
@@ -53,6 +53,6 @@ class MeanGradient(LocalUpdate):
         _, g_P = gradient(down["params"], batch)
         return {"gradient": g_P + self.mu * down["params"] if self.mu else g_P}
 
-    def finish(self, down: Arrays, state: Arrays, work: Arrays) -> Outcome:
+    def finish(self, down: Arrays, state: Arrays, work: Arrays) -> LocalResult:
         """Upload the gradient."""
-        return Outcome(work, state, {})
+        return LocalResult(work, state, {})

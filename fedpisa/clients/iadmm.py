@@ -9,7 +9,7 @@ from typing import Literal, final
 import torch
 from torch import Tensor
 
-from fedpisa.clients.base import Arrays, Gradient, MiniBatches, Outcome
+from fedpisa.clients.base import Arrays, Gradient, LocalResult, MiniBatches
 from fedpisa.clients.batches import Epochs
 from fedpisa.clients.dual import DualUpdate, own, seen, squared
 from fedpisa.typing import InverseStepSize, NonNegative, NonNegativeInverseStepSize, PositiveInt
@@ -47,7 +47,7 @@ class LinearisedADMM(DualUpdate, ABC):
     local_epochs: PositiveInt = 1
     local_steps: PositiveInt | None = None
 
-    def schedule(self) -> Epochs:
+    def batch_sampler(self) -> Epochs:
         """Return shuffled epochs."""
         return Epochs(self.batch_size, self.local_epochs, self.local_steps)
 
@@ -109,10 +109,10 @@ class ICEADMMUpdate(LinearisedADMM):
         """Take one linearised step, and one of the dual."""
         return self.ascend(super().step(gradient, down, state, work, batch))
 
-    def finish(self, down: Arrays, state: Arrays, work: Arrays) -> Outcome:
+    def finish(self, down: Arrays, state: Arrays, work: Arrays) -> LocalResult:
         """Upload ``z_i``."""
         z_P = down["params"] + (work["drift"] + work["dual"] / self.sigma)
-        return Outcome({"z": z_P}, *self.leave(down, work))
+        return LocalResult({"z": z_P}, *self.leave(down, work))
 
 
 @final
@@ -137,6 +137,6 @@ class IIADMMUpdate(LinearisedADMM):
         """Return True; see `fedpisa.clients.base.LocalUpdate`."""
         return True
 
-    def finish(self, down: Arrays, state: Arrays, work: Arrays) -> Outcome:
+    def finish(self, down: Arrays, state: Arrays, work: Arrays) -> LocalResult:
         """Move the dual and upload the local model."""
-        return Outcome({"params": down["params"] + work["drift"]}, *self.leave(down, self.ascend(work)))
+        return LocalResult({"params": down["params"] + work["drift"]}, *self.leave(down, self.ascend(work)))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedpisa.clients.base import Arrays, Gradient, MiniBatches, Outcome, scalar_like
+from fedpisa.clients.base import Arrays, Gradient, LocalResult, MiniBatches, scalar_like
 from fedpisa.clients.dual import own, seen
 from fedpisa.clients.sgd import SGDUpdate
 from fedpisa.tasks.features import FeatureLoss
@@ -74,21 +74,21 @@ class MoonUpdate(SGDUpdate):
         gap_B = cosine(z_BF, glob_BF) - cosine(z_BF, prev_BF)
         return -F.logsigmoid(gap_B / self.temperature)
 
-    def slope(
+    def stochastic_gradient(
         self, gradient: Gradient, down: Arrays, state: Arrays, v_P: Tensor, batch: MiniBatches
     ) -> Tensor:
         """Return the gradient of the loss and the contrastive loss."""
         if not self.contrastive_mu:
-            return super().slope(gradient, down, state, v_P, batch)
+            return super().stochastic_gradient(gradient, down, state, v_P, batch)
         w_P = down["params"]
         anchors = (w_P, own(state, "previous", w_P))
         extra = FeatureLoss(anchors, lambda *z: self.contrastive_mu * self.contrast(*z))
         return gradient(v_P, batch, extra)[1]
 
-    def finish(self, down: Arrays, state: Arrays, work: Arrays) -> Outcome:
+    def finish(self, down: Arrays, state: Arrays, work: Arrays) -> LocalResult:
         """Upload the local model, and keep it."""
         v_P = down["params"] + work["drift"]
-        return Outcome({"params": v_P}, {"previous": v_P, "seen": seen(v_P)}, {})
+        return LocalResult({"params": v_P}, {"previous": v_P, "seen": seen(v_P)}, {})
 
 
 def cosine(a_BF: Tensor, b_BF: Tensor) -> Tensor:

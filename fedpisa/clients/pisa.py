@@ -8,10 +8,10 @@ from typing import Literal, final
 import torch
 from torch import Tensor
 
-from fedpisa.clients.base import Arrays, Gradient, MiniBatches, Outcome, scalar_like
+from fedpisa.clients.base import Arrays, Gradient, LocalResult, MiniBatches, scalar_like
 from fedpisa.clients.batches import Periodic
 from fedpisa.clients.dual import DualUpdate
-from fedpisa.clients.preconditioners import Identity, Preconditioner, Slope
+from fedpisa.clients.preconditioners import Derivatives, Identity, Preconditioner
 from fedpisa.typing import InverseStepSize, NonNegative, NonNegativeInverseStepSize, Positive, PositiveInt
 
 
@@ -110,7 +110,7 @@ class PisaUpdate(DualUpdate):
         """Return the update with the round's penalty."""
         return replace(self, sigma=self.sigma_at(server_round), gamma=1.0)
 
-    def schedule(self) -> Periodic:
+    def batch_sampler(self) -> Periodic:
         """Return periodic mini-batches (4.4)."""
         return Periodic(self.batch_size, self.batches_per_round, self.local_steps)
 
@@ -130,14 +130,14 @@ class PisaUpdate(DualUpdate):
         # With many clients stacked each line is a pass over all of their vectors: none that adds a zero.
         drift_P = work.get("drift")
         v_P = down["params"] if drift_P is None else down["params"] + drift_P
-        slope = self._slope(gradient, v_P, batch)
-        loss, g_P = slope.loss, slope.gradient_P
+        derivatives = self._derivatives(gradient, v_P, batch)
+        loss, g_P = derivatives.loss, derivatives.gradient_P
         if self.mu:
             loss, g_P = loss + self.mu / 2 * (v_P * v_P).sum(), g_P + self.mu * v_P
         memory = _without(work, "drift", "lagrangian", "steps")
         rise_P = state["dual"] + g_P
-        q_P, memory = self.preconditioner.direction(rise_P, slope, memory)
-        scale_P, memory = self.preconditioner(q_P, slope, memory)
+        q_P, memory = self.preconditioner.direction(rise_P, derivatives, memory)
+        scale_P, memory = self.preconditioner(q_P, derivatives, memory)
         uphill_P = q_P if drift_P is None else torch.add(q_P, drift_P, alpha=self.sigma)
         step_P = uphill_P / torch.sub(scalar_like(q_P, -self.sigma), scale_P, alpha=self.rho)
         # F_i(w_i) + <pi_i, w_i - w> to first order along the path: the loss where it began, then <pi_i + g, step>.
@@ -145,29 +145,29 @@ class PisaUpdate(DualUpdate):
         drift_P = step_P if drift_P is None else drift_P + step_P
         return {"drift": drift_P, "lagrangian": lagrangian, "steps": work["steps"] + 1, **memory}
 
-    def finish(self, down: Arrays, state: Arrays, work: Arrays) -> Outcome:
+    def finish(self, down: Arrays, state: Arrays, work: Arrays) -> LocalResult:
         """Move the dual (2.14) and upload ``z_i``."""
         drift_P = work["drift"]
         dual_P = torch.add(state["dual"], drift_P, alpha=self.sigma)
         squared_drift = (drift_P * drift_P).sum()
         # The new dual adds sigma ||w_i - w||^2 to the old one's term, the penalty half of that.
         lagrangian = work["lagrangian"] + 1.5 * self.sigma * squared_drift
-        return Outcome(
+        return LocalResult(
             upload={"z": down["params"] + torch.add(drift_P, dual_P, alpha=1 / self.sigma)},
             state={"dual": dual_P, **_without(work, "drift", "lagrangian", "steps")},
             metrics={"squared-drift": squared_drift, "lagrangian": lagrangian},
         )
 
-    def _slope(self, gradient: Gradient, v_P: Tensor, batch: MiniBatches) -> Slope:
+    def _derivatives(self, gradient: Gradient, v_P: Tensor, batch: MiniBatches) -> Derivatives:
         """Return what the preconditioner looks at, of the mean over the mini-batches or of their sum."""
         if self.gradient_reduction == "mean":
             return self.preconditioner.evaluate(gradient, v_P, batch, self.mu)
         # sum_b f_b + mu/2 ||v||^2 is c times (mean_b f_b + (mu/c)/2 ||v||^2).
         count = batch.num_batches
-        slope = self.preconditioner.evaluate(gradient, v_P, batch, self.mu / count)
-        curvature_P = None if slope.curvature_P is None else count * slope.curvature_P
-        return slope._replace(
-            loss=count * slope.loss, gradient_P=count * slope.gradient_P, curvature_P=curvature_P
+        derivatives = self.preconditioner.evaluate(gradient, v_P, batch, self.mu / count)
+        curvature_P = None if derivatives.curvature_P is None else count * derivatives.curvature_P
+        return derivatives._replace(
+            loss=count * derivatives.loss, gradient_P=count * derivatives.gradient_P, curvature_P=curvature_P
         )
 
 

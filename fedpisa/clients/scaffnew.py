@@ -8,8 +8,8 @@ from typing import final
 import torch
 from torch import Tensor
 
-from fedpisa.clients.base import Arrays, Outcome, scalar_like
-from fedpisa.clients.batches import BatchSize, Epochs, Ints, Plan, Schedule
+from fedpisa.clients.base import Arrays, LocalResult, scalar_like
+from fedpisa.clients.batches import BatchIndices, BatchSampler, BatchSize, Epochs, Ints
 from fedpisa.clients.sgd import SGDSteps
 from fedpisa.rng import generator
 from fedpisa.typing import Fraction
@@ -17,7 +17,7 @@ from fedpisa.typing import Fraction
 
 @final
 @dataclass(frozen=True)
-class GeometricSteps(Schedule):
+class GeometricSteps(BatchSampler):
     """Shuffled mini-batches for a random number of steps, the same for all clients: the round's coin tosses.
 
     Communicating after each step with a certain probability makes the number of steps of a round geometric:
@@ -27,18 +27,18 @@ class GeometricSteps(Schedule):
     --------
     >>> import numpy as np
     >>> sizes, ids = np.array([7, 2]), np.array([0, 1])
-    >>> [GeometricSteps(2, 0.5).plan(sizes, ids, t, seed=0).steps_S.tolist() for t in (1, 2, 3)]
+    >>> [GeometricSteps(2, 0.5).draw(sizes, ids, t, seed=0).steps_S.tolist() for t in (1, 2, 3)]
     [[2, 2], [1, 1], [2, 2]]
     """
 
     batch_size: BatchSize = 32
     probability: float = 0.1
 
-    def plan(self, sizes_S: Ints, ids_S: Ints, server_round: int, seed: int) -> Plan:
-        """Return the round's samples; see `Schedule.plan`."""
+    def draw(self, sizes_S: Ints, ids_S: Ints, server_round: int, seed: int) -> BatchIndices:
+        """Return the round's samples; see `BatchSampler.draw`."""
         rng = generator(seed, "local-steps", server_round)
         steps = int(rng.geometric(self.probability))
-        return Epochs(self.batch_size, local_steps=steps).plan(sizes_S, ids_S, server_round, seed)
+        return Epochs(self.batch_size, local_steps=steps).draw(sizes_S, ids_S, server_round, seed)
 
 
 @final
@@ -84,7 +84,7 @@ class ScaffnewUpdate(SGDSteps):
         """Return ``p / learning-rate``."""
         return self.probability / self.learning_rate
 
-    def schedule(self) -> GeometricSteps:
+    def batch_sampler(self) -> GeometricSteps:
         """Return a random number of mini-batches, the same for all."""
         return GeometricSteps(self.batch_size, self.probability)
 
@@ -92,14 +92,14 @@ class ScaffnewUpdate(SGDSteps):
         """Return ``h_i = 0``."""
         return {"z": torch.zeros_like(params_P), "stiffness": scalar_like(params_P)}
 
-    def shift(self, down: Arrays, state: Arrays) -> Tensor:
+    def correction(self, down: Arrays, state: Arrays) -> Tensor:
         """Return ``-h_i``."""
         return state["stiffness"] * (state["z"] - down["params"])
 
-    def finish(self, down: Arrays, state: Arrays, work: Arrays) -> Outcome:
+    def finish(self, down: Arrays, state: Arrays, work: Arrays) -> LocalResult:
         """Upload and keep ``z_i``."""
-        shift_P = self.shift(down, state) / self.stiffness
-        z_P = down["params"] + (work["drift"] + shift_P)
-        return Outcome(
+        correction_P = self.correction(down, state) / self.stiffness
+        z_P = down["params"] + (work["drift"] + correction_P)
+        return LocalResult(
             {"z": z_P}, {"z": z_P, "stiffness": torch.full_like(state["stiffness"], self.stiffness)}, {}
         )

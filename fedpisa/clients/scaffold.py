@@ -8,7 +8,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from fedpisa.clients.base import Arrays, Outcome
+from fedpisa.clients.base import Arrays, LocalResult
 from fedpisa.clients.sgd import SGDUpdate
 
 
@@ -49,12 +49,12 @@ class ScaffoldUpdate(SGDUpdate):
         """Return ``c_i = 0``."""
         return {"control": torch.zeros_like(params_P)}
 
-    def shift(self, down: Arrays, state: Arrays) -> Tensor:
+    def correction(self, down: Arrays, state: Arrays) -> Tensor:
         """Return ``c - c_i``."""
         return down["control"] - state["control"]
 
-    def finish(self, down: Arrays, state: Arrays, work: Arrays) -> Outcome:
+    def finish(self, down: Arrays, state: Arrays, work: Arrays) -> LocalResult:
         """Upload the drift and the path's length; keep the new ``c_i``."""
         length = self.learning_rate * self.path_length(work)
         control_P = state["control"] - down["control"] - work["drift"] / length
-        return Outcome({"drift": work["drift"], "length": length}, {"control": control_P}, {})
+        return LocalResult({"drift": work["drift"], "length": length}, {"control": control_P}, {})

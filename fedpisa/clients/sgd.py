@@ -9,16 +9,16 @@ from typing import Literal, final
 import torch
 from torch import Tensor
 
-from fedpisa.clients.base import Arrays, Gradient, LocalUpdate, MiniBatches, Outcome, scalar_like
+from fedpisa.clients.base import Arrays, Gradient, LocalResult, LocalUpdate, MiniBatches, scalar_like
 from fedpisa.clients.batches import Epochs
 from fedpisa.typing import NonNegative, PositiveInt, Probability, StepSize
 
 
 @dataclass(frozen=True)
 class SGDSteps(LocalUpdate, ABC):
-    r"""SGD on the client's own samples, starting at the global model ``w``, with room for a shift and a pull.
+    r"""SGD on the client's own samples from the global model ``w``, with room for a correction and a proximal term.
 
-    ``v_0 = w``, ``g = grad f_i(v_k; B_k) + weight-decay v_k + shift + pull (v_k - w)``,
+    ``v_0 = w``, ``g = grad f_i(v_k; B_k) + weight-decay v_k + correction + proximal-weight (v_k - w)``,
     ``m = momentum m + g``, ``v_{k+1} = v_k - learning-rate m``.
 
     The momentum buffer starts at zero every round, as a fresh `torch.optim.SGD` would. Working variables: the
@@ -48,15 +48,15 @@ class SGDSteps(LocalUpdate, ABC):
         """Return where the steps begin and the drift is counted from ``(P,)``: by default the global model."""
         return down["params"]
 
-    def shift(self, down: Arrays, state: Arrays) -> Tensor | None:
+    def correction(self, down: Arrays, state: Arrays) -> Tensor | None:
         """Return what is added to all of the round's gradients ``(P,)``; ``None`` for nothing."""
         return None
 
-    def pull(self, down: Arrays) -> float | Tensor | None:
+    def proximal_weight(self, down: Arrays) -> float | Tensor | None:
         """Return how much of the drift is added to the gradient, a number or a scalar ``()``; ``None`` for nothing."""
         return None
 
-    def slope(
+    def stochastic_gradient(
         self, gradient: Gradient, down: Arrays, state: Arrays, v_P: Tensor, batch: MiniBatches
     ) -> Tensor:
         """Return the stochastic gradient at ``v`` ``(P,)``: by default that of the loss."""
@@ -76,13 +76,13 @@ class SGDSteps(LocalUpdate, ABC):
         """Take one SGD step."""
         drift_P = work["drift"]
         v_P = self.centre(down, state) + drift_P
-        g_P = self.slope(gradient, down, state, v_P, batch)
+        g_P = self.stochastic_gradient(gradient, down, state, v_P, batch)
         if self.weight_decay:
             g_P = g_P + self.weight_decay * v_P
-        if (shift_P := self.shift(down, state)) is not None:
-            g_P = g_P + shift_P
-        if (pull := self.pull(down)) is not None:
-            g_P = g_P + pull * drift_P
+        if (correction_P := self.correction(down, state)) is not None:
+            g_P = g_P + correction_P
+        if (proximal_weight := self.proximal_weight(down)) is not None:
+            g_P = g_P + proximal_weight * drift_P
         moved = {"m": self.momentum * work["m"] + g_P} if self.momentum else {}
         drift_P = torch.sub(drift_P, moved.get("m", g_P), alpha=self.learning_rate)
         return {"drift": drift_P, **moved, **self.counted(work)}
@@ -121,7 +121,7 @@ class SGDUpdate(SGDSteps, ABC):
     local_epochs: PositiveInt = 1
     local_steps: PositiveInt | None = None
 
-    def schedule(self) -> Epochs:
+    def batch_sampler(self) -> Epochs:
         """Return shuffled epochs."""
         return Epochs(self.batch_size, self.local_epochs, self.local_steps)
 
@@ -131,7 +131,7 @@ class SGDUpdate(SGDSteps, ABC):
 class LocalSGDUpdate(SGDUpdate):
     r"""Plain local SGD, see `SGDUpdate`; uploads the local model ``v_K``.
 
-    If the server's config carries ``proximal-mu``, as Flower's FedProx sends it, it is the `pull`.
+    If the server's config carries ``proximal-mu``, as Flower's FedProx sends it, it is the `proximal_weight`.
 
     References
     ----------
@@ -148,10 +148,10 @@ class LocalSGDUpdate(SGDUpdate):
     tensor([2.])
     """
 
-    def pull(self, down: Arrays) -> Tensor | None:
+    def proximal_weight(self, down: Arrays) -> Tensor | None:
         """Return ``mu_prox`` ``()``, if the server asks for a proximal term."""
         return down.get("proximal-mu")
 
-    def finish(self, down: Arrays, state: Arrays, work: Arrays) -> Outcome:
+    def finish(self, down: Arrays, state: Arrays, work: Arrays) -> LocalResult:
         """Upload the local model."""
-        return Outcome({"params": down["params"] + work["drift"]}, state, {})
+        return LocalResult({"params": down["params"] + work["drift"]}, state, {})

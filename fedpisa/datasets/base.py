@@ -59,7 +59,7 @@ class Dataset:
     generated
         The clients, where these make their samples on the fly; ``x_train`` and ``y_train`` are then a few of them, to
         show what they look like, and nothing is split.
-    facts
+    ground_truth
         What is known in closed form about the data, such as the optimum of a quadratic.
 
     Raises
@@ -86,7 +86,7 @@ class Dataset:
     default_model: str = "logistic"
     classes: tuple[str, ...] | None = None
     generated: Generated | None = None
-    facts: Mapping[str, NDArray[np.float64] | float] = field(default_factory=dict)
+    ground_truth: Mapping[str, NDArray[np.float64] | float] = field(default_factory=dict)
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -105,7 +105,7 @@ def quadratic(
     ``c ~ N(0, I)``. The test set is the training set. Everything is float64, not normalised; the model is
     linear without bias and the partitioner ``natural``.
 
-    ``facts``: ``optimum`` ``(d,)`` minimises ``F = sum_i (n_i/n) f_i``, with value ``optimal-loss``;
+    ``ground_truth``: ``optimum`` ``(d,)`` minimises ``F = sum_i (n_i/n) f_i``, with value ``optimal-loss``;
     ``client-optima`` ``(N, d)``; ``lipschitz`` and ``strong-convexity`` ``(N,)``, the largest and smallest
     eigenvalue of every ``H_i``.
 
@@ -121,7 +121,7 @@ def quadratic(
     Examples
     --------
     >>> data = quadratic(seed=0, num_clients=3)
-    >>> data.x_train.shape, data.num_classes, bool(data.facts["optimal-loss"] > 0)
+    >>> data.x_train.shape, data.num_classes, bool(data.ground_truth["optimal-loss"] > 0)
     ((60, 10), None, True)
     """
     shared = generator(seed, "quadratic")
@@ -153,7 +153,7 @@ def quadratic(
         num_classes=None,
         groups=np.repeat(np.arange(num_clients), [len(b) for b in targets]),
         default_model="linear",
-        facts={
+        ground_truth={
             "optimum": best,
             "optimal-loss": float(0.5 * np.mean((x @ best - y) ** 2)),
             "client-optima": np.array(optima),

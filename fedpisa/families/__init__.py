@@ -10,11 +10,11 @@ from fedpisa.families.table import FAMILIES, available, find
 from fedpisa.families.values import (
     bind,
     build,
+    checked_values,
     keys_of,
     owners,
     parts_of,
     resolve,
-    settle,
     used_elsewhere,
 )
 
@@ -23,11 +23,11 @@ __all__ = [
     "available",
     "bind",
     "build",
+    "checked_values",
     "find",
     "keys_of",
     "owners",
     "parts_of",
     "resolve",
-    "settle",
     "used_elsewhere",
 ]

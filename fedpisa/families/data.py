@@ -15,7 +15,7 @@ from fedpisa.datasets._own import as_dataset
 from fedpisa.datasets.base import Dataset, Indices
 from fedpisa.datasets.partitioners import EFFECTS
 from fedpisa.families.table import find
-from fedpisa.families.values import build, settle
+from fedpisa.families.values import build, checked_values
 from fedpisa.rng import generator
 
 
@@ -107,8 +107,8 @@ def partition(
     _check_partition(name, parts, num_clients, len(dataset.y_train))
     effect = EFFECTS.get(component.factory)
     if effect is not None:
-        settled = {key.replace("-", "_"): value for key, value in settle(component, keys).items()}
-        noisy = effect(dataset.x_train, parts, generator(seed, "partition-effect"), **settled)
+        checked = {key.replace("-", "_"): value for key, value in checked_values(component, keys).items()}
+        noisy = effect(dataset.x_train, parts, generator(seed, "partition-effect"), **checked)
         dataset = dataclasses.replace(dataset, x_train=noisy)
     return dataset, parts
 

@@ -77,7 +77,7 @@ def _with_defaults(component: Component, arguments: Mapping[str, object]) -> Com
     return dataclasses.replace(component, parameters=parameters)
 
 
-def settle(component: Component, values: Mapping[str, object]) -> dict[str, object]:
+def checked_values(component: Component, values: Mapping[str, object]) -> dict[str, object]:
     """Return the checked value of every key of a component, with defaults filled in.
 
     ``None`` stands for the default.
@@ -89,7 +89,7 @@ def settle(component: Component, values: Mapping[str, object]) -> dict[str, obje
 
     Examples
     --------
-    >>> settle(find("model", "mlp"), {"widths": [64]})
+    >>> checked_values(find("model", "mlp"), {"widths": [64]})
     {'widths': (64,)}
     """
     given = {name: value for name, value in values.items() if value is not None}
@@ -174,8 +174,8 @@ def resolve(component: Component, values: Mapping[str, object] = _NOTHING) -> di
     >>> resolve(find("model", "mlp"))
     {'widths': [200, 200]}
     """
-    settled = {name: plain(value) for name, value in settle(component, values).items()}
-    return {name: value for name, value in settled.items() if not _has_none(value)}
+    checked = {name: plain(value) for name, value in checked_values(component, values).items()}
+    return {name: value for name, value in checked.items() if not _has_none(value)}
 
 
 def _has_none(value: object) -> bool:
@@ -217,18 +217,18 @@ def bind(component: Component, values: Mapping[str, object] = _NOTHING) -> Calla
     >>> [rule(rounds_done=t, num_rounds=4) for t in range(4)]
     [1.0, 1.0, 0.1, 0.1]
     """
-    settled = settle(component, values)
-    return lambda **injected: _make(component, settled, injected)
+    checked = checked_values(component, values)
+    return lambda **injected: _make(component, checked, injected)
 
 
-def _make(component: Component, settled: Mapping[str, object], injected: Mapping[str, object]) -> object:
+def _make(component: Component, checked: Mapping[str, object], injected: Mapping[str, object]) -> object:
     arguments: dict[str, object] = {}
     for parameter in component.parameters:
-        part = _part(parameter, settled)
+        part = _part(parameter, checked)
         if part:
-            arguments[parameter.name] = _make(part, settled, injected)
+            arguments[parameter.name] = _make(part, checked, injected)
         elif parameter.key:
-            arguments[parameter.name] = settled[parameter.key.name]
+            arguments[parameter.name] = checked[parameter.key.name]
         elif parameter.name in injected:
             arguments[parameter.name] = injected[parameter.name]
         elif parameter.default is REQUIRED:

@@ -29,7 +29,7 @@ class EngineGrid(Grid, ABC):
         return {}
 
     @property
-    def facts(self) -> Mapping[str, object]:
+    def info(self) -> Mapping[str, object]:
         """What ``run.json`` says about the clients."""
         return {}
 

@@ -109,8 +109,8 @@ def default_columns(results: Iterable[pd.DataFrame]) -> list[str]:
     >>> default_columns([pd.DataFrame({"round": [1], "test_loss": [0.5], "train_loss": [0.4]})])
     ['test_loss', 'train_loss']
     """
-    measured = [set(result.dropna(axis="columns", how="all").columns) for result in results]
-    common = set.intersection(*measured) if measured else set()
+    columns = [set(result.dropna(axis="columns", how="all").columns) for result in results]
+    common = set.intersection(*columns) if columns else set()
     found = [name for name in ("test_accuracy", "test_loss", "train_loss") if name in common]
     return [name for name in found if name != "test_loss" or "test_accuracy" not in found]
 
@@ -134,12 +134,12 @@ def draw_curve(ax: Axes, frame: pd.DataFrame, x: str, y: str, **line: Any) -> No
         known = ", ".join(name for name in frame.columns if name != "round")
         raise ValueError(f"there is no column {y!r} to plot: choose from {known}")
     values = frame[column].to_numpy(dtype=float)
-    measured = np.isfinite(values)
+    finite = np.isfinite(values)
     # About eight marks on a curve, staggered; where there are few points all, to show how often was measured.
-    number = int(measured.sum())
+    number = int(finite.sum())
     step = 1 if number <= 15 else number // 8
     look = {"marker": "o", "markersize": 3.8, "markevery": (len(ax.lines) * step // 3 % step, step), **line}
-    ax.plot(abscissa(frame, x)[measured], values[measured], **look)
+    ax.plot(abscissa(frame, x)[finite], values[finite], **look)
 
 
 def abscissa(frame: pd.DataFrame, x: str) -> NDArray[np.float64]:

@@ -48,10 +48,10 @@ def plot_partition(
     file = picture_path(path)
     if num_classes is None:
         deciles = np.quantile(labels, np.linspace(0, 1, 11)[1:-1])
-        measured = heterogeneity(np.searchsorted(deciles, labels), partition, 10)
+        statistics = heterogeneity(np.searchsorted(deciles, labels), partition, 10)
     else:
-        measured = heterogeneity(labels, partition, num_classes)
-    sizes, counts = measured.sizes, measured.label_counts
+        statistics = heterogeneity(labels, partition, num_classes)
+    sizes, counts = statistics.sizes, statistics.label_counts
     assert counts is not None
     num_clients, num_rows = counts.shape
     with style():

@@ -32,7 +32,7 @@ class SplitPicture:
     ----------
     split, seed
         Which.
-    measured
+    statistics
         Sizes, and counts of labels where the data are at hand.
     deciles
         Whether the counts are of deciles of a regression's target.
@@ -42,7 +42,7 @@ class SplitPicture:
 
     split: int
     seed: int
-    measured: Heterogeneity
+    statistics: Heterogeneity
     deciles: bool
     note: str
 
@@ -120,14 +120,14 @@ def picture(group_runs: Sequence[Run], split: int, data: Data) -> SplitPicture |
     partition = run.result.partition
     found = data.of(run)
     if isinstance(found, str):
-        measured = heterogeneity(np.zeros(0), partition, None)
-        return SplitPicture(split, run.seed, measured, deciles=False, note=found)
+        statistics = heterogeneity(np.zeros(0), partition, None)
+        return SplitPicture(split, run.seed, statistics, deciles=False, note=found)
     labels, classes = found.y_train, found.num_classes
     if classes is None:
         deciles = np.quantile(labels, np.linspace(0, 1, 11)[1:-1])
         labels, classes = np.searchsorted(deciles, labels), 10
-    measured = heterogeneity(labels, partition, classes)
-    return SplitPicture(split, run.seed, measured, found.num_classes is None, note="")
+    statistics = heterogeneity(labels, partition, classes)
+    return SplitPicture(split, run.seed, statistics, found.num_classes is None, note="")
 
 
 def unlike_seeds(runs: Sequence[Run]) -> list[int]:
@@ -196,8 +196,8 @@ def kept_accuracies(run: Run) -> NDArray[np.float64] | None:
     names.sort(key=lambda name: ("test" not in name, "train" in name))
     if not names or not {"round", "client"} <= set(frame.columns):
         return None
-    measured = frame[frame[names[0]].notna()]
-    last = measured[measured["round"] == measured["round"].max()].sort_values("client")
+    rows = frame[frame[names[0]].notna()]
+    last = rows[rows["round"] == rows["round"].max()].sort_values("client")
     # A model of an earlier round, or of a part of the clients, is not the final one's fairness.
     final = max((int(row["round"] or 0) for row in run.result.rows), default=0)
     if len(last) != run.result.config.num_clients or int(last["round"].max()) != final:

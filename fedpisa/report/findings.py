@@ -35,7 +35,7 @@ class Measure:
 
     def best_of(self, run: Run) -> float | None:
         """Return a run's best value over its rounds."""
-        values = measured(run, self.column)
+        values = finite_values(run, self.column)
         return (max if self.higher_is_better else min)(values) if values else None
 
     def rank(self, mean: float) -> float:
@@ -79,7 +79,7 @@ class Cost:
 
 @final
 @dataclass(frozen=True, eq=False)
-class Outcome:
+class VariantResult:
     """What one variant came to on one split; ``None`` where no run of it finished."""
 
     group: Group
@@ -113,11 +113,11 @@ class SplitFindings:
     split: int
     measure: Measure
     target: Target | None
-    outcomes: Sequence[Outcome]
+    outcomes: Sequence[VariantResult]
     comparisons: Mapping[tuple[int, int], Comparison]
 
     @property
-    def ranked(self) -> list[Outcome]:
+    def ranked(self) -> list[VariantResult]:
         """The outcomes that can be ranked."""
         return [outcome for outcome in self.outcomes if outcome.final is not None]
 
@@ -146,7 +146,7 @@ class Findings:
     pooled: Mapping[tuple[int, int], Comparison] = field(default_factory=dict)
 
 
-def measured(run: Run, column: str) -> list[float]:
+def finite_values(run: Run, column: str) -> list[float]:
     """Return a column's values, where it was measured and finite."""
     values = (row.get(column) for row in run.result.rows)
     return [float(value) for value in values if value is not None and math.isfinite(value)]
@@ -194,14 +194,14 @@ def find(collection: Collection, target_accuracy: float | None = None) -> Findin
 
 
 def _find_split(split: int, groups: Sequence[Group], target_accuracy: float | None) -> SplitFindings:
-    measure = ACCURACY if any(measured(run, ACCURACY.column) for g in groups for run in g.runs) else LOSS
+    measure = ACCURACY if any(finite_values(run, ACCURACY.column) for g in groups for run in g.runs) else LOSS
     finals = {id(group): _by_seed(group, lambda run: run.result.last(measure.column)) for group in groups}
     target = _target(groups, measure, [estimate(list(f.values())) for f in finals.values()], target_accuracy)
     outcomes = []
     for group in groups:
         runs = list(group.finished.values())
         outcomes.append(
-            Outcome(
+            VariantResult(
                 group,
                 final=estimate(list(finals[id(group)].values())),
                 best=estimate(list(_by_seed(group, measure.best_of).values())),

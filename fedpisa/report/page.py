@@ -100,7 +100,7 @@ def render(
         any_clients=any(one.by_seed for one in fairness),
         client_notes=_client_notes(collection, fairness),
         residuals=bool(residuals["metrics"]),
-        facts=_facts(collection),
+        info=_facts(collection),
         own_keys=_own_keys(collection),
         common=[(name, _text(value)) for name, value in collection.common.items()],
         version=__version__,
@@ -115,12 +115,12 @@ def _asset(name: str) -> str:
 
 
 def _picture(one: SplitPicture) -> dict[str, Any]:
-    measured = one.measured
-    counts = measured.label_counts
+    statistics = one.statistics
+    counts = statistics.label_counts
     return {
         "split": one.split,
         "seed": one.seed,
-        "sizes": measured.sizes[:MOST_CLIENTS].tolist(),
+        "sizes": statistics.sizes[:MOST_CLIENTS].tolist(),
         "counts": None if counts is None else counts[:MOST_CLIENTS].tolist(),
         "deciles": one.deciles,
         "note": _indices(one),
@@ -128,13 +128,13 @@ def _picture(one: SplitPicture) -> dict[str, Any]:
 
 
 def _indices(one: SplitPicture) -> str:
-    measured = one.measured
-    clients = len(measured.sizes)
+    statistics = one.statistics
+    clients = len(statistics.sizes)
     parts = [
-        f"effective number of clients {measured.effective_clients:.2f} of {clients}",
+        f"effective number of clients {statistics.effective_clients:.2f} of {clients}",
         *(
-            [f"mean Jensen-Shannon distance to all labels {measured.jensen_shannon:.3f}"]
-            if measured.jensen_shannon is not None
+            [f"mean Jensen-Shannon distance to all labels {statistics.jensen_shannon:.3f}"]
+            if statistics.jensen_shannon is not None
             else []
         ),
         *([f"the first {MOST_CLIENTS} of {clients} clients are drawn"] if clients > MOST_CLIENTS else []),
@@ -256,7 +256,7 @@ def _distinct(runs: Iterable[Run], fact: str) -> str:
     """Return a mapping of ``run.json`` in words; its variants if the runs differ."""
     found = []
     for run in runs:
-        values = run.facts.get(fact)
+        values = run.info.get(fact)
         if isinstance(values, dict):
             found.append(", ".join(f"{name.replace('_', ' ')} {value}" for name, value in values.items()))
     return "; ".join(dict.fromkeys(found)) or "not recorded"

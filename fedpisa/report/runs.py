@@ -49,7 +49,7 @@ class Run:
         Where it is.
     result
         What was loaded, without the parameters.
-    facts
+    info
         ``run.json``: versions, machine, times.
     name
         The variant's name in the study that the run is part of, or else its algorithm.
@@ -57,7 +57,7 @@ class Run:
 
     directory: Path
     result: Result
-    facts: Mapping[str, Any]
+    info: Mapping[str, Any]
     name: str
 
     @property
@@ -252,10 +252,10 @@ def _studies(
 
 def _load(directory: Path, variant: str | None) -> Run:
     result = load_result(directory)
-    facts = json.loads((directory / "run.json").read_bytes())
+    info = json.loads((directory / "run.json").read_bytes())
     # The parameters of many runs would fill the memory: who needs them reads them again, one by one.
     light = Result(result.config, result.rows, {}, result.partition, result.status, directory)
-    return Run(directory, light, facts, result.config.algorithm if variant is None else variant)
+    return Run(directory, light, info, result.config.algorithm if variant is None else variant)
 
 
 def arrange(runs: Sequence[Run], unreadable: Mapping[Path, str], missing: Sequence[str] = ()) -> Collection:

@@ -12,7 +12,7 @@ from fedpisa.report.text import difference, number, p_value, spread
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from fedpisa.report.findings import Findings, Measure, Outcome, SplitFindings
+    from fedpisa.report.findings import Findings, Measure, SplitFindings, VariantResult
 
 
 @final
@@ -79,8 +79,8 @@ def warnings(found: Findings) -> list[str]:
         lines.append(f"{_count(len(collection.missing), 'run')} not begun: {'; '.join(collection.missing)}")
     if "num-server-rounds" in collection.differing:
         lines.append("the runs differ in num-server-rounds: final values are those of different budgets")
-    facts = [run.facts.get("versions") for run in collection.runs]
-    versions = {str(one.get("fedpisa")) for one in facts if isinstance(one, dict)}
+    versions_of = [run.info.get("versions") for run in collection.runs]
+    versions = {str(one.get("fedpisa")) for one in versions_of if isinstance(one, dict)}
     if len(versions) > 1:
         lines.append(f"the runs are of different versions of fedpisa: {', '.join(sorted(versions))}")
     return lines
@@ -212,17 +212,17 @@ def _costs(found: Findings, one: SplitFindings) -> list[str]:
     return sentences
 
 
-def _megabytes(outcome: Outcome) -> float:
+def _megabytes(outcome: VariantResult) -> float:
     return outcome.cost.megabytes.mean if outcome.cost and outcome.cost.megabytes else float("inf")
 
 
-def _spent(outcome: Outcome) -> str:
+def _spent(outcome: VariantResult) -> str:
     cost = outcome.cost
     assert cost is not None
     return f"{spread(cost.rounds)} rounds, {spread(cost.megabytes)} MB, {spread(cost.seconds)} s"
 
 
-def _share(outcome: Outcome, words: str) -> str:
+def _share(outcome: VariantResult, words: str) -> str:
     cost = outcome.cost
     return f" ({cost.reached} of {cost.of}{words})" if cost and cost.reached < cost.of else ""
 

@@ -11,7 +11,7 @@ from fedpisa.report.table import Table, frame_of
 from fedpisa.report.text import NOTHING, difference, fixed, interval, number, p_value, spread, verdict
 
 if TYPE_CHECKING:
-    from fedpisa.report.findings import Findings, Outcome
+    from fedpisa.report.findings import Findings, VariantResult
 
 ALL_SPLITS = "all splits"
 
@@ -301,7 +301,7 @@ def runs(found: Findings) -> Table:
 # ------------------------------------------------------------------------------------------------------ details
 
 
-def _names(found: Findings, outcome: Outcome) -> dict[str, str]:
+def _names(found: Findings, outcome: VariantResult) -> dict[str, str]:
     collection, group = found.collection, outcome.group
     return {"split": collection.splits[group.split], "algorithm": collection.variants[group.variant]}
 

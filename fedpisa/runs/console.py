@@ -128,13 +128,13 @@ class RunConsole:
             columns = (
                 TextColumn("round {task.completed:.0f}/{task.total:.0f}"),
                 BarColumn(bar_width=10),
-                TextColumn("{task.fields[measured]}"),
+                TextColumn("{task.fields[metrics]}"),
                 TextColumn("ETA"),
                 TimeRemainingColumn(compact=True),
             )
             self._progress = Progress(*columns, console=self._console, transient=True)
             self._task = self._progress.add_task(
-                "", total=config.num_server_rounds, completed=self._resumed, measured=""
+                "", total=config.num_server_rounds, completed=self._resumed, metrics=""
             )
             self._progress.start()
 
@@ -152,13 +152,13 @@ class RunConsole:
         elif (loss := row.get("test_loss")) is not None:
             parts.append(f"test loss {loss:.4g}")
         parts.append(f"{(number - self._resumed) / max(self._clock() - self._began, 1e-9):.3g} rounds/s")
-        measured = "  ".join(parts)
+        metrics = "  ".join(parts)
         if self._progress is not None:
-            short = measured.replace("train ", "").replace("test ", "")  # the line fits 80 columns
-            self._progress.update(self._task, completed=number, measured=short)
+            short = metrics.replace("train ", "").replace("test ", "")  # the line fits 80 columns
+            self._progress.update(self._task, completed=number, metrics=short)
         elif number == num_server_rounds or number % math.ceil(num_server_rounds / PLAIN_LINES) == 0:
             width = len(str(num_server_rounds))
-            self._console.print(f"round {number:{width}}/{num_server_rounds}  {measured}", markup=False)
+            self._console.print(f"round {number:{width}}/{num_server_rounds}  {metrics}", markup=False)
 
     def _stop(self) -> None:
         if self._progress is not None:

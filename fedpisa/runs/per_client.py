@@ -57,7 +57,7 @@ def evaluate_clients(
 
 
 def table_of(
-    number: int, data: ClientData, measured: Table, trained: tuple[Tensor, Tensor] | None = None
+    number: int, data: ClientData, metrics: Table, trained: tuple[Tensor, Tensor] | None = None
 ) -> Table:
     """Return a round's table.
 
@@ -67,7 +67,7 @@ def table_of(
         The round.
     data
         Whose samples they are.
-    measured
+    metrics
         What `evaluate_clients` returned.
     trained
         Numbers of the round's clients and their training losses, both ``(S,)``; the others have none.
@@ -81,7 +81,7 @@ def table_of(
         "client": np.arange(data.num_clients),
         "num_examples": data.sizes_N,
         "train_loss": train_loss_N,
-        **measured,
+        **metrics,
     }
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from fedpisa.runs.simulation import Simulation
 
 
-def facts_of(simulation: Simulation) -> dict[str, object]:
+def provenance_of(simulation: Simulation) -> dict[str, object]:
     """Return what ``run.json`` says of a run before its first round."""
     packages = ("fedpisa", "flwr", "torch", "torchvision", "numpy", "scikit-learn")
     versions = {"python": platform.python_version()}
@@ -41,7 +41,7 @@ def facts_of(simulation: Simulation) -> dict[str, object]:
         "started": now(),
     }
     about = {"seed": simulation.config.seed, "versions": versions, "machine": machine, **started}
-    return {**about, **simulation.grid.facts}
+    return {**about, **simulation.grid.info}
 
 
 def now() -> str:

@@ -103,7 +103,7 @@ class RunDirectory:
     ...     run = RunDirectory.create(
     ...         Path(temporary) / "run",
     ...         config=RunConfig(),
-    ...         facts={"seed": 0},
+    ...         info={"seed": 0},
     ...         partition=[np.array([0, 2]), np.array([1])],
     ...     )
     ...     run.append({"round": 1, "train_loss": float("inf")})
@@ -119,7 +119,7 @@ class RunDirectory:
         path: str | Path,
         *,
         config: RunConfig,
-        facts: Mapping[str, object],
+        info: Mapping[str, object],
         partition: Sequence[NDArray[np.int64]],
     ) -> RunDirectory:
         """Make the directory with its ``config.toml``, ``run.json`` and ``partition.npz``.
@@ -132,7 +132,7 @@ class RunDirectory:
             The directory; parents are made.
         config
             The resolved configuration.
-        facts
+        info
             What ``run.json`` says besides ``status``: versions, seed, machine, timing.
         partition
             Sample indices of each client.
@@ -143,11 +143,11 @@ class RunDirectory:
             If the directory exists and is not empty.
         """
         run = cls(require_free(path))
-        run.begin(config=config, facts=facts, partition=partition)
+        run.begin(config=config, info=info, partition=partition)
         return run
 
     def begin(
-        self, *, config: RunConfig, facts: Mapping[str, object], partition: Sequence[NDArray[np.int64]]
+        self, *, config: RunConfig, info: Mapping[str, object], partition: Sequence[NDArray[np.int64]]
     ) -> None:
         """Write the files as they are before the first round; see `create`.
 
@@ -155,7 +155,7 @@ class RunDirectory:
         can begin again.
         """
         toml = config.to_toml().encode()
-        about = _json_bytes({"status": "running", **facts})
+        about = _json_bytes({"status": "running", **info})
         arrays = io.BytesIO()
         parts: dict[str, Any] = {str(i): np.asarray(part, dtype=np.int64) for i, part in enumerate(partition)}
         np.savez(arrays, **parts)
@@ -185,7 +185,7 @@ class RunDirectory:
         except OSError as error:
             raise named(error, self.metrics) from error
 
-    def measured(self) -> int:
+    def metrics_bytes(self) -> int:
         """Return the length of ``metrics.jsonl`` in bytes, once they are on the disk."""
         sync(self.metrics)
         return self.metrics.stat().st_size
@@ -199,11 +199,11 @@ class RunDirectory:
         """Replace ``config.toml``."""
         replace_file(self.path / "config.toml", config.to_toml().encode())
 
-    def facts(self) -> dict[str, Any]:
+    def info(self) -> dict[str, Any]:
         """Return what ``run.json`` says; nothing if the run was cut short before there was one."""
         file = self.path / "run.json"
-        facts: dict[str, Any] = json.loads(file.read_bytes()) if file.exists() else {}
-        return facts
+        info: dict[str, Any] = json.loads(file.read_bytes()) if file.exists() else {}
+        return info
 
     def write_clients(self, table: Table) -> None:
         """Write one round's clients into ``clients.parquet``; a round that is there already is replaced."""
@@ -214,9 +214,9 @@ class RunDirectory:
         number = int(table["round"][0])
         replace_file(folder / f"round-{number:06d}.parquet", per_client.to_parquet(table))
 
-    def update(self, **facts: object) -> None:
-        """Change facts of ``run.json``, such as ``status``; the other facts stay."""
-        replace_file(self.path / "run.json", _json_bytes({**self.facts(), **facts}))
+    def update(self, **info: object) -> None:
+        """Change entries of ``run.json``, such as ``status``; the others stay."""
+        replace_file(self.path / "run.json", _json_bytes({**self.info(), **info}))
 
     def write_model(self, parameters: Mapping[str, NDArray[Any]]) -> None:
         """Write the global parameters to ``model.safetensors``; the same arrays give the same bytes."""
@@ -332,7 +332,7 @@ class Result:
 
     def _summary(self) -> dict[str, str]:
         """Return what a reader wants to know first, as text."""
-        facts = {
+        summary = {
             "algorithm": self.config.algorithm,
             "dataset": self.config.dataset,
             "clients": str(self.config.num_clients),
@@ -342,10 +342,10 @@ class Result:
         for column, form in (("test_accuracy", ".2%"), ("test_loss", ".4g"), ("train_loss", ".4g")):
             value = self.last(column)
             if value is not None:
-                facts[column.replace("_", " ")] = format(value, form)
+                summary[column.replace("_", " ")] = format(value, form)
         if self.directory is not None:
-            facts["directory"] = str(self.directory)
-        return facts
+            summary["directory"] = str(self.directory)
+        return summary
 
     def __repr__(self) -> str:
         return f"Result({', '.join(f'{key}: {value}' for key, value in self._summary().items())})"
@@ -462,5 +462,5 @@ def _plain(value: object) -> object:
     return value
 
 
-def _json_bytes(facts: Mapping[str, object]) -> bytes:
-    return (json.dumps(_plain(facts), indent=2, allow_nan=False) + "\n").encode()
+def _json_bytes(info: Mapping[str, object]) -> bytes:
+    return (json.dumps(_plain(info), indent=2, allow_nan=False) + "\n").encode()

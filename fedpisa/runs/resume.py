@@ -103,7 +103,7 @@ def pick(files: RunDirectory, simulation: Simulation) -> Checkpoint | None:
         except ValueError as error:
             log.warning("%s: it is left out", error)
             continue
-        if found.facts["metrics_bytes"] > length:
+        if found.metadata["metrics_bytes"] > length:
             log.warning("%s lacks rounds that %s has: it is left out", files.metrics, file)
             continue
         _require_same(found, files, simulation)
@@ -115,8 +115,8 @@ def pick(files: RunDirectory, simulation: Simulation) -> Checkpoint | None:
 
 def _require_same(found: Checkpoint, files: RunDirectory, simulation: Simulation) -> None:
     config = simulation.config
-    refuse(differences(RunConfig.from_mapping(found.facts["config"]), config))
-    if found.facts["layout"] != simulation.federation.task.layout.fingerprint:
+    refuse(differences(RunConfig.from_mapping(found.metadata["config"]), config))
+    if found.metadata["layout"] != simulation.federation.task.layout.fingerprint:
         raise ValueError(
             f"{config.model} has other parameters than when {files.path} was begun: bring back that model, "
             "or start a new run"

@@ -16,7 +16,7 @@ from fedpisa.config.run import RunConfig, load_config
 from fedpisa.runs.events import Event, RoundFinished, RunFinished, RunStarted, Stopping
 from fedpisa.runs.per_client import Table, require_parquet
 from fedpisa.runs.process import is_own
-from fedpisa.runs.provenance import facts_of, now
+from fedpisa.runs.provenance import now, provenance_of
 from fedpisa.runs.results import Result, Row, RunDirectory, Status, load_result, require_free
 from fedpisa.runs.resume import changed, pick
 from fedpisa.runs.signals import Interrupted, Stop, postponed
@@ -24,7 +24,7 @@ from fedpisa.runs.simulation import Simulation, make_grid
 from fedpisa.runs.tracking import Listener, fan_out
 from fedpisa.storage import checkpoint
 from fedpisa.storage.checkpoint import Checkpoint
-from fedpisa.storage.files import held
+from fedpisa.storage.files import locked
 
 __all__ = [
     "Event",
@@ -110,11 +110,11 @@ def train(
     if config.per_client:
         require_parquet()
     simulation = simulation_of(config)
-    with held(directory):
+    with locked(directory):
         files = RunDirectory.create(
             directory,
             config=simulation.config,
-            facts=facts_of(simulation),
+            info=provenance_of(simulation),
             partition=simulation.federation.partition,
         )
         return _Run(simulation, tell, files).train()
@@ -128,13 +128,13 @@ def _resume(
 ) -> Result:
     if not (directory / "config.toml").is_file():
         raise ValueError(f"{directory} is not a run's directory, it lacks config.toml: name one that is")
-    with held(directory):
+    with locked(directory):
         files = RunDirectory(directory)
         before = load_config(directory / "config.toml")
         after = changed(before, config)
-        facts = files.facts()
+        info = files.info()
         longer = after.num_server_rounds > before.num_server_rounds
-        if facts.get("status") == "diverged" or (facts.get("status") == "finished" and not longer):
+        if info.get("status") == "diverged" or (info.get("status") == "finished" and not longer):
             result = load_result(directory)
             tell(RunFinished(result, before=True))
             return result
@@ -143,21 +143,21 @@ def _resume(
         if found is None:
             files.begin(
                 config=simulation.config,
-                facts=facts_of(simulation),
+                info=provenance_of(simulation),
                 partition=simulation.federation.partition,
             )
             return _Run(simulation, tell, files).train()
         simulation.restore(found.server_round, found.tensors)
-        rows = files.cut(found.facts["metrics_bytes"])
+        rows = files.cut(found.metadata["metrics_bytes"])
         files.write_config(simulation.config)
         again = {
             key: value
-            for key, value in facts_of(simulation).items()
+            for key, value in provenance_of(simulation).items()
             if key in ("versions", "machine", "process")
         }
-        resumed = [*facts.get("resumed", []), {"after_round": found.server_round, "at": now(), **again}]
+        resumed = [*info.get("resumed", []), {"after_round": found.server_round, "at": now(), **again}]
         files.update(status="running", resumed=resumed)
-        return _Run(simulation, tell, files, rows, seconds_before=found.facts["seconds"]).train()
+        return _Run(simulation, tell, files, rows, seconds_before=found.metadata["seconds"]).train()
 
 
 @final
@@ -229,13 +229,13 @@ class _Run:
             self.tables.append(table) if self.files is None else self.files.write_clients(table)
 
     def _keep(self, files: RunDirectory) -> None:
-        facts = {
+        metadata = {
             "config": self.simulation.config.to_mapping(),
             "layout": self.simulation.federation.task.layout.fingerprint,
-            "metrics_bytes": files.measured(),
+            "metrics_bytes": files.metrics_bytes(),
             "seconds": self._seconds(),
         }
-        kept = Checkpoint(self.simulation.server_round, self.simulation.snapshot(), facts)
+        kept = Checkpoint(self.simulation.server_round, self.simulation.snapshot(), metadata)
         checkpoint.write(files.checkpoints, kept)
 
     def _seconds(self) -> float:

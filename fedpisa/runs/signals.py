@@ -35,7 +35,7 @@ class Stop:
 _once = False
 
 
-def heed_once() -> None:
+def ignore_second_signal() -> None:
     """Have this process heed one signal and no second one.
 
     For workers, which are signalled by their parent, and again where the whole group is signalled.

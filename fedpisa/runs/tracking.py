@@ -89,7 +89,7 @@ class Tracker(ABC):
         if isinstance(event, RunStarted):
             self.start(event.config)
         elif isinstance(event, RoundFinished):
-            self.log(int(event.row["round"] or 0), measured(event.row))
+            self.log(int(event.row["round"] or 0), finite_metrics(event.row))
         elif isinstance(event, RunFinished):
             self.finish(event.result.status)
 
@@ -106,12 +106,12 @@ class Tracker(ABC):
         """End with the run; nothing happens if it has ended already, or never began."""
 
 
-def measured(row: Row) -> dict[str, float]:
+def finite_metrics(row: Row) -> dict[str, float]:
     """Return the finite numbers of a round, without its own number.
 
     Examples
     --------
-    >>> measured({"round": 3, "test_loss": 0.5, "train_loss": None, "bytes_up": 7})
+    >>> finite_metrics({"round": 3, "test_loss": 0.5, "train_loss": None, "bytes_up": 7})
     {'test_loss': 0.5, 'bytes_up': 7.0}
     """
     numbers = {name: float(value) for name, value in row.items() if name != "round" and value is not None}

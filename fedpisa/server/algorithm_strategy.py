@@ -74,7 +74,7 @@ class AlgorithmStrategy(ServerStrategy):
                 CONFIG: ConfigRecord({**config, SERVER_ROUND: server_round}),
             }
         )
-        self._asked = frozenset(cohort) if self.admission else frozenset()
+        self._asked = frozenset(cohort) if self.reply_filter else frozenset()
         if not self.algorithm.local_update.incremental:
             return Broadcast(content, cohort)
         return Broadcast(content, cohort, [self._confirmed.get(self._client_of[node], 0) for node in cohort])
@@ -132,7 +132,7 @@ class AlgorithmStrategy(ServerStrategy):
         whole, rows = {}, {}
         for name, value in (self.server or {}).items():
             if client_rows.is_on_disk(value):
-                rows[name] = client_rows.take(value, seen)
+                rows[name] = client_rows.read(value, seen)
             else:
                 whole[name] = value
         return {
@@ -157,10 +157,10 @@ class AlgorithmStrategy(ServerStrategy):
             if value.dim() > 1 and len(value) == len(all_nodes):
                 # The run may go on with less memory than it had.
                 stack = client_rows.zeros(tuple(value.shape), value, self.memory_limit)
-                parts["server"][name] = client_rows.put(stack, all_nodes, value)
+                parts["server"][name] = client_rows.write(stack, all_nodes, value)
         for name, rows_S in parts["rows"].items():
             stack = client_rows.zeros((len(all_nodes), *rows_S.shape[1:]), rows_S, self.memory_limit)
-            parts["server"][name] = client_rows.put(stack, seen, rows_S)
+            parts["server"][name] = client_rows.write(stack, seen, rows_S)
         self.server, self._buffers = parts["server"] or None, parts["buffers"]
         nodes = kept["nodes"].cpu().numpy().view(np.uint64)
         self._client_of = {int(node): number for number, node in enumerate(nodes)}

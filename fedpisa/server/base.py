@@ -19,7 +19,7 @@ from fedpisa.clients.step_sizes import UNSCHEDULED, StepSizeSchedule
 from fedpisa.flower.compat import to_record, to_tensors
 from fedpisa.flower.messages import StackedReplies, stack_replies
 from fedpisa.rng import generator
-from fedpisa.server.reply_filter import Admission
+from fedpisa.server.reply_filter import ReplyFilter
 from fedpisa.storage import client_rows
 from fedpisa.strategies.base import Algorithm, Cohort
 from fedpisa.tasks.layout import ParamLayout
@@ -31,7 +31,7 @@ class Options(TypedDict, total=False):
     fraction_train: float
     seed: int
     device: torch.device | str
-    admission: Admission | None
+    reply_filter: ReplyFilter | None
     memory_limit: int
     schedule: StepSizeSchedule
 
@@ -54,7 +54,7 @@ class ServerStrategy(Strategy, ABC):
         The run's seed; who is sampled depends on it and the round alone.
     device
         Where the server's state lives.
-    admission
+    reply_filter
         Which replies are used; ``None`` trusts all of them, as those of simulated clients can be.
     memory_limit
         Bytes that what is kept of every client may take in memory; see `fedpisa.storage.client_rows`.
@@ -70,7 +70,7 @@ class ServerStrategy(Strategy, ABC):
         fraction_train: float = 1.0,
         seed: int = 0,
         device: torch.device | str = "cpu",
-        admission: Admission | None = None,
+        reply_filter: ReplyFilter | None = None,
         memory_limit: int = client_rows.UNLIMITED,
         schedule: StepSizeSchedule = UNSCHEDULED,
     ) -> None:
@@ -79,7 +79,7 @@ class ServerStrategy(Strategy, ABC):
         self.fraction_train = fraction_train
         self.seed = seed
         self.device = torch.device(device)
-        self.admission = admission
+        self.reply_filter = reply_filter
         self.memory_limit = memory_limit
         self.schedule = schedule
         self.server: Arrays | None = None
@@ -153,9 +153,9 @@ class ServerStrategy(Strategy, ABC):
     ) -> tuple[StackedReplies | None, dict[str, float]]:
         """Return the replies to use, ``None`` if there are none, and columns that count them."""
         counts: dict[str, float] = {}
-        if self.admission is not None:
+        if self.reply_filter is not None:
             update = self.algorithm.local_update
-            replies, counts = self.admission.accepted(
+            replies, counts = self.reply_filter.accepted(
                 replies, asked, server_round, update, down, self._buffers, self.layout
             )
         if isinstance(replies, StackedReplies):

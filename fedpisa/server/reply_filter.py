@@ -12,7 +12,7 @@ from flwr.app import Message
 from fedpisa.clients.base import Arrays, LocalUpdate
 from fedpisa.clients.client import OF_EVERY_CLIENT
 from fedpisa.server.reply_checks import Screen
-from fedpisa.server.reply_spec import outline
+from fedpisa.server.reply_spec import reply_spec
 from fedpisa.strategies.base import norm
 from fedpisa.tasks.layout import ParamLayout
 
@@ -21,7 +21,7 @@ _LOG = getLogger("fedpisa")
 
 @final
 @dataclass(frozen=True)
-class Admission:
+class ReplyFilter:
     """Drop what is not a valid reply of somebody who was asked; with too few of the others a round is void.
 
     Parameters
@@ -62,7 +62,7 @@ class Admission:
         layout
             The module's parameters.
         """
-        wanted = outline(update, server_round, down, layout)
+        wanted = reply_spec(update, server_round, down, layout)
         screen = Screen(
             server_round,
             {**wanted.upload, **{name: tuple(value.shape) for name, value in buffers.items()}},

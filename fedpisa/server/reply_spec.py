@@ -19,7 +19,7 @@ from fedpisa.tasks.layout import ParamLayout
 
 @final
 @dataclass(frozen=True)
-class Outline:
+class ReplySpec:
     """Names and shapes of a reply.
 
     Parameters
@@ -34,8 +34,8 @@ class Outline:
     metrics: frozenset[str]
 
 
-def outline(update: LocalUpdate, server_round: int, down: Arrays, layout: ParamLayout) -> Outline:
-    """Return the outline of a client's upload in a round.
+def reply_spec(update: LocalUpdate, server_round: int, down: Arrays, layout: ParamLayout) -> ReplySpec:
+    """Return the reply_spec of a client's upload in a round.
 
     The update is run for one step on tensors that have a shape and no content.
 
@@ -54,7 +54,7 @@ def outline(update: LocalUpdate, server_round: int, down: Arrays, layout: ParamL
     --------
     >>> from fedpisa.clients.sgd import LocalSGDUpdate
     >>> layout = ParamLayout.of([("weight", torch.zeros(3))])
-    >>> outline(LocalSGDUpdate(), 1, {"params": torch.zeros(3)}, layout).upload
+    >>> reply_spec(LocalSGDUpdate(), 1, {"params": torch.zeros(3)}, layout).upload
     {'params': (3,)}
     """
     update = update.at_round(server_round)
@@ -65,7 +65,7 @@ def outline(update: LocalUpdate, server_round: int, down: Arrays, layout: ParamL
     work = update.step(NoGradient(layout), down, state, update.start(down, state), batch)
     outcome = update.finish(down, state, work)
     shapes = {name: tuple(value.shape) for name, value in outcome.upload.items()}
-    return Outline(shapes, frozenset(outcome.metrics))
+    return ReplySpec(shapes, frozenset(outcome.metrics))
 
 
 @final

@@ -24,7 +24,7 @@ from fedpisa.flower.compat import to_record
 from fedpisa.server.algorithm_strategy import AlgorithmStrategy
 from fedpisa.server.base import cohort_size
 from fedpisa.server.flower_strategy import FlowerStrategy
-from fedpisa.server.reply_filter import Admission
+from fedpisa.server.reply_filter import ReplyFilter
 from fedpisa.simulation.faults import Faults
 from fedpisa.strategies.base import Algorithm
 from fedpisa.strategies.schedules import factors, schedule_of
@@ -104,9 +104,9 @@ class Federation:
             "fraction_train": self.config.fraction_train,
             "seed": self.config.seed,
             "device": self.device,
-            "admission": None
+            "reply_filter": None
             if trusting
-            else Admission(self.config.max_upload_norm, self.config.min_replies),
+            else ReplyFilter(self.config.max_upload_norm, self.config.min_replies),
             "memory_limit": self.config.state_memory,
             "schedule": self.schedule,
         }

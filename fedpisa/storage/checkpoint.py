@@ -1,6 +1,6 @@
-"""Checkpoints: named tensors and facts in one file that is either whole or recognised as damaged.
+"""Checkpoints: named tensors and metadata in one file that is either whole or recognised as damaged.
 
-A checkpoint is a safetensors file whose metadata holds the facts as JSON, and whose name holds the round and a
+A checkpoint is a safetensors file whose metadata holds the metadata as JSON, and whose name holds the round and a
 digest of every byte, ``round-20-<digest>.safetensors``. It is written under another name, synchronised and
 renamed; the last two are kept, so that one that went bad is not the end, and the last one once the run has ended.
 """
@@ -37,13 +37,13 @@ class Checkpoint:
         The last round that is in it.
     tensors
         Everything that changes from round to round.
-    facts
+    metadata
         What JSON can say.
     """
 
     server_round: int
     tensors: Mapping[str, Tensor]
-    facts: Mapping[str, Any]
+    metadata: Mapping[str, Any]
 
 
 def write(directory: Path, checkpoint: Checkpoint) -> Path:
@@ -67,7 +67,7 @@ def write(directory: Path, checkpoint: Checkpoint) -> Path:
         "format": FORMAT,
         "round": checkpoint.server_round,
         "names": list(checkpoint.tensors),  # a file sorts them
-        "facts": dict(checkpoint.facts),
+        "facts": dict(checkpoint.metadata),
     }
     content = encode(checkpoint.tensors, about)
     directory.mkdir(exist_ok=True)

@@ -1,6 +1,6 @@
 """A row for every client: in memory while all of them fit, beyond it in a file.
 
-In memory a stack is any tensor ``(N, ...)``; in a file it is an `OnDisk`, a tensor without numbers. `take` and `put`
+In memory a stack is any tensor ``(N, ...)``; in a file it is an `OnDisk`, a tensor without numbers. `read` and `write`
 read and write rows of either. A client that never wrote has a row of zeros, which takes no room in a file.
 """
 
@@ -23,13 +23,13 @@ _LONG: Final = 2**15
 _SAID_OF_ANY: Final = {"__get__", "__len__", "__hash__", "dim", "size", "numel", "element_size"}
 """What a tensor answers without its numbers; ``__get__`` are its attributes."""
 _NO_NUMBERS: Final = (
-    "clients' vectors are in a file: use client_rows.take and put for its rows, or raise state-memory"
+    "clients' vectors are in a file: use client_rows.read and put for its rows, or raise state-memory"
 )
 
 
 @final
 class OnDisk(Tensor):
-    """A stack in a file: it has a shape and a type, and `take` and `put` know its numbers.
+    """A stack in a file: it has a shape and a type, and `read` and `write` know its numbers.
 
     Raises
     ------
@@ -43,7 +43,7 @@ class OnDisk(Tensor):
     (OnDisk((3, 2), torch.float32), torch.Size([3, 2]))
     >>> stack[0]
     Traceback (most recent call last):
-    ValueError: clients' vectors are in a file: use client_rows.take and put for its rows, or raise state-memory
+    ValueError: clients' vectors are in a file: use client_rows.read and put for its rows, or raise state-memory
     """
 
     file: RowFile
@@ -74,7 +74,7 @@ def zeros(shape: tuple[int, ...], like: Tensor, limit: int = UNLIMITED) -> Tenso
     Examples
     --------
     >>> here, there = (zeros((3, 2), torch.ones(()), limit) for limit in (24, 23))
-    >>> is_on_disk(here), is_on_disk(there), take(there, torch.tensor([2]))
+    >>> is_on_disk(here), is_on_disk(there), read(there, torch.tensor([2]))
     (False, True, tensor([[0., 0.]]))
     """
     size = math.prod(shape) * like.element_size()
@@ -102,10 +102,10 @@ def grown(stack: Tensor, length: int, limit: int = UNLIMITED) -> Tensor:
         stack.file.grow(length)
         return OnDisk.of(stack.file, (length, *stack.shape[1:]), stack.dtype)
     longer = zeros((length, *stack.shape[1:]), stack, limit if stack.dim() > 1 else UNLIMITED)
-    return put(longer, torch.arange(len(stack), device=stack.device), stack)
+    return write(longer, torch.arange(len(stack), device=stack.device), stack)
 
 
-def take(stack: Tensor, ids_S: Tensor) -> Tensor:
+def read(stack: Tensor, ids_S: Tensor) -> Tensor:
     """Return copies of rows, on the device of ``ids_S``."""
     if not isinstance(stack, OnDisk):
         return stack.index_select(0, ids_S)
@@ -114,7 +114,7 @@ def take(stack: Tensor, ids_S: Tensor) -> Tensor:
     return rows_S.to(ids_S.device)
 
 
-def put(stack: Tensor, ids_S: Tensor, rows_S: Tensor) -> Tensor:
+def write(stack: Tensor, ids_S: Tensor, rows_S: Tensor) -> Tensor:
     """Write rows, and return the stack.
 
     Into a file they are written meanwhile: until the next call with this stack they must stay as they are.
@@ -162,10 +162,10 @@ def sum_of_rows(weights_S: Tensor, stack: Tensor, ids_S: Tensor) -> Tensor:
     total_P = torch.zeros(stack.shape[1:], dtype=torch.float64, device=weights_S.device)
     for weights_B, ids_B in zip(torch.split(weights_S, ROWS), torch.split(ids_S, ROWS), strict=True):
         if not _one_by_one(stack, ids_S.device):
-            total_P += weights_B.double() @ take(stack, ids_B).double()
+            total_P += weights_B.double() @ read(stack, ids_B).double()
             continue
         # From memory a row is lent, not copied.
-        rows_BP = take(stack, ids_B) if is_on_disk(stack) else [stack[i] for i in ids_B.tolist()]
+        rows_BP = read(stack, ids_B) if is_on_disk(stack) else [stack[i] for i in ids_B.tolist()]
         for weight, row_P in zip(weights_B.tolist(), rows_BP, strict=True):
             total_P.add_(row_P, alpha=weight)
     return total_P

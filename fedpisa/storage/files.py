@@ -70,7 +70,7 @@ def is_leftover(name: str) -> bool:
 
 
 @contextmanager
-def held(directory: Path, *, wait: bool = False) -> Iterator[None]:
+def locked(directory: Path, *, wait: bool = False) -> Iterator[None]:
     """Make a directory, and keep other processes from writing to it until the block ends or this process does.
 
     Parameters
@@ -88,8 +88,8 @@ def held(directory: Path, *, wait: bool = False) -> Iterator[None]:
     Examples
     --------
     >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder, held(Path(folder)):
-    ...     with held(Path(folder)):
+    >>> with tempfile.TemporaryDirectory() as folder, locked(Path(folder)):
+    ...     with locked(Path(folder)):
     ...         pass
     Traceback (most recent call last):
         ...

@@ -19,11 +19,11 @@ from fedpisa.strategies.base import (
     ClientStates,
     Cohort,
     Objective,
-    counts,
+    client_mass,
     norm,
     remember,
     shares,
-    sum_of_everybody,
+    sum_over_clients,
     weighted_mean,
 )
 from fedpisa.strategies.primaldual import PrimalDual
@@ -76,9 +76,9 @@ class ConsensusADMM(PrimalDual, ABC):
 
     def _with_the_absent(self, server: Arrays, z_SP: Tensor, sigma_S: Tensor, cohort: Cohort) -> Arrays:
         """Solve (2.9) over the clients seen so far, by a sum that moves with the cohort's terms."""
-        sum_P, memory = sum_of_everybody(server, z_SP, sigma_S, "sigma", self.weighting, cohort)
-        counts_N = counts(memory["num-examples"], self.weighting)
-        consensus_P = sum_P / (counts_N @ memory["sigma"] + counts_N.sum() * self.lambda_)
+        sum_P, memory = sum_over_clients(server, z_SP, sigma_S, "sigma", self.weighting, cohort)
+        mass_N = client_mass(memory["num-examples"], self.weighting)
+        consensus_P = sum_P / (mass_N @ memory["sigma"] + mass_N.sum() * self.lambda_)
         return {"params": consensus_P.to(z_SP.dtype), **memory}
 
     def diagnostics(
@@ -113,7 +113,7 @@ class ConsensusADMM(PrimalDual, ABC):
             dual_P = state["dual"] if state is not None and seen else torch.zeros_like(w_P)
             sigma = float(server["sigma"][client_id])
             id_1 = torch.tensor([client_id], device=w_P.device)
-            local_P = client_rows.take(server["z"], id_1)[0] - dual_P / sigma if seen else w_P
+            local_P = client_rows.read(server["z"], id_1)[0] - dual_P / sigma if seen else w_P
             drift_P = local_P - w_P
             loss = objective.client_loss(client_id, local_P) + mu / 2 * norm(local_P) ** 2
             total += alpha * (loss + float(dual_P @ drift_P) + sigma / 2 * norm(drift_P) ** 2)

@@ -179,23 +179,23 @@ def norm(vector_P: Tensor) -> float:
 
 
 def shares(num_examples_N: Tensor, weighting: Weighting) -> Tensor:
-    """Return clients' weights ``alpha`` ``(N,)``: `counts`, normalised.
+    """Return clients' weights ``alpha`` ``(N,)``: `client_mass`, normalised.
 
     Examples
     --------
     >>> shares(torch.tensor([5.0, 0.0, 15.0]), "num-examples")
     tensor([0.2500, 0.0000, 0.7500])
     """
-    counts_N = counts(num_examples_N, weighting)
-    return counts_N / counts_N.sum()
+    mass_N = client_mass(num_examples_N, weighting)
+    return mass_N / mass_N.sum()
 
 
-def counts(num_examples_N: Tensor, weighting: Weighting) -> Tensor:
+def client_mass(num_examples_N: Tensor, weighting: Weighting) -> Tensor:
     """Return what clients count ``(N,)``: ``n_i`` or 1, and 0 for one that was never seen (``n_i = 0``).
 
     Examples
     --------
-    >>> counts(torch.tensor([5.0, 0.0, 2.0]), "uniform")
+    >>> client_mass(torch.tensor([5.0, 0.0, 2.0]), "uniform")
     tensor([1., 0., 1.])
     """
     if weighting == "num-examples":
@@ -203,23 +203,23 @@ def counts(num_examples_N: Tensor, weighting: Weighting) -> Tensor:
     return (num_examples_N > 0).to(num_examples_N.dtype)
 
 
-def total(num_examples_N: Tensor, weighting: Weighting) -> float:
+def total_mass(num_examples_N: Tensor, weighting: Weighting) -> float:
     """Return what all clients count together, those not seen yet (``n_i = 0``) taken to be like the others.
 
     Examples
     --------
-    >>> total(torch.tensor([5.0, 0.0, 15.0]), "num-examples")
+    >>> total_mass(torch.tensor([5.0, 0.0, 15.0]), "num-examples")
     30.0
     """
-    counts_N = counts(num_examples_N, weighting)
-    return float(counts_N.sum()) * len(counts_N) / max(int((counts_N > 0).sum()), 1)
+    mass_N = client_mass(num_examples_N, weighting)
+    return float(mass_N.sum()) * len(mass_N) / max(int((mass_N > 0).sum()), 1)
 
 
 def remember(server: Arrays, rows_S: Mapping[str, Tensor], cohort: Cohort) -> Arrays:
     """Return the server's memory of all clients, first axis ``N``, with the cohort's rows written into it.
 
     A client that was not seen yet has zeros; the memory grows when clients join. Where it is in a file, its rows are
-    read by `fedpisa.storage.client_rows.take`, and those given here must stay as they are: they are written meanwhile.
+    read by `fedpisa.storage.client_rows.read`, and those given here must stay as they are: they are written meanwhile.
 
     Examples
     --------
@@ -229,7 +229,7 @@ def remember(server: Arrays, rows_S: Mapping[str, Tensor], cohort: Cohort) -> Ar
     {'num-examples': tensor([0., 0., 7.])}
     """
     return {
-        name: client_rows.put(
+        name: client_rows.write(
             client_rows.grown(server.get(name, row_S[:0]), cohort.num_clients, cohort.memory_limit),
             cohort.ids_S,
             row_S,
@@ -238,7 +238,7 @@ def remember(server: Arrays, rows_S: Mapping[str, Tensor], cohort: Cohort) -> Ar
     }
 
 
-def moved_sum(
+def incremental_sum(
     server: Arrays, rows_SP: Tensor, weights_S: Tensor, name: str, weights_N: Tensor, cohort: Cohort
 ) -> Tensor:
     """Return ``sum_i weights_i row_i`` ``(P,)``, float64, over all clients, from that of the round before.
@@ -264,7 +264,7 @@ def moved_sum(
     --------
     >>> layout = ParamLayout((), (), ())
     >>> cohort, server = Cohort(torch.tensor([1]), torch.ones(1), 2, 2, layout), {"z": torch.tensor([[3.0], [4.0]])}
-    >>> moved_sum(server, torch.tensor([[5.0]]), torch.tensor([2.0]), "z", torch.tensor([1.0, 2.0]), cohort)
+    >>> incremental_sum(server, torch.tensor([[5.0]]), torch.tensor([2.0]), "z", torch.tensor([1.0, 2.0]), cohort)
     tensor([13.], dtype=torch.float64)
     """
     new_P = client_rows.sum_of_rows(weights_S, rows_SP, torch.arange(len(rows_SP), device=rows_SP.device))
@@ -277,13 +277,13 @@ def moved_sum(
     return all_P - old_P + new_P
 
 
-def sum_of_everybody(
+def sum_over_clients(
     server: Arrays, z_SP: Tensor, sigma_S: Tensor, name: str, weighting: Weighting, cohort: Cohort
 ) -> tuple[Tensor, Arrays]:
     """Return ``sum_i n_i sigma_i z_i`` ``(P,)``, float64, over all clients seen so far, and the memory of them.
 
     The memory has ``z`` ``(N, P)``, ``name`` ``sigma_i`` and ``num-examples`` ``n_i`` ``(N,)``, and, unless all clients
-    replied, the ``sum``, from which that of the next round is made; see `moved_sum`.
+    replied, the ``sum``, from which that of the next round is made; see `incremental_sum`.
 
     Parameters
     ----------
@@ -302,7 +302,7 @@ def sum_of_everybody(
     before = {
         key: client_rows.grown(server.get(key, n_S[:0]), cohort.num_clients) for key in (name, "num-examples")
     }
-    old_N = counts(before["num-examples"], weighting) * before[name]
-    sum_P = moved_sum(server, z_SP, counts(n_S, weighting) * sigma_S, "z", old_N, cohort)
+    old_N = client_mass(before["num-examples"], weighting) * before[name]
+    sum_P = incremental_sum(server, z_SP, client_mass(n_S, weighting) * sigma_S, "z", old_N, cohort)
     memory = remember({**server, **before}, {"z": z_SP, name: sigma_S, "num-examples": n_S}, cohort)
     return sum_P, dict(memory) if cohort.is_full else {**memory, "sum": sum_P}

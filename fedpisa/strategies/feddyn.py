@@ -7,7 +7,7 @@ from typing import final
 
 from fedpisa.clients.base import Arrays
 from fedpisa.clients.feddyn import FedDynUpdate
-from fedpisa.strategies.base import Cohort, counts, remember, total, weighted_mean
+from fedpisa.strategies.base import Cohort, client_mass, remember, total_mass, weighted_mean
 from fedpisa.strategies.primaldual import PrimalDual
 
 
@@ -60,10 +60,10 @@ class FedDyn(PrimalDual):
         v_SP, w_P, n_S = uploads_S["params"], server["params"], cohort.num_examples_S
         sigma = self.local_update.sigma_at(cohort.server_round)
         # Before the memory grows: what the kept mean was divided by.
-        before = total(server.get("num-examples", n_S[:0]), self.weighting)
+        before = total_mass(server.get("num-examples", n_S[:0]), self.weighting)
         memory = remember(server, {"num-examples": n_S}, cohort)
-        change_P = sigma * weighted_mean(counts(n_S, self.weighting), v_SP - w_P)
+        change_P = sigma * weighted_mean(client_mass(n_S, self.weighting), v_SP - w_P)
         sum_P = before * server["dual"] + change_P if before else change_P
-        dual_P = sum_P / total(memory["num-examples"], self.weighting)
+        dual_P = sum_P / total_mass(memory["num-examples"], self.weighting)
         z_P = weighted_mean(self.weights(cohort), v_SP) + dual_P / sigma
         return {"params": self.shrunk(z_P, cohort.server_round), "dual": dual_P, **memory}

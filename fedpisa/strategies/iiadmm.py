@@ -55,6 +55,6 @@ class IIADMM(ConsensusADMM):
         """Move the cohort's duals, and solve (2.9)."""
         local_SP, sigma = uploads_S["params"], self.local_update.sigma_at(cohort.server_round)
         dual_NP = client_rows.grown(server.get("dual", local_SP[:0]), cohort.num_clients, cohort.memory_limit)
-        dual_SP = client_rows.take(dual_NP, cohort.ids_S) + sigma * (local_SP - server["params"])
+        dual_SP = client_rows.read(dual_NP, cohort.ids_S) + sigma * (local_SP - server["params"])
         after = super().step(server, {"z": local_SP + dual_SP / sigma}, cohort)
-        return {**after, "dual": client_rows.put(dual_NP, cohort.ids_S, dual_SP)}
+        return {**after, "dual": client_rows.write(dual_NP, cohort.ids_S, dual_SP)}

@@ -21,7 +21,7 @@ from fedpisa.strategies.base import (
     ClientStates,
     Cohort,
     Weighting,
-    counts,
+    client_mass,
     norm,
     shares,
     weighted_mean,
@@ -115,9 +115,9 @@ class TrackedConsensus(PrimalDual, ABC):
 
     def step(self, server: Arrays, uploads_S: Arrays, cohort: Cohort) -> Arrays:
         """Move the mean by the round's changes."""
-        change_SP, n_S = uploads_S["change"], counts(cohort.num_examples_S, self.weighting)
+        change_SP, n_S = uploads_S["change"], client_mass(cohort.num_examples_S, self.weighting)
         known_N = client_rows.grown(server.get("num-examples", cohort.num_examples_S[:0]), cohort.num_clients)
-        mass = float(counts(known_N, self.weighting).sum())
+        mass = float(client_mass(known_N, self.weighting).sum())
         joined = float(n_S[known_N[cohort.ids_S] == 0].sum())
         mean_P = (
             (mass * server["mean"] if mass else 0) + joined * server["params"] + weighted_mean(n_S, change_SP)

@@ -11,7 +11,7 @@ from torch import Tensor
 from fedpisa.clients.base import Arrays
 from fedpisa.clients.scaffnew import ScaffnewUpdate
 from fedpisa.strategies.averaging import LocalTraining
-from fedpisa.strategies.base import Cohort, Weighting, counts, shares, sum_of_everybody, weighted_mean
+from fedpisa.strategies.base import Cohort, Weighting, client_mass, shares, sum_over_clients, weighted_mean
 
 
 @final
@@ -86,6 +86,6 @@ class Scaffnew(LocalTraining):
             return {"params": weighted_mean(self.weights(cohort), uploads_S["z"])}
         stiffness_S = torch.full_like(cohort.num_examples_S, self.local_update.stiffness)
         z_SP = uploads_S["z"]
-        sum_P, memory = sum_of_everybody(server, z_SP, stiffness_S, "stiffness", self.weighting, cohort)
-        total = counts(memory["num-examples"], self.weighting) @ memory["stiffness"]
+        sum_P, memory = sum_over_clients(server, z_SP, stiffness_S, "stiffness", self.weighting, cohort)
+        total = client_mass(memory["num-examples"], self.weighting) @ memory["stiffness"]
         return {"params": (sum_P / total).to(z_SP.dtype), **memory}

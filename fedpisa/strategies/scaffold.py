@@ -11,7 +11,15 @@ from torch import Tensor
 from fedpisa.clients.base import Arrays
 from fedpisa.clients.scaffold import ScaffoldUpdate
 from fedpisa.strategies.averaging import LocalTraining
-from fedpisa.strategies.base import Cohort, Weighting, counts, remember, shares, total, weighted_mean
+from fedpisa.strategies.base import (
+    Cohort,
+    Weighting,
+    client_mass,
+    remember,
+    shares,
+    total_mass,
+    weighted_mean,
+)
 from fedpisa.tasks.layout import ParamLayout
 from fedpisa.typing import StepSize
 
@@ -88,12 +96,12 @@ class Scaffold(LocalTraining):
         w_P, c_P = server["params"], server["control"]
         drift_SP = uploads_S["drift"]
         n_S = cohort.num_examples_S
-        before = total(server.get("num-examples", n_S[:0]), self.weighting)
+        before = total_mass(server.get("num-examples", n_S[:0]), self.weighting)
         memory = remember(server, {"num-examples": n_S}, cohort)
-        counts_S = counts(n_S, self.weighting)
-        change_P = -weighted_mean(counts_S / uploads_S["length"], drift_SP) - float(counts_S.sum()) * c_P
+        mass_S = client_mass(n_S, self.weighting)
+        change_P = -weighted_mean(mass_S / uploads_S["length"], drift_SP) - float(mass_S.sum()) * c_P
         return {
             "params": w_P + self.server_learning_rate * weighted_mean(self.weights(cohort), drift_SP),
-            "control": (before * c_P + change_P) / total(memory["num-examples"], self.weighting),
+            "control": (before * c_P + change_P) / total_mass(memory["num-examples"], self.weighting),
             **memory,
         }

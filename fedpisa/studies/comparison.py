@@ -15,9 +15,9 @@ from fedpisa.config.run import load_config
 from fedpisa.runs.resume import differences
 from fedpisa.runs.signals import Interrupted
 from fedpisa.simulation.federation import build_algorithm, build_schedule, load_dataset
-from fedpisa.storage.files import held, replace_file
+from fedpisa.storage.files import locked, replace_file
 from fedpisa.studies.study import STUDY_FILE, Study, StudyResult, StudyRun, load_study, read_study
-from fedpisa.studies.workers import Progress, Task, carry_out, share_out, standing
+from fedpisa.studies.workers import Progress, Task, run_task, share_out, standing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -68,7 +68,7 @@ def compare(
     directory = Path("studies") / name if out is None else Path(out)
     runs = study.runs()
     check(runs)
-    with held(directory, wait=True):
+    with locked(directory, wait=True):
         _require_same(runs, directory)
         if not (directory / STUDY_FILE).exists() or (directory / STUDY_FILE).read_bytes() != content:
             replace_file(directory / STUDY_FILE, content)
@@ -91,7 +91,7 @@ def compare(
             left = [task for task in tasks if stands[task.number].state == wanted]
             if left and signum is None:
                 signum = share_out(left, jobs, note) if jobs > 1 else _one_by_one(left, note)
-    with held(directory, wait=True):
+    with locked(directory, wait=True):
         table = summary(load_study(directory))
         replace_file(directory / "summary.csv", table.to_csv(index=False).encode())
     if signum is not None and any(stand.state in ("waiting", "interrupted") for stand in stands):
@@ -145,7 +145,7 @@ def _few(texts: Sequence[str]) -> str:
 def _one_by_one(tasks: Sequence[Task], note: Callable[[Progress], None]) -> int | None:
     """Carry out runs in this process; return the signal that ended it, if one did."""
     for task in tasks:
-        progress = carry_out(task, note)
+        progress = run_task(task, note)
         note(progress)
         if progress.state == "interrupted":
             return progress.signum
@@ -196,7 +196,7 @@ def _row(group: Sequence[StudyResult], accuracy: bool) -> dict[str, Any]:
         ],
         "rounds_to_target": numbers,
     }
-    for name, measured in values.items():
-        series = pd.Series(measured, dtype="float64")
+    for name, by_run in values.items():
+        series = pd.Series(by_run, dtype="float64")
         row |= {f"{name}_mean": series.mean(), f"{name}_std": series.std()}
     return {**row, "reached": len(numbers)}

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, TypeVar, final
 
-from fedpisa.runs.signals import Stop, heed_once, postponed
+from fedpisa.runs.signals import Stop, ignore_second_signal, postponed
 
 CONTEXT: multiprocessing.context.SpawnContext | multiprocessing.context.ForkContext
 CONTEXT = multiprocessing.get_context("spawn")
@@ -24,7 +24,7 @@ class Worker:
     Parameters
     ----------
     work
-        What the process does; it is given the other end of the pipe, and calls `heed_the_parent` first.
+        What the process does; it is given the other end of the pipe, and calls `become_worker` first.
     arguments
         What else it is given, before the pipe.
     """
@@ -122,7 +122,7 @@ class Pool(Generic[W]):
 def _for_children() -> Iterator[None]:
     """Have processes begin with one thread, and deaf to Ctrl-C: that is the parent's, who tells them by SIGTERM.
 
-    That one waits until they `heed_the_parent`.
+    That one waits until they `become_worker`.
     """
     variables = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     before = {name: os.environ.get(name) for name in variables}
@@ -142,9 +142,9 @@ def _for_children() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def heed_the_parent() -> None:
+def become_worker() -> None:
     """Begin to be a worker, which ends by SIGTERM, in a run after its round."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # forked, it has its parent's handler, which only notes it
-    heed_once()
+    ignore_second_signal()
     if os.name == "posix":
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})

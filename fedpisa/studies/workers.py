@@ -17,7 +17,7 @@ from fedpisa.runs.events import Event, RoundFinished, RunStarted, Stopping
 from fedpisa.runs.process import own_process
 from fedpisa.runs.results import Result, RunDirectory, load_result
 from fedpisa.storage.files import InUseError, OccupiedError
-from fedpisa.studies.pool import Pool, Worker, heed_the_parent
+from fedpisa.studies.pool import Pool, Worker, become_worker
 
 State = Literal[
     "waiting", "running", "stopping", "finished", "diverged", "failed", "interrupted", "elsewhere"
@@ -66,7 +66,7 @@ class Progress:
 def standing(task: Task) -> Progress:
     """Return where a run stands before anything is done: ended, or ``waiting``."""
     path = Path(task.path)
-    status = RunDirectory(path).facts().get("status")
+    status = RunDirectory(path).info().get("status")
     if status in ("finished", "diverged"):
         rounds = load_config(path / "config.toml").num_server_rounds
         if status == "diverged" or rounds >= RunConfig.from_mapping(task.keys).num_server_rounds:
@@ -74,7 +74,7 @@ def standing(task: Task) -> Progress:
     return Progress(task.number, "waiting")
 
 
-def carry_out(task: Task, tell: Callable[[Progress], None]) -> Progress:
+def run_task(task: Task, tell: Callable[[Progress], None]) -> Progress:
     """Begin a run, or go on with it, and return how it ended; an error is one of the ways."""
     stand = Progress(task.number, "running")
 
@@ -83,8 +83,8 @@ def carry_out(task: Task, tell: Callable[[Progress], None]) -> Progress:
         if isinstance(event, RunStarted):
             stand = replace(stand, server_round=event.resumed or 0)
         elif isinstance(event, RoundFinished):
-            measured = event.row.get("test_accuracy")
-            accuracy = stand.accuracy if measured is None else float(measured)
+            reached = event.row.get("test_accuracy")
+            accuracy = stand.accuracy if reached is None else float(reached)
             stand = replace(stand, server_round=int(event.row["round"] or 0), accuracy=accuracy)
         elif isinstance(event, Stopping):
             stand = replace(stand, state="stopping")
@@ -199,7 +199,7 @@ def _hear(worker: _Worker, progress: Progress | None, pool: Pool[_Worker], waiti
 @own_process()
 def _work(pipe: Connection) -> None:
     """Be a worker, until there is no more to do or the parent is gone."""
-    heed_the_parent()
+    become_worker()
     import torch
 
     torch.set_num_threads(1)
@@ -217,4 +217,4 @@ def _work(pipe: Connection) -> None:
 
     with suppress(EOFError):
         while not gone and (task := pipe.recv()):
-            tell(carry_out(task, tell))
+            tell(run_task(task, tell))

@@ -33,14 +33,14 @@ def sample_losses(loss: Loss, outputs: Tensor, y_B: Tensor) -> Tensor:
     return 0.5 * (outputs - y_B) ** 2
 
 
-def losses_and_slopes(loss: Loss, outputs_SFB: Tensor, y_SB: Tensor) -> tuple[Tensor, Tensor]:
+def losses_and_gradients(loss: Loss, outputs_SFB: Tensor, y_SB: Tensor) -> tuple[Tensor, Tensor]:
     r"""Return `sample_losses` ``(S, B)`` and their derivatives by the outputs ``(S, F, B)``.
 
     ``cross-entropy``: ``softmax(o) - e_y``; ``binary``: ``sigmoid(o) - y``; ``half-squared-error``: ``o - y``.
 
     Examples
     --------
-    >>> losses_and_slopes("half-squared-error", torch.tensor([[[3.0, 1.0]]]), torch.tensor([[1.0, 1.0]]))
+    >>> losses_and_gradients("half-squared-error", torch.tensor([[[3.0, 1.0]]]), torch.tensor([[1.0, 1.0]]))
     (tensor([[2., 0.]]), tensor([[[2., 0.]]]))
     """
     if loss == "cross-entropy":

@@ -200,7 +200,7 @@ class Plan:
         return config.num_server_rounds * len(self.settings.seeds)
 
     @cached_property
-    def facts(self) -> Mapping[PurePosixPath, Mapping[str, str]]:
+    def fingerprint(self) -> Mapping[PurePosixPath, Mapping[str, str]]:
         """By subject, all that its trials depend on; ``trials`` itself may grow."""
         of_all = {
             f"[tune] {key.replace('_', '-')}": components.show(value)

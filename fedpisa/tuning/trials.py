@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, final
 
 from fedpisa import components
 from fedpisa.rng import stream_key
-from fedpisa.storage.files import LOCK, InUseError, held
+from fedpisa.storage.files import LOCK, InUseError, locked
 from fedpisa.tuning.metric import Metric, maximized
 from fedpisa.tuning.plan import Plan, Subject
 
@@ -131,26 +131,26 @@ class Trials:
         require_optuna()
         self._plan = plan
         self._directory = directory
-        self._held = ExitStack()
+        self._locks = ExitStack()
         self._me = directory / WORKERS / f"{os.getpid()}-{time.time_ns()}"
-        with held(directory, wait=True), _database_errors():
+        with locked(directory, wait=True), _database_errors():
             self._studies = self._open()
 
     def __enter__(self) -> Trials:
-        self._held.enter_context(held(self._me))
+        self._locks.enter_context(locked(self._me))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._held.close()
+        self._locks.close()
         _forget(self._me)
         with suppress(OSError):  # as long as others work it is not empty
             self._me.parent.rmdir()
 
     def claim(self) -> Claim | None:
         """Return a trial of the subject that has the fewest, ``None`` if the budget has been given out."""
-        with held(self._directory, wait=True), _database_errors():
+        with locked(self._directory, wait=True), _database_errors():
             given_out = []
             for study in self._studies:
                 self._fail_lost(study)
@@ -167,13 +167,13 @@ class Trials:
 
     def of(self, subject: Subject) -> list[Trial]:
         """Return a subject's trials in the order of their index; those that were lost are left out."""
-        with held(self._directory, wait=True), _database_errors():
+        with locked(self._directory, wait=True), _database_errors():
             return self._of(subject)
 
     @contextmanager
     def standing_still(self) -> Iterator[list[list[Trial]]]:
         """Yield the trials of all subjects; until the block ends no process begins another one, or is in here."""
-        with held(self._directory, wait=True):
+        with locked(self._directory, wait=True):
             with _database_errors():
                 found = [self._of(subject) for subject in self._plan.subjects]
             yield found
@@ -201,7 +201,7 @@ class Trials:
         )
         directions = optuna.study.StudyDirection
         self._engine = storage.engine
-        self._held.callback(self.disconnect)
+        self._locks.callback(self.disconnect)
         direction = directions.MAXIMIZE if maximized(self._plan.metric) else directions.MINIMIZE
         studies = []
         for subject in self._plan.subjects:
@@ -217,7 +217,7 @@ class Trials:
         return studies
 
     def _require_same(self, study: optuna.Study, subject: Subject) -> None:
-        now = dict(self._plan.facts[subject.path])
+        now = dict(self._plan.fingerprint[subject.path])
         before = study.user_attrs.get("plan")
         if before is None:
             study.set_user_attr("plan", now)
@@ -286,7 +286,7 @@ class Trials:
         if not path.exists():
             return False
         try:
-            with held(path):
+            with locked(path):
                 pass
         except InUseError:
             return True

@@ -18,10 +18,10 @@ from fedpisa.components import one_line
 from fedpisa.runs.process import own_process
 from fedpisa.runs.results import Row
 from fedpisa.runs.signals import Interrupted, postponed
-from fedpisa.studies.pool import Pool, Worker, heed_the_parent
+from fedpisa.studies.pool import Pool, Worker, become_worker
 from fedpisa.tuning.metric import column_of, measure, worst
-from fedpisa.tuning.outcome import is_complete, write_outcome
 from fedpisa.tuning.plan import Plan, Subject, read_plan
+from fedpisa.tuning.results import is_complete, write_results
 from fedpisa.tuning.trials import Claim, DatabaseError, State, Trial, Trials, best_of
 
 
@@ -143,7 +143,7 @@ def tune(
                 signum = _share_out(plan, directory, min(jobs, left), on_progress)
         # The process that ends last has seen the ends of all, so it writes the complete outcome.
         with trials.standing_still() as found:
-            write_outcome(plan, found, directory)
+            write_results(plan, found, directory)
     if signum is not None and not is_complete(plan, found):
         raise Interrupted(signum)
     return [
@@ -163,7 +163,7 @@ def training(plan: Plan, claim: Claim, number: int = 0) -> Iterator[TrialProgres
     """
     from fedpisa.runs.simulation import Simulation
 
-    measured, rounds, metric = list[float](), 0, None
+    seed_metrics, rounds, metric = list[float](), 0, None
     rungs = deque(plan.settings.rungs(plan.rounds(claim.subject)))
 
     def now(state: State, message: str = "") -> TrialProgress:
@@ -184,7 +184,7 @@ def training(plan: Plan, claim: Claim, number: int = 0) -> Iterator[TrialProgres
                 if not row["round"] or last is None:
                     rounds += bool(row["round"])
                     continue
-                rounds, metric = rounds + 1, fmean([*measured, last])
+                rounds, metric = rounds + 1, fmean([*seed_metrics, last])
                 if rungs and rounds >= rungs[0] and row.get(column_of(plan.metric)) is not None:
                     rungs = deque(rung for rung in rungs if rung > rounds)
                     if claim.is_hopeless(rounds, metric):
@@ -193,7 +193,7 @@ def training(plan: Plan, claim: Claim, number: int = 0) -> Iterator[TrialProgres
                 yield now("running")
             if last is None:
                 raise ValueError(f"{plan.metric} was not measured")
-            measured.append(last)
+            seed_metrics.append(last)
         yield now("finished")
     except DatabaseError:
         raise
@@ -267,7 +267,7 @@ def _share_out(plan: Plan, directory: Path, jobs: int, tell: Callable[[TrialProg
 @own_process()
 def _be_worker(plan: Plan, directory: Path, pipe: Connection) -> None:
     """Work until no trial is left, or the parent is gone."""
-    heed_the_parent()
+    become_worker()
 
     def tell(progress: TrialProgress) -> None:
         try:

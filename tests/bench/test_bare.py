@@ -65,7 +65,7 @@ def test_fedavg_is_the_same(bare: ModuleType, model: str) -> None:
     for server_round in (1, 2):
         row = next(rows)
         cohort = cohort_of(work, server_round)
-        plan = Epochs(batch_size=4).plan(np.full(3, 8), np.array(cohort), server_round, SEED)
+        plan = Epochs(batch_size=4).draw(np.full(3, 8), np.array(cohort), server_round, SEED)
         assert plan.steps_S.tolist() == [work.workload.steps] * 3
         assert row["local_steps"] == 3 * work.workload.steps
         batches = {

@@ -31,7 +31,7 @@ def train(config: Any, out: Path, *, on_event: Callable[[object], None], stop: s
     """Write a directory as a run does, with made-up numbers."""
     config = load_config(config)
     on_event(RunStarted(config, 4810, 1438, 359, "vmap", "cpu"))
-    directory = RunDirectory.create(out, config=config, facts={}, partition=[np.arange(3)])
+    directory = RunDirectory.create(out, config=config, info={}, partition=[np.arange(3)])
     rows: list[dict[str, float]] = []
     for number in range(config.num_server_rounds + 1):
         if stop == "ctrl-c" and number == 3:

@@ -14,7 +14,7 @@ import fedpisa
 from fedpisa.config.run import RunConfig
 from fedpisa.flower.messages import METRICS
 from fedpisa.server.algorithm_strategy import AlgorithmStrategy
-from fedpisa.server.reply_filter import Admission
+from fedpisa.server.reply_filter import ReplyFilter
 from fedpisa.simulation.faults import CORRUPTIONS, Faults, FaultyGrid
 
 RATES = ("dropout", "crash", "late", "nan", "corrupt")
@@ -27,7 +27,7 @@ def faulty(federation: Any, faults: Faults) -> Any:
         federation.algorithm,
         federation.task.layout,
         fraction_train=federation.fraction,
-        admission=Admission(),
+        reply_filter=ReplyFilter(),
     )
     return federation
 
@@ -90,7 +90,7 @@ def test_every_corruption_is_noticed(lab: Any, engine: str, corruption: Any) -> 
     replies = list(federation.grid.send_and_receive(requests))
     corruption(replies[3], np.random.default_rng(0))
     server = federation.strategy.server
-    accepted, columns = Admission().accepted(
+    accepted, columns = ReplyFilter().accepted(
         replies,
         [reply.metadata.src_node_id for reply in replies],
         1,

@@ -26,8 +26,8 @@ from fedpisa.clients.pisa import PisaUpdate
 from fedpisa.clients.scaffnew import ScaffnewUpdate
 from fedpisa.clients.scaffold import ScaffoldUpdate
 from fedpisa.clients.sgd import LocalSGDUpdate, SGDSteps
-from fedpisa.simulation.stacked.fused_sgd import descend, descends
-from fedpisa.simulation.stacked.sequential import Chain, Sum
+from fedpisa.simulation.stacked.fused_sgd import is_fusible, take_fused_steps
+from fedpisa.simulation.stacked.sequential import SequentialGradient, Sum
 from fedpisa.tasks.task import Task
 
 CLIENTS, STAYING, SAMPLES = 3, 2, 5
@@ -119,9 +119,9 @@ def test_it_takes_the_steps(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         task = Task(build().double(), num_classes=3)
-    chain, size = Chain.of(task.module, task.layout), task.layout.size
+    chain, size = SequentialGradient.of(task.module, task.layout), task.layout.size
     assert chain is not None
-    assert descends(update)
+    assert is_fusible(update)
     down = {
         "params": numbers(generator, size),
         "control": numbers(generator, size),
@@ -140,7 +140,7 @@ def test_it_takes_the_steps(
         for batch in batches_of(generator, active, count)
     ]
     with torch.no_grad(), nothing_is_zero_by_chance():
-        after, loss_S = descend(update, chain, task.loss, down, state, work, batches)
+        after, loss_S = take_fused_steps(update, chain, task.loss, down, state, work, batches)
     for s in range(CLIENTS):
         own_batches = [tuple(part[s] for part in batch) for batch in batches if s < len(batch[0])]
         own_state, own_work = ({name: value[s] for name, value in arrays.items()} for arrays in (state, work))
@@ -164,8 +164,8 @@ def test_only_sgd_along_the_losss_gradient_descends() -> None:
         schedule = LocalSGDUpdate.schedule  # type: ignore[assignment]
         finish = LocalSGDUpdate.finish  # type: ignore[assignment]
 
-    assert descends(LocalSGDUpdate())
-    assert not any(descends(update) for update in (MoonUpdate(), PisaUpdate(), Halved()))
+    assert is_fusible(LocalSGDUpdate())
+    assert not any(is_fusible(update) for update in (MoonUpdate(), PisaUpdate(), Halved()))
 
 
 @pytest.mark.parametrize(("beta", "wanted"), [(0.0, -6.0), (1.0, -4.0), (0.5, -5.0)])

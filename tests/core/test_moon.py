@@ -53,7 +53,7 @@ def local_loss(
     return np.mean(cross_entropy - mu * np.log(near / (near + far)))
 
 
-def slope(v: np.ndarray, *rest: Any) -> np.ndarray:
+def stochastic_gradient(v: np.ndarray, *rest: Any) -> np.ndarray:
     """Return the gradient of `local_loss` in ``v`` by complex steps, which lose no digits."""
     steps = 1e-30j * np.eye(len(v))
     return np.array([local_loss(v + step, *rest).imag for step in steps]) / 1e-30
@@ -76,10 +76,10 @@ def test_the_gradient_is_that_of_the_papers_objective(lab: Any, engine: str, mu:
         torch.from_numpy(x)[None], torch.from_numpy(y)[None], torch.full((1, 6), 1 / 6, dtype=torch.float64)
     )
     gradient = GRADIENTS[engine](task, torch.zeros(0))
-    got = update.slope(gradient, down, state, torch.from_numpy(v), batch)
-    wanted = slope(v, w, previous, x, y, mu, tau)
+    got = update.stochastic_gradient(gradient, down, state, torch.from_numpy(v), batch)
+    wanted = stochastic_gradient(v, w, previous, x, y, mu, tau)
     assert lab.relative(got, torch.from_numpy(wanted)) <= 1e-13
-    assert lab.relative(got, torch.from_numpy(slope(v, w, previous, x, y, 0.0, tau))) > 0.05
+    assert lab.relative(got, torch.from_numpy(stochastic_gradient(v, w, previous, x, y, 0.0, tau))) > 0.05
     assert gradient.loss is not None
     assert float(gradient.loss) == pytest.approx(local_loss(v, w, previous, x, y, 0.0, tau), rel=1e-13)
 
@@ -111,7 +111,7 @@ def test_rounds_are_a_handwritten_numpy_loop(lab: Any, engine: str) -> None:
         for i in there:
             v, previous = w, own.get(i, w)
             for _ in range(3):
-                v = v - rate * slope(v, w, previous, *clients[i], mu, tau)
+                v = v - rate * stochastic_gradient(v, w, previous, *clients[i], mu, tau)
             own[i] = v
         sizes = np.array([len(clients[i][1]) for i in there])
         w = sizes @ np.array([own[i] for i in there]) / sizes.sum()

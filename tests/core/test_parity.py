@@ -147,7 +147,7 @@ def test_fedavg_is_a_plain_pytorch_loop(lab: Any, engine: str) -> None:
             local = lab.mlp().double()
             local.load_state_dict(model.state_dict())
             optimizer = torch.optim.SGD(local.parameters(), lr=0.05, momentum=0.9, weight_decay=0.05)
-            plan = Epochs(4, 2).plan(np.array([size]), np.array([client_id]), server_round, 0)
+            plan = Epochs(4, 2).draw(np.array([size]), np.array([client_id]), server_round, 0)
             for step in range(int(plan.steps_S[0])):
                 rows = plan.index_SKCB[0, step, 0][plan.weight_SKCB[0, step, 0] > 0]
                 optimizer.zero_grad()
@@ -194,7 +194,7 @@ def test_sisa_is_a_handwritten_numpy_loop(lab: Any, engine: str) -> None:
     for server_round in range(1, 7):
         sigma /= gamma
         for i, rows in enumerate(lab.split(sizes)):
-            plan = Periodic(4, 2, 2).plan(n[[i]], np.array([i]), server_round, 0)
+            plan = Periodic(4, 2, 2).draw(n[[i]], np.array([i]), server_round, 0)
             v = w.copy()
             for k in range(2):
                 g = np.zeros(4)

@@ -31,7 +31,7 @@ from fedpisa.authoring import (
     Gradient,
     LocalUpdate,
     MiniBatches,
-    Outcome,
+    LocalResult,
     ParamLayout,
     Positive,
     PositiveInt,
@@ -56,7 +56,7 @@ class Descent(LocalUpdate):
     reach: StepSize = 0.1
     batch_size: PositiveInt = 16
 
-    def schedule(self):
+    def batch_sampler(self):
         return Epochs(self.batch_size)
 
     def init(self, params_P):
@@ -68,8 +68,8 @@ class Descent(LocalUpdate):
     def step(self, gradient: Gradient, down: Arrays, state: Arrays, work: Arrays, batch: MiniBatches) -> Arrays:
         return {"v": work["v"] - self.reach * gradient(work["v"], batch)[1]}
 
-    def finish(self, down: Arrays, state: Arrays, work: Arrays) -> Outcome:
-        return Outcome({"move": work["v"] - down["params"]}, {"rounds": state["rounds"] + 1}, {})
+    def finish(self, down: Arrays, state: Arrays, work: Arrays) -> LocalResult:
+        return LocalResult({"move": work["v"] - down["params"]}, {"rounds": state["rounds"] + 1}, {})
 
 
 @final

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedpisa.clients.batches import Epochs, Periodic, Plan, Schedule, num_batches
+from fedpisa.clients.batches import BatchIndices, BatchSampler, Epochs, Periodic, num_batches
 
 sizes_of = st.lists(st.integers(1, 30), min_size=1, max_size=5)
 batch_sizes = st.one_of(st.integers(1, 12), st.just("full"))
@@ -18,13 +18,13 @@ quick = settings(max_examples=60, deadline=None)
 
 
 def plan_of(
-    schedule: Schedule, sizes: list[int], server_round: int = 1, seed: int = 0, ids: Any = None
-) -> Plan:
+    schedule: BatchSampler, sizes: list[int], server_round: int = 1, seed: int = 0, ids: Any = None
+) -> BatchIndices:
     ids = np.arange(len(sizes)) if ids is None else np.asarray(ids)
-    return schedule.plan(np.array(sizes), ids, server_round, seed)
+    return schedule.draw(np.array(sizes), ids, server_round, seed)
 
 
-def batches(plan: Plan, client: int) -> list[list[list[int]]]:
+def batches(plan: BatchIndices, client: int) -> list[list[list[int]]]:
     """Return the samples of each mini-batch of each local step of a client, padding left out."""
     return [
         [
@@ -36,7 +36,7 @@ def batches(plan: Plan, client: int) -> list[list[list[int]]]:
     ]
 
 
-def assert_well_formed(plan: Plan, sizes: list[int]) -> None:
+def assert_well_formed(plan: BatchIndices, sizes: list[int]) -> None:
     """Weights are a mean of means, of every step that is there; indices are the client's own."""
     for client, size in enumerate(sizes):
         assert plan.index_SKCB[client].min() >= 0
@@ -173,7 +173,7 @@ def test_epochs_differ_from_each_other() -> None:
     st.integers(1, 5),
 )
 def test_a_client_is_given_the_same_in_every_cohort(
-    sizes: list[int], schedule: Schedule, server_round: int
+    sizes: list[int], schedule: BatchSampler, server_round: int
 ) -> None:
     ids = [3 * client + 7 for client in range(len(sizes))]
     together = plan_of(schedule, sizes, server_round, ids=ids)

@@ -15,8 +15,8 @@ from fedpisa import families
 from fedpisa.flower.messages import ARRAYS, CONFIG, METRICS, NUM_EXAMPLES, SERVER_ROUND
 from fedpisa.server.algorithm_strategy import AlgorithmStrategy
 from fedpisa.server.reply_checks import Screen
-from fedpisa.server.reply_filter import Admission
-from fedpisa.server.reply_spec import outline
+from fedpisa.server.reply_filter import ReplyFilter
+from fedpisa.server.reply_spec import reply_spec
 from fedpisa.simulation.contexts import transport
 
 NAMES = tuple(families.available("algorithm"))
@@ -192,7 +192,7 @@ def test_the_outline_is_what_clients_send(lab: Any, case: Any) -> None:
     """Names, shapes and metrics, found without data, are those of a real round."""
     federation = lab.make(case.build(), "vmap")
     server = federation.algorithm.init(federation.task.initial_params(), federation.task.layout)
-    found = outline(
+    found = reply_spec(
         federation.algorithm.local_update, 1, federation.algorithm.broadcast(server), federation.task.layout
     )
     federation.strategy.start_from(federation.initial)
@@ -216,7 +216,9 @@ def test_screening_changes_nothing_where_all_is_well(lab: Any, name: str, engine
 
 
 def screening(federation: Any, **options: Any) -> AlgorithmStrategy:
-    return AlgorithmStrategy(federation.algorithm, federation.task.layout, admission=Admission(**options))
+    return AlgorithmStrategy(
+        federation.algorithm, federation.task.layout, reply_filter=ReplyFilter(**options)
+    )
 
 
 def test_bad_replies_are_dropped_by_name_and_the_round_goes_on(

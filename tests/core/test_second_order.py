@@ -15,7 +15,7 @@ from fedpisa import families
 from fedpisa.clients.base import MiniBatches
 from fedpisa.clients.gradients import AutogradGradient
 from fedpisa.clients.pisa import PisaUpdate
-from fedpisa.clients.preconditioners import Fisher, Hutchinson, NewtonSchulz, Slope
+from fedpisa.clients.preconditioners import Derivatives, Fisher, Hutchinson, NewtonSchulz
 from fedpisa.clients.preconditioners import hutchinson as hutchinson_module
 from fedpisa.clients.preconditioners.hutchinson import rademacher
 from fedpisa.clients.preconditioners.newton_schulz import newton_schulz, orthogonal
@@ -151,7 +151,7 @@ def test_fisher_is_an_explicit_loop_over_mini_batches(lab: Any, engine: str) -> 
 
     dual, h = np.zeros(4), np.zeros(4)
     for server_round in (1, 2):
-        plan = update.schedule().plan(np.array([9]), np.array([0]), server_round, 0)
+        plan = update.batch_sampler().draw(np.array([9]), np.array([0]), server_round, 0)
         rows = plan.index_SKCB[0, 0]
         g_C = np.array([x[b].T @ (x[b] @ w - y[b]) / len(b) for b in rows])
         h = beta * h + (1 - beta) * ((g_C + mu * w) ** 2).mean(0)
@@ -350,7 +350,7 @@ def test_every_parameter_is_treated_by_its_shape() -> None:
     buffer: dict[str, Any] = dict.fromkeys(task.layout.names, 0.0)
     for count in (1, 2):
         g_P = torch.randn(size, dtype=torch.float64)
-        slope = Slope(torch.zeros(()), g_P, layout=task.layout)
+        slope = Derivatives(torch.zeros(()), g_P, layout=task.layout)
         d_P, memory = rule.direction(rest_P + g_P, slope, memory)
         scale_P, memory = rule(d_P, slope, memory)
         got = task.layout.unflatten(d_P), task.layout.unflatten(scale_P)
@@ -382,7 +382,7 @@ QUADRATIC: dict[str, Any] = {
 def distance(values: dict[str, object], rounds: int) -> float:
     """Return how far from the optimum of `quadratic` PISA ends, full batches, relative to the optimum."""
     result = fedpisa.run({**QUADRATIC, "algorithm": "pisa", "num-server-rounds": rounds, **values})
-    optimum = quadratic(seed=0, num_clients=8).facts["optimum"]
+    optimum = quadratic(seed=0, num_clients=8).ground_truth["optimum"]
     (got,) = result.parameters.values()
     return float(np.linalg.norm(got.ravel() - optimum) / np.linalg.norm(optimum))
 
@@ -411,7 +411,7 @@ def test_nsisa_balances_the_clients_directions_instead_of_their_gradients(moment
     units = gradients / np.linalg.norm(gradients, axis=1, keepdims=True)
     assert np.linalg.norm(alpha @ units) <= 1e-7
     assert np.linalg.norm(alpha @ gradients) >= 0.2
-    optimum = data.facts["optimum"]
+    optimum = data.ground_truth["optimum"]
     assert np.linalg.norm(w - optimum) / np.linalg.norm(optimum) == pytest.approx(0.152, abs=0.001)
 
 

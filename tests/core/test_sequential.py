@@ -11,7 +11,7 @@ from torch.func import functional_call, vmap
 
 from fedpisa.clients.base import MiniBatches
 from fedpisa.simulation.stacked.gradients import StackedGradient
-from fedpisa.simulation.stacked.sequential import Chain, chain_of
+from fedpisa.simulation.stacked.sequential import SequentialGradient, sequential_gradient
 from fedpisa.tasks.layout import ParamLayout
 from fedpisa.tasks.losses import sample_losses
 from fedpisa.tasks.task import Task
@@ -83,7 +83,7 @@ def by_autograd(
 def test_it_is_the_gradient(name: str, shared: bool) -> None:
     task, generator = task_of(CHAINS[name]), torch.Generator().manual_seed(1)
     x, y_SB, weight_SB = batch_of(generator)
-    chain = chain_of(task, x[0])
+    chain = sequential_gradient(task, x[0])
     assert chain is not None
     if name in ("dense", "activated first"):
         x[-1, 3] = 1e6  # a matrix product with infinite rows is not finite
@@ -118,7 +118,7 @@ def test_it_knows_every_loss(num_classes: int | None, outputs: int) -> None:
     made = functional_call(task.module, task.layout.unflatten(point_P), (x[0],))
     loss = sample_losses(task.loss(outputs), made, y_SB[0]).mean()
     batch = MiniBatches(x, y_SB, weight_SB)
-    chain = chain_of(task, x[0])
+    chain = sequential_gradient(task, x[0])
     assert chain is not None
     found, gradient_P = StackedGradient(task, torch.zeros(0), chain)(point_P.detach(), batch)
     torch.testing.assert_close(found, loss.detach(), rtol=1e-12, atol=1e-12)
@@ -130,7 +130,7 @@ def test_a_relu_behind_its_pooling_changes_no_bit() -> None:
     module = nn.Sequential(
         nn.Conv2d(1, 2, 3), nn.ReLU(), nn.MaxPool2d(3, stride=2, padding=1), nn.Flatten(), nn.Linear(18, 3)
     ).double()
-    chain = Chain.of(module, ParamLayout.of_parameters(module))
+    chain = SequentialGradient.of(module, ParamLayout.of_parameters(module))
     assert chain is not None
     assert [type(layer).__name__ for layer in chain.body] == ["Conv2d", "MaxPool2d", "ReLU", "Flatten"]
     x = torch.randint(-3, 3, (7, 1, 8, 8), generator=torch.Generator().manual_seed(0)).double()
@@ -189,4 +189,4 @@ class Twice(nn.Sequential):
 )
 def test_what_does_more_than_its_layers_is_none(build: Callable[[], nn.Module]) -> None:
     module = build()
-    assert Chain.of(module, ParamLayout.of_parameters(module)) is None
+    assert SequentialGradient.of(module, ParamLayout.of_parameters(module)) is None

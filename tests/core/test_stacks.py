@@ -24,7 +24,7 @@ from fedpisa.simulation.stacked.client_states import StackedStates
 from fedpisa.simulation.stacked.grid import VmapGrid
 from fedpisa.storage import checkpoint, client_rows
 from fedpisa.storage.checkpoint import Checkpoint
-from fedpisa.strategies.base import Cohort, moved_sum, remember
+from fedpisa.strategies.base import Cohort, incremental_sum, remember
 from fedpisa.tasks.layout import ParamLayout
 
 KEYS = {
@@ -71,7 +71,7 @@ def test_in_files_everything_is_the_same(incremental: bool) -> None:
     if incremental:
         for states in (here, there):
             # Client 70's second round is not confirmed, of 99 none.
-            states.settle(torch.tensor([70, 99]), torch.tensor([1, 0]))
+            states.roll_back_unconfirmed(torch.tensor([70, 99]), torch.tensor([1, 0]))
         assert there.read(torch.tensor([70, 99]))["anchor"].tolist() == [[2.0, 3.0], [1.0, 2.0]]
         assert all(torch.equal(here.read(everybody)[n], there.read(everybody)[n]) for n in INITIAL)
 
@@ -107,9 +107,9 @@ def test_memory_is_let_go_and_the_rows_stay() -> None:
     stack = client_rows.zeros((1000, 2**16), torch.ones(()), limit=0)
     before = in_use(os.getpid()).resident
     for ids in torch.arange(1000).split(50):
-        client_rows.put(stack, ids, ids[:, None].float().expand(-1, 2**16))
+        client_rows.write(stack, ids, ids[:, None].float().expand(-1, 2**16))
     assert in_use(os.getpid()).resident - before < 200e6  # of 262 MB
-    assert client_rows.take(stack, torch.tensor([999, 3]))[:, 7].tolist() == [999.0, 3.0]
+    assert client_rows.read(stack, torch.tensor([999, 3]))[:, 7].tolist() == [999.0, 3.0]
 
 
 @pytest.fixture(params=["system's cache", "past it"])
@@ -131,17 +131,17 @@ def test_rows_are_written_read_and_summed(length: int, limit: int) -> None:
     for ids in (torch.tensor([8, 0, 3]), torch.tensor([3, 7]), torch.tensor([0, 2, 5, 8])):
         rows = torch.randn(len(ids), length, generator=generator)
         wanted[ids] = rows
-        assert client_rows.put(stack, ids, rows.T.contiguous().T) is stack
-    assert torch.equal(client_rows.take(stack, torch.arange(9)), wanted)
+        assert client_rows.write(stack, ids, rows.T.contiguous().T) is stack
+    assert torch.equal(client_rows.read(stack, torch.arange(9)), wanted)
     ids, weights = torch.tensor([7, 1, 0]), torch.rand(3, generator=generator)
-    assert torch.equal(client_rows.take(stack, ids), wanted[ids])
+    assert torch.equal(client_rows.read(stack, ids), wanted[ids])
     total = client_rows.sum_of_rows(weights, stack, ids)
     torch.testing.assert_close(total, weights.double() @ wanted[ids].double(), rtol=1e-14, atol=1e-14)
     assert torch.equal(total, client_rows.sum_of_rows(weights, wanted, ids))
     stack = client_rows.grown(stack, 11, limit)
-    client_rows.put(stack, torch.tensor([10]), torch.ones(1, length))
+    client_rows.write(stack, torch.tensor([10]), torch.ones(1, length))
     grown = torch.cat([wanted, torch.zeros(1, length), torch.ones(1, length)])
-    assert torch.equal(client_rows.take(stack, torch.arange(11)), grown)
+    assert torch.equal(client_rows.read(stack, torch.arange(11)), grown)
 
 
 @pytest.mark.usefixtures("way")
@@ -151,9 +151,9 @@ def test_rows_are_right_at_any_time() -> None:
     stack, wanted = client_rows.zeros((40, 5000), torch.ones(()), limit=0), torch.zeros(40, 5000)
     for _ in range(300):
         ids = torch.randperm(40, generator=generator)[:7].sort().values
-        assert torch.equal(client_rows.take(stack, ids), wanted[ids])
+        assert torch.equal(client_rows.read(stack, ids), wanted[ids])
         wanted[ids] = rows = torch.randn(7, 5000, generator=generator)
-        client_rows.put(stack, ids, rows)
+        client_rows.write(stack, ids, rows)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="no other system's cache can be passed by")
@@ -181,9 +181,9 @@ def test_what_outgrows_the_memory_goes_past_the_cache(refused: str, monkeypatch:
     monkeypatch.setattr("os.open", opened)
     monkeypatch.setattr("os.pwrite", write)
     ids, rows = torch.tensor([4, 90, 91]), torch.rand(3, 5000)
-    stack = client_rows.put(client_rows.zeros((100, 5000), torch.ones(()), limit=0), ids, rows)
-    client_rows.put(stack, torch.tensor([1]), rows[:1])
-    assert torch.equal(client_rows.take(stack, ids), rows)
+    stack = client_rows.write(client_rows.zeros((100, 5000), torch.ones(()), limit=0), ids, rows)
+    client_rows.write(stack, torch.tensor([1]), rows[:1])
+    assert torch.equal(client_rows.read(stack, ids), rows)
     assert isinstance(stack, client_rows.OnDisk)
     used = stack.file._writing
     assert (used in direct) == (refused == "nothing")
@@ -202,7 +202,7 @@ def test_new_clients_rows_are_one_piece(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr("os.pwrite", write)
     stack = client_rows.zeros((10**6, 3), torch.ones(()), limit=0)
     for ids in ([5, 999_999], [5, 6, 7, 500_000], [8], [8]):
-        client_rows.put(stack, torch.tensor(ids), torch.rand(len(ids), 3))
+        client_rows.write(stack, torch.tensor(ids), torch.rand(len(ids), 3))
     # The last may not have been written yet; stacks of other tests may have been.
     assert isinstance(stack, client_rows.OnDisk)
     own = [piece for number, *piece in written if number == stack.file._writing]
@@ -250,16 +250,16 @@ def test_a_full_disk_is_an_error_and_no_signal(room: int, monkeypatch: pytest.Mo
     ids, row = torch.tensor([1]), torch.ones(1, 4)
 
     def write(stack: Tensor) -> None:
-        client_rows.put(stack, ids, row)
+        client_rows.write(stack, ids, row)
 
     def read(stack: Tensor) -> None:
         for _ in range(1000):
-            client_rows.take(stack, ids)
+            client_rows.read(stack, ids)
             time.sleep(0.01)
 
     for use in (write, read):
         left = room
-        stack = client_rows.put(client_rows.zeros((3, 4), torch.ones(()), limit=0), ids, row)
+        stack = client_rows.write(client_rows.zeros((3, 4), torch.ones(()), limit=0), ids, row)
         with pytest.raises(
             OSError, match=r"\(No space left.*\): set TMPDIR to a folder with more room"
         ) as caught:
@@ -275,8 +275,8 @@ def test_rows_longer_than_a_call_of_the_systems_are_whole(monkeypatch: pytest.Mo
     monkeypatch.setattr("os.preadv", lambda number, rows, begin: read(number, [rows[0][:7]], begin))
     stack, ids = client_rows.zeros((3, 4), torch.ones(()), limit=0), torch.tensor([2, 0])
     rows = torch.arange(8.0).view(2, 4)
-    client_rows.put(client_rows.put(stack, ids, rows), torch.tensor([1]), rows[:1])
-    assert torch.equal(client_rows.take(stack, ids), rows)
+    client_rows.write(client_rows.write(stack, ids, rows), torch.tensor([1]), rows[:1])
+    assert torch.equal(client_rows.read(stack, ids), rows)
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="the system does not tell")
@@ -287,7 +287,7 @@ def test_a_file_is_closed_when_its_stack_is_gone() -> None:
     held = [client_rows.zeros((3, 5000), torch.ones(()), limit=0) for _ in range(5)]
     assert all(map(client_rows.is_on_disk, held))
     for stack in held:
-        client_rows.put(stack, torch.tensor([1]), torch.ones(1, 5000))
+        client_rows.write(stack, torch.tensor([1]), torch.ones(1, 5000))
     assert len(os.listdir("/proc/self/fd")) > before
     del stack
     held.clear()
@@ -308,7 +308,7 @@ def test_the_moving_sum_is_the_sum() -> None:
         rows = 10 ** float(server_round % 7) * torch.randn(len(ids), 5, generator=generator)
         weights = torch.rand(len(ids), generator=generator, dtype=torch.float64)
         cohort = Cohort(ids, weights, server_round, 9, layout, memory_limit=0 if server_round % 2 else 10**9)
-        server["sum"] = moved_sum(server, rows, weights, "z", weight_N, cohort)
+        server["sum"] = incremental_sum(server, rows, weights, "z", weight_N, cohort)
         if server_round == 40:
             server.pop("sum")
         server.update(remember(server, {"z": rows}, cohort))
@@ -333,7 +333,7 @@ def test_a_run_goes_on_with_less_memory() -> None:
     assert there is not None
     for name in ("z", "dual"):
         assert client_rows.is_on_disk(there[name])
-        assert torch.equal(client_rows.take(there[name], torch.arange(12)), here[name])
+        assert torch.equal(client_rows.read(there[name], torch.arange(12)), here[name])
 
 
 @pytest.mark.parametrize("algorithm", ["sisa", "scaffold", "iiadmm", "scaffnew", "fedavg"])

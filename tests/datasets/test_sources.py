@@ -104,10 +104,10 @@ class TestQuadratic:
             a, b = data.x_train[data.groups == i], data.y_train[data.groups == i]
             hessian = a.T @ a / len(a)
             eigenvalues = np.linalg.eigvalsh(hessian)
-            assert eigenvalues[-1] == pytest.approx(data.facts["lipschitz"][i])
-            assert eigenvalues[0] == pytest.approx(data.facts["strong-convexity"][i])
+            assert eigenvalues[-1] == pytest.approx(data.ground_truth["lipschitz"][i])
+            assert eigenvalues[0] == pytest.approx(data.ground_truth["strong-convexity"][i])
             assert eigenvalues[-1] / eigenvalues[0] == pytest.approx(25.0)
-            own = data.facts["client-optima"][i]
+            own = data.ground_truth["client-optima"][i]
             assert np.allclose(a.T @ (a @ own - b), 0, atol=1e-10)
             weights.append(len(a) / len(data.x_train))
             curvatures.append(hessian)
@@ -116,20 +116,20 @@ class TestQuadratic:
             sum(w * h for w, h in zip(weights, curvatures, strict=True)),
             sum(w * s for w, s in zip(weights, slopes, strict=True)),
         )
-        assert np.allclose(data.facts["optimum"], best, rtol=1e-10)
+        assert np.allclose(data.ground_truth["optimum"], best, rtol=1e-10)
         loss = 0.5 * np.mean((data.x_train @ best - data.y_train) ** 2)
-        assert data.facts["optimal-loss"] == pytest.approx(loss, rel=1e-12)
+        assert data.ground_truth["optimal-loss"] == pytest.approx(loss, rel=1e-12)
 
     def test_heterogeneous_float64_and_unequal(self) -> None:
         data = load("quadratic", num_clients=3)
         assert data.x_train.dtype == data.y_train.dtype == np.float64
         assert data.groups is not None
         assert np.bincount(data.groups).tolist() == [10, 20, 30]
-        assert len(set(np.asarray(data.facts["lipschitz"]).tolist())) == 3
+        assert len(set(np.asarray(data.ground_truth["lipschitz"]).tolist())) == 3
 
     def test_clients_that_agree_reach_zero(self) -> None:
         data = load("quadratic", num_clients=4, optimum_spread=0.0, dimension=1)
-        assert data.facts["optimal-loss"] == pytest.approx(0.0, abs=1e-25)
+        assert data.ground_truth["optimal-loss"] == pytest.approx(0.0, abs=1e-25)
 
 
 class TestA9a:

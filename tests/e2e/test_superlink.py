@@ -31,7 +31,7 @@ from fedpisa.flower.messages import SERVER_ROUND
 from fedpisa.runs.results import load_result
 from fedpisa.runs.simulation import Simulation
 from fedpisa.storage.files import InUseError
-from fedpisa.storage.files import held as locked
+from fedpisa.storage.files import locked as locked
 
 pytestmark = pytest.mark.skipif(
     not Path("/proc/self/environ").exists(), reason="processes are found in /proc"
@@ -148,11 +148,11 @@ class Run:
         for number in range(count):
             (self.gate / f"hold-{number}").touch()
 
-        def held() -> list[int]:
+        def locked() -> list[int]:
             return [int(file.name.removeprefix("held-")) for file in self.gate.glob("held-*")]
 
-        until(lambda: len(held()) == count, f"{count} clients are held")
-        return held()
+        until(lambda: len(locked()) == count, f"{count} clients are held")
+        return locked()
 
     def assert_is_that_of_the_simulation(self) -> None:
         """Compare model, rounds and every client's own state with those of both engines."""

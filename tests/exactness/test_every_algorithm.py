@@ -46,7 +46,7 @@ def distance(name: str, num_rounds: int, **more: object) -> float:
     own = families.keys_of(families.find("algorithm", name), values)
     values = {key: value for key, value in values.items() if key in own}
     result = fedpisa.run({**DATA, "algorithm": name, "num-server-rounds": num_rounds, **values})
-    optimum = quadratic(seed=0, **SHAPE).facts["optimum"]
+    optimum = quadratic(seed=0, **SHAPE).ground_truth["optimum"]
     (got,) = result.parameters.values()
     return float(np.linalg.norm(got.ravel() - optimum) / np.linalg.norm(optimum))
 

@@ -50,7 +50,7 @@ def distance(name: str, loss_rate: float, num_rounds: int, **keys: Any) -> float
     grid.exchange = lambda requests: [r for r in deliver(requests) if rng.random() >= loss_rate]  # type: ignore[method-assign]
     start = to_record({"params": task.initial_params()})
     *_, last = rounds(AlgorithmStrategy(algorithm, task.layout), grid, start, num_rounds)
-    optimum = np.asarray(data.facts["optimum"])
+    optimum = np.asarray(data.ground_truth["optimum"])
     return float(np.linalg.norm(last.arrays["params"].numpy() - optimum) / np.linalg.norm(optimum))
 
 

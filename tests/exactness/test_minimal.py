@@ -61,9 +61,9 @@ class Package:
 
     def batches(self, client: int, server_round: int) -> list[NDArray[np.int64]]:
         """Return the samples that the package gives to each local step."""
-        schedule = self.federation.algorithm.local_update.schedule()
+        schedule = self.federation.algorithm.local_update.batch_sampler()
         size = self.federation.data.sizes_N[client : client + 1]
-        plan = schedule.plan(size, np.array([client]), server_round, self.config.seed)
+        plan = schedule.draw(size, np.array([client]), server_round, self.config.seed)
         steps = zip(plan.index_SKCB[0], plan.weight_SKCB[0], strict=True)
         return [index[0][weight[0] > 0] for index, weight in list(steps)[: plan.steps_S[0]]]
 

@@ -79,7 +79,7 @@ class Quadratic:
         self.hessians = np.array(
             [data.x_train[part].T @ data.x_train[part] / len(part) for part in self.parts]
         )
-        self.minima = np.asarray(data.facts["client-optima"])
+        self.minima = np.asarray(data.ground_truth["client-optima"])
 
     def optimum(self, alpha: np.ndarray, lambda_: float = 0.0, mu: float = 0.0) -> np.ndarray:
         ridge = (lambda_ + mu) * np.eye(self.minima.shape[1])
@@ -119,7 +119,7 @@ def test_the_weighted_optimum_is_reached_with_several_local_steps(name: str, fra
     problem = quadratic()
     run = problem.run(build(name), fraction)
     model = run.models(300 if fraction == 1.0 else 500)[-1]
-    optimum = np.asarray(problem.data.facts["optimum"])
+    optimum = np.asarray(problem.data.ground_truth["optimum"])
     assert relative(problem.optimum(problem.alpha()), optimum) <= 1e-12
     assert relative(model, optimum) <= 1e-8
     assert relative(run.duals(), -problem.gradients(optimum)) <= 1e-7
@@ -190,7 +190,7 @@ def test_skipped_rounds_are_free_going_up_and_cost_exactness() -> None:
     # Clients that are alike but for where their minimum is lose nothing: the paper's assumption.
     alike = Quadratic(condition=1.0)
     alike.hessians[:] = np.eye(10)
-    scale = np.sqrt(np.asarray(alike.data.facts["lipschitz"]))[alike.data.groups]
+    scale = np.sqrt(np.asarray(alike.data.ground_truth["lipschitz"]))[alike.data.groups]
     x, y = alike.data.x_train / scale[:, None], alike.data.y_train / scale
     exact = Run(algorithm, x, y, alike.parts, np.zeros(10)).models(200)[-1]
     assert relative(exact, alike.optimum(alike.alpha())) <= 1e-8
@@ -268,8 +268,8 @@ def test_douglas_rachford_contracts_at_least_as_fast_as_its_theory(relaxation: f
     In the norm of the theory, ``sqrt(sum alpha_i ||y_i||^2)``, in every round; 200 local steps are exact to rounding.
     """
     problem = quadratic()
-    largest = float(np.max(problem.data.facts["lipschitz"]))
-    smallest = float(np.min(problem.data.facts["strong-convexity"]))
+    largest = float(np.max(problem.data.ground_truth["lipschitz"]))
+    smallest = float(np.min(problem.data.ground_truth["strong-convexity"]))
     sigma = (largest * smallest) ** 0.5
     keys = {"sigma": sigma, "learning_rate": 0.45, "local_steps": 200, "relaxation": relaxation}
     run = problem.run(build("feddr", **keys))

@@ -92,7 +92,9 @@ def fixed_point(
     """Return where ``sum_i weights_i P_i H_i (w - m_i) = 0``; ``steps`` may differ between clients."""
     left, right = np.zeros((D, D)), np.zeros(D)
     every = np.broadcast_to(steps, N)
-    for weight, h, m, count in zip(weights, hessians(data), data.facts["client-optima"], every, strict=True):
+    for weight, h, m, count in zip(
+        weights, hessians(data), data.ground_truth["client-optima"], every, strict=True
+    ):
         shrink = np.eye(D) - eta * (h + mu * np.eye(D))
         p = eta * sum(np.linalg.matrix_power(shrink, k) for k in range(count))
         left += weight * p @ h
@@ -111,10 +113,11 @@ def distance(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
 def test_scaffold_reaches_the_optimum(quadratic: Any, momentum: float) -> None:
     """The ``n_i``-weighted one; there ``c_i = grad f_i`` and ``c = sum alpha_i c_i = 0``."""
     lab = Lab(quadratic, "scaffold", local_steps=K, momentum=momentum)
-    optimum = quadratic.facts["optimum"]
+    optimum = quadratic.ground_truth["optimum"]
     assert distance(lab.run(400), optimum) < 1e-8
     gradients = [
-        h @ (optimum - m) for h, m in zip(hessians(quadratic), quadratic.facts["client-optima"], strict=True)
+        h @ (optimum - m)
+        for h, m in zip(hessians(quadratic), quadratic.ground_truth["client-optima"], strict=True)
     ]
     assert distance(lab.state("control"), np.array(gradients)) < 1e-8
     assert np.abs(lab.server()["control"]).max() < 1e-8
@@ -127,23 +130,26 @@ def test_a_few_clients_per_round_reach_the_optimum_too(
     quadratic: Any, name: str, keys: dict[str, Any]
 ) -> None:
     """Unequal sizes, two of five in each round, on either engine's state."""
-    assert distance(Lab(quadratic, name, fraction=0.4, **keys).run(900), quadratic.facts["optimum"]) < 1e-8
+    assert (
+        distance(Lab(quadratic, name, fraction=0.4, **keys).run(900), quadratic.ground_truth["optimum"])
+        < 1e-8
+    )
 
 
 @pytest.mark.parametrize("name", ["scaffold", "scaffnew"])
 def test_uniform_weights_reach_the_papers_optimum(quadratic: Any, name: str) -> None:
     steps = {"local_steps": K} if name == "scaffold" else {"probability": 0.2}
     got = Lab(quadratic, name, weighting="uniform", **steps).run(400)
-    h, m = hessians(quadratic), quadratic.facts["client-optima"]
+    h, m = hessians(quadratic), quadratic.ground_truth["client-optima"]
     wanted = np.linalg.solve(h.sum(0), np.einsum("nij,nj->i", h, m))
-    assert distance(wanted, quadratic.facts["optimum"]) > 0.01
+    assert distance(wanted, quadratic.ground_truth["optimum"]) > 0.01
     assert distance(got, wanted) < 1e-8
 
 
 def test_scaffnew_reaches_the_optimum(quadratic: Any) -> None:
     """The ``n_i``-weighted one; ``sum alpha_i h_i = 0`` in every round, and ``h_i = grad f_i`` there."""
     lab = Lab(quadratic, "scaffnew", probability=0.2)
-    optimum = quadratic.facts["optimum"]
+    optimum = quadratic.ground_truth["optimum"]
     stiffness = 0.2 / ETA
     for num_rounds in (1, 3):
         w = lab.run(num_rounds)
@@ -153,7 +159,8 @@ def test_scaffnew_reaches_the_optimum(quadratic: Any) -> None:
     final = w.run(400)
     assert distance(final, optimum) < 1e-8
     gradients = [
-        g @ (optimum - m) for g, m in zip(hessians(quadratic), quadratic.facts["client-optima"], strict=True)
+        g @ (optimum - m)
+        for g, m in zip(hessians(quadratic), quadratic.ground_truth["client-optima"], strict=True)
     ]
     assert distance(stiffness * (final - w.state("z")), np.array(gradients)) < 1e-7
 
@@ -168,14 +175,14 @@ def test_scaffnew_contracts_at_least_as_fast_as_its_theory(quadratic: Any, proba
     """
     curvatures = np.linalg.eigvalsh(hessians(quadratic))
     gamma, m = 1 / curvatures.max(), curvatures.min()
-    optimum = quadratic.facts["optimum"]
-    slopes = np.einsum("nij,nj->ni", hessians(quadratic), optimum - quadratic.facts["client-optima"])
+    optimum = quadratic.ground_truth["optimum"]
+    slopes = np.einsum("nij,nj->ni", hessians(quadratic), optimum - quadratic.ground_truth["client-optima"])
     start = optimum @ optimum + (gamma / probability) ** 2 * ALPHA @ (slopes**2).sum(1)
     num_rounds = 60
     lab = Lab(quadratic, "scaffnew", probability=probability, learning_rate=float(gamma))
     w, steps = lab.run(num_rounds), 0
     for server_round in range(1, num_rounds + 1):
-        plan = GeometricSteps("full", probability).plan(SIZES, np.arange(N), server_round, 0)
+        plan = GeometricSteps("full", probability).draw(SIZES, np.arange(N), server_round, 0)
         steps += int(plan.steps_S[0])
     bound = (1 - min(gamma * m, probability**2)) ** steps * start
     assert bound < 1e-3 * start
@@ -205,7 +212,7 @@ def test_scaffolds_rate_is_the_spectral_radius_of_its_round(quadratic: Any) -> N
     radius = np.abs(np.linalg.eigvals(np.array(columns).T)).max()
     assert 0.5 < radius < 0.99
     near, far = (
-        distance(Lab(quadratic, "scaffold", local_steps=K).run(t), quadratic.facts["optimum"])
+        distance(Lab(quadratic, "scaffold", local_steps=K).run(t), quadratic.ground_truth["optimum"])
         for t in (60, 100)
     )
     assert (far / near) ** (1 / 40) == pytest.approx(radius, abs=0.01)
@@ -232,9 +239,9 @@ def test_the_others_end_at_their_own_fixed_point(
     got = Lab(quadratic, name, local_steps=K, **keys).run(400)
     wanted = fixed_point(quadratic, weights, mu=mu)
     assert distance(got, wanted) < 1e-10
-    assert distance(wanted, quadratic.facts["optimum"]) > 1e-2
-    assert distance(got, quadratic.facts["optimum"]) == pytest.approx(
-        distance(wanted, quadratic.facts["optimum"]), rel=1e-6
+    assert distance(wanted, quadratic.ground_truth["optimum"]) > 1e-2
+    assert distance(got, quadratic.ground_truth["optimum"]) == pytest.approx(
+        distance(wanted, quadratic.ground_truth["optimum"]), rel=1e-6
     )
 
 
@@ -243,7 +250,8 @@ def test_one_step_has_no_bias(quadratic: Any) -> None:
     for name in ("fedavg", "fedprox", "fednova", "scaffold"):
         assert (
             distance(
-                Lab(quadratic, name, local_steps=1, learning_rate=0.5).run(400), quadratic.facts["optimum"]
+                Lab(quadratic, name, local_steps=1, learning_rate=0.5).run(400),
+                quadratic.ground_truth["optimum"],
             )
             < 1e-8
         ), name
@@ -251,7 +259,8 @@ def test_one_step_has_no_bias(quadratic: Any) -> None:
 
 def test_a_pull_to_the_global_model_makes_the_bias_smaller(quadratic: Any) -> None:
     biases = [
-        distance(fixed_point(quadratic, ALPHA, mu=mu), quadratic.facts["optimum"]) for mu in (0.0, 1.0, 4.0)
+        distance(fixed_point(quadratic, ALPHA, mu=mu), quadratic.ground_truth["optimum"])
+        for mu in (0.0, 1.0, 4.0)
     ]
     assert biases[0] > biases[1] > biases[2] > 0
 
@@ -364,7 +373,7 @@ def test_control_variates_start_at_zero(quadratic: Any, name: str) -> None:
     """So the first round is FedAvg's, to the last digit."""
     steps = {"local_steps": K}
     if name == "scaffnew":
-        count = GeometricSteps("full", 0.3).plan(SIZES, np.arange(N), 1, 0).steps_S
+        count = GeometricSteps("full", 0.3).draw(SIZES, np.arange(N), 1, 0).steps_S
         steps = {"local_steps": int(count[0])}
     keys = steps if name == "scaffold" else {"probability": 0.3}
     lab = Lab(quadratic, name, **keys)
@@ -386,7 +395,9 @@ def test_clients_keep_their_control_variates(quadratic: Any, engine: str) -> Non
         replies = lab.grid.send_and_receive(requests)
         model, _ = lab.strategy.aggregate_train(server_round, replies)
         after = lab.state("control")
-        for i, (h, m) in enumerate(zip(hessians(quadratic), quadratic.facts["client-optima"], strict=True)):
+        for i, (h, m) in enumerate(
+            zip(hessians(quadratic), quadratic.ground_truth["client-optima"], strict=True)
+        ):
             if i in there:
                 v, total = w, np.zeros(D)
                 for _ in range(K):
@@ -431,7 +442,7 @@ def test_fedprox_squares_its_norm(quadratic: Any) -> None:
     down = {"params": w}
     for scale in (0.0, 1.0, 2.0, 100.0):
         v = w + scale * offset
-        got = update.pull(down) * (v - w)
+        got = update.proximal_weight(down) * (v - w)
         penalty = torch.autograd.functional.jacobian(lambda v: 0.25 * ((v - w) ** 2).sum(), v)
         torch.testing.assert_close(got, 0.5 * scale * offset)
         torch.testing.assert_close(got, penalty)
@@ -440,13 +451,13 @@ def test_fedprox_squares_its_norm(quadratic: Any) -> None:
 def test_scaffnews_rounds_have_the_geometric_number_of_steps() -> None:
     """``P(K = k) = p (1 - p)^(k-1)``, the same for all clients, another in each round and with each seed."""
     schedule, p = GeometricSteps("full", 0.25), 0.25
-    plans = [schedule.plan(np.array([3, 50]), np.array([0, 7]), t, seed=1).steps_S for t in range(1, 2001)]
+    plans = [schedule.draw(np.array([3, 50]), np.array([0, 7]), t, seed=1).steps_S for t in range(1, 2001)]
     assert all(plan[0] == plan[1] for plan in plans)
     steps = np.array([plan[0] for plan in plans])
     for k in (1, 2, 3, 6):
         wanted = p * (1 - p) ** (k - 1)
         assert abs((steps == k).mean() - wanted) < 4 * np.sqrt(wanted * (1 - wanted) / 2000)
-    alone = schedule.plan(np.array([50]), np.array([7]), 12, seed=1).steps_S
+    alone = schedule.draw(np.array([50]), np.array([7]), 12, seed=1).steps_S
     assert alone[0] == steps[11]
-    other = [schedule.plan(np.array([3]), np.array([0]), t, seed=2).steps_S[0] for t in range(1, 101)]
+    other = [schedule.draw(np.array([3]), np.array([0]), t, seed=2).steps_S[0] for t in range(1, 101)]
     assert list(steps[:100]) != other

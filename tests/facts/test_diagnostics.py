@@ -336,10 +336,11 @@ def test_the_estimate_is_first_order_along_the_path(preconditioner: Precondition
     outcome = update.finish(down, state, work)
     assert all(torch.equal(v, asked) for v, asked in zip(path, gradient.asked, strict=False))
 
-    def slope(v: Tensor) -> Tensor:
+    def stochastic_gradient(v: Tensor) -> Tensor:
         return count * gradient.matrix_PP @ v + mu * v
 
-    value = path[0] @ slope(path[0]) / 2 + sum(slope(v) @ (after - v) for v, after in pairwise(path))
+    steps = sum(stochastic_gradient(v) @ (after - v) for v, after in pairwise(path))
+    value = path[0] @ stochastic_gradient(path[0]) / 2 + steps
     drift = path[-1] - path[0]
     wanted = value + outcome.state["dual"] @ drift + sigma / 2 * drift @ drift
     torch.testing.assert_close(outcome.metrics["lagrangian"], wanted, rtol=1e-12, atol=1e-12)

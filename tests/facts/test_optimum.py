@@ -44,7 +44,7 @@ def test_the_dataset_says_the_truth(lab: Any) -> None:
 def test_pisa_reaches_the_optimum(lab: Any, scheme: str, local_steps: int) -> None:
     """``w = w_i = w*``, and no client is at its own optimum: ``pi_i = -grad f_i(w*)``, which sum to zero."""
     hessians, optima, alpha = curvature(lab)
-    optimum = load_dataset(RunConfig.from_mapping(lab.QUADRATIC)).facts["optimum"]
+    optimum = load_dataset(RunConfig.from_mapping(lab.QUADRATIC)).ground_truth["optimum"]
     got = lab.trace(
         {
             **lab.QUADRATIC, "algorithm": "pisa", "preconditioner": scheme, "local-steps": local_steps,
@@ -81,7 +81,7 @@ def test_pisa_reaches_the_regularised_optimum(lab: Any, scheme: str) -> None:
 
 
 def test_with_some_clients_absent_keep_reaches_the_optimum_and_drop_does_not(lab: Any) -> None:
-    optimum = load_dataset(RunConfig.from_mapping(lab.QUADRATIC)).facts["optimum"]
+    optimum = load_dataset(RunConfig.from_mapping(lab.QUADRATIC)).ground_truth["optimum"]
     values = {
         **lab.QUADRATIC, "algorithm": "pisa", "sigma": 4.0, "rho": 4.0, "fraction-train": 0.6,
         "num-server-rounds": 600, "eval-every": 600,

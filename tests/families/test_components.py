@@ -15,7 +15,7 @@ import pytest
 
 from fedpisa import components
 from fedpisa.components import REQUIRED, Component, Key, check, inspect_component, plain
-from fedpisa.families import FAMILIES, available, build, find, keys_of, resolve, settle, table
+from fedpisa.families import FAMILIES, available, build, checked_values, find, keys_of, resolve, table
 from fedpisa.typing import Fraction, NonNegative, Positive, PositiveInt
 
 # ------------------------------------------------------------------------------ toys of every kind
@@ -312,7 +312,7 @@ def test_missing_values_are_named() -> None:
 
     component = inspect_component("dataset", "read", read)
     with pytest.raises(ValueError, match=r"dataset 'read' needs the key 'file' \(Its name\)"):
-        settle(component, {})
+        checked_values(component, {})
     with pytest.raises(ValueError, match="dataset 'read' needs 'data_dir', which is not known here"):
         build(component, {"file": "x"})
 

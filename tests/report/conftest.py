@@ -28,7 +28,7 @@ def write_run(tmp_path: Path) -> WriteRun:
         status: str = "finished",
         keys: Mapping[str, Any] = {},
         columns: Mapping[str, Sequence[float]] = {},
-        facts: Mapping[str, Any] = {},
+        info: Mapping[str, Any] = {},
         rounds: int = ROUNDS,
     ) -> Path:
         config = RunConfig.from_mapping(
@@ -40,9 +40,9 @@ def write_run(tmp_path: Path) -> WriteRun:
                 **keys,
             }
         )
-        about = {"versions": {"fedpisa": "0.1.0"}, "machine": {"device": "cpu"}, **facts}
+        about = {"versions": {"fedpisa": "0.1.0"}, "machine": {"device": "cpu"}, **info}
         parts = [np.arange(3), np.arange(3, 5), np.arange(5, 6)]
-        directory = RunDirectory.create(tmp_path / "runs" / name, config=config, facts=about, partition=parts)
+        directory = RunDirectory.create(tmp_path / "runs" / name, config=config, info=about, partition=parts)
         for number in range(rounds + 1):
             row: dict[str, Any] = {"round": number, "test_loss": 2.0 / (number + 1)}
             if final is not None:

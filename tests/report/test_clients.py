@@ -62,8 +62,8 @@ def test_buffers_of_the_model_are_kept(tmp_path: Path) -> None:
 def test_labels_of_a_split(run: Run) -> None:
     found = clients.picture([run], 0, clients.Data())
     assert found is not None
-    assert found.measured.label_counts is not None
-    assert found.measured.label_counts.sum(axis=1).tolist() == [len(part) for part in run.result.partition]
+    assert found.statistics.label_counts is not None
+    assert found.statistics.label_counts.sum(axis=1).tolist() == [len(part) for part in run.result.partition]
     assert found.note == ""
 
 
@@ -71,7 +71,7 @@ def test_without_data_sizes_are_left(run: Run) -> None:
     data = clients.Data(wanted=False)
     found = clients.picture([run], 0, data)
     assert found is not None
-    assert found.measured.label_counts is None
+    assert found.statistics.label_counts is None
     assert "--no-data" in found.note
     assert clients.evaluated_accuracies(run, data) == found.note
 

@@ -152,7 +152,7 @@ def test_equal_results_are_called_equal(write_run: WriteRun, tmp_path: Path) -> 
 
 def test_another_budget_or_version_is_warned_of(write_run: WriteRun, tmp_path: Path) -> None:
     write_run("a", keys={"num-server-rounds": 4})
-    write_run("b", keys={"num-server-rounds": 5}, facts={"versions": {"fedpisa": "9"}})
+    write_run("b", keys={"num-server-rounds": 5}, info={"versions": {"fedpisa": "9"}})
     said = warnings(find(collect([tmp_path])))
     assert any("different budgets" in line for line in said)
     assert any("different versions of fedpisa: 0.1.0, 9" in line for line in said)

@@ -123,7 +123,7 @@ def test_names_stay_text(write_run: WriteRun, tmp_path: Path) -> None:
     evil = "</script><script>alert(1)</script>"
     tables = {"base": {"data-dir": evil}, "variant": [{"name": HOSTILE}]}
     (planned,) = Study.from_mapping(tables).runs()
-    run = write_run(f"study/{planned.path}", keys=planned.keys, facts={"machine": {"device": evil}})
+    run = write_run(f"study/{planned.path}", keys=planned.keys, info={"machine": {"device": evil}})
     (run.parents[3] / "study.toml").write_text(tomli_w.dumps(tables))
     broken = write_run("<b>broken")
     (broken / "run.json").unlink()

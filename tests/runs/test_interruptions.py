@@ -20,7 +20,7 @@ from fedpisa.runs.events import Event, RoundFinished, Stopping
 from fedpisa.runs.process import own_process
 from fedpisa.runs.results import load_result
 from fedpisa.runs.runner import Simulation, run
-from fedpisa.runs.signals import Interrupted, heed_once, postponed
+from fedpisa.runs.signals import Interrupted, ignore_second_signal, postponed
 from fedpisa.storage import files
 from tests.runs.interrupted import SMALL, assert_same, checkpoints, cut_short, rows
 
@@ -97,7 +97,7 @@ def test_signals_that_come_together_end_at_once_and_leave_no_trace(
 
 def test_a_worker_heeds_one_signal(in_child: Any, ended: Any) -> None:
     def work() -> int:
-        heed_once()
+        ignore_second_signal()
         with postponed() as stop:
             for _ in range(3):
                 signal.raise_signal(signal.SIGTERM)

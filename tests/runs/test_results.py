@@ -40,7 +40,7 @@ def config() -> RunConfig:
 
 
 def write(path: Path, config: RunConfig) -> RunDirectory:
-    run = RunDirectory.create(path, config=config, facts={"seed": 0}, partition=PARTITION)
+    run = RunDirectory.create(path, config=config, info={"seed": 0}, partition=PARTITION)
     for row in ROWS:
         run.append(row)
     run.write_model(PARAMETERS)
@@ -86,7 +86,7 @@ def test_same_content_gives_same_bytes(tmp_path: Path, config: RunConfig) -> Non
 
 
 def test_transposed_parameters_keep_their_values(tmp_path: Path, config: RunConfig) -> None:
-    run = RunDirectory.create(tmp_path / "run", config=config, facts={}, partition=PARTITION)
+    run = RunDirectory.create(tmp_path / "run", config=config, info={}, partition=PARTITION)
     matrix = np.arange(6.0).reshape(2, 3)
     run.write_model({"weight": matrix.T})
     np.testing.assert_array_equal(load_result(run.path).parameters["weight"], matrix.T)
@@ -94,7 +94,7 @@ def test_transposed_parameters_keep_their_values(tmp_path: Path, config: RunConf
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), np.float32("nan")])
 def test_what_is_not_finite_becomes_null(tmp_path: Path, config: RunConfig, value: float) -> None:
-    run = RunDirectory.create(tmp_path / "run", config=config, facts={"loss": value}, partition=[])
+    run = RunDirectory.create(tmp_path / "run", config=config, info={"loss": value}, partition=[])
     run.append({"round": np.int64(1), "train_loss": value})
     assert run.metrics.read_text() == '{"round": 1, "train_loss": null}\n'
     assert json.loads((run.path / "run.json").read_text())["loss"] is None
@@ -120,7 +120,7 @@ def test_an_empty_directory_may_be_used_and_a_file_not(tmp_path: Path) -> None:
 
 def test_bad_input_leaves_nothing_behind(tmp_path: Path, config: RunConfig) -> None:
     with pytest.raises(TypeError):
-        RunDirectory.create(tmp_path / "run", config=config, facts={"what": object()}, partition=PARTITION)
+        RunDirectory.create(tmp_path / "run", config=config, info={"what": object()}, partition=PARTITION)
     assert not (tmp_path / "run").exists()
 
 
@@ -132,7 +132,7 @@ def test_free_directory_counts_on(tmp_path: Path) -> None:
 
 
 def test_a_run_that_goes_on_can_be_read(tmp_path: Path, config: RunConfig) -> None:
-    run = RunDirectory.create(tmp_path / "run", config=config, facts={}, partition=PARTITION)
+    run = RunDirectory.create(tmp_path / "run", config=config, info={}, partition=PARTITION)
     assert load_result(run.path).history.empty
     run.append(ROWS[0])
     with run.metrics.open("a") as file:

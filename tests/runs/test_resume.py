@@ -176,8 +176,8 @@ def test_seconds_are_those_of_all_parts(tmp_path: Path) -> None:
     directory = cut_short(SMALL, tmp_path / "cut", 5)
     (file, _) = checkpoint.newest_first(directory / "checkpoint")
     found = checkpoint.read(file)
-    facts = {**found.facts, "seconds": 1000.0}
-    checkpoint.write(file.parent, Checkpoint(found.server_round, found.tensors, facts))
+    metadata = {**found.metadata, "seconds": 1000.0}
+    checkpoint.write(file.parent, Checkpoint(found.server_round, found.tensors, metadata))
     assert run(resume=directory).client_tables == []
     about = json.loads((directory / "run.json").read_text())
     assert 1000 < about["seconds"] < 1100
@@ -280,9 +280,9 @@ def test_a_checkpoint_says_its_tensors_in_order_and_type(tmp_path: Path) -> None
         "flag": torch.tensor([True]),
     }
     tensors["same"] = tensors["z"]
-    facts = {"seconds": 0.1 + 0.2, "config": {"widths": [1, 2], "name": "é"}}
-    found = checkpoint.read(checkpoint.write(tmp_path, Checkpoint(3, tensors, facts)))
-    assert (found.server_round, found.facts) == (3, facts)
+    metadata = {"seconds": 0.1 + 0.2, "config": {"widths": [1, 2], "name": "é"}}
+    found = checkpoint.read(checkpoint.write(tmp_path, Checkpoint(3, tensors, metadata)))
+    assert (found.server_round, found.metadata) == (3, metadata)
     assert list(found.tensors) == list(tensors)
     for name, value in tensors.items():
         assert found.tensors[name].dtype == value.dtype

@@ -14,7 +14,7 @@ import pytest
 import fedpisa
 from fedpisa.cli.main import main
 from fedpisa.runs.runner import Event, RoundFinished, RunFinished, RunStarted
-from fedpisa.runs.tracking import MLflow, TensorBoard, Tracker, measured
+from fedpisa.runs.tracking import MLflow, TensorBoard, Tracker, finite_metrics
 
 KEYS = {"algorithm": "pisa", "model": "logistic", "num-server-rounds": 3, "eval-every": 2, "num-clients": 4}
 
@@ -28,7 +28,7 @@ def expected(result: fedpisa.Result) -> dict[str, list[tuple[int, float]]]:
     """Return every column as (round, value), without what was not measured."""
     columns: dict[str, list[tuple[int, float]]] = {}
     for row in result.rows:
-        for name, value in measured(row).items():
+        for name, value in finite_metrics(row).items():
             columns.setdefault(name, []).append((int(row["round"] or 0), value))
     return columns
 

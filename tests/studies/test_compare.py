@@ -236,7 +236,7 @@ def test_a_run_begun_elsewhere_in_the_same_moment_is_taken_over(
     task = workers.Task(0, SHORT.runs()[0].keys, str(tmp_path / SHORT.runs()[0].path))
     exists = Path.exists
     monkeypatch.setattr(Path, "exists", lambda path: path.name != "config.toml" and exists(path))
-    assert workers.carry_out(task, lambda progress: None).state == "finished"
+    assert workers.run_task(task, lambda progress: None).state == "finished"
 
 
 def test_a_full_disk_loses_nothing(

@@ -120,7 +120,7 @@ def test_a_file_that_is_no_study_is_named(tmp_path: Path) -> None:
 
 
 def write(directory: Path, run: StudyRun, accuracies: list[float]) -> None:
-    files = RunDirectory.create(directory / run.path, config=run.config, facts={}, partition=[np.arange(2)])
+    files = RunDirectory.create(directory / run.path, config=run.config, info={}, partition=[np.arange(2)])
     for number, accuracy in enumerate(accuracies):
         files.append({"round": number, "test_accuracy": accuracy})
 

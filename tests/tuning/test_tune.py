@@ -38,9 +38,9 @@ def values_of(standings: Any) -> list[Any]:
 
 
 def tune(*arguments: Any, **options: Any) -> Any:
-    from fedpisa.tuning.tune import tune as carry_out
+    from fedpisa.tuning.tune import tune as run_tuning
 
-    return carry_out(*arguments, **options)
+    return run_tuning(*arguments, **options)
 
 
 def test_every_subject_gets_the_same_budget_and_the_same_call_does_nothing_more(tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_gradient_descent_is_tuned_to_its_best_step(tmp_path: Path) -> None:
     inputs = np.asarray(data.x_train, dtype=np.float64)
     curvature, directions = np.linalg.eigh(inputs.T @ inputs / len(inputs))
     initial = next(build_model(config, data).parameters()).detach().numpy().ravel()
-    away = directions.T @ (initial - np.asarray(data.facts["optimum"]))
+    away = directions.T @ (initial - np.asarray(data.ground_truth["optimum"]))
     steps = np.geomspace(0.05, 5, 20_001)
     losses = (curvature * (1 - steps[:, None] * curvature) ** 120 * away**2).sum(axis=1)
     best = steps[losses.argmin()]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fedpisa.clients.preconditioners.base import Preconditioner, Slope
+from fedpisa.clients.preconditioners.base import Derivatives, Preconditioner
 from fedpisa.clients.preconditioners.fisher import Fisher
 from fedpisa.clients.preconditioners.hutchinson import Hutchinson
 from fedpisa.clients.preconditioners.identity import Identity
@@ -12,11 +12,11 @@ from fedpisa.clients.preconditioners.newton_schulz import NewtonSchulz
 __all__ = [
     "Adagrad",
     "Adam",
+    "Derivatives",
     "Fisher",
     "Hutchinson",
     "Identity",
     "NewtonSchulz",
     "Preconditioner",
     "RMSprop",
-    "Slope",
 ]

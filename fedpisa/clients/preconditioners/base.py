@@ -17,7 +17,7 @@ from fedpisa.tasks.layout import ParamLayout
 from fedpisa.typing import Positive
 
 
-class Slope(NamedTuple):
+class Derivatives(NamedTuple):
     """What a client has learnt of its loss ``f_i`` at one point.
 
     Parameters
@@ -61,7 +61,9 @@ class Preconditioner(ABC):
         """Return the memory before the first step; by default there is none."""
         return {}
 
-    def evaluate(self, gradient: Gradient, v_P: Tensor, batch: MiniBatches, mu: float | Tensor) -> Slope:
+    def evaluate(
+        self, gradient: Gradient, v_P: Tensor, batch: MiniBatches, mu: float | Tensor
+    ) -> Derivatives:
         """Return what is looked at in ``v``: by default the loss and its gradient, and no more.
 
         Parameters
@@ -73,14 +75,14 @@ class Preconditioner(ABC):
         mu
             The ridge of ``F_i = f_i + mu/2 ||v||^2``; only ``curvature_P`` counts it, the rest is of ``f_i``.
         """
-        return Slope(*gradient(v_P, batch))
+        return Derivatives(*gradient(v_P, batch))
 
-    def direction(self, q_P: Tensor, slope: Slope, memory: Arrays) -> tuple[Tensor, Arrays]:
+    def direction(self, q_P: Tensor, derivatives: Derivatives, memory: Arrays) -> tuple[Tensor, Arrays]:
         """Return what is followed ``(P,)``, by default ``q = pi_i + g``, and the memory."""
         return q_P, memory
 
     @abstractmethod
-    def __call__(self, q_P: Tensor, slope: Slope, memory: Arrays) -> tuple[Tensor, Arrays]:
+    def __call__(self, q_P: Tensor, derivatives: Derivatives, memory: Arrays) -> tuple[Tensor, Arrays]:
         """Return the diagonal of ``Q`` (``(P,)`` or ``()``) and the new memory.
 
         Parameters
@@ -88,7 +90,7 @@ class Preconditioner(ABC):
         q_P
             What is preconditioned: ``pi_i + g``, ``g`` the gradient of ``F_i``, or what `direction` returned; not to be
             written into.
-        slope
+        derivatives
             What `evaluate` returned.
         memory
             What this client's last call, or `init`, returned.

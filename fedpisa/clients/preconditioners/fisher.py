@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fedpisa.clients.base import Arrays, Gradient, MiniBatches
-from fedpisa.clients.preconditioners.base import Preconditioner, Slope
+from fedpisa.clients.preconditioners.base import Derivatives, Preconditioner
 from fedpisa.typing import Probability
 
 
@@ -31,7 +31,7 @@ class Fisher(Preconditioner):
     --------
     >>> fisher = Fisher(beta=0.75)
     >>> g = torch.tensor([2.0])
-    >>> fisher(g, Slope(torch.zeros(()), g, curvature_P=g * g), fisher.init(g))[0]
+    >>> fisher(g, Derivatives(torch.zeros(()), g, curvature_P=g * g), fisher.init(g))[0]
     tensor([1.])
     """
 
@@ -41,16 +41,18 @@ class Fisher(Preconditioner):
         """Return ``h = 0``."""
         return {"curvature": torch.zeros_like(params_P)}
 
-    def evaluate(self, gradient: Gradient, v_P: Tensor, batch: MiniBatches, mu: float | Tensor) -> Slope:
+    def evaluate(
+        self, gradient: Gradient, v_P: Tensor, batch: MiniBatches, mu: float | Tensor
+    ) -> Derivatives:
         """Take every mini-batch's own gradient."""
         loss, gradients_CP = gradient.each(v_P, batch)
         count = batch.num_batches
         there_C = (batch.weight_CB.sum(-1) > 0).to(v_P.dtype)
         squares_P = there_C @ (gradients_CP + mu * v_P).square()
-        return Slope(loss, gradients_CP.sum(0) / count, squares_P / count)
+        return Derivatives(loss, gradients_CP.sum(0) / count, squares_P / count)
 
-    def __call__(self, q_P: Tensor, slope: Slope, memory: Arrays) -> tuple[Tensor, Arrays]:
+    def __call__(self, q_P: Tensor, derivatives: Derivatives, memory: Arrays) -> tuple[Tensor, Arrays]:
         """Average the squares."""
-        assert slope.curvature_P is not None
-        h_P = self.beta * memory["curvature"] + (1 - self.beta) * slope.curvature_P
+        assert derivatives.curvature_P is not None
+        h_P = self.beta * memory["curvature"] + (1 - self.beta) * derivatives.curvature_P
         return h_P.clamp(max=self.eta), {"curvature": h_P}

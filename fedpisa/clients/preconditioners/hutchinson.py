@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fedpisa.clients.base import Arrays, Gradient, MiniBatches
-from fedpisa.clients.preconditioners.base import Preconditioner, Slope
+from fedpisa.clients.preconditioners.base import Derivatives, Preconditioner
 from fedpisa.typing import PositiveInt, Probability
 
 
@@ -38,8 +38,8 @@ class Hutchinson(Preconditioner):
     --------
     >>> hutchinson = Hutchinson(beta=0.75)
     >>> q = torch.ones(2)
-    >>> slope = Slope(torch.zeros(()), q, curvature_P=torch.tensor([4.0, -4.0]))
-    >>> hutchinson(q, slope, hutchinson.init(q))[0].tolist()
+    >>> derivatives = Derivatives(torch.zeros(()), q, curvature_P=torch.tensor([4.0, -4.0]))
+    >>> hutchinson(q, derivatives, hutchinson.init(q))[0].tolist()
     [1.0, 0.0]
     """
 
@@ -50,16 +50,18 @@ class Hutchinson(Preconditioner):
         """Return ``h = 0``."""
         return {"curvature": torch.zeros_like(params_P)}
 
-    def evaluate(self, gradient: Gradient, v_P: Tensor, batch: MiniBatches, mu: float | Tensor) -> Slope:
+    def evaluate(
+        self, gradient: Gradient, v_P: Tensor, batch: MiniBatches, mu: float | Tensor
+    ) -> Derivatives:
         """Take Hessian-vector products beside the gradient."""
         signs_RP = rademacher(batch.key, self.probes, len(v_P)).to(v_P.dtype)
         loss, g_P, products_RP = gradient.with_hessian(v_P, batch, signs_RP)
-        return Slope(loss, g_P, (signs_RP * products_RP).mean(0) + mu)
+        return Derivatives(loss, g_P, (signs_RP * products_RP).mean(0) + mu)
 
-    def __call__(self, q_P: Tensor, slope: Slope, memory: Arrays) -> tuple[Tensor, Arrays]:
+    def __call__(self, q_P: Tensor, derivatives: Derivatives, memory: Arrays) -> tuple[Tensor, Arrays]:
         """Average the estimates."""
-        assert slope.curvature_P is not None
-        h_P = self.beta * memory["curvature"] + (1 - self.beta) * slope.curvature_P
+        assert derivatives.curvature_P is not None
+        h_P = self.beta * memory["curvature"] + (1 - self.beta) * derivatives.curvature_P
         return h_P.clamp(0.0, self.eta), {"curvature": h_P}
 
 

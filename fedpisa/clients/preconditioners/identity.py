@@ -8,7 +8,7 @@ from typing import final
 from torch import Tensor
 
 from fedpisa.clients.base import Arrays, scalar_like
-from fedpisa.clients.preconditioners.base import Preconditioner, Slope
+from fedpisa.clients.preconditioners.base import Derivatives, Preconditioner
 
 
 @final
@@ -23,6 +23,6 @@ class Identity(Preconditioner):
     (tensor(0.5000), {})
     """
 
-    def __call__(self, q_P: Tensor, slope: Slope, memory: Arrays) -> tuple[Tensor, Arrays]:
+    def __call__(self, q_P: Tensor, derivatives: Derivatives, memory: Arrays) -> tuple[Tensor, Arrays]:
         """Return a constant."""
         return scalar_like(q_P, min(1.0, self.eta)), {}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fedpisa.clients.base import Arrays, scalar_like
-from fedpisa.clients.preconditioners.base import Preconditioner, Slope
+from fedpisa.clients.preconditioners.base import Derivatives, Preconditioner
 from fedpisa.typing import Decay, NonNegative
 
 
@@ -41,7 +41,7 @@ class Adagrad(Preconditioner):
         """Return ``n = 0``."""
         return {"second-moment": torch.zeros_like(params_P)}
 
-    def __call__(self, q_P: Tensor, slope: Slope, memory: Arrays) -> tuple[Tensor, Arrays]:
+    def __call__(self, q_P: Tensor, derivatives: Derivatives, memory: Arrays) -> tuple[Tensor, Arrays]:
         """Accumulate the second moment."""
         n_P = memory["second-moment"] + q_P * q_P
         return _bounded_root(n_P, self.eta) + self.eps, {"second-moment": n_P}
@@ -74,7 +74,7 @@ class RMSprop(Preconditioner):
         """Return ``n = 0``."""
         return {"second-moment": torch.zeros_like(params_P)}
 
-    def __call__(self, q_P: Tensor, slope: Slope, memory: Arrays) -> tuple[Tensor, Arrays]:
+    def __call__(self, q_P: Tensor, derivatives: Derivatives, memory: Arrays) -> tuple[Tensor, Arrays]:
         """Average the second moment."""
         n_P = torch.lerp(memory["second-moment"], q_P * q_P, 1 - self.beta)
         return _bounded_root(n_P, self.eta) + self.eps, {"second-moment": n_P}
@@ -113,7 +113,7 @@ class Adam(Preconditioner):
         """Return ``n = 0``, ``t = 0``."""
         return {"second-moment": torch.zeros_like(params_P), "count": scalar_like(params_P)}
 
-    def __call__(self, q_P: Tensor, slope: Slope, memory: Arrays) -> tuple[Tensor, Arrays]:
+    def __call__(self, q_P: Tensor, derivatives: Derivatives, memory: Arrays) -> tuple[Tensor, Arrays]:
         """Average the second moment and correct its bias."""
         n_P = torch.lerp(memory["second-moment"], q_P * q_P, 1 - self.beta)
         count = memory["count"] + 1

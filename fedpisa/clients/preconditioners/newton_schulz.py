@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fedpisa.clients.base import Arrays, Gradient, MiniBatches
-from fedpisa.clients.preconditioners.base import Preconditioner, Slope
+from fedpisa.clients.preconditioners.base import Derivatives, Preconditioner
 from fedpisa.clients.preconditioners.moments import Adam
 from fedpisa.typing import Decay, NonNegative, Probability
 
@@ -45,8 +45,8 @@ class NewtonSchulz(Preconditioner):
     >>> from fedpisa.tasks.layout import ParamLayout
     >>> layout = ParamLayout.of([("weight", torch.zeros(2, 2))])
     >>> rule, g = NewtonSchulz(momentum=0.0), torch.tensor([3.0, 0.0, 0.0, 1.0])
-    >>> slope = Slope(torch.zeros(()), g, layout=layout)
-    >>> rule.direction(g, slope, rule.init(g))[0].round(decimals=2)
+    >>> derivatives = Derivatives(torch.zeros(()), g, layout=layout)
+    >>> rule.direction(g, derivatives, rule.init(g))[0].round(decimals=2)
     tensor([0.7500, 0.0000, 0.0000, 1.1300])
     """
 
@@ -60,27 +60,29 @@ class NewtonSchulz(Preconditioner):
         """Return ``b = 0`` and Scheme III's memory."""
         return {"momentum": torch.zeros_like(params_P), **self._scheme().init(params_P)}
 
-    def evaluate(self, gradient: Gradient, v_P: Tensor, batch: MiniBatches, mu: float | Tensor) -> Slope:
+    def evaluate(
+        self, gradient: Gradient, v_P: Tensor, batch: MiniBatches, mu: float | Tensor
+    ) -> Derivatives:
         """Ask for the shapes too."""
-        return Slope(*gradient(v_P, batch), layout=gradient.layout)
+        return Derivatives(*gradient(v_P, batch), layout=gradient.layout)
 
-    def direction(self, q_P: Tensor, slope: Slope, memory: Arrays) -> tuple[Tensor, Arrays]:
+    def direction(self, q_P: Tensor, derivatives: Derivatives, memory: Arrays) -> tuple[Tensor, Arrays]:
         """Put the orthogonalised momentum in the gradient's place."""
-        g_P = slope.gradient_P
+        g_P = derivatives.gradient_P
         momentum_P = self.momentum * memory["momentum"] + g_P
         ahead_P = g_P + self.momentum * momentum_P
         parts = [
             rest + orthogonal(h.view(shape[0], -1)).reshape(-1) if len(shape) > 1 else q
-            for shape, q, rest, h in _parameters(slope, q_P, q_P - g_P, ahead_P)
+            for shape, q, rest, h in _parameters(derivatives, q_P, q_P - g_P, ahead_P)
         ]
         return torch.cat(parts), {**memory, "momentum": momentum_P}
 
-    def __call__(self, q_P: Tensor, slope: Slope, memory: Arrays) -> tuple[Tensor, Arrays]:
+    def __call__(self, q_P: Tensor, derivatives: Derivatives, memory: Arrays) -> tuple[Tensor, Arrays]:
         """Scale a matrix by its own entries, a vector by Scheme III."""
-        scheme_P, moments = self._scheme()(q_P, slope, memory)
+        scheme_P, moments = self._scheme()(q_P, derivatives, memory)
         parts = [
             q.abs().clamp(max=self.eta) + self.eps if len(shape) > 1 else scheme
-            for shape, q, scheme in _parameters(slope, q_P, scheme_P)
+            for shape, q, scheme in _parameters(derivatives, q_P, scheme_P)
         ]
         return torch.cat(parts), {**moments, "momentum": memory["momentum"]}
 
@@ -88,11 +90,11 @@ class NewtonSchulz(Preconditioner):
         return Adam(eta=self.eta, beta=self.beta, eps=self.eps)
 
 
-def _parameters(slope: Slope, *vectors_P: Tensor) -> Iterator[tuple[Any, ...]]:
+def _parameters(derivatives: Derivatives, *vectors_P: Tensor) -> Iterator[tuple[Any, ...]]:
     """Yield each parameter's shape and its share of the vectors."""
-    assert slope.layout is not None
-    shares = (torch.split(vector_P, slope.layout.sizes) for vector_P in vectors_P)
-    return zip(slope.layout.shapes, *shares, strict=True)
+    assert derivatives.layout is not None
+    shares = (torch.split(vector_P, derivatives.layout.sizes) for vector_P in vectors_P)
+    return zip(derivatives.layout.shapes, *shares, strict=True)
 
 
 def orthogonal(matrix: Tensor) -> Tensor:

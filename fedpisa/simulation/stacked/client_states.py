@@ -26,7 +26,7 @@ class StackedStates:
     num_clients
         ``N``.
     incremental
-        Whether to keep a client's state from before its last round too, for `settle`.
+        Whether to keep a client's state from before its last round too, for `roll_back_unconfirmed`.
     limit
         Bytes.
 
@@ -61,14 +61,14 @@ class StackedStates:
         """Return copies of the rows of these clients."""
         return {name: self._read(name, ids_S) for name in self._stacks}
 
-    def settle(self, ids_S: Tensor, confirmed_S: Tensor) -> None:
+    def roll_back_unconfirmed(self, ids_S: Tensor, confirmed_S: Tensor) -> None:
         """Take back the last round of those whose reply in it was not confirmed; see `LocalUpdate.incremental`."""
         lost_S = self._round_N[ids_S] != confirmed_S
         lost = ids_S[lost_S]
         if not len(lost):
             return
         for name, stack in self._stacks.items():
-            client_rows.put(stack, lost, client_rows.take(self._earlier[name], lost))
+            client_rows.write(stack, lost, client_rows.read(self._earlier[name], lost))
         self._round_N[lost] = confirmed_S[lost_S]
 
     def write(self, ids_S: Tensor, states_S: Arrays, server_round: int) -> None:
@@ -79,9 +79,9 @@ class StackedStates:
                 "return the same names from both"
             )
         for name, stack in self._earlier.items():
-            client_rows.put(stack, ids_S, self._read(name, ids_S))
+            client_rows.write(stack, ids_S, self._read(name, ids_S))
         for name, stack in self._stacks.items():
-            client_rows.put(stack, ids_S, states_S[name])
+            client_rows.write(stack, ids_S, states_S[name])
         self._round_N[ids_S] = server_round
 
     def weighted_sum(self, name: str, weights_N: Tensor) -> Tensor:
@@ -114,8 +114,8 @@ class StackedStates:
             "clients": ids_S,
             "rounds": self._round_N[ids_S],
             **{f"initial/{name}": value for name, value in self._initial.items()},
-            **{f"rows/{name}": client_rows.take(stack, ids_S) for name, stack in self._stacks.items()},
-            **{f"earlier/{name}": client_rows.take(stack, ids_S) for name, stack in self._earlier.items()},
+            **{f"rows/{name}": client_rows.read(stack, ids_S) for name, stack in self._stacks.items()},
+            **{f"earlier/{name}": client_rows.read(stack, ids_S) for name, stack in self._earlier.items()},
         }
 
     @classmethod
@@ -125,7 +125,7 @@ class StackedStates:
         states._round_N[kept["clients"]] = kept["rounds"]
         for stack_of, prefix in ((states._stacks, "rows/"), (states._earlier, "earlier/")):
             for name, rows_S in _below(kept, prefix).items():
-                client_rows.put(stack_of[name], kept["clients"], rows_S)
+                client_rows.write(stack_of[name], kept["clients"], rows_S)
         return states
 
     def _zeros(self, num_clients: int, limit: int) -> dict[str, Tensor]:
@@ -137,7 +137,7 @@ class StackedStates:
     def _read(self, name: str, ids_S: Tensor) -> Tensor:
         """Return rows, the initial state's for those that were never written."""
         stack, initial = self._stacks[name], self._initial[name]
-        rows_S = client_rows.take(stack, ids_S)
+        rows_S = client_rows.read(stack, ids_S)
         if self._starts_at_zero[name]:
             return rows_S
         seen_S = self._round_N[ids_S] > 0

@@ -15,16 +15,16 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from fedpisa.clients.base import Arrays, LocalUpdate, MiniBatches, Outcome
-from fedpisa.clients.batches import Ints, Plan
+from fedpisa.clients.base import Arrays, LocalResult, LocalUpdate, MiniBatches
+from fedpisa.clients.batches import BatchIndices, Ints
 from fedpisa.clients.client import BUFFERS, seeded
 from fedpisa.clients.sgd import SGDSteps
 from fedpisa.datasets.client_data import ClientData
 from fedpisa.rng import step_keys
 from fedpisa.simulation.stacked.compat_torch import of_all_clients
-from fedpisa.simulation.stacked.fused_sgd import descend, descends
+from fedpisa.simulation.stacked.fused_sgd import is_fusible, take_fused_steps
 from fedpisa.simulation.stacked.gradients import StackedGradient
-from fedpisa.simulation.stacked.sequential import Chain, chain_of
+from fedpisa.simulation.stacked.sequential import SequentialGradient, sequential_gradient
 from fedpisa.simulation.stacked.threads import one_thread_each
 from fedpisa.tasks.task import Task
 
@@ -43,7 +43,7 @@ class Common(NamedTuple):
     seed: int
     server_round: int
     down: Mapping[str, Tensor]
-    chain: Chain | None
+    sequential: SequentialGradient | None
 
 
 def run_cohort(
@@ -57,7 +57,7 @@ def run_cohort(
     states_S: Arrays,
     copies: Sequence[Task] = (),
     begin: int = 0,
-) -> Outcome:
+) -> LocalResult:
     """Return the stacked outcome of a cohort's round; for each client what `Client.run_round` returns.
 
     Clients with more steps come first inside, so that those still at work are always a prefix: a client
@@ -81,16 +81,18 @@ def run_cohort(
     begin
         How many clients of the round came before these: what a module draws is not to be drawn again.
     """
-    plan = update.at_round(server_round).schedule().plan(data.sizes_N[ids_S], ids_S, server_round, seed)
-    multiplications = len(ids_S) * plan.weight_SKCB[0, 0].size * task.layout.size
+    indices = (
+        update.at_round(server_round).batch_sampler().draw(data.sizes_N[ids_S], ids_S, server_round, seed)
+    )
+    multiplications = len(ids_S) * indices.weight_SKCB[0, 0].size * task.layout.size
     tasks = (task, *copies)[: len(ids_S)] if multiplications >= WORTH_A_THREAD else (task,)
-    parts = _deal_out(plan.steps_S, len(tasks))
+    parts = _deal_out(indices.steps_S, len(tasks))
     run = _run_one_by_one if one_by_one(task, data) else _run_stacked
 
-    def run_part(task: Task, rows_S: Ints) -> Outcome:
+    def run_part(task: Task, rows_S: Ints) -> LocalResult:
         own = {name: _rows(value, rows_S) for name, value in states_S.items()}
-        common = Common(update, data, seed, server_round, down, chain_of(task, data.x))
-        return run(task, common, ids_S[rows_S], own, plan.rows(rows_S))
+        common = Common(update, data, seed, server_round, down, sequential_gradient(task, data.x))
+        return run(task, common, ids_S[rows_S], own, indices.rows(rows_S))
 
     if len(tasks) == 1:
         with seeded(seed, server_round, *([begin] if begin else [])):
@@ -99,7 +101,7 @@ def run_cohort(
         with one_thread_each(len(tasks)) as pool:
             outcomes = list(pool.map(run_part, tasks, parts))
     back = np.argsort(np.concatenate(parts))
-    in_order: Outcome = map_tensors(lambda value: _rows(value, back), join(outcomes))
+    in_order: LocalResult = map_tensors(lambda value: _rows(value, back), join(outcomes))
     return in_order
 
 
@@ -123,28 +125,30 @@ def one_by_one(task: Task, data: ClientData) -> bool:
 
     A client's vectors then stay in the cache from step to step.
     """
-    chain = chain_of(task, data.x)
-    return chain is not None and bool(chain.body_names)
+    sequential = sequential_gradient(task, data.x)
+    return sequential is not None and bool(sequential.body_names)
 
 
 def in_one_piece(task: Task, data: ClientData) -> bool:
     """Return whether a cohort stays in one piece: PyTorch's own threads then share products of dense layers."""
-    chain = chain_of(task, data.x)
-    return chain is not None and not chain.body_names
+    sequential = sequential_gradient(task, data.x)
+    return sequential is not None and not sequential.body_names
 
 
-def _run_one_by_one(task: Task, common: Common, ids_S: Ints, states_S: Arrays, plan: Plan) -> Outcome:
+def _run_one_by_one(
+    task: Task, common: Common, ids_S: Ints, states_S: Arrays, indices: BatchIndices
+) -> LocalResult:
     """Return the stacked outcome of clients, each of them a stack of its own."""
     outcomes = []
     for row in range(len(ids_S)):
         own = {name: value[row : row + 1] for name, value in states_S.items()}
-        outcomes.append(_run_stacked(task, common, ids_S[row : row + 1], own, plan.rows(np.array([row]))))
-    stacked: Outcome = join(outcomes)
+        outcomes.append(_run_stacked(task, common, ids_S[row : row + 1], own, indices.rows(np.array([row]))))
+    stacked: LocalResult = join(outcomes)
     return stacked
 
 
 class Batches(NamedTuple):
-    """The mini-batches of some clients' steps: `Plan`'s, rows of all the samples, and the steps' random keys."""
+    """The mini-batches of some clients' steps: rows of all samples, weights, and the steps' random keys."""
 
     rows_SKCB: Tensor
     weight_SKCB: Tensor
@@ -164,31 +168,33 @@ class Carry(NamedTuple):
 
 
 @torch.no_grad()
-def _run_stacked(task: Task, common: Common, ids_S: Ints, states_S: Arrays, plan: Plan) -> Outcome:
+def _run_stacked(
+    task: Task, common: Common, ids_S: Ints, states_S: Arrays, indices: BatchIndices
+) -> LocalResult:
     """Return the stacked outcome of clients that are ordered by their steps, those with most first."""
-    update, data, seed, server_round, down, chain = common
+    update, data, seed, server_round, down, sequential = common
     update, shared = update.at_round(server_round), dict(down)
     common = common._replace(update=update, down=shared)
-    device, steps = data.x.device, int(plan.steps_S.max())
+    device, steps = data.x.device, int(indices.steps_S.max())
     batches = Batches(
-        torch.from_numpy(plan.index_SKCB + data.begin_N[ids_S, None, None, None]).to(device),
-        torch.from_numpy(plan.weight_SKCB).to(data.x),
+        torch.from_numpy(indices.index_SKCB + data.begin_N[ids_S, None, None, None]).to(device),
+        torch.from_numpy(indices.weight_SKCB).to(data.x),
         torch.from_numpy(step_keys(seed, ids_S, server_round, steps)).to(device),
     )
     buffers_Q = shared.pop(BUFFERS, shared["params"].new_zeros(0))
     none_S = shared["params"].new_zeros(len(ids_S))
     carry = Carry({}, buffers_Q.expand(len(ids_S), -1), none_S, none_S)
-    descending = chain is not None and descends(update)
-    take_steps = _descend if descending else _take_stretches
-    carry = take_steps(task, common, states_S, carry, batches, plan.steps_S)
-    outcome: Outcome = vmap(lambda state, work: update.finish(shared, state, work))(states_S, carry.work)
+    fused = sequential is not None and is_fusible(update)
+    take_steps = _take_fused_steps if fused else _take_stretches
+    carry = take_steps(task, common, states_S, carry, batches, indices.steps_S)
+    outcome: LocalResult = vmap(lambda state, work: update.finish(shared, state, work))(states_S, carry.work)
     buffers = {BUFFERS: carry.buffers_SQ} if carry.buffers_SQ.shape[1] else {}
     metrics = {
         **outcome.metrics,
         "train-loss": carry.loss_S / carry.losses_S,
-        "local-steps": torch.from_numpy(plan.gradients_S).to(carry.loss_S),
+        "local-steps": torch.from_numpy(indices.gradients_S).to(carry.loss_S),
     }
-    return Outcome({**outcome.upload, **buffers}, dict(outcome.state), metrics)
+    return LocalResult({**outcome.upload, **buffers}, dict(outcome.state), metrics)
 
 
 def _take_stretches(
@@ -210,7 +216,7 @@ def _take_stretches(
 
 def _take_steps(task: Task, common: Common, states_S: Arrays, carry: Carry, batches: Batches) -> Carry:
     """Take any update's steps for all clients in one `vmap`."""
-    update, data, _, _, down, chain = common
+    update, data, _, _, down, sequential = common
 
     def of_one(state: Arrays, carry: Carry, batches: Batches) -> Carry:
         work, buffers_Q, loss, losses = carry
@@ -218,7 +224,7 @@ def _take_steps(task: Task, common: Common, states_S: Arrays, carry: Carry, batc
         work = work or update.start(down, state)
         for rows_CB, weight_CB, key in zip(*(part.unbind() for part in batches), strict=True):
             x, y_CB = of_all_clients(data.samples, rows_CB)
-            gradient = StackedGradient(task, buffers_Q, chain)
+            gradient = StackedGradient(task, buffers_Q, sequential)
             work = update.step(gradient, down, state, work, MiniBatches(x, y_CB, weight_CB, key))
             buffers_Q = gradient.buffers_Q
             if gradient.loss is not None:
@@ -229,12 +235,12 @@ def _take_steps(task: Task, common: Common, states_S: Arrays, carry: Carry, batc
     return after
 
 
-def _descend(
+def _take_fused_steps(
     task: Task, common: Common, states_S: Arrays, carry: Carry, batches: Batches, steps_S: Ints
 ) -> Carry:
     """Take the steps of plain SGD; see `fedpisa.simulation.stacked.fused_sgd`."""
-    update, data, _, _, down, chain = common
-    assert chain is not None
+    update, data, _, _, down, sequential = common
+    assert sequential is not None
     assert isinstance(update, SGDSteps)
     work = vmap(lambda state, _: update.start(down, state))(states_S, carry.loss_S)
     rows_KSB, weight_KSB = (part.flatten(2).unbind(1) for part in batches[:2])
@@ -243,7 +249,7 @@ def _descend(
         (*data.samples(rows_SB[:active]), weight_SB[:active])
         for rows_SB, weight_SB, active in zip(rows_KSB, weight_KSB, active_K, strict=True)
     )
-    work, loss_S = descend(update, chain, task.loss, down, states_S, work, samples)
+    work, loss_S = take_fused_steps(update, sequential, task.loss, down, states_S, work, samples)
     return carry._replace(work=work, loss_S=loss_S, losses_S=torch.from_numpy(steps_S).to(loss_S))
 
 

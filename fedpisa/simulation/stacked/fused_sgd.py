@@ -17,20 +17,23 @@ from torch.func import vmap
 
 from fedpisa.clients.base import Arrays, LocalUpdate
 from fedpisa.clients.sgd import SGDSteps
-from fedpisa.simulation.stacked.sequential import Chain, Sum
+from fedpisa.simulation.stacked.sequential import SequentialGradient, Sum
 from fedpisa.tasks.losses import Loss
 
 
-def descends(update: LocalUpdate) -> bool:
+def is_fusible(update: LocalUpdate) -> bool:
     """Return whether an update's steps are those of `SGDSteps`, along the gradient of nothing but the loss."""
     if not isinstance(update, SGDSteps):
         return False
-    return type(update).step is SGDSteps.step and type(update).slope is SGDSteps.slope
+    return (
+        type(update).step is SGDSteps.step
+        and type(update).stochastic_gradient is SGDSteps.stochastic_gradient
+    )
 
 
-def descend(
+def take_fused_steps(
     update: SGDSteps,
-    chain: Chain,
+    sequential: SequentialGradient,
     loss: Callable[[int], Loss],
     down: Arrays,
     state: Arrays,
@@ -39,13 +42,14 @@ def descend(
 ) -> tuple[Arrays, Tensor]:
     """Return the clients' working variables after their steps, and each client's losses, summed ``(S,)``.
 
-    With ``a = weight-decay + pull`` and ``c = shift + weight-decay centre``, which a round does not change, a step is
+    With ``a = weight-decay + proximal-weight`` and ``c = correction + weight-decay centre``, constant in a round, a
+    step is
     ``drift <- (1 - learning-rate a) drift - learning-rate (g + c)``, or with momentum
     ``m <- momentum m + g + c + a drift``, ``drift <- drift - learning-rate m``.
 
     Parameters
     ----------
-    update, chain, loss
+    update, sequential, loss
         What the clients share.
     down
         The broadcast.
@@ -55,10 +59,10 @@ def descend(
         Of each step the features ``(S, B, ...)``, labels and weights ``(S, B)`` of the first clients, who take it: all
         of them the first step.
     """
-    layout, rate, momentum = chain.layout, update.learning_rate, update.momentum
-    # A product takes a number: where the server sends the pull, this waits for the device, once and not in each step.
-    pull = update.pull(down)
-    decay = update.weight_decay + (0.0 if pull is None else float(pull))
+    layout, rate, momentum = sequential.layout, update.learning_rate, update.momentum
+    # `float` waits for the device where the server sends the weight: once a round, not once a step.
+    proximal_weight = update.proximal_weight(down)
+    decay = update.weight_decay + (0.0 if proximal_weight is None else float(proximal_weight))
     centre_SP, *constant_SP = vmap(lambda state, _: _fixed(update, down, state))(state, work["steps"])
     centre, constants = layout.unflatten(centre_SP), [layout.unflatten(rows_SP) for rows_SP in constant_SP]
 
@@ -81,7 +85,9 @@ def descend(
             for name, v in point.items():
                 torch.add(centre[name], drift[name], out=v)
         into = Sum(total, alpha, 0.0 if begins else beta)
-        loss_S[:active] += chain.add_gradient(centre if begins else point, x, y_SB, weight_SB, loss, into)
+        loss_S[:active] += sequential.add_gradient(
+            centre if begins else point, x, y_SB, weight_SB, loss, into
+        )
         for name, part in total.items():
             for constant in constants:
                 part.add_(constant[name], alpha=alpha)
@@ -98,8 +104,8 @@ def descend(
 
 def _fixed(update: SGDSteps, down: Arrays, state: Arrays) -> tuple[Tensor, ...]:
     """Return a client's centre and, if anything is added to its gradients that does not depend on the drift, that."""
-    centre_P, shift_P = update.centre(down, state), update.shift(down, state)
+    centre_P, correction_P = update.centre(down, state), update.correction(down, state)
     if not update.weight_decay:
-        return (centre_P,) if shift_P is None else (centre_P, shift_P)
+        return (centre_P,) if correction_P is None else (centre_P, correction_P)
     decayed_P = update.weight_decay * centre_P
-    return centre_P, decayed_P if shift_P is None else shift_P + decayed_P
+    return centre_P, decayed_P if correction_P is None else correction_P + decayed_P

@@ -19,7 +19,7 @@ from torch.func import grad, vjp, vmap
 
 from fedpisa.clients.base import MiniBatches
 from fedpisa.simulation.stacked.compat_torch import of_all_clients
-from fedpisa.simulation.stacked.sequential import Chain
+from fedpisa.simulation.stacked.sequential import SequentialGradient
 from fedpisa.tasks.features import FeatureLoss
 from fedpisa.tasks.layout import ParamLayout
 from fedpisa.tasks.task import Task
@@ -36,7 +36,7 @@ class StackedGradient:
 
     task: Task
     buffers_Q: Tensor
-    chain: Chain | None = None
+    sequential: SequentialGradient | None = None
     loss: Tensor | None = None
 
     @property
@@ -48,11 +48,11 @@ class StackedGradient:
         self, params_P: Tensor, batch: MiniBatches, extra: FeatureLoss | None = None
     ) -> tuple[Tensor, Tensor]:
         """Return the mean loss ``()`` and gradient ``(P,)`` over the mini-batches; see `Gradient`."""
-        chain = self.chain
+        sequential = self.sequential
         x, y_B, weight_B = (part.flatten(0, 1) for part in batch.samples)
-        if extra is not None or chain is None:
+        if extra is not None or sequential is None:
             return self._derived(params_P, batch, extra)
-        of_loss = partial(chain.gradient, loss=self.task.loss)
+        of_loss = partial(sequential.gradient, loss=self.task.loss)
         self.loss, gradient_P = of_all_clients(of_loss, params_P, x, y_B, weight_B)
         return self.loss, gradient_P
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.func import vmap
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from fedpisa.clients.base import Arrays, LocalUpdate, MiniBatches, Outcome
+from fedpisa.clients.base import Arrays, LocalResult, LocalUpdate, MiniBatches
 from fedpisa.clients.batches import Ints
 from fedpisa.clients.client import Client, seeded
 from fedpisa.clients.step_sizes import UNSCHEDULED, StepSizeSchedule
@@ -41,7 +41,7 @@ from fedpisa.simulation.stacked.client_states import StackedStates
 from fedpisa.simulation.stacked.cohort import in_one_piece, join, run_cohort
 from fedpisa.simulation.stacked.compat_torch import private
 from fedpisa.simulation.stacked.gradients import StackedGradient
-from fedpisa.simulation.stacked.sequential import chain_of
+from fedpisa.simulation.stacked.sequential import sequential_gradient
 from fedpisa.storage.client_rows import UNLIMITED
 from fedpisa.strategies.base import ClientStates
 from fedpisa.tasks.task import Task
@@ -186,7 +186,7 @@ class VmapGrid(InProcessGrid):
             initial = self.update.init(down["params"])
             self.states = StackedStates(initial, self.num_clients, self.update.incremental, self.state_memory)
         if confirmed_S is not None:
-            self.states.settle(rows_S, torch.tensor(confirmed_S, device=rows_S.device))
+            self.states.roll_back_unconfirmed(rows_S, torch.tensor(confirmed_S, device=rows_S.device))
         server_round = int(content[CONFIG][SERVER_ROUND])
         own = self.states.read(rows_S)
         outcome = self._in_blocks(ids_S, server_round, down, own)
@@ -194,11 +194,11 @@ class VmapGrid(InProcessGrid):
         sizes_S = torch.from_numpy(self.data.sizes_N[ids_S]).double()
         return StackedReplies(requests, nodes, outcome.upload, sizes_S, outcome.metrics)
 
-    def _in_blocks(self, ids_S: Ints, server_round: int, down: Arrays, states_S: Arrays) -> Outcome:
+    def _in_blocks(self, ids_S: Ints, server_round: int, down: Arrays, states_S: Arrays) -> LocalResult:
         """Return the cohort's outcome, of no more clients at a time than memory has proved to take."""
         update = self.schedule.scaled(self.update, server_round)
         common = (self.task, update, self.data, self.seed)
-        outcomes: list[Outcome] = []
+        outcomes: list[LocalResult] = []
         begin = 0
         while begin < len(ids_S):
             part = slice(begin, begin + self.block)
@@ -215,7 +215,7 @@ class VmapGrid(InProcessGrid):
                 _LOG.warning("out of memory: from now on %d clients at a time", self.block)
             else:
                 begin = part.stop
-        whole: Outcome = join(outcomes)
+        whole: LocalResult = join(outcomes)
         return whole
 
 
@@ -257,10 +257,10 @@ def refuse_unstackable(task: Task, data: ClientData) -> None:
     params = task.initial_params().to(data.x).expand(2, -1)
     buffers = task.initial_buffers().to(data.x).expand(2, -1)
 
-    chain = chain_of(task, data.x)
+    sequential = sequential_gradient(task, data.x)
 
     def gradient(params_P: Tensor, buffers_Q: Tensor, *batch: Tensor) -> Tensor:
-        return StackedGradient(task, buffers_Q, chain)(params_P, MiniBatches(*batch))[1]
+        return StackedGradient(task, buffers_Q, sequential)(params_P, MiniBatches(*batch))[1]
 
     try:
         with seeded(0), warnings.catch_warnings():

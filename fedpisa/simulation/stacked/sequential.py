@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fedpisa.tasks.layout import ParamLayout
-from fedpisa.tasks.losses import Loss, losses_and_slopes
+from fedpisa.tasks.losses import Loss, losses_and_gradients
 from fedpisa.tasks.task import Task
 
 _BODY: Final = (nn.Conv2d, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.MaxPool2d, nn.AvgPool2d, nn.Flatten, nn.Identity)
@@ -64,7 +64,7 @@ class Layer(ABC):
 
     @abstractmethod
     def backward(
-        self, params: Tensors, h_SFB: Tensor, out_SFB: Tensor, slope_SFB: Tensor, into: Sum
+        self, params: Tensors, h_SFB: Tensor, out_SFB: Tensor, grad_SFB: Tensor, into: Sum
     ) -> Callable[[], Tensor]:
         """Add the gradient with respect to the layer's parameters; return a way to that of its inputs."""
 
@@ -85,20 +85,20 @@ class Dense(Layer):
         return torch.baddbmm(params[self.bias][:, :, None], weight, h_SFB)
 
     def backward(
-        self, params: Tensors, h_SFB: Tensor, out_SFB: Tensor, slope_SFB: Tensor, into: Sum
+        self, params: Tensors, h_SFB: Tensor, out_SFB: Tensor, grad_SFB: Tensor, into: Sum
     ) -> Callable[[], Tensor]:
-        """Add ``slope h^T`` and the slopes' sum; ``W^T slope`` is the rest."""
-        into.add_product(self.weight, slope_SFB, h_SFB.mT)
+        """Add ``grad h^T`` and the gradients' sum; ``W^T grad`` is the rest."""
+        into.add_product(self.weight, grad_SFB, h_SFB.mT)
         if self.bias is not None:
-            into.add(self.bias, slope_SFB.sum(2))
+            into.add(self.bias, grad_SFB.sum(2))
         weight = params[self.weight].expand(len(h_SFB), -1, -1)
-        return lambda: torch.bmm(weight.mT, slope_SFB)
+        return lambda: torch.bmm(weight.mT, grad_SFB)
 
 
 @final
 @dataclass(frozen=True)
 class Activation(Layer):
-    """A function of each feature, and its derivative times a slope as a function of slope and output."""
+    """A function of each feature, and its gradient as a function of the output's gradient and the output."""
 
     function: Callable[[Tensor], Tensor]
     derivative: Callable[[Tensor, Tensor], Tensor]
@@ -108,15 +108,15 @@ class Activation(Layer):
         return self.function(h_SFB)
 
     def backward(
-        self, params: Tensors, h_SFB: Tensor, out_SFB: Tensor, slope_SFB: Tensor, into: Sum
+        self, params: Tensors, h_SFB: Tensor, out_SFB: Tensor, grad_SFB: Tensor, into: Sum
     ) -> Callable[[], Tensor]:
-        """Return the way to the slope times the derivative; there are no parameters."""
-        return lambda: self.derivative(slope_SFB, out_SFB)
+        """Return a function that gives the input's gradient; there are no parameters."""
+        return lambda: self.derivative(grad_SFB, out_SFB)
 
 
 _ACTIVATIONS: Final = {
-    nn.Identity: Activation(lambda h: h, lambda slope, out: slope),
-    nn.ReLU: Activation(torch.relu, lambda slope, out: torch.ops.aten.threshold_backward(slope, out, 0)),
+    nn.Identity: Activation(lambda h: h, lambda grad, out: grad),
+    nn.ReLU: Activation(torch.relu, lambda grad, out: torch.ops.aten.threshold_backward(grad, out, 0)),
     nn.Tanh: Activation(torch.tanh, torch.ops.aten.tanh_backward),
     nn.Sigmoid: Activation(torch.sigmoid, torch.ops.aten.sigmoid_backward),
 }
@@ -124,7 +124,7 @@ _ACTIVATIONS: Final = {
 
 @final
 @dataclass(frozen=True)
-class Chain:
+class SequentialGradient:
     """A module that is a body, which ends in flat features, and a head of dense layers.
 
     Parameters
@@ -141,11 +141,11 @@ class Chain:
     Examples
     --------
     >>> module = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
-    >>> chain = Chain.of(module, ParamLayout.of_parameters(module))
-    >>> len(chain.body), len(chain.head)
+    >>> sequential = SequentialGradient.of(module, ParamLayout.of_parameters(module))
+    >>> len(sequential.body), len(sequential.head)
     (1, 3)
     >>> module = nn.Bilinear(2, 2, 2)
-    >>> Chain.of(module, ParamLayout.of_parameters(module)) is None
+    >>> SequentialGradient.of(module, ParamLayout.of_parameters(module)) is None
     True
     """
 
@@ -155,8 +155,8 @@ class Chain:
     layout: ParamLayout
 
     @classmethod
-    def of(cls, module: nn.Module, layout: ParamLayout) -> Chain | None:
-        """Return a module's chain; ``None`` if it is not one, or some of its parameters are not trained."""
+    def of(cls, module: nn.Module, layout: ParamLayout) -> SequentialGradient | None:
+        """Return a module's gradient; ``None`` if it is no sequence of known layers, or some are frozen."""
         layers = list(_layers(module))
         names = [name for prefix, layer in layers for name in _parameters(prefix, layer)]
         plain = all(type(layer) in (*_BODY, nn.Linear) and not _hooked(layer) for _, layer in layers)
@@ -253,8 +253,8 @@ class Chain:
         named = dict(zip((name for name, _ in self.body.named_parameters()), point, strict=True))
         with torch.enable_grad():
             h_BF = functional_call(self.body, named, (_channels_last(x),))
-        loss_1, slope_1FB = self._head(params, h_BF.detach().mT[None], y_B[None], weight_B[None], loss, into)
-        gradients = torch.autograd.grad(h_BF, point, slope_1FB()[0].mT)
+        loss_1, grad_1FB = self._head(params, h_BF.detach().mT[None], y_B[None], weight_B[None], loss, into)
+        gradients = torch.autograd.grad(h_BF, point, grad_1FB()[0].mT)
         for name, gradient in zip(self.body_names, gradients, strict=True):
             into.add(name, gradient[None])
         return loss_1[0]
@@ -272,19 +272,19 @@ class Chain:
         values = [h_SFB]
         for layer in self.head:
             values.append(layer.forward(params, values[-1]))
-        losses_SB, slopes_SFB = losses_and_slopes(loss(values[-1].shape[1]), values[-1], y_SB)
+        losses_SB, grads_SFB = losses_and_gradients(loss(values[-1].shape[1]), values[-1], y_SB)
         # A padded row may have an infinite loss; 0 * inf would spoil the sum.
         padded_SB = weight_SB == 0
         loss_S = losses_SB.mul(weight_SB).masked_fill_(padded_SB, 0).sum(1)
-        first_SFB = slopes_SFB.mul_(weight_SB[:, None]).masked_fill_(padded_SB[:, None], 0)
+        first_SFB = grads_SFB.mul_(weight_SB[:, None]).masked_fill_(padded_SB[:, None], 0)
 
-        def slope() -> Tensor:
+        def grad() -> Tensor:
             return first_SFB
 
         for number in reversed(range(len(self.head))):
             h, out = values[number : number + 2]
-            slope = self.head[number].backward(params, h, out, slope(), into)
-        return loss_S, slope
+            grad = self.head[number].backward(params, h, out, grad(), into)
+        return loss_S, grad
 
 
 def _layers(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
@@ -332,7 +332,7 @@ def _channels_last(tensor: Tensor) -> Tensor:
     return torch.empty_like(tensor, memory_format=torch.channels_last).copy_(tensor)
 
 
-def chain_of(task: Task, x: Tensor) -> Chain | None:
-    """Return a task's module as a chain, where gradients written out are of use for samples such as ``x``."""
-    chain = None if task.autocast else Chain.of(task.module, task.layout)
-    return chain if chain is not None and chain.fits(x) else None
+def sequential_gradient(task: Task, x: Tensor) -> SequentialGradient | None:
+    """Return the gradient of a task's module, written out, where it is of use for samples such as ``x``."""
+    sequential = None if task.autocast else SequentialGradient.of(task.module, task.layout)
+    return sequential if sequential is not None and sequential.fits(x) else None

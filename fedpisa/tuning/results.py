@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def write_outcome(plan: Plan, trials: Sequence[Sequence[Trial]], directory: Path) -> None:
+def write_results(plan: Plan, trials: Sequence[Sequence[Trial]], directory: Path) -> None:
     """Write ``trials.csv`` and ``trials.png``; once the budget is spent ``best/`` and ``best.toml``, too.
 
     Parameters
