@@ -100,7 +100,7 @@ def render(
         any_clients=any(one.by_seed for one in fairness),
         client_notes=_client_notes(collection, fairness),
         residuals=bool(residuals["metrics"]),
-        info=_facts(collection),
+        info=_info(collection),
         own_keys=_own_keys(collection),
         common=[(name, _text(value)) for name, value in collection.common.items()],
         version=__version__,
@@ -234,7 +234,7 @@ def _client_notes(collection: Collection, fairness: Iterable[Fairness]) -> list[
     return [f"{split}, {', '.join(names)}: {note}" for (split, note), names in notes.items()]
 
 
-def _facts(collection: Collection) -> list[tuple[str, str]]:
+def _info(collection: Collection) -> list[tuple[str, str]]:
     runs = collection.runs
     statuses = [run.status for run in runs] + ["unreadable"] * len(collection.unreadable)
     statuses += ["not begun"] * len(collection.missing)
