@@ -44,7 +44,7 @@ def sizes(parts: list[np.ndarray]) -> np.ndarray:
     return np.array([len(part) for part in parts])
 
 
-def client_mass(labels: np.ndarray, parts: list[np.ndarray]) -> np.ndarray:
+def counts(labels: np.ndarray, parts: list[np.ndarray]) -> np.ndarray:
     return np.array([np.bincount(labels[part], minlength=labels.max() + 1) for part in parts])
 
 
@@ -229,8 +229,8 @@ class TestLabelDirichlet:
         labels = balanced(1200, 6)
         for seed in range(30):
             parts = ps.label_dirichlet(labels, 4, rng(seed), dirichlet_alpha=0.2, min_partition_size=1)
-            before = np.cumsum(client_mass(labels, parts), axis=1) - client_mass(labels, parts)
-            assert not client_mass(labels, parts)[before >= 300].any()
+            before = np.cumsum(counts(labels, parts), axis=1) - counts(labels, parts)
+            assert not counts(labels, parts)[before >= 300].any()
 
     def test_small_alpha_is_more_heterogeneous_than_large(self) -> None:
         labels = balanced(5000, 10)
@@ -251,7 +251,7 @@ class TestLabelDirichlet:
         with pytest.raises(ValueError, match="raise dirichlet-alpha"):  # nine whole classes for ten clients
             ps.label_dirichlet(labels, 10, rng(), dirichlet_alpha=1e-8)
         near_even = ps.label_dirichlet(labels, 10, rng(), dirichlet_alpha=1e8)
-        assert np.abs(client_mass(labels, near_even) - 1000 / 90).max() <= 2
+        assert np.abs(counts(labels, near_even) - 1000 / 90).max() <= 2
 
 
 class TestClientDirichlet:
@@ -277,11 +277,11 @@ class TestClientDirichlet:
 
     def test_large_alpha_gives_everyone_the_global_mixture(self) -> None:
         labels = np.repeat([0, 1], [3000, 1000])
-        mixtures = client_mass(labels, ps.client_dirichlet(labels, 4, rng(), dirichlet_alpha=1e6)) / 1000
+        mixtures = counts(labels, ps.client_dirichlet(labels, 4, rng(), dirichlet_alpha=1e6)) / 1000
         assert np.abs(mixtures - [0.75, 0.25]).max() < 0.06
 
     def test_tiny_alpha_gives_pure_clients_until_pools_run_out(self) -> None:
-        mixtures = client_mass(
+        mixtures = counts(
             balanced(1000, 5), ps.client_dirichlet(balanced(1000, 5), 10, rng(), dirichlet_alpha=1e-3)
         )
         assert np.median(np.sort(mixtures, axis=1)[:, -1]) == 100
@@ -291,13 +291,13 @@ class TestLabelsPerClient:
     @pytest.mark.parametrize("k", [1, 2, 3, 10])
     def test_exactly_k_labels_and_its_own_first(self, k: int) -> None:
         labels = balanced(3000, 10)
-        held = client_mass(labels, ps.labels_per_client(labels, 20, rng(), labels_per_client=k)) > 0
+        held = counts(labels, ps.labels_per_client(labels, 20, rng(), labels_per_client=k)) > 0
         assert (held.sum(axis=1) == k).all()
         assert held[np.arange(20), np.arange(20) % 10].all()
 
     def test_holders_share_a_class_evenly(self) -> None:
         labels = balanced(3000, 10)
-        table = client_mass(labels, ps.labels_per_client(labels, 20, rng(), labels_per_client=3))
+        table = counts(labels, ps.labels_per_client(labels, 20, rng(), labels_per_client=3))
         for column in table.T:
             held = column[column > 0]
             assert held.sum() == 300
@@ -306,7 +306,7 @@ class TestLabelsPerClient:
     def test_further_classes_are_uniform(self) -> None:
         labels, repeats = balanced(400, 5), 2000
         picks = sum(
-            client_mass(labels, ps.labels_per_client(labels, 5, rng(s), labels_per_client=2))[0] > 0
+            counts(labels, ps.labels_per_client(labels, 5, rng(s), labels_per_client=2))[0] > 0
             for s in range(repeats)
         )
         assert picks[0] == repeats
@@ -319,14 +319,14 @@ class TestLabelsPerClient:
 
     def test_two_classes_and_four_clients_alternate(self) -> None:
         labels = np.repeat([0, 1], [76, 24])
-        table = client_mass(labels, ps.labels_per_client(labels, 4, rng(), labels_per_client=1))
+        table = counts(labels, ps.labels_per_client(labels, 4, rng(), labels_per_client=1))
         assert table.tolist() == [[38, 0], [0, 12], [38, 0], [0, 12]]
 
 
 class TestShards:
     def test_at_most_one_label_per_shard_where_shards_fit(self) -> None:
         labels = balanced(6000, 10)
-        table = client_mass(labels, ps.shards(labels, 100, rng(), shards_per_client=2))
+        table = counts(labels, ps.shards(labels, 100, rng(), shards_per_client=2))
         assert (table.sum(axis=1) == 60).all()
         assert ((table > 0).sum(axis=1) <= 2).all()
         assert set(np.unique(table)) <= {0, 30, 60}
@@ -355,7 +355,7 @@ class TestQuantityDirichlet:
 
     def test_labels_stay_alike(self) -> None:
         labels = balanced(20_000, 2)
-        table = client_mass(labels, ps.quantity_dirichlet(labels, 4, rng(), min_partition_size=500))
+        table = counts(labels, ps.quantity_dirichlet(labels, 4, rng(), min_partition_size=500))
         assert np.abs(table[:, 0] / table.sum(axis=1) - 0.5).max() < 4 * 0.5 / np.sqrt(500)
 
     def test_regression_targets_are_fine(self) -> None:

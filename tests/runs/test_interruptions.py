@@ -135,16 +135,16 @@ def test_exit_codes_of_signals(
 
 def test_two_processes_on_one_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     directory = cut_short(SMALL, tmp_path / "run", 3)
-    with files.held(directory):
+    with files.locked(directory):
         assert main(["run", "--resume", str(directory)]) == 2
     assert capsys.readouterr().err == (
         f"error: {directory} is being written by another process: wait for it, or end it\n"
     )
-    with files.held(tmp_path / "new"), pytest.raises(files.InUseError):
+    with files.locked(tmp_path / "new"), pytest.raises(files.InUseError):
         run(SMALL, tmp_path / "new")
     child = os.fork()
     if child == 0:  # a process that holds the directory and is killed
-        with files.held(directory):
+        with files.locked(directory):
             os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(child, 0)
     assert run(resume=directory).status == "finished"

@@ -219,7 +219,7 @@ def test_a_run_that_another_process_writes_is_left_to_it(
 ) -> None:
     file = tmp_path / "small.toml"
     file.write_text(SHORT.to_toml())
-    with files.held(tmp_path / "out" / SHORT.runs()[1].path):
+    with files.locked(tmp_path / "out" / SHORT.runs()[1].path):
         assert main(["compare", str(file), "--out", str(tmp_path / "out")]) == 1
     assert capsys.readouterr().err.splitlines()[-1].startswith("1 runs are being written by another process")
     assert len(load_study(tmp_path / "out")) == 2
