@@ -21,7 +21,7 @@ from fedpisa.config.run import RunConfig, _warn_once, load_config, parse_overrid
 from fedpisa.families import build, keys_of, owners, table
 from fedpisa.report.runs import Run, _telling
 from fedpisa.studies.study import Study, read_study
-from fedpisa.tuning.plan import BatchIndices
+from fedpisa.tuning.plan import Plan
 from fedpisa.tuning.tune import tune
 
 ADAM = {"algorithm": "fedsgd", "optimizer": "adam"}
@@ -203,7 +203,7 @@ def test_options_are_tuned_and_the_best_are_written_as_tables(tmp_path: Path) ->
         "search": {"optimizer-options": {"betas": [[0.5, 0.999], [0.1, 0.9]], "eps": [0.1, 1.0]}},
     }
     del tables["sweep"], tables["base"]["optimizer-options"]
-    (standing,) = tune(BatchIndices.from_mapping(tables), tmp_path)
+    (standing,) = tune(Plan.from_mapping(tables), tmp_path)
     assert standing.best is not None
     assert len(standing.trials) == 4
     best = {name.partition(".")[2]: value for name, value in standing.best.keys.items()}
