@@ -1,4 +1,4 @@
-"""Processes for tests: forked, because importing everything anew would take seconds."""
+"""Fixtures for all tests: small federations, and processes, forked because new imports would take seconds."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from fedpisa.runs.signals import Interrupted
 from fedpisa.studies import pool
+from tests import algorithms
 
 Start = Callable[..., int]
 
@@ -61,3 +63,41 @@ def in_child() -> Iterator[Start]:
 def ended() -> Callable[[int], int]:
     """Return what waits for a process and gives its exit code, negative for a signal."""
     return lambda child: os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test for each case, dtype and engine that it asks for and does not list."""
+    listed = {str(mark.args[0]) for mark in metafunc.definition.iter_markers("parametrize")}
+    names = set(metafunc.fixturenames) - listed
+    kinds: dict[str, list[Callable[[algorithms.Case], bool]]] = {
+        "case": [],
+        "exact_case": [algorithms.is_exact],
+        "dual_case": [algorithms.has_duals],
+        "exact_dual_case": [algorithms.has_duals, algorithms.is_exact],
+    }
+    for name, conditions in kinds.items():
+        if name in names:
+            chosen = [case for case in algorithms.cases() if all(condition(case) for condition in conditions)]
+            metafunc.parametrize(name, chosen, ids=str)
+    if "dtype" in names:
+        metafunc.parametrize("dtype", list(algorithms.DTYPES))
+    if "engine" in names:
+        metafunc.parametrize("engine", ["loop", "vmap"])
+
+
+@pytest.fixture
+def lab() -> SimpleNamespace:
+    """Return the helpers of `tests/algorithms.py`."""
+    return SimpleNamespace(
+        SIZES=algorithms.SIZES,
+        Case=algorithms.Case,
+        Federation=algorithms.Federation,
+        blobs=algorithms.blobs,
+        dtypes=algorithms.DTYPES,
+        fill=algorithms.fill,
+        make=algorithms.make,
+        mlp=algorithms.mlp,
+        relative=algorithms.relative,
+        row_of=algorithms.row_of,
+        split=algorithms.split,
+    )

@@ -50,7 +50,7 @@ def test_every_name_is_described_where_it_is_defined() -> None:
     "path",
     [
         "docs/preconditioner.md",
-        "tests/core/test_plugin.py",
+        "tests/contracts/test_plugin.py",
         "experiments/notebooks/4-your-own-algorithm.ipynb",
     ],
 )

@@ -1,4 +1,4 @@
-"""What every algorithm keeps, whatever its keys: the table is in `conftest.py`, and finds them by itself."""
+"""What every algorithm keeps, whatever its keys: the table is in `tests/algorithms.py`, and finds them by itself."""
 
 from __future__ import annotations
 

@@ -9,11 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from types import SimpleNamespace
 from typing import Any, Literal, get_args, get_origin
 
 import numpy as np
-import pytest
 import torch
 from flwr.app import ConfigRecord
 from torch import Tensor, nn
@@ -111,23 +109,6 @@ def is_exact(case: Case) -> bool:
     """Return whether the clients follow something that vanishes with their gradients."""
     rule = getattr(case.build().local_update, "preconditioner", None)
     return rule is None or rule.exact
-
-
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    kinds: dict[str, list[Callable[[Case], bool]]] = {
-        "case": [],
-        "exact_case": [is_exact],
-        "dual_case": [has_duals],
-        "exact_dual_case": [has_duals, is_exact],
-    }
-    for name, conditions in kinds.items():
-        if name in metafunc.fixturenames:
-            chosen = [case for case in cases() if all(condition(case) for condition in conditions)]
-            metafunc.parametrize(name, chosen, ids=str)
-    if "dtype" in metafunc.fixturenames:
-        metafunc.parametrize("dtype", list(DTYPES))
-    if "engine" in metafunc.fixturenames:
-        metafunc.parametrize("engine", ["loop", "vmap"])
 
 
 @dataclass
@@ -265,21 +246,3 @@ def row_of(outcome: Any, row: int) -> dict[str, Tensor]:
         for part in ("upload", "state", "metrics")
         for name, value in getattr(outcome, part).items()
     }
-
-
-@pytest.fixture
-def lab() -> SimpleNamespace:
-    """Return the helpers of this module."""
-    return SimpleNamespace(
-        SIZES=SIZES,
-        Case=Case,
-        Federation=Federation,
-        blobs=blobs,
-        dtypes=DTYPES,
-        fill=fill,
-        make=make,
-        mlp=mlp,
-        relative=relative,
-        row_of=row_of,
-        split=split,
-    )
