@@ -7,6 +7,9 @@ the order in which an engine does its work.
 from __future__ import annotations
 
 import hashlib
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 
@@ -54,6 +57,42 @@ def torch_seed(seed: int, name: str, *counters: int) -> int:
     True
     """
     return stream_key(seed, name, *counters) >> 65
+
+
+@contextmanager
+def seeded(seed: int, name: str, *counters: int) -> Iterator[None]:
+    """Seed the global generators of torch, NumPy and `random` from a named stream, and put them back afterwards.
+
+    Models of the user's, dropout and Flower's strategies draw from them; nothing of fedpisa's does.
+
+    Examples
+    --------
+    >>> import torch
+    >>> def draw():
+    ...     with seeded(0, "noise", 1):
+    ...         return random.random(), float(torch.rand(()))
+    >>> draw() == draw()
+    True
+    """
+    import torch
+
+    key = stream_key(seed, name, *counters)
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    random.seed(key)
+    np.random.seed([key >> shift & 0xFFFFFFFF for shift in (0, 32, 64, 96)])  # noqa: NPY002
+    devices = torch.cuda.is_available() or torch.backends.mps.is_available()
+    try:
+        # Without a device there is one generator, and forking takes longer than a small round.
+        with torch.random.fork_rng() if devices else nullcontext():
+            if devices:
+                torch.manual_seed(torch_seed(seed, name, *counters))
+            else:
+                torch.default_generator.manual_seed(torch_seed(seed, name, *counters))
+            yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])  # noqa: NPY002
+        torch.set_rng_state(before[2])
 
 
 def hashed(key: int, *counters: np.ndarray | int) -> np.ndarray:

@@ -28,6 +28,7 @@ from fedpisa.simulation.rounds import rounds
 from fedpisa.simulation.stacked.grid import VmapGrid
 from fedpisa.strategies.base import Algorithm
 from fedpisa.strategies.primaldual import PrimalDual
+from fedpisa.tasks.modules import in_dtype
 from fedpisa.tasks.task import Task
 
 # Values of an algorithm's keys, where it has them, that suit the small problems.
@@ -128,7 +129,7 @@ class Federation:
     task: Task = field(init=False)
 
     def __post_init__(self) -> None:
-        self.task = Task(self.module.to(self.dtype), self.num_classes)
+        self.task = Task(in_dtype(self.module, self.dtype), self.num_classes)
         self.data = ClientData.of(self.x, self.y, [np.asarray(p) for p in self.partition], self.dtype)
         update = self.algorithm.local_update
         if self.engine == "vmap":

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import final
 
@@ -15,7 +13,7 @@ from fedpisa.clients.base import Arrays, LocalResult, LocalUpdate, MiniBatches
 from fedpisa.clients.gradients import AutogradGradient
 from fedpisa.clients.step_sizes import UNSCHEDULED, StepSizeSchedule
 from fedpisa.datasets.client_data import rows
-from fedpisa.rng import step_keys, torch_seed
+from fedpisa.rng import seeded, step_keys
 from fedpisa.tasks.task import Task
 
 BUFFERS = "buffers"
@@ -66,7 +64,7 @@ class Client:
         down = dict(down)
         buffers_Q = down.pop(BUFFERS, down["params"].new_zeros(0))
         work, losses = update.start(down, state), []
-        with seeded(self.seed, server_round, self.client_id):
+        with seeded(self.seed, "dropout", server_round, self.client_id):
             for index_CB, weight_CB, key in zip(index_KCB, weight_KCB, key_K, strict=True):
                 gradient = AutogradGradient(self.task, buffers_Q)
                 batch = MiniBatches(rows(self.x, index_CB), rows(self.y, index_CB), weight_CB, key)
@@ -83,21 +81,3 @@ class Client:
                 "local-steps": torch.tensor(float(indices.gradients_S[0])),
             },
         )
-
-
-@contextmanager
-def seeded(seed: int, *counters: int) -> Iterator[None]:
-    """Seed torch's own generators, which dropout draws from, and put them back afterwards."""
-    key = torch_seed(seed, "dropout", *counters)
-    if torch.cuda.is_available() or torch.backends.mps.is_available():
-        with torch.random.fork_rng():
-            torch.manual_seed(key)
-            yield
-        return
-    # Without a device there is one generator, and what the above does beyond it takes longer than a small round.
-    before = torch.get_rng_state()
-    torch.default_generator.manual_seed(key)
-    try:
-        yield
-    finally:
-        torch.set_rng_state(before)

@@ -36,6 +36,7 @@ class AutogradGradient:
         """How the flat vectors are made up; see `Gradient`."""
         return self.task.layout
 
+    @torch.enable_grad()
     def __call__(
         self, params_P: Tensor, batch: MiniBatches, extra: FeatureLoss | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -48,6 +49,7 @@ class AutogradGradient:
         self.loss = total / batch.num_batches
         return self.loss, total_P / batch.num_batches
 
+    @torch.enable_grad()
     def each(self, params_P: Tensor, batch: MiniBatches) -> tuple[Tensor, Tensor]:
         """Return the mean loss ``()`` and each mini-batch's gradient ``(C, P)``; see `Gradient`."""
         point_P = params_P.detach().requires_grad_()
@@ -58,6 +60,7 @@ class AutogradGradient:
         self.loss = total / batch.num_batches
         return self.loss, gradients_CP
 
+    @torch.enable_grad()
     def with_hessian(
         self, params_P: Tensor, batch: MiniBatches, vectors_RP: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from fedpisa import families
 from fedpisa.components import Component, kebab
-from fedpisa.rng import torch_seed
+from fedpisa.rng import seeded
 
 if TYPE_CHECKING:
     from torch import nn
@@ -63,13 +63,16 @@ def create(
     import torch
     from torch import nn
 
-    with torch.random.fork_rng(devices=[]):
-        # Only the CPU's generator: torch.manual_seed would seed those of all devices, which are not forked.
-        torch.default_generator.manual_seed(torch_seed(seed, "initial-weights"))
+    with seeded(seed, "initial-weights"):
         model = families.build(component, values, shape=shape, num_outputs=num_outputs, seed=seed)
         if not isinstance(model, nn.Module):
             raise ValueError(
                 f"{component} gave an object of type {type(model).__name__}: it must give a torch.nn.Module"
+            )
+        if isinstance(model, torch.jit.ScriptModule | nn.DataParallel | nn.parallel.DistributedDataParallel):
+            raise ValueError(
+                f"{component} gave a {type(model).__name__}: give the torch.nn.Module inside it, as it was before it "
+                "was wrapped or compiled"
             )
         _check_output(component, model, shape, num_outputs)
     return model
@@ -78,12 +81,14 @@ def create(
 def _check_output(component: Component, model: nn.Module, shape: tuple[int, ...], num_outputs: int) -> None:
     """Raise unless the model maps a sample to as many outputs as the data need."""
     import torch
+    from torch.nn.parameter import is_lazy
 
     weight = next(model.parameters(), torch.zeros(()))
+    x = torch.zeros(2, *shape) if is_lazy(weight) else weight.new_zeros((2, *shape))
     was_training = model.training
     try:
         with torch.no_grad():
-            output = model.eval()(weight.new_zeros((1, *shape)))
+            output = model.eval()(x)
     except Exception as error:  # a model of the user's may fail in any way
         raise ValueError(
             f"{component} cannot take a sample of shape {shape} ({' '.join(str(error).split())}): "
@@ -91,10 +96,10 @@ def _check_output(component: Component, model: nn.Module, shape: tuple[int, ...]
         ) from error
     finally:
         model.train(was_training)
-    wanted = [(1, num_outputs)] + [(1, 1)] * (num_outputs == 2)
+    wanted = [(2, num_outputs)] + [(2, 1)] * (num_outputs == 2)
     got = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
     if got not in wanted:
         raise ValueError(
-            f"{component} gives {got} for one sample, and the labels need {' or '.join(map(str, wanted))}: "
+            f"{component} gives {got} for two samples, and the labels need {' or '.join(map(str, wanted))}: "
             f"give its last layer {num_outputs} outputs"
         )

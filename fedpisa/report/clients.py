@@ -239,10 +239,11 @@ def evaluated_accuracies(run: Run, data: Data) -> NDArray[np.float64] | str:
 def _kept_model(run: Run, dataset: Dataset, parameters: Mapping[str, NDArray[Any]]) -> Any:
     import torch
 
+    from fedpisa.tasks.modules import in_dtype
     from fedpisa.tasks.task import Task
 
     dtype: torch.dtype = getattr(torch, run.result.config.dtype)
-    module = build_model(run.result.config, dataset).to(dtype=dtype)
+    module = in_dtype(build_model(run.result.config, dataset), dtype)
     module.load_state_dict({name: torch.from_numpy(value.copy()) for name, value in parameters.items()})
     task = Task(module, dataset.num_classes)
     return task, task.initial_params(), task.initial_buffers(), dtype

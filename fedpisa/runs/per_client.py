@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedpisa.datasets.client_data import ClientData
+from fedpisa.rng import seeded
 from fedpisa.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -46,7 +47,8 @@ def evaluate_clients(
     >>> evaluate_clients(task, data, torch.ones(1), torch.zeros(0))
     {'loss': array([4.5 , 1.25])}
     """
-    parts = [task.eval_losses(params_P, buffers_Q, x_B, y_B) for x_B, y_B in data.batches(batch_size)]
+    with seeded(0, "evaluation"):
+        parts = [task.eval_losses(params_P, buffers_Q, x_B, y_B) for x_B, y_B in data.batches(batch_size)]
     columns = {"loss": [losses_B for losses_B, _ in parts]}
     if task.num_classes is not None:
         columns["accuracy"] = [correct_B for _, correct_B in parts]

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 Status = Literal["running", "finished", "diverged", "interrupted", "failed"]
 Row = Mapping[str, float | int | None]
 
+TIED = "tied"
+"""Key of the metadata of ``model.safetensors`` that names entries that repeat another."""
 METRICS = (
     "round",
     "train_loss",
@@ -218,13 +220,27 @@ class RunDirectory:
         """Change entries of ``run.json``, such as ``status``; the others stay."""
         replace_file(self.path / "run.json", _json_bytes({**self.info(), **info}))
 
-    def write_model(self, parameters: Mapping[str, NDArray[Any]]) -> None:
-        """Write the global parameters to ``model.safetensors``; the same arrays give the same bytes."""
+    def write_model(
+        self, parameters: Mapping[str, NDArray[Any]], names: Mapping[str, str] | None = None
+    ) -> None:
+        """Write the global model to ``model.safetensors``; the same arrays give the same bytes.
+
+        Parameters
+        ----------
+        parameters
+            The arrays by the names of parameters and buffers.
+        names
+            For each entry of the module's ``state_dict``, the name of its array: tied entries share one. By
+            default each array is an entry.
+        """
         from safetensors.numpy import save
 
+        names = names or {name: name for name in parameters}
         # safetensors takes the memory as it lies: give it C order.
-        arrays = {name: np.asarray(value, order="C") for name, value in sorted(parameters.items())}
-        replace_file(self.path / "model.safetensors", save(arrays))
+        arrays = {key: np.asarray(parameters[name], order="C") for key, name in sorted(names.items())}
+        tied = {key: name for key, name in sorted(names.items()) if key != name}
+        metadata = {TIED: json.dumps(tied)} if tied else None
+        replace_file(self.path / "model.safetensors", save(arrays, metadata))
 
 
 @final
@@ -440,11 +456,13 @@ def read_partition(file: Path) -> list[NDArray[np.int64]]:
 def _read_model(file: Path) -> dict[str, NDArray[Any]]:
     if not file.is_file():
         return {}
-    from safetensors import SafetensorError
+    from safetensors import SafetensorError, safe_open
     from safetensors.numpy import load
 
     try:
-        return dict(load(file.read_bytes()))
+        with safe_open(file, framework="np") as opened:
+            tied = json.loads((opened.metadata() or {}).get(TIED, "{}"))
+        return {name: value for name, value in load(file.read_bytes()).items() if name not in tied}
     except SafetensorError as error:
         raise ValueError(f"{file.name}: {error}") from error
 

@@ -25,6 +25,7 @@ from fedpisa.runs.tracking import Listener, fan_out
 from fedpisa.storage import checkpoint
 from fedpisa.storage.checkpoint import Checkpoint
 from fedpisa.storage.files import locked
+from fedpisa.tasks.modules import state_names
 
 __all__ = [
     "Event",
@@ -243,7 +244,7 @@ class _Run:
 
     def _end(self, parameters: Mapping[str, NDArray[Any]], status: Status) -> None:
         if self.files is not None:
-            self.files.write_model(parameters)
+            self.files.write_model(parameters, state_names(self.simulation.federation.task.module))
             self.files.update(status=status, seconds=self._seconds(), finished=now())
             if status in ("finished", "diverged"):
                 checkpoint.keep_last(self.files.checkpoints)

@@ -133,7 +133,8 @@ class Simulation:
         parts: dict[str, dict[str, Tensor]] = {"model": {}, "strategy": {}, "clients": {}}
         for path, value in kept.items():
             part, _, name = path.partition("/")
-            parts[part][name] = value
+            is_buffers = path.rpartition("/")[2] == BUFFERS and part != "clients"
+            parts[part][name] = self.federation.task.buffer_layout.adopt(value) if is_buffers else value
         self.strategy.restore(parts["strategy"])
         self._number_clients()  # a node may have come back under another number
         self.grid.restore(parts["clients"])
@@ -233,6 +234,7 @@ def make_grid(federation: Federation) -> LoopGrid | VmapGrid | RayGrid:
     config, data = federation.config, federation.data
     if config.engine == "ray":
         return RayGrid(config)
+    reason = ""
     if config.engine != "loop":
         try:
             return VmapGrid(
@@ -244,8 +246,9 @@ def make_grid(federation: Federation) -> LoopGrid | VmapGrid | RayGrid:
                 config.state_memory,
                 federation.schedule,
             )
-        except UnstackableError:
+        except UnstackableError as error:
             if config.engine == "vmap":
                 raise
+            reason = str(error)
     app = make_client_app(lambda context: federation.client(int(context.node_config["partition-id"])))
-    return LoopGrid(app, data.num_clients)
+    return LoopGrid(app, data.num_clients, reason=reason)

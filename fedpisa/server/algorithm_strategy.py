@@ -18,7 +18,7 @@ from fedpisa.flower.compat import to_record
 from fedpisa.flower.messages import ARRAYS, CONFIG, SERVER_ROUND, Broadcast, StackedReplies, lost_states
 from fedpisa.server.base import Options, ServerStrategy, averaged
 from fedpisa.storage import client_rows
-from fedpisa.strategies.base import Algorithm, weighted_mean
+from fedpisa.strategies.base import Algorithm
 from fedpisa.tasks.layout import ParamLayout
 
 _LOG = getLogger("fedpisa")
@@ -111,7 +111,7 @@ class AlgorithmStrategy(ServerStrategy):
         uploads_S = dict(stacked.uploads_S)
         weights_S = algorithm.weights(cohort)
         if BUFFERS in uploads_S:
-            self._buffers = {BUFFERS: weighted_mean(weights_S, uploads_S.pop(BUFFERS))}
+            self._buffers = {BUFFERS: self._combined(weights_S, uploads_S.pop(BUFFERS))}
         self.server = algorithm.step(before, uploads_S, cohort)
         metrics = averaged(weights_S, stacked)
         columns = algorithm.diagnostics(before, self.server, metrics, cohort)

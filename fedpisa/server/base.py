@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from logging import getLogger
 from typing import TypedDict
 
 import numpy as np
@@ -21,8 +22,11 @@ from fedpisa.flower.messages import StackedReplies, stack_replies
 from fedpisa.rng import generator
 from fedpisa.server.reply_filter import ReplyFilter
 from fedpisa.storage import client_rows
-from fedpisa.strategies.base import Algorithm, Cohort
+from fedpisa.strategies.base import Algorithm, Cohort, weighted_mean
+from fedpisa.tasks.buffers import BufferLayout
 from fedpisa.tasks.layout import ParamLayout
+
+_LOG = getLogger("fedpisa")
 
 
 class Options(TypedDict, total=False):
@@ -34,6 +38,7 @@ class Options(TypedDict, total=False):
     reply_filter: ReplyFilter | None
     memory_limit: int
     schedule: StepSizeSchedule
+    buffer_layout: BufferLayout | None
 
 
 class ServerStrategy(Strategy, ABC):
@@ -60,6 +65,8 @@ class ServerStrategy(Strategy, ABC):
         Bytes that what is kept of every client may take in memory; see `fedpisa.storage.client_rows`.
     schedule
         How the algorithm's step sizes change with the round.
+    buffer_layout
+        The module's buffers; without it all entries of their vector are averaged.
     """
 
     def __init__(
@@ -73,6 +80,7 @@ class ServerStrategy(Strategy, ABC):
         reply_filter: ReplyFilter | None = None,
         memory_limit: int = client_rows.UNLIMITED,
         schedule: StepSizeSchedule = UNSCHEDULED,
+        buffer_layout: BufferLayout | None = None,
     ) -> None:
         self.algorithm = algorithm
         self.layout = layout
@@ -82,10 +90,12 @@ class ServerStrategy(Strategy, ABC):
         self.reply_filter = reply_filter
         self.memory_limit = memory_limit
         self.schedule = schedule
+        self.buffer_layout = buffer_layout
         self.server: Arrays | None = None
         self.reported: tuple[Tensor, Arrays] | None = None
         self._model: ArrayRecord | None = None
         self._buffers: Arrays = {}
+        self._said_differing = False
         self._nodes: Sequence[int] = ()
         self._client_of: dict[int, int] = {}
 
@@ -161,6 +171,16 @@ class ServerStrategy(Strategy, ABC):
         if isinstance(replies, StackedReplies):
             return replies, counts
         return stack_replies(replies, self.layout.dtypes[0], self.device, self._client_of), counts
+
+    def _combined(self, weights_S: Tensor, buffers_SQ: Tensor) -> Tensor:
+        """Return the global model's buffers ``(Q,)``; log once where integers differ between clients."""
+        if self.buffer_layout is None:
+            return weighted_mean(weights_S, buffers_SQ)
+        buffers_Q, differing = self.buffer_layout.combine(weights_S, buffers_SQ)
+        if differing and not self._said_differing:
+            self._said_differing = True
+            _LOG.info("clients' integer buffers differ, such as %r: the largest is kept", differing[0])
+        return buffers_Q
 
     def _cohort(self, server_round: int, replies: StackedReplies) -> Cohort:
         """Return who replied, and note what they report."""

@@ -7,7 +7,6 @@ no parameters: they do not pass through the strategy, and are averaged as ever.
 from __future__ import annotations
 
 import gc
-import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from logging import WARNING, getLogger
@@ -31,9 +30,9 @@ from fedpisa.flower.messages import (
     StackedReplies,
     reply_to,
 )
-from fedpisa.rng import stream_key
+from fedpisa.rng import seeded
 from fedpisa.server.base import Options, ServerStrategy, averaged
-from fedpisa.strategies.base import Algorithm, weighted_mean
+from fedpisa.strategies.base import Algorithm
 from fedpisa.tasks.layout import ParamLayout
 
 WEIGHT: Final = "weight"
@@ -130,7 +129,7 @@ class FlowerStrategy(ServerStrategy):
             )
         self.server = {"params": to_tensors(model, self.layout.dtypes[0], self.device)["params"]}
         if BUFFERS in stacked.uploads_S:
-            self._buffers = {BUFFERS: weighted_mean(weights_S, stacked.uploads_S[BUFFERS])}
+            self._buffers = {BUFFERS: self._combined(weights_S, stacked.uploads_S[BUFFERS])}
         metrics = averaged(weights_S, stacked)
         columns = self.algorithm_at(server_round).diagnostics(before, self.server, metrics, cohort)
         return self._record(), MetricRecord({**columns, **counts})
@@ -197,34 +196,29 @@ class _Cohort:
 
 @contextmanager
 def global_randomness(seed: int, name: str, *counters: int) -> Iterator[None]:
-    """Seed the generators of `random` and `numpy.random` from a named stream, and put them back afterwards.
+    """Seed the global generators from a named stream, and put them back afterwards; see `fedpisa.rng.seeded`.
 
     Flower's lines per reply are left out of the log meanwhile: in a simulation they would drown the rest.
 
     Examples
     --------
+    >>> import random
     >>> def draw():
     ...     with global_randomness(0, "noise", 1):
     ...         return random.random()
     >>> draw() == draw()
     True
     """
-    key = stream_key(seed, name, *counters)
-    # Flower draws from the old global generators, and nothing else reaches those.
-    before = random.getstate(), np.random.get_state()  # noqa: NPY002
-    random.seed(key)
-    np.random.seed([key >> shift & 0xFFFFFFFF for shift in (0, 32, 64, 96)])  # noqa: NPY002
     log = getLogger("flwr")
     level = log.level
     log.setLevel(max(level, WARNING))
     gc.freeze()  # some strategies collect garbage for every reply, and would walk through all of torch each time
     try:
-        yield
+        with seeded(seed, name, *counters):
+            yield
     finally:
         gc.unfreeze()
         log.setLevel(level)
-        random.setstate(before[0])
-        np.random.set_state(before[1])  # noqa: NPY002
 
 
 def _nested(strategy: Strategy) -> Iterator[Strategy]:

@@ -15,6 +15,7 @@ from torch import nn
 from fedpisa import families
 from fedpisa.clients.client import BUFFERS, Client
 from fedpisa.clients.step_sizes import StepSizeSchedule
+from fedpisa.clients.trial import require_batch_statistics, require_trainable
 from fedpisa.config.run import RunConfig
 from fedpisa.datasets.base import Dataset, Generated, Indices
 from fedpisa.datasets.client_data import ClientData
@@ -28,6 +29,7 @@ from fedpisa.server.reply_filter import ReplyFilter
 from fedpisa.simulation.faults import Faults
 from fedpisa.strategies.base import Algorithm
 from fedpisa.strategies.schedules import factors, schedule_of
+from fedpisa.tasks.modules import in_dtype
 from fedpisa.tasks.task import Task
 
 
@@ -72,13 +74,17 @@ class Federation:
             dataset, self.partition = split_dataset(self.config, dataset)
             parts = self.partition
         self.num_outputs, self.shape, self.classes = dataset.num_outputs, dataset.shape, dataset.class_names
-        module = build_model(self.config, dataset).to(device=self.device, dtype=dtype)
+        module = in_dtype(build_model(self.config, dataset), dtype).to(self.device)
         self.task = Task(module, dataset.num_classes, autocast=config.autocast == "bfloat16")
         if clients_have_data or dataset.generated is None:
             self.data = ClientData.of(dataset.x_train, dataset.y_train, parts, dtype, self.device)
         else:
             self.data = ClientData.made_by(_generated(self.config, dataset), dtype, self.device)
-        self.algorithm.local_update.check(self.task, self.data.x[:1])
+        update, sample = self.algorithm.local_update, self.data.x[:1]
+        update.check(self.task, sample)
+        require_trainable(self.task, sample, self.data.y[:1])
+        if not clients_have_data:
+            require_batch_statistics(self.task, update, sample, self.data.sizes_N, config.seed)
         everything = [np.arange(len(dataset.y_test))]
         self.test = ClientData.of(dataset.x_test, dataset.y_test, everything, dtype, self.device)
 
@@ -109,6 +115,7 @@ class Federation:
             else ReplyFilter(self.config.max_upload_norm, self.config.min_replies),
             "memory_limit": self.config.state_memory,
             "schedule": self.schedule,
+            "buffer_layout": self.task.buffer_layout,
         }
         make = build_server_strategy(self.config, self.schedule.scaled(self.algorithm, 1).at_round(1))
         if make is None:

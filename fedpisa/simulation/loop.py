@@ -24,15 +24,27 @@ class LoopGrid(ContextGrid):
         The app.
     num_clients, run_config
         See `ContextGrid`.
+    reason
+        Why the clients are not stacked, if they could have been.
     """
 
     engine = "loop"
 
     def __init__(
-        self, client_app: ClientApp, num_clients: int, run_config: Mapping[str, bool | float | int | str] = {}
+        self,
+        client_app: ClientApp,
+        num_clients: int,
+        run_config: Mapping[str, bool | float | int | str] = {},
+        *,
+        reason: str = "",
     ) -> None:
         super().__init__(num_clients, run_config)
-        self.client_app = client_app
+        self.client_app, self.reason = client_app, reason
+
+    @property
+    def info(self) -> Mapping[str, object]:
+        """What ``run.json`` says about the way in which gradients are computed."""
+        return {"path": "loop", **({"path_reason": self.reason} if self.reason else {})}
 
     def exchange(self, requests: Broadcast | list[Message]) -> Iterable[Message]:
         """Call the client app for each message in turn.

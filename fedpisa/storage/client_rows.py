@@ -23,7 +23,7 @@ _LONG: Final = 2**15
 _SAID_OF_ANY: Final = {"__get__", "__len__", "__hash__", "dim", "size", "numel", "element_size"}
 """What a tensor answers without its numbers; ``__get__`` are its attributes."""
 _NO_NUMBERS: Final = (
-    "clients' vectors are in a file: use client_rows.read and put for its rows, or raise state-memory"
+    "clients' vectors are in a file: use client_rows.read and write for its rows, or raise state-memory"
 )
 
 
@@ -43,7 +43,7 @@ class OnDisk(Tensor):
     (OnDisk((3, 2), torch.float32), torch.Size([3, 2]))
     >>> stack[0]
     Traceback (most recent call last):
-    ValueError: clients' vectors are in a file: use client_rows.read and put for its rows, or raise state-memory
+    ValueError: clients' vectors are in a file: use client_rows.read and write for its rows, or raise state-memory
     """
 
     file: RowFile

@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import final
+from typing import TypeGuard, final
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from fedpisa.tasks.modules import is_unchanged
 
 _mask_B: ContextVar[Tensor | None] = ContextVar("mask_B", default=None)
 
@@ -100,13 +102,27 @@ class MaskedBatchNorm(nn.Module):
 
 
 def mask_batchnorms(module: nn.Module) -> nn.Module:
-    """Replace every BatchNorm below ``module`` (or itself) by a `MaskedBatchNorm`; names stay."""
-    if isinstance(module, _BatchNorm):
+    """Replace every plain BatchNorm below ``module`` (or itself) by a `MaskedBatchNorm`; names stay.
+
+    A layer is plain if calling it does what `torch.nn.BatchNorm1d`, ``2d`` or ``3d`` do and nothing more: it is of
+    exactly that class, without hooks, and no attribute of the object replaces a method of the class.
+    """
+    if _is_plain(module):
         return MaskedBatchNorm(module)
     # A layer may stand under several names, and stays one layer.
-    masked = {layer: MaskedBatchNorm(layer) for layer in module.modules() if isinstance(layer, _BatchNorm)}
+    masked = {layer: MaskedBatchNorm(layer) for layer in module.modules() if _is_plain(layer)}
     for parent in list(module.modules()):
         for name, child in parent._modules.items():
             if child in masked:
                 setattr(parent, name, masked[child])
     return module
+
+
+def _is_plain(layer: nn.Module) -> TypeGuard[_BatchNorm]:
+    return (
+        type(layer) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+        and is_unchanged(layer)
+        and set(layer._parameters) == {"weight", "bias"}
+        and set(layer._buffers) <= {"running_mean", "running_var", "num_batches_tracked"}
+        and not layer._modules
+    )

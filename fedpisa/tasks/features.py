@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from torch import Tensor, nn
-from torch.func import functional_call
 
 
 @final
@@ -33,8 +32,10 @@ class FeatureLoss:
     loss: Callable[..., Tensor]
 
 
-def with_features(module: nn.Module, tensors: Mapping[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the outputs and the features ``(B, F)``: the input, flattened, of the last layer with parameters.
+def with_features(module: nn.Module, call: Callable[[], Any]) -> tuple[Any, Tensor]:
+    """Return what a call of the module returns, and the features ``(B, F)`` in it.
+
+    Features are the input, flattened, of the last layer with parameters.
 
     Raises
     ------
@@ -45,7 +46,7 @@ def with_features(module: nn.Module, tensors: Mapping[str, Tensor], x: Tensor) -
     --------
     >>> import torch
     >>> module = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
-    >>> outputs, features = with_features(module, dict(module.named_parameters()), torch.ones(5, 2))
+    >>> outputs, features = with_features(module, lambda: module(torch.ones(5, 2)))
     >>> outputs.shape, features.shape, bool((features >= 0).all())
     (torch.Size([5, 1]), torch.Size([5, 3]), True)
     """
@@ -56,7 +57,7 @@ def with_features(module: nn.Module, tensors: Mapping[str, Tensor], x: Tensor) -
         for layer in layers
     ]
     try:
-        outputs: Tensor = functional_call(module, dict(tensors), (x,))
+        result = call()
     finally:
         for hook in hooks:
             hook.remove()
@@ -67,7 +68,7 @@ def with_features(module: nn.Module, tensors: Mapping[str, Tensor], x: Tensor) -
             f"no features: the last layer with parameters is {_named(layers, last)} by definition and "
             f"{_named(layers, called)} by call; let a model define its output layer last and call it last, as a module"
         )
-    return outputs, inputs[0].flatten(1)
+    return result, inputs[0].flatten(1)
 
 
 def _named(layers: Mapping[nn.Module, str], layer: nn.Module | None) -> str:

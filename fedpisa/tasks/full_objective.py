@@ -40,6 +40,7 @@ class FullObjective:
             "loss"
         ]
 
+    @torch.enable_grad()
     def value_and_gradient(self, params_P: Tensor, weights_N: Tensor) -> tuple[float, Tensor]:
         """Return ``sum_i weights_i f_i`` and its gradient ``(P,)``."""
         sizes_N = torch.from_numpy(self.data.sizes_N).to(weights_N.device)

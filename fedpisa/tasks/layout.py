@@ -53,11 +53,6 @@ class ParamLayout:
         """Return the layout of a module's trainable parameters; tied parameters appear once, frozen ones not at all."""
         return cls.of((name, tensor) for name, tensor in module.named_parameters() if tensor.requires_grad)
 
-    @classmethod
-    def of_buffers(cls, module: nn.Module) -> ParamLayout:
-        """Return the layout of a module's buffers (such as BatchNorm's running statistics)."""
-        return cls.of(module.named_buffers())
-
     @property
     def sizes(self) -> list[int]:
         """Number of entries of each tensor."""
@@ -65,7 +60,7 @@ class ParamLayout:
 
     @property
     def size(self) -> int:
-        """Length of the flat vector: ``P`` (or ``Q`` for buffers)."""
+        """Length of the flat vector, ``P``."""
         return sum(self.sizes)
 
     @property
@@ -82,17 +77,11 @@ class ParamLayout:
         return torch.cat(parts) if parts else torch.zeros(0, dtype=dtype)
 
     def unflatten(self, vector_P: Tensor) -> dict[str, Tensor]:
-        """Return views of ``vector_P`` under the module's names; integer tensors are rounded copies.
-
-        Of a stack of vectors ``(S, P)`` they are ``(S, *shape)``.
-        """
+        """Return views of ``vector_P`` under the module's names; of a stack ``(S, P)`` they are ``(S, *shape)``."""
         parts = torch.split(vector_P, self.sizes, dim=-1)
-        views = [
-            part.view(vector_P.shape[:-1] + shape) for part, shape in zip(parts, self.shapes, strict=True)
-        ]
         return {
-            name: view if dtype.is_floating_point else view.round().to(dtype)
-            for name, dtype, view in zip(self.names, self.dtypes, views, strict=True)
+            name: part.view(vector_P.shape[:-1] + shape)
+            for name, part, shape in zip(self.names, parts, self.shapes, strict=True)
         }
 
     def blocks(self, memory_SP: Tensor) -> dict[str, Tensor]:

@@ -5,17 +5,21 @@ Shapes: ``P`` parameters, ``Q`` buffer entries, ``B`` samples of a mini-batch, `
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from fedpisa.rng import seeded
 from fedpisa.tasks.batchnorm import MaskedBatchNorm, mask_batchnorms, real_rows
+from fedpisa.tasks.buffers import BufferLayout
 from fedpisa.tasks.features import FeatureLoss, with_features
 from fedpisa.tasks.layout import ParamLayout
 from fedpisa.tasks.losses import Loss, sample_losses
+from fedpisa.tasks.modules import places
 
 
 @final
@@ -26,7 +30,7 @@ class Task:
     Parameters
     ----------
     module
-        The network; its BatchNorms are replaced in place by layers that know padding, its own tensors
+        The network; its plain BatchNorms are replaced in place by layers that know padding, its own tensors
         serve only as initial values.
     num_classes
         Number of labels; ``None`` for regression.
@@ -44,12 +48,28 @@ class Task:
     num_classes: int | None
     autocast: bool = False
     layout: ParamLayout = field(init=False)
-    buffer_layout: ParamLayout = field(init=False)
+    buffer_layout: BufferLayout = field(init=False)
+    _observed: nn.Module = field(init=False, repr=False)
+    _places: Mapping[str, tuple[str, ...]] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "module", mask_batchnorms(self.module))
         object.__setattr__(self, "layout", ParamLayout.of_parameters(self.module))
-        object.__setattr__(self, "buffer_layout", ParamLayout.of_buffers(self.module))
+        object.__setattr__(self, "buffer_layout", BufferLayout.of(self.module))
+        object.__setattr__(self, "_observed", _Observed(self.module))
+        object.__setattr__(self, "_places", places(self._observed))
+        if not self.layout.names:
+            raise ValueError(
+                "the model has no trainable parameters: give it a layer that learns, or unfreeze one"
+            )
+        if complex_names := [
+            name
+            for name, dtype in zip(self.layout.names, self.layout.dtypes, strict=True)
+            if not dtype.is_floating_point
+        ]:
+            raise ValueError(
+                f"parameter {complex_names[0]!r} is not real: keep real and imaginary part as two parameters"
+            )
 
     def loss(self, num_outputs: int) -> Loss:
         """Return the loss that fits the number of outputs: one for two classes is a logit."""
@@ -86,23 +106,49 @@ class Task:
 
         ``extra`` adds to their derivatives alone; see `FeatureLoss`.
         """
-        self.module.train()
-        # The layers write into their buffers: give them copies.
-        buffers = {name: b.clone() for name, b in self.buffer_layout.unflatten(buffers_Q).items()}
-        with real_rows(mask_B), self._precision(x):
-            if extra is None:
-                outputs = functional_call(self.module, {**params, **buffers}, (x,))
-            else:
-                outputs, features_BF = with_features(self.module, {**params, **buffers}, x)
-        outputs = outputs.to(x.dtype)
+        if extra is None:
+            outputs, buffers = self.outputs(params, buffers_Q, x, mask_B)
+        else:
+            (outputs, buffers), features_BF = with_features(
+                self.module, lambda: self.outputs(params, buffers_Q, x, mask_B)
+            )
         losses_B = sample_losses(self.loss(outputs.shape[-1]), outputs, y_B)
         if extra is not None:
             anchors = (self.features(anchor_P, buffers_Q, x, mask_B) for anchor_P in extra.anchors)
             extra_B = extra.loss(features_BF.to(x.dtype), *anchors)
             losses_B = losses_B + (extra_B - extra_B.detach())
-        if buffers:
+        if self.buffer_layout.names:
             buffers_Q = self.buffer_layout.flatten(buffers, buffers_Q.dtype)
         return losses_B, buffers_Q
+
+    def outputs(
+        self, params: Mapping[str, Tensor], buffers_Q: Tensor, x: Tensor, mask_B: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the module's outputs in training mode, and its buffers after the pass."""
+        self.module.train()
+        with real_rows(mask_B), self._precision(x):
+            outputs, buffers = self._call(params, buffers_Q, x)
+        return outputs.to(x.dtype), buffers
+
+    def _call(
+        self, params: Mapping[str, Tensor], buffers_Q: Tensor, x: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the module's outputs and its buffers after the pass; both inputs stay as they are."""
+        # A forward pass may write into its input and its buffers: give it copies.
+        buffers = {name: b.clone() for name, b in self.buffer_layout.unflatten(buffers_Q).items()}
+        tensors = {
+            place: tensor
+            for name, tensor in {**params, **buffers}.items()
+            for place in self._places[f"module.{name}"]
+        }
+        # Ties are resolved here: where a layer has two names, PyTorch would leave a borrowed tensor in the module.
+        outputs, after = functional_call(self._observed, tensors, (x.clone(),), tie_weights=False)
+        if not isinstance(outputs, Tensor):
+            mode = "training" if self.module.training else "evaluation"
+            raise ValueError(
+                f"the model returns a {type(outputs).__name__} in {mode}: return one tensor (samples, outputs)"
+            )
+        return outputs, after
 
     def _precision(self, x: Tensor) -> torch.autocast:
         return torch.autocast(x.device.type, torch.bfloat16, enabled=self.autocast)
@@ -117,9 +163,9 @@ class Task:
         for layer in self.module.modules():
             if isinstance(layer, MaskedBatchNorm):
                 layer.train()
-        buffers = {name: b.clone() for name, b in self.buffer_layout.unflatten(buffers_Q).items()}
+        params = self.layout.unflatten(params_P)
         with real_rows(mask_B), self._precision(x):
-            _, features_BF = with_features(self.module, {**self.layout.unflatten(params_P), **buffers}, x)
+            _, features_BF = with_features(self.module, lambda: self._call(params, buffers_Q, x))
         return features_BF.detach().to(x.dtype)
 
     def eval_losses(
@@ -127,8 +173,7 @@ class Task:
     ) -> tuple[Tensor, Tensor]:
         """Return the samples' losses and whether each is classified correctly, both ``(B,)``, in evaluation mode."""
         self.module.eval()
-        tensors = {**self.layout.unflatten(params_P), **self.buffer_layout.unflatten(buffers_Q)}
-        outputs = functional_call(self.module, tensors, (x,))
+        outputs, _ = self._call(self.layout.unflatten(params_P), buffers_Q, x)
         loss = self.loss(outputs.shape[-1])
         if loss == "cross-entropy":
             correct_B = outputs.argmax(-1) == y_B
@@ -147,9 +192,24 @@ class Task:
         dict
             ``loss`` and ``accuracy`` (in [0, 1]; absent for regression).
         """
+        batch_size -= len(x) % batch_size == 1  # a single sample has no batch statistics
         totals = torch.zeros(2, dtype=torch.float64, device=x.device)
-        for x_B, y_B in zip(torch.split(x, batch_size), torch.split(y, batch_size), strict=True):
-            losses_B, correct_B = self.eval_losses(params_P, buffers_Q, x_B, y_B)
-            totals += torch.stack([losses_B.sum(dtype=torch.float64), correct_B.sum(dtype=torch.float64)])
+        with seeded(0, "evaluation"):
+            for x_B, y_B in zip(torch.split(x, batch_size), torch.split(y, batch_size), strict=True):
+                losses_B, correct_B = self.eval_losses(params_P, buffers_Q, x_B, y_B)
+                totals += torch.stack([losses_B.sum(dtype=torch.float64), correct_B.sum(dtype=torch.float64)])
         loss, accuracy = (totals / len(x)).tolist()
         return {"loss": loss} if self.num_classes is None else {"loss": loss, "accuracy": accuracy}
+
+
+@final
+class _Observed(nn.Module):
+    """A module that also returns its buffers: a forward pass may bind them anew."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Any) -> tuple[Any, dict[str, Tensor]]:
+        """Return the module's outputs and its buffers by name."""
+        return self.module(x), dict(self.module.named_buffers())

@@ -156,7 +156,17 @@ def cohort(federation: Any, ids: list[int], down: Arrays, states: Arrays, data: 
     """Return the outcome of a cohort's third round."""
     own = {name: value[ids] for name, value in states.items()}
     algorithm, task = federation.algorithm, federation.task
-    return run_cohort(task, algorithm.local_update, data or federation.data, 0, np.array(ids), 3, down, own)
+    return run_cohort(
+        task,
+        algorithm.local_update,
+        data or federation.data,
+        0,
+        np.array(ids),
+        3,
+        down,
+        own,
+        written_out=True,
+    )
 
 
 def test_padding_does_not_matter(lab: Any, case: Any) -> None:

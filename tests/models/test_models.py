@@ -238,9 +238,9 @@ def test_a_users_model() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("wide", "gives (1, 4) for one sample, and the labels need (1, 3): give its last layer 3 outputs"),
-        ("Net", "gives (1, 1) for one sample, and the labels need (1, 3)"),
-        ("Pair", "gives tuple for one sample"),
+        ("wide", "gives (2, 4) for two samples, and the labels need (2, 3): give its last layer 3 outputs"),
+        ("Net", "gives (2, 1) for two samples, and the labels need (2, 3)"),
+        ("Pair", "gives tuple for two samples"),
         ("no_model", "gave an object of type int: it must give a torch.nn.Module"),
     ],
 )

@@ -230,7 +230,7 @@ def test_a_stack_in_a_file_has_no_numbers() -> None:
         lambda: stack.T,
         lambda: stack.clone(),
     ):
-        with pytest.raises(ValueError, match=r"in a file: use client_rows\.take and put"):
+        with pytest.raises(ValueError, match=r"in a file: use client_rows\.read and write"):
             use()
 
 

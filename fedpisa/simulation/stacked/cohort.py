@@ -17,10 +17,10 @@ from torch.func import vmap
 
 from fedpisa.clients.base import Arrays, LocalResult, LocalUpdate, MiniBatches
 from fedpisa.clients.batches import BatchIndices, Ints
-from fedpisa.clients.client import BUFFERS, seeded
+from fedpisa.clients.client import BUFFERS
 from fedpisa.clients.sgd import SGDSteps
 from fedpisa.datasets.client_data import ClientData
-from fedpisa.rng import step_keys
+from fedpisa.rng import seeded, step_keys
 from fedpisa.simulation.stacked.compat_torch import of_all_clients
 from fedpisa.simulation.stacked.fused_sgd import is_fusible, take_fused_steps
 from fedpisa.simulation.stacked.gradients import StackedGradient
@@ -57,6 +57,8 @@ def run_cohort(
     states_S: Arrays,
     copies: Sequence[Task] = (),
     begin: int = 0,
+    *,
+    written_out: bool,
 ) -> LocalResult:
     """Return the stacked outcome of a cohort's round; for each client what `Client.run_round` returns.
 
@@ -80,6 +82,8 @@ def run_cohort(
         into a module while it calls it.
     begin
         How many clients of the round came before these: what a module draws is not to be drawn again.
+    written_out
+        Whether gradients are written out, which has been proved right for the module.
     """
     indices = (
         update.at_round(server_round).batch_sampler().draw(data.sizes_N[ids_S], ids_S, server_round, seed)
@@ -87,15 +91,18 @@ def run_cohort(
     multiplications = len(ids_S) * indices.weight_SKCB[0, 0].size * task.layout.size
     tasks = (task, *copies)[: len(ids_S)] if multiplications >= WORTH_A_THREAD else (task,)
     parts = _deal_out(indices.steps_S, len(tasks))
-    run = _run_one_by_one if one_by_one(task, data) else _run_stacked
+    sequential = sequential_gradient(task, data.x) if written_out else None
+    # A client whose convolutions are computed alone anyway has its vectors in the cache from step to step.
+    run = _run_one_by_one if sequential is not None and sequential.body_names else _run_stacked
 
     def run_part(task: Task, rows_S: Ints) -> LocalResult:
         own = {name: _rows(value, rows_S) for name, value in states_S.items()}
-        common = Common(update, data, seed, server_round, down, sequential_gradient(task, data.x))
+        own_gradient = sequential_gradient(task, data.x) if written_out else None
+        common = Common(update, data, seed, server_round, down, own_gradient)
         return run(task, common, ids_S[rows_S], own, indices.rows(rows_S))
 
     if len(tasks) == 1:
-        with seeded(seed, server_round, *([begin] if begin else [])):
+        with seeded(seed, "dropout", server_round, *([begin] if begin else [])):
             outcomes = [run_part(task, parts[0])]
     else:
         with one_thread_each(len(tasks)) as pool:
@@ -118,21 +125,6 @@ def _rows(value: Tensor, rows_S: Ints) -> Tensor:
     if (np.diff(rows_S) == 1).all():
         return value[rows_S[0] : rows_S[0] + len(rows_S)]
     return value.index_select(0, torch.from_numpy(rows_S).to(value.device))
-
-
-def one_by_one(task: Task, data: ClientData) -> bool:
-    """Return whether clients are computed one after the other: where their convolutions are anyway.
-
-    A client's vectors then stay in the cache from step to step.
-    """
-    sequential = sequential_gradient(task, data.x)
-    return sequential is not None and bool(sequential.body_names)
-
-
-def in_one_piece(task: Task, data: ClientData) -> bool:
-    """Return whether a cohort stays in one piece: PyTorch's own threads then share products of dense layers."""
-    sequential = sequential_gradient(task, data.x)
-    return sequential is not None and not sequential.body_names
 
 
 def _run_one_by_one(

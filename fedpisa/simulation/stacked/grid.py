@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from logging import getLogger
-from typing import Any, final
+from typing import Any, Literal, final
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from fedpisa.clients.base import Arrays, LocalResult, LocalUpdate, MiniBatches
 from fedpisa.clients.batches import Ints
-from fedpisa.clients.client import Client, seeded
+from fedpisa.clients.client import Client
 from fedpisa.clients.step_sizes import UNSCHEDULED, StepSizeSchedule
 from fedpisa.components import one_line
 from fedpisa.datasets.client_data import ClientData
@@ -36,17 +36,22 @@ from fedpisa.flower.messages import (
     StackedReplies,
     scalars,
 )
+from fedpisa.rng import seeded
 from fedpisa.simulation.grid import InProcessGrid
 from fedpisa.simulation.stacked.client_states import StackedStates
-from fedpisa.simulation.stacked.cohort import in_one_piece, join, run_cohort
+from fedpisa.simulation.stacked.cohort import join, run_cohort
 from fedpisa.simulation.stacked.compat_torch import private
 from fedpisa.simulation.stacked.gradients import StackedGradient
+from fedpisa.simulation.stacked.proof import differs
 from fedpisa.simulation.stacked.sequential import sequential_gradient
 from fedpisa.storage.client_rows import UNLIMITED
 from fedpisa.strategies.base import ClientStates
 from fedpisa.tasks.task import Task
 
 _LOG = getLogger("fedpisa")
+
+Path = Literal["written-out", "one-by-one", "stacked"]
+"""How gradients are computed: written out for all clients at once or for one after the other, or by `torch.func`."""
 
 
 @final
@@ -100,16 +105,22 @@ class VmapGrid(InProcessGrid):
     ) -> None:
         super().__init__(data.num_clients)
         private()  # its warning is not the model's
-        refuse_unstackable(task, data)
+        self.path, self.path_reason = choose_path(task, data)
         self.task, self.update, self.data, self.seed = task, update, data, seed
         self.block = block or data.num_clients
         self.state_memory, self.schedule = state_memory, schedule
         self.states: StackedStates | None = None
         on_cpu = data.x.device.type == "cpu"
         # What is drawn while the model runs comes from one generator, which threads would share.
-        alone = not on_cpu or in_one_piece(task, data) or draws(task, data)
+        # PyTorch's own threads share the products of dense layers.
+        alone = not on_cpu or self.path == "written-out" or draws(task, data)
         threads = 1 if alone else torch.get_num_threads()
         self.copies = [deepcopy(task) for _ in range(threads - 1)]
+
+    @property
+    def info(self) -> Mapping[str, object]:
+        """What ``run.json`` says about the way in which gradients are computed."""
+        return {"path": self.path, **({"path_reason": self.path_reason} if self.path_reason else {})}
 
     @property
     def client_states(self) -> ClientStates:
@@ -204,7 +215,18 @@ class VmapGrid(InProcessGrid):
             part = slice(begin, begin + self.block)
             own = {name: value[part] for name, value in states_S.items()}
             try:
-                outcomes.append(run_cohort(*common, ids_S[part], server_round, down, own, self.copies, begin))
+                outcomes.append(
+                    run_cohort(
+                        *common,
+                        ids_S[part],
+                        server_round,
+                        down,
+                        own,
+                        self.copies,
+                        begin,
+                        written_out=self.path != "stacked",
+                    )
+                )
             except torch.OutOfMemoryError as error:
                 self.block = min(self.block, len(ids_S) - begin) // 2
                 if not self.block:
@@ -219,9 +241,33 @@ class VmapGrid(InProcessGrid):
         return whole
 
 
+def choose_path(task: Task, data: ClientData) -> tuple[Path, str]:
+    """Return how clients' gradients are computed, proved on the module and the data at hand, and why not quicker.
+
+    Raises
+    ------
+    UnstackableError
+        If stacked clients would not get the gradients of plain autograd.
+    """
+    sequential = sequential_gradient(task, data.x)
+    reason = "the module is not a sequence of known layers"
+    if sequential is not None:
+        reason = differs(task, data, sequential=True)
+        if not reason:
+            return "one-by-one" if sequential.body_names else "written-out", ""
+    refuse_unstackable(task, data)
+    try:
+        difference = differs(task, data, sequential=False)
+    except (RuntimeError, UserWarning) as error:
+        difference = one_line(error)
+    if difference:
+        raise UnstackableError("the model", difference)
+    return "stacked", reason
+
+
 def draws(task: Task, data: ClientData) -> bool:
     """Return whether the module draws random numbers in training, as dropout does."""
-    with seeded(0), torch.no_grad():
+    with seeded(0, "trial"), torch.no_grad():
         before = torch.get_rng_state()
         params, mask_B = task.layout.unflatten(task.initial_params()), data.x.new_ones(2)
         x, y_B = data.x[:1].expand(2, *data.x.shape[1:]), data.y[:1].expand(2)
@@ -257,13 +303,11 @@ def refuse_unstackable(task: Task, data: ClientData) -> None:
     params = task.initial_params().to(data.x).expand(2, -1)
     buffers = task.initial_buffers().to(data.x).expand(2, -1)
 
-    sequential = sequential_gradient(task, data.x)
-
     def gradient(params_P: Tensor, buffers_Q: Tensor, *batch: Tensor) -> Tensor:
-        return StackedGradient(task, buffers_Q, sequential)(params_P, MiniBatches(*batch))[1]
+        return StackedGradient(task, buffers_Q)(params_P, MiniBatches(*batch))[1]
 
     try:
-        with seeded(0), warnings.catch_warnings():
+        with seeded(0, "trial"), warnings.catch_warnings():
             # What has no batching rule runs one client after the other, with this warning in every round.
             warnings.filterwarnings("error", "There is a performance drop", UserWarning)
             vmap(gradient, randomness="different")(params, buffers, x, y, weight)

@@ -20,6 +20,7 @@ from torch.func import functional_call
 
 from fedpisa.tasks.layout import ParamLayout
 from fedpisa.tasks.losses import Loss, losses_and_gradients
+from fedpisa.tasks.modules import is_unchanged
 from fedpisa.tasks.task import Task
 
 _BODY: Final = (nn.Conv2d, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.MaxPool2d, nn.AvgPool2d, nn.Flatten, nn.Identity)
@@ -159,9 +160,11 @@ class SequentialGradient:
         """Return a module's gradient; ``None`` if it is no sequence of known layers, or some are frozen."""
         layers = list(_layers(module))
         names = [name for prefix, layer in layers for name in _parameters(prefix, layer)]
-        plain = all(type(layer) in (*_BODY, nn.Linear) and not _hooked(layer) for _, layer in layers)
-        # Tied parameters have one name less in the layout than the layers have.
-        if not plain or sorted(names) != sorted(layout.names) or len(set(layout.dtypes)) > 1:
+        # A layer that stands twice, or whose parameter does, has more names than the layout.
+        twice = len({id(layer) for _, layer in layers}) < len(layers)
+        if twice or not all(_is_known(layer) for _, layer in layers) or sorted(names) != sorted(layout.names):
+            return None
+        if len(set(layout.dtypes)) > 1:
             return None
         flattens = [number for number, (_, layer) in enumerate(layers) if type(layer) is nn.Flatten]
         body, head = (
@@ -289,10 +292,12 @@ class SequentialGradient:
 
 def _layers(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
     """Yield the layers of nested `torch.nn.Sequential` in turn, with what their parameters' names begin with."""
-    if type(module) is not nn.Sequential or _hooked(module):
+    if type(module) is not nn.Sequential or not is_unchanged(module) or module._parameters or module._buffers:
         yield prefix, module
         return
-    for name, part in module.named_children():
+    # Not `named_children`, which leaves out a layer that stands in a second place.
+    for name, part in module._modules.items():
+        assert part is not None
         yield from _layers(part, f"{prefix}{name}.")
 
 
@@ -304,15 +309,18 @@ def _pooled_first(layers: list[nn.Module]) -> list[nn.Module]:
     return layers
 
 
-def _hooked(module: nn.Module) -> bool:
-    """Return whether calling a module does more than its forward pass."""
-    hooks = (
-        module._forward_hooks,
-        module._forward_pre_hooks,
-        module._backward_hooks,
-        module._backward_pre_hooks,
+def _is_known(layer: nn.Module) -> bool:
+    """Return whether a layer computes what its class does, with the tensors of its class and no others."""
+    own = {"weight", "bias"} if type(layer) in (nn.Conv2d, nn.Linear) else set()
+    pools_twice = type(layer) is nn.MaxPool2d and layer.return_indices
+    return (
+        type(layer) in (*_BODY, nn.Linear)
+        and is_unchanged(layer)
+        and set(layer._parameters) == own
+        and not layer._buffers
+        and not layer._modules
+        and not pools_twice
     )
-    return any(hooks)
 
 
 def _parameters(prefix: str, layer: nn.Module) -> list[str]:

@@ -161,7 +161,7 @@ def test_only_sgd_along_the_losss_gradient_descends() -> None:
         ) -> Arrays:
             return {**super().step(gradient, down, state, work, batch), "drift": work["drift"] / 2}
 
-        schedule = LocalSGDUpdate.schedule  # type: ignore[assignment]
+        batch_sampler = LocalSGDUpdate.batch_sampler  # type: ignore[assignment]
         finish = LocalSGDUpdate.finish  # type: ignore[assignment]
 
     assert is_fusible(LocalSGDUpdate())

@@ -1,0 +1,111 @@
+"""A trial before the first round: whether plain autograd can train a model on the clients' samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from fedpisa.clients.base import LocalUpdate, MiniBatches
+from fedpisa.clients.batches import Ints
+from fedpisa.clients.gradients import AutogradGradient
+from fedpisa.components import one_line
+from fedpisa.rng import seeded
+from fedpisa.tasks.batchnorm import MaskedBatchNorm
+from fedpisa.tasks.task import Task
+
+
+def require_trainable(task: Task, x: Tensor, y: Tensor) -> None:
+    """Compute one gradient of the initial model.
+
+    Parameters
+    ----------
+    task
+        Module and loss.
+    x, y
+        One sample ``(1, ...)`` and its target; the mini-batch has it twice.
+
+    Raises
+    ------
+    ValueError
+        If the forward or the backward pass fails, or the forward pass changes parameters.
+    """
+    params_P = task.initial_params().to(x.device)
+    before_P = params_P.clone()
+    x, y = (part.expand(1, 2, *part.shape[1:]) for part in (x, y))
+    batch = MiniBatches(x, y, torch.full((1, 2), 0.5, dtype=before_P.dtype, device=x.device))
+    with seeded(0, "trial"):
+        try:
+            AutogradGradient(task, task.initial_buffers().to(x.device))(params_P, batch)
+        except ValueError:
+            raise
+        except Exception as error:  # a model of the user's may fail in any way
+            raise ValueError(
+                f"the model cannot be trained on samples of shape {tuple(x.shape[2:])} ({one_line(error)[:300]}): "
+                "try it on two samples in training mode, with loss.backward()"
+            ) from error
+    if not torch.equal(params_P, before_P):
+        raise ValueError(
+            "the model's forward pass writes into its parameters, which only the optimizer may change: "
+            "compute with a changed copy, such as self.weight.clamp(...)"
+        )
+
+
+def require_batch_statistics(task: Task, update: LocalUpdate, x: Tensor, sizes_S: Ints, seed: int) -> None:
+    """Refuse mini-batches of one sample where a BatchNorm would take the statistics of a single value.
+
+    Parameters
+    ----------
+    task
+        Module and loss.
+    update
+        The local update, which cuts the mini-batches.
+    x
+        One sample ``(1, ...)``.
+    sizes_S
+        The clients' sample counts.
+    seed
+        The run's seed.
+
+    Raises
+    ------
+    ValueError
+        With the client and the fix.
+    """
+    layers = [layer for layer in task.module.modules() if isinstance(layer, MaskedBatchNorm | _BatchNorm)]
+    if not layers or _has_statistics(task, layers, x):
+        return
+    indices = update.at_round(1).batch_sampler().draw(sizes_S, np.arange(len(sizes_S)), 1, seed)
+    samples_SKC = (indices.weight_SKCB > 0).sum(-1)
+    alone_S = (samples_SKC == 1).any((1, 2))
+    if alone_S.any():
+        client = int(alone_S.argmax())
+        raise ValueError(
+            f"BatchNorm cannot train on a mini-batch of one sample, and client {client} with {sizes_S[client]} samples "
+            "has one: change batch-size, raise min-partition-size, or take a model without BatchNorm"
+        )
+
+
+def _has_statistics(task: Task, layers: Sequence[nn.Module], x: Tensor) -> bool:
+    """Return whether one sample gives every BatchNorm more than one value per channel."""
+    single = False
+
+    def note(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+        nonlocal single
+        single |= inputs[0].numel() == inputs[0].shape[1]
+
+    hooks = [layer.register_forward_pre_hook(note) for layer in layers]
+    params, mask_B = task.layout.unflatten(task.initial_params().to(x.device)), x.new_ones(1)
+    try:
+        with torch.no_grad(), seeded(0, "trial"):
+            task.outputs(params, task.initial_buffers().to(x.device), x, mask_B)
+    except ValueError:  # PyTorch's own layers refuse a single value
+        single = True
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return not single
