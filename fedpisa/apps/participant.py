@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from logging import getLogger
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 from flwr.app import Context
 
@@ -107,7 +107,7 @@ def _participant(
             raise ValueError(
                 'node-data = "own", and the node config names no data: --node-config \'data="..."\''
             )
-        data = _own_dataset(Path(str(node["data"])).expanduser(), config, run.classes, node)
+        data = _own_dataset(Path(str(node["data"])).expanduser(), config, run, node)
         config = config.replace({"model": run.model})
         return Participant(Federation(config, clients_have_data=True, dataset=data), client_id, own_data=True)
     if "data" in node:
@@ -137,9 +137,7 @@ def _partition_id(node: Mapping[str, Value], run: RunRecord) -> int | None:
     return client_id
 
 
-def _own_dataset(
-    place: Path, config: RunConfig, classes: tuple[str, ...], node: Mapping[str, Value]
-) -> Dataset:
+def _own_dataset(place: Path, config: RunConfig, run: RunRecord, node: Mapping[str, Value]) -> Dataset:
     """Return a node's own samples as a data set; they stand in for its test set too, which is never used."""
     column = node.get("label-column", config.options.get("label-column", "label"))
     if config.options.get("standardize"):
@@ -147,16 +145,28 @@ def _own_dataset(
             "standardize = true would scale every node's samples by its own: scale them beforehand"
         )
     try:
-        x, y = read_samples(place, classes, str(column))
+        x, y = read_samples(
+            place,
+            run.classes,
+            str(column),
+            columns=run.columns,
+            drop_columns=_list(config, "drop-columns"),
+            sample_shape=_list(config, "sample-shape"),
+        )
         return Dataset(
             name="own",
             x_train=x,
             y_train=y,
             x_test=x,
             y_test=y,
-            num_classes=len(classes) or None,
-            classes=classes or None,
+            num_classes=len(run.classes) or None,
+            classes=run.classes or None,
         )
     except (ValueError, OSError) as error:
         getLogger("flwr").error("the node's own data: %s", error)
         raise ValueError("the node's own data cannot be used: its log says why") from None
+
+
+def _list(config: RunConfig, key: str) -> list[Any]:
+    value = config.options.get(key)
+    return list(value) if isinstance(value, list | tuple) else []

@@ -33,6 +33,8 @@ class RunRecord:
         The model's name.
     classes
         The classes' names in the order of their numbers; none for regression.
+    columns
+        The features' columns in their order, where the server's samples come from a table.
     """
 
     run: str
@@ -40,6 +42,7 @@ class RunRecord:
     num_clients: int
     model: str
     classes: tuple[str, ...]
+    columns: tuple[str, ...] = ()
 
     def to_record(self) -> ConfigRecord:
         """Return the record."""
@@ -50,6 +53,7 @@ class RunRecord:
                 "num-clients": self.num_clients,
                 "model": self.model,
                 "classes": list(self.classes),
+                "columns": list(self.columns),
             }
         )
 
@@ -66,14 +70,16 @@ class RunRecord:
         if RUN not in content.config_records:
             return None
         record = content.config_records[RUN]
-        classes = record["classes"]
+        classes, columns = record["classes"], record.get("columns", [])
         assert isinstance(classes, list)
+        assert isinstance(columns, list)
         return cls(
             str(record["run"]),
             int(str(record["client"])),
             int(str(record["num-clients"])),
             str(record["model"]),
             tuple(map(str, classes)),
+            tuple(map(str, columns)),
         )
 
 

@@ -63,7 +63,9 @@ def main(grid: Grid, context: Context) -> None:
 def _connect(grid: Grid, federation: Federation, run: str, settings: NodeSettings) -> NodeGrid:
     config, layout = federation.config, federation.task.layout
     own_data = settings.node_data == "own"
-    record = RunRecord(run, NO_CLIENT, config.num_clients, str(config.model), federation.classes)
+    record = RunRecord(
+        run, NO_CLIENT, config.num_clients, str(config.model), federation.classes, federation.columns
+    )
     wanted = NodeRecord(NO_CLIENT, own_data, 0, federation.shape, federation.num_outputs, layout.fingerprint)
     return NodeGrid.connect(grid, record, wanted, settings.connect_timeout)
 

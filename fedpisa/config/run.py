@@ -185,6 +185,10 @@ class RunConfig:
         frozen = {k: MappingProxyType(v) if isinstance(v, dict) else v for k, v in options.items()}
         object.__setattr__(self, "options", MappingProxyType(frozen))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle and copy by the keys: a read-only mapping cannot be pickled."""
+        return type(self).from_mapping, (self.to_mapping(),)
+
     @classmethod
     def from_mapping(cls, values: Mapping[str, object]) -> Self:
         """Make a configuration from flat keys, written ``num-clients`` or ``num_clients``.

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from fedpisa.datasets.base import Dataset, Features, Targets, train_test_split
+from fedpisa.datasets.labels import known_targets, targets_of
 from fedpisa.rng import generator
 
 
@@ -15,7 +16,7 @@ def as_dataset(name: str, made: object, seed: int) -> Dataset:
     """Return a Dataset from one of ours, a PyTorch data set, or a (training, test) pair of PyTorch data sets.
 
     A single PyTorch data set is split 80/20, stratified and drawn from the seed. Features are used as they
-    come. Integer targets are classes, numbered from 0; targets with a decimal point are regression.
+    come. What the targets are decides `fedpisa.datasets.labels`.
 
     Raises
     ------
@@ -30,15 +31,17 @@ def as_dataset(name: str, made: object, seed: int) -> Dataset:
         x, y = _stack(name, made)
         train, test = train_test_split(y, 0.2, generator(seed, "own-split"))
         x_train, y_train, x_test, y_test = x[train], y[train], x[test], y[test]
-    regression = y_train.dtype.kind == "f"
+    classes, y_train = targets_of(f"dataset {name}", y_train)
+    y_test = known_targets(f"dataset {name}", classes, y_test)
     return Dataset(
         name=name,
         x_train=x_train,
         y_train=y_train,
         x_test=x_test,
         y_test=y_test,
-        num_classes=None if regression else 1 + int(max(y_train.max(), y_test.max())),
-        default_model="linear" if regression else "logistic",
+        num_classes=None if classes is None else len(classes),
+        classes=None if classes is None else tuple(map(str, classes)),
+        default_model="linear" if classes is None else "logistic",
     )
 
 

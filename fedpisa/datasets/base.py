@@ -56,6 +56,8 @@ class Dataset:
         Name of the model to train when none is asked for.
     classes
         The classes' own names in the order of their numbers; ``None`` where the numbers are the names.
+    columns
+        The features' names in their order, where they come from a table.
     generated
         The clients, where these make their samples on the fly; ``x_train`` and ``y_train`` are then a few of them, to
         show what they look like, and nothing is split.
@@ -85,6 +87,7 @@ class Dataset:
     groups: NDArray[np.int64] | None = None
     default_model: str = "logistic"
     classes: tuple[str, ...] | None = None
+    columns: tuple[str, ...] | None = None
     generated: Generated | None = None
     ground_truth: Mapping[str, NDArray[np.float64] | float] = field(default_factory=dict)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from logging import getLogger
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,9 +14,11 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from fedpisa.datasets.base import Dataset, Features, Targets, train_test_split
+from fedpisa.datasets.labels import known_targets, targets_of
+from fedpisa.datasets.tables import TableSchema, is_table, lost_columns, read_table
 from fedpisa.rng import generator
 
-_Arrays = Mapping[str, NDArray[Any]]
+_LOG = getLogger("fedpisa")
 
 
 def file(
@@ -24,17 +27,20 @@ def file(
     data_file: str,
     label_column: str = "label",
     group_column: str | None = None,
+    drop_columns: Sequence[str] = (),
+    sample_shape: Sequence[Annotated[int, Field(gt=0)]] = (),
+    regression: bool | None = None,
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2,
     standardize: bool = False,
 ) -> Dataset:
-    """Read a table (.csv, .parquet) or arrays (.npz) of your own; split off a test set.
+    """Read a table (.csv, .csv.gz, .parquet) or arrays (.npz) of your own; split off a test set.
 
     A table has one sample per row, a label column, and otherwise only columns of numbers. An .npz file has
-    ``x`` and ``y`` (or ``features`` and ``labels``) and may have ``groups``, ``x_test`` and ``y_test``.
-    Labels that are integers or strings become classes 0, 1, ... in sorted order; labels with a decimal point
-    are regression targets. The test set is drawn from the seed, separately within every group if there are
-    groups and otherwise within every class. Features become float32 (float64 stays in .npz files) and are
-    used as they are unless ``standardize`` is set.
+    ``x`` and ``y`` (or ``features`` and ``labels``, or Keras' ``x_train`` and ``y_train``) and may have ``groups``,
+    ``x_test`` and ``y_test``. Labels that are integers or strings become classes 0, 1, ... in sorted order; labels with
+    a decimal point are regression targets. Where that is in doubt, as for ``0.0`` and ``1.0``, set ``regression``. The
+    test set is drawn from the seed, separately within every group if there are groups and otherwise within every class.
+    Features become float32 (float64 stays in .npz files) and are used as they are unless ``standardize`` is set.
 
     Parameters
     ----------
@@ -44,6 +50,12 @@ def file(
         Column of the table that holds the labels.
     group_column
         Column of the table that says which natural client a row belongs to (partitioner ``natural``).
+    drop_columns
+        Columns of the table that are no features.
+    sample_shape
+        Shape of one sample, such as ``[1, 28, 28]`` for flat pixels; by default as in the file.
+    regression
+        Whether labels are numbers to predict rather than classes; by default as they are written.
     test_fraction
         Share of the samples in the test set, unless the file has one.
     standardize
@@ -57,10 +69,12 @@ def file(
     path = Path(data_file).expanduser()
     if not path.is_file():
         raise ValueError(f"data-file {path} does not exist; give the path of a .npz, .csv or .parquet file")
-    if path.suffix == ".npz":
+    columns: tuple[str, ...] | None = None
+    if path.suffix.lower() == ".npz":
         arrays = _read_npz(path)
-    elif path.suffix in (".csv", ".parquet"):
-        arrays = _read_table(path, label_column, group_column)
+    elif is_table(path):
+        schema, arrays = read_table(path, TableSchema(label_column, group_column, tuple(drop_columns)))
+        columns = schema.features
     else:
         raise ValueError(f"data-file {path} is of unknown kind {path.suffix!r}; give .npz, .csv or .parquet")
 
@@ -69,20 +83,30 @@ def file(
         raise ValueError(f"{path} has {len(x)} samples but {len(labels)} labels; give one label per sample")
     if len(labels) == 0:
         raise _empty(path)
-    classes, y = _targets(path, labels)
-    owner = None if groups is None else np.unique(groups, return_inverse=True)[1].astype(np.int64)
+    classes, y = targets_of(str(path), labels, regression)
+    owner = None if groups is None else _owners(path, groups)
     if "x_test" in arrays:
         x_train, y_train, x_test = x, y, arrays["x_test"]
-        y_test = _known(path, classes, arrays["y_test"])
+        y_test = known_targets(str(path), classes, arrays["y_test"], regression)
     else:
         strata = y if owner is None else owner
         train, test = train_test_split(strata, test_fraction, generator(seed, "file-split"))
         x_train, y_train, x_test, y_test = x[train], y[train], x[test], y[test]
         owner = None if owner is None else owner[train]
     if standardize:
-        mean, std = x_train.mean(axis=0), x_train.std(axis=0)
-        std[std == 0] = 1.0  # a constant feature becomes 0
-        x_train, x_test = (x_train - mean) / std, (x_test - mean) / std
+        x_train, x_test = standardized(x_train, x_test)
+    elif columns is not None and (lost := lost_columns(x_train, columns)):
+        name, count = next(iter(lost.items()))
+        _LOG.warning(
+            "%s: float32 makes %d different values of column %r equal: set standardize = true, or scale the column",
+            path,
+            count,
+            name,
+        )
+    dtype = np.float32 if columns is not None else x.dtype
+    x_train, x_test = (
+        _shaped(path, part.astype(dtype, copy=False), sample_shape) for part in (x_train, x_test)
+    )
     return Dataset(
         name=path.stem,
         x_train=x_train,
@@ -91,41 +115,97 @@ def file(
         y_test=y_test,
         num_classes=None if classes is None else len(classes),
         classes=None if classes is None else tuple(map(str, classes)),
+        columns=columns,
         groups=owner,
         default_model="linear" if classes is None else "logistic",
     )
 
 
+def standardized(x_train: Features, x_test: Features) -> tuple[Features, Features]:
+    """Return both parts with mean 0 and standard deviation 1 over the training part, computed in float64.
+
+    A feature that is constant up to rounding becomes 0.
+
+    Examples
+    --------
+    >>> train, test = standardized(np.array([[1.0, 0.1], [3.0, 0.1]]), np.array([[5.0, 0.1]]))
+    >>> train.tolist(), test.tolist()
+    ([[-1.0, 0.0], [1.0, 0.0]], [[3.0, 0.0]])
+    """
+    train, test = x_train.astype(np.float64), x_test.astype(np.float64)
+    # The mean of what is left corrects the rounding of the first mean.
+    mean = train.mean(axis=0)
+    mean += (train - mean).mean(axis=0)
+    std = (train - mean).std(axis=0)
+    constant = std <= 1e-12 * np.abs(train).max(axis=0)
+    std[constant] = 1.0
+    scaled = [np.where(constant, 0.0, (part - mean) / std).astype(x_train.dtype) for part in (train, test)]
+    return scaled[0], scaled[1]
+
+
+def _shaped(path: Path, x: Features, shape: Sequence[int]) -> Features:
+    if not shape:
+        return x
+    if int(np.prod(shape)) != int(np.prod(x.shape[1:])):
+        raise ValueError(
+            f"{path}: a sample has {int(np.prod(x.shape[1:]))} numbers, and sample-shape = {[*shape]} needs "
+            f"{int(np.prod(shape))}"
+        )
+    return x.reshape(len(x), *shape)
+
+
+def _owners(path: Path, groups: NDArray[Any]) -> NDArray[np.int64]:
+    if groups.dtype.kind == "f" and not np.isfinite(groups).all():
+        row = int(np.argmin(np.isfinite(groups)))
+        raise ValueError(f"{path}: sample {row} has no group; fill it in or remove the sample")
+    return np.unique(groups, return_inverse=True)[1].astype(np.int64)
+
+
 def read_samples(
-    place: Path, class_names: Sequence[str], label_column: str = "label"
+    place: Path,
+    class_names: Sequence[str],
+    label_column: str = "label",
+    *,
+    columns: Sequence[str] | None = None,
+    drop_columns: Sequence[str] = (),
+    sample_shape: Sequence[int] = (),
 ) -> tuple[Features, Targets]:
     """Read a node's own samples: a file as `file` reads them, or all such files of a folder.
 
     Parameters
     ----------
     place
-        A .npz, .csv or .parquet file, or a folder of them.
+        A .npz, .csv, .csv.gz or .parquet file, or a folder of them.
     class_names
         The run's classes in the order of their numbers; none for regression.
     label_column
         Column of a table that holds the labels.
+    columns
+        The features' columns in the run's order: a table with another order is put in this one. By default those of
+        the first table.
+    drop_columns
+        Columns of a table that are no features.
+    sample_shape
+        Shape of one sample; by default as in the file.
 
     Raises
     ------
     ValueError
         If there is nothing to read, or it does not fit. The text may quote the data: it is for the node alone.
     """
-    kinds = (".npz", ".csv", ".parquet")
-    files = sorted(f for f in place.iterdir() if f.suffix in kinds) if place.is_dir() else [place]
-    if not files or not place.exists() or files[0].suffix not in kinds:
-        raise ValueError(f"data {place} is no {', '.join(kinds)} file, nor a folder of some: name one")
+    files = sorted(f for f in place.iterdir() if _is_readable(f)) if place.is_dir() else [place]
+    if not files or not place.exists() or not _is_readable(files[0]):
+        raise ValueError(f"data {place} is no .npz, .csv or .parquet file, nor a folder of some: name one")
+    schema = TableSchema(label_column, None, tuple(drop_columns), tuple(columns or ()))
     parts = []
     for path in files:
-        arrays = _read_npz(path) if path.suffix == ".npz" else _read_table(path, label_column, None)
-        own, y = _targets(path, arrays["y"])
-        if (own is None) != (not class_names):
-            wanted = "class labels" if class_names else "numbers with a decimal point"
-            raise ValueError(f"{path}: the labels are {arrays['y'].dtype}; the run asks for {wanted}")
+        if is_table(path):
+            schema, arrays = read_table(path, schema)
+            x: Features = arrays["x"].astype(np.float32)
+        else:
+            arrays = _read_npz(path)
+            x = arrays["x"]
+        own, y = targets_of(str(path), arrays["y"], regression=not class_names)
         if own is not None:
             number_of = {name: number for number, name in enumerate(class_names)}
             unknown = [str(name) for name in own if str(name) not in number_of]
@@ -134,7 +214,7 @@ def read_samples(
                     f"{path}: label {unknown[0]!r} is none of the run's: {', '.join(class_names)}"
                 )
             y = np.array([number_of[str(name)] for name in own], dtype=np.int64)[y]
-        parts.append((arrays["x"], y))
+        parts.append((_shaped(path, x, sample_shape), y))
     shapes = {x.shape[1:] for x, _ in parts}
     if len(shapes) > 1:
         raise ValueError(f"{place}: the files' samples have the shapes {sorted(shapes)}; give all the same")
@@ -142,7 +222,11 @@ def read_samples(
     return x, y
 
 
-def _read_npz(path: Path) -> _Arrays:
+def _is_readable(path: Path) -> bool:
+    return path.suffix.lower() == ".npz" or is_table(path)
+
+
+def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
     try:
         with np.load(path, allow_pickle=False) as npz:
             arrays = {name: npz[name] for name in npz.files}
@@ -150,9 +234,10 @@ def _read_npz(path: Path) -> _Arrays:
         raise ValueError(
             f"{path} cannot be read ({error}); write it again with numpy.savez, without object arrays"
         ) from error
-    for ours, theirs in (("x", "features"), ("y", "labels")):
-        if ours not in arrays and theirs in arrays:
-            arrays[ours] = arrays.pop(theirs)
+    for ours, others in (("x", ("features", "x_train")), ("y", ("labels", "y_train"))):
+        for theirs in others:
+            if ours not in arrays and theirs in arrays:
+                arrays[ours] = arrays.pop(theirs)
     needed = {"x", "y"} | ({"x_test", "y_test"} if {"x_test", "y_test"} & arrays.keys() else set())
     missing = sorted(needed - arrays.keys())
     if missing:
@@ -160,7 +245,12 @@ def _read_npz(path: Path) -> _Arrays:
             f"{path} has no array {missing[0]} (it has {', '.join(arrays) or 'none'}); "
             "give x and y, and both or none of x_test and y_test"
         )
-    for name in {"x", "x_test"} & arrays.keys():
+    for name in sorted({"x", "y", "x_test", "y_test", "groups"} & arrays.keys()):
+        if arrays[name].ndim == 0:
+            raise ValueError(f"{path}: array {name} is a single number; give one entry per sample")
+        if name in ("y", "y_test", "groups") and arrays[name].ndim == 2 and arrays[name].shape[1] == 1:
+            arrays[name] = arrays[name][:, 0]
+    for name in sorted({"x", "x_test"} & arrays.keys()):
         if arrays[name].dtype.kind not in "fiub":
             raise ValueError(f"{path}: array {name} holds {arrays[name].dtype}; give numbers")
         if arrays[name].dtype != np.float64:
@@ -168,71 +258,5 @@ def _read_npz(path: Path) -> _Arrays:
     return arrays
 
 
-def _read_table(path: Path, label_column: str, group_column: str | None) -> _Arrays:
-    import pandas as pd
-
-    try:
-        table = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
-    except ImportError as error:
-        raise ValueError(f"{path} needs the extra parquet; run pip install 'fedpisa[parquet]'") from error
-    except (OSError, ValueError) as error:  # pandas' and pyarrow's errors of a malformed file are ValueErrors
-        raise ValueError(f"{path} cannot be read ({' '.join(str(error).split())}); check the file") from error
-    if table.empty:
-        raise _empty(path)
-    chosen = {"label-column": label_column}
-    if group_column is not None:
-        chosen["group-column"] = group_column
-    for key, column in chosen.items():
-        if column not in table:
-            raise ValueError(
-                f"{path} has no column {column!r}; set {key} to one of {', '.join(map(str, table.columns))}"
-            )
-        if table[column].isna().any():
-            row = int(table[column].isna().to_numpy().argmax())
-            raise ValueError(f"{path}: row {row} has no {column}; fill it in or remove the row")
-    features = table.drop(columns=list(chosen.values()))
-    for name, dtype in features.dtypes.items():
-        if not (pd.api.types.is_numeric_dtype(dtype) or pd.api.types.is_bool_dtype(dtype)):
-            raise ValueError(
-                f"{path}: column {name!r} does not hold numbers; encode it as numbers or remove it"
-            )
-    arrays = {
-        "x": features.to_numpy(np.float32, na_value=np.nan),
-        "y": _plain(table[label_column].to_numpy()),
-    }
-    return arrays if group_column is None else arrays | {"groups": _plain(table[group_column].to_numpy())}
-
-
 def _empty(path: Path) -> ValueError:
     return ValueError(f"{path} has no samples; give at least two of every class")
-
-
-def _plain(values: NDArray[Any]) -> NDArray[Any]:
-    """Turn a column of Python objects into an array of strings."""
-    return values.astype(str) if values.dtype.kind == "O" else values
-
-
-def _targets(path: Path, labels: NDArray[Any]) -> tuple[NDArray[Any] | None, NDArray[Any]]:
-    """Return the classes and each label's class, or ``None`` and the regression targets."""
-    if labels.ndim != 1:
-        raise ValueError(f"{path}: labels have shape {labels.shape}; give one label per sample")
-    if labels.dtype.kind == "f":
-        return None, labels.astype(np.float64)
-    if labels.dtype.kind not in "iubUS":
-        raise ValueError(f"{path}: labels are {labels.dtype}; give integers, strings or decimal numbers")
-    classes, y = np.unique(labels, return_inverse=True)
-    return classes, y.astype(np.int64)
-
-
-def _known(path: Path, classes: NDArray[Any] | None, labels: NDArray[Any]) -> NDArray[Any]:
-    """Return the targets of a test set whose classes must be those of the training set."""
-    own, targets = _targets(path, labels)
-    if classes is None or own is None:
-        if classes is not None or own is not None:
-            raise ValueError(f"{path}: y and y_test are of different kinds; give both the same type")
-        return targets
-    unknown = np.setdiff1d(own, classes)
-    if unknown.size:
-        raise ValueError(f"{path}: test label {unknown[0]} is in no training sample; remove those samples")
-    renumbered: NDArray[np.int64] = np.searchsorted(classes, own)[targets]
-    return renumbered

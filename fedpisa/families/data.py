@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,14 +96,16 @@ def partition(
     """
     component = find("partitioner", name)
     keys = {kebab(key): value for key, value in options.items()}
-    parts = build(
+    made = build(
         component,
         keys,
-        labels=dataset.y_train,
-        groups=dataset.groups,
+        # A partitioner of the user's may write into what it is given.
+        labels=dataset.y_train.copy(),
+        groups=None if dataset.groups is None else dataset.groups.copy(),
         num_clients=num_clients,
         rng=generator(seed, "partition"),
     )
+    parts = _parts(name, made, num_clients)
     _check_partition(name, parts, num_clients, len(dataset.y_train))
     effect = EFFECTS.get(component.factory)
     if effect is not None:
@@ -113,6 +115,22 @@ def partition(
     return dataset, parts
 
 
+def _parts(name: str, made: Any, num_clients: int) -> list[Indices]:
+    """Return a partitioner's parts as a list: it may give any iterable, or a mapping by client number."""
+    if isinstance(made, Mapping):
+        if sorted(made) != list(range(num_clients)):
+            raise ValueError(
+                f"partitioner {name} gave a dict whose keys are not 0 to {num_clients - 1}; give one part per client"
+            )
+        made = [made[client] for client in range(num_clients)]
+    try:
+        return [np.asarray(part) for part in made]
+    except TypeError as error:
+        raise ValueError(
+            f"partitioner {name} gave a {type(made).__name__} ({error}); give one array of indices per client"
+        ) from error
+
+
 def _check_partition(name: str, parts: Sequence[Indices], num_clients: int, n: int) -> None:
     """Raise a ValueError unless a partitioner, which can be a user's, kept to its contract."""
     if len(parts) != num_clients:
@@ -120,6 +138,10 @@ def _check_partition(name: str, parts: Sequence[Indices], num_clients: int, n: i
             f"partitioner {name} made {len(parts)} parts for {num_clients} clients; make one each"
         )
     for client, part in enumerate(parts):
+        if part.ndim != 1:
+            raise ValueError(
+                f"partitioner {name} gave client {client} a part of shape {part.shape}; give indices (n,)"
+            )
         if not len(part):
             raise ValueError(f"partitioner {name} gave client {client} no samples; give every client one")
     indices = np.concatenate(parts)

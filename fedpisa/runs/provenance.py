@@ -36,6 +36,7 @@ def provenance_of(simulation: Simulation) -> dict[str, object]:
     started = {
         "engine": simulation.engine,
         "process": {"allocator": allocator(), "threads": torch.get_num_threads()},
+        "data": simulation.federation.data_digest(),
         "num_parameters": simulation.federation.task.layout.size,
         "layout": simulation.federation.task.layout.fingerprint,
         "started": now(),

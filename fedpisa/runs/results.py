@@ -315,7 +315,7 @@ class Result:
         """Return the first round in which ``column`` reached ``target``, ``None`` if it never did."""
         return next((number for number, value in self._values(column) if value >= target), None)
 
-    def plot(self, x: str = "round", y: str = "test_accuracy", ax: Axes | None = None, **line: Any) -> Axes:
+    def plot(self, x: str = "round", y: str | None = None, ax: Axes | None = None, **line: Any) -> Axes:
         """Draw one column against rounds, bytes, local steps or seconds.
 
         Parameters
@@ -323,7 +323,7 @@ class Result:
         x
             ``round``, or the running sum of ``bytes``, ``local-steps`` or ``seconds``.
         y
-            A column of `history`.
+            A column of `history`; by default the test accuracy, or the test loss of a regression.
         ax
             Where to draw; a new pyplot figure by default, which a notebook shows by itself.
         line
@@ -331,6 +331,8 @@ class Result:
         """
         from fedpisa import plots
 
+        if y is None:
+            y = "test_accuracy" if "test_accuracy" in self.history else "test_loss"
         if ax is None:
             from matplotlib import pyplot
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from logging import getLogger
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -17,6 +18,8 @@ from fedpisa.storage.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     from fedpisa.runs.simulation import Simulation
+
+_LOG = getLogger("fedpisa")
 
 FREE: Final = ("num-server-rounds", "checkpoint-every", "state-memory", "num-cpus", "num-gpus", "ray-address")
 """Keys that may change when a run goes on; the first of them can only grow."""
@@ -94,22 +97,21 @@ def pick(files: RunDirectory, simulation: Simulation) -> Checkpoint | None:
     ValueError
         If the checkpoint is of another configuration, model or split of the data than the simulation.
     """
-    log = getLogger("fedpisa")
     stored = checkpoint.newest_first(files.checkpoints)
     length = files.metrics.stat().st_size if files.metrics.exists() else 0
     for file in stored:
         try:
             found = checkpoint.read(file)
         except ValueError as error:
-            log.warning("%s: it is left out", error)
+            _LOG.warning("%s: it is left out", error)
             continue
         if found.metadata["metrics_bytes"] > length:
-            log.warning("%s lacks rounds that %s has: it is left out", files.metrics, file)
+            _LOG.warning("%s lacks rounds that %s has: it is left out", files.metrics, file)
             continue
         _require_same(found, files, simulation)
         return found
     if stored or length:
-        log.warning("%s has no checkpoint that can be used: the run begins again at round 0", files.path)
+        _LOG.warning("%s has no checkpoint that can be used: the run begins again at round 0", files.path)
     return None
 
 
@@ -126,4 +128,23 @@ def _require_same(found: Checkpoint, files: RunDirectory, simulation: Simulation
         raise ValueError(
             f"{config.dataset} is split otherwise than when {files.path} was begun: bring back those data, "
             "or start a new run"
+        )
+
+
+def require_same_data(before: object, now: str, directory: Path) -> None:
+    """Refuse to go on with other samples than a run began with; warn if it does not say which those were.
+
+    Raises
+    ------
+    ValueError
+        If the digests differ.
+    """
+    if before is None:
+        _LOG.warning(
+            "%s: run.json has no digest of the data, so a change of the data would not be seen", directory
+        )
+    elif before != now:
+        raise ValueError(
+            f"the data or their partition are not those with which the run in {directory} began: put the data back, or "
+            "start a new run"
         )

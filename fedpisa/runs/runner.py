@@ -18,7 +18,7 @@ from fedpisa.runs.per_client import Table, require_parquet
 from fedpisa.runs.process import is_own
 from fedpisa.runs.provenance import now, provenance_of
 from fedpisa.runs.results import Result, Row, RunDirectory, Status, load_result, require_free
-from fedpisa.runs.resume import changed, pick
+from fedpisa.runs.resume import changed, pick, require_same_data
 from fedpisa.runs.signals import Interrupted, Stop, postponed
 from fedpisa.runs.simulation import Simulation, make_grid
 from fedpisa.runs.tracking import Listener, fan_out
@@ -148,6 +148,7 @@ def _resume(
                 partition=simulation.federation.partition,
             )
             return _Run(simulation, tell, files).train()
+        require_same_data(info.get("data"), simulation.federation.data_digest(), directory)
         simulation.restore(found.server_round, found.tensors)
         rows = files.cut(found.metadata["metrics_bytes"])
         files.write_config(simulation.config)

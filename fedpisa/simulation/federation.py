@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from typing import Any, final
 
@@ -63,6 +64,12 @@ class Federation:
         self, config: RunConfig, *, clients_have_data: bool = False, dataset: Dataset | None = None
     ) -> None:
         self.device = resolve_device(config.device)
+        cohort = cohort_size(config.num_clients, config.fraction_train)
+        if config.min_replies > cohort:
+            raise ValueError(
+                f"min-replies = {config.min_replies} is more than the {cohort} clients of a round: lower it, or raise "
+                "fraction-train"
+            )
         self.algorithm: Algorithm = build_algorithm(config)
         self.schedule = build_schedule(config, self.algorithm)
         dtype: torch.dtype = getattr(torch, config.dtype)
@@ -74,6 +81,7 @@ class Federation:
             dataset, self.partition = split_dataset(self.config, dataset)
             parts = self.partition
         self.num_outputs, self.shape, self.classes = dataset.num_outputs, dataset.shape, dataset.class_names
+        self.columns = dataset.columns or ()
         module = in_dtype(build_model(self.config, dataset), dtype).to(self.device)
         self.task = Task(module, dataset.num_classes, autocast=config.autocast == "bfloat16")
         if clients_have_data or dataset.generated is None:
@@ -126,6 +134,17 @@ class Federation:
                 "clients' samples, would go out without noise; use a model without BatchNorm"
             )
         return FlowerStrategy(self.algorithm, self.task.layout, make, **common)
+
+    def data_digest(self) -> str:
+        """Return a digest of all samples, of which client has which, and of the test set.
+
+        Samples that clients make on the fly are not looked at: the seed decides them.
+        """
+        digest = hashlib.sha256()
+        for samples in (self.data, self.test):
+            for values in (samples.x.cpu().numpy(), samples.y.cpu().numpy(), samples.sizes_N):
+                digest.update(np.ascontiguousarray(values).data)
+        return digest.hexdigest()[:32]
 
     def initial_model(self) -> ArrayRecord:
         """Return the module's own weights, and its buffers if it has any."""

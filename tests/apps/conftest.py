@@ -123,7 +123,7 @@ def start(
 
     def connect(federation: Federation) -> NodeGrid:
         model, layout = str(federation.config.model), federation.task.layout.fingerprint
-        record = RunRecord(run, NO_CLIENT, config.num_clients, model, federation.classes)
+        record = RunRecord(run, NO_CLIENT, config.num_clients, model, federation.classes, federation.columns)
         wanted = NodeRecord(NO_CLIENT, own_data, 0, federation.shape, federation.num_outputs, layout)
         return NodeGrid.connect(network, record, wanted, timeout=600, pause=lambda seconds: None)
 

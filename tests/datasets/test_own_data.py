@@ -58,7 +58,7 @@ class TestTables:
     def test_decimal_labels_are_regression(self, tmp_path: Path) -> None:
         path = tmp_path / "a.csv"
         table().drop(columns="label").to_csv(path, index=False)
-        data = load("file", data_file=str(path), label_column="age", test_fraction=0.25)
+        data = load("file", data_file=str(path), label_column="age", test_fraction=0.25, regression=True)
         assert (data.num_classes, data.default_model, len(data.y_test)) == (None, "linear", 5)
         assert data.y_train.dtype == np.float64
 
@@ -76,7 +76,7 @@ class TestTables:
             (table(), {"group_column": "town"}, "no column 'town'; set group-column to one of"),
             (table().assign(town="Ulm"), {}, "column 'town' does not hold numbers; encode it"),
             (table().assign(label=None), {}, "row 0 has no label; fill it in"),
-            (table().assign(age=[np.nan, *range(19)]), {}, "NaN or infinite feature"),
+            (table().assign(age=[np.nan, *range(19)]), {}, "row 0 has no number in column 'age'"),
             (table().assign(label="yes"), {}, "only 1 class"),
             (table().head(0), {}, "has no samples"),
         ],
@@ -142,7 +142,7 @@ class TestNpz:
             ({"x": np.ones((4, 2))}, r"no array y \(it has x\)"),
             ({"x": np.ones((4, 2)), "y": np.ones(4, int), "x_test": np.ones((1, 2))}, "no array y_test"),
             ({"x": np.ones((4, 2)), "y": np.ones(3, int)}, "4 samples but 3 labels"),
-            ({"x": np.ones((4, 2)), "y": np.ones((4, 1), int)}, "labels have shape"),
+            ({"x": np.ones((4, 2)), "y": np.ones((4, 2), int)}, "labels have shape"),
             ({"x": np.array([["a"]] * 4), "y": np.ones(4, int)}, "array x holds <U1; give numbers"),
             ({"x": np.ones((2, 2)), "y": np.array([0, None], object)}, "without object arrays"),
             (

@@ -1,0 +1,252 @@
+"""Tables of samples: columns go by name, and what a file does not say is asked for."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import re
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TABLES: Final = (".csv", ".csv.gz", ".parquet")
+"""Endings of table files, in any case."""
+_SEPARATORS: Final = ",;\t"
+
+
+@final
+@dataclass(frozen=True)
+class TableSchema:
+    """Which columns of a table are features, in which order, and which are not.
+
+    Parameters
+    ----------
+    label
+        The label's column.
+    group
+        The column with each sample's natural client, if there is one.
+    dropped
+        Columns that are left out.
+    features
+        The features' columns in order; empty before a table has been read, which then gives them.
+    """
+
+    label: str = "label"
+    group: str | None = None
+    dropped: tuple[str, ...] = ()
+    features: tuple[str, ...] = ()
+
+    @property
+    def chosen(self) -> dict[str, str]:
+        """The columns that have a meaning, by the key that names them."""
+        return {"label-column": self.label, **({"group-column": self.group} if self.group else {})}
+
+    def fitted(self, path: Path, columns: Sequence[str]) -> TableSchema:
+        """Return the schema with the features of a table's columns.
+
+        Raises
+        ------
+        ValueError
+            If a column is missing or there is no feature.
+        """
+        for key, column in {
+            **self.chosen,
+            **{f"drop-columns ({name})": name for name in self.dropped},
+        }.items():
+            if column not in columns:
+                raise ValueError(f"{path} has no column {column!r}; set {key} to one of {', '.join(columns)}")
+        others = (*self.chosen.values(), *self.dropped)
+        features = self.features or tuple(name for name in columns if name not in others)
+        if not features:
+            raise ValueError(f"{path} has no feature beside the column {self.label!r}; give at least one")
+        missing = [name for name in features if name not in columns]
+        extra = [name for name in columns if name not in (*features, *others)]
+        if missing or extra:
+            cause = f"no column {missing[0]!r}" if missing else f"a further column {extra[0]!r}"
+            raise ValueError(f"{path} has {cause}: the features are {', '.join(features)}")
+        return TableSchema(self.label, self.group, self.dropped, features)
+
+
+def read_table(path: Path, schema: TableSchema) -> tuple[TableSchema, dict[str, NDArray[Any]]]:
+    """Return the fitted schema, and float64 features ``x`` ``(n, F)``, labels ``y`` and ``groups`` if there are any.
+
+    Parameters
+    ----------
+    path
+        A file that ends in one of `TABLES`.
+    schema
+        What the columns mean. If it has features already, the table's columns are put in their order.
+
+    Raises
+    ------
+    ValueError
+        If the file is malformed, or a column does not fit.
+    """
+    table = _read_parquet(path, schema) if path.suffix.lower() == ".parquet" else _read_csv(path, schema)
+    if table.empty:
+        raise ValueError(f"{path} has no samples; give at least two of every class")
+    columns = [str(name) for name in table.columns]
+    table.columns = columns
+    schema = schema.fitted(path, _require_unique(path, columns))
+    features = table[list(schema.features)]
+    arrays = {"x": _numbers(path, features), "y": _plain(table[schema.label])}
+    if schema.group is not None:
+        arrays["groups"] = _plain(table[schema.group])
+    for column in schema.chosen.values():
+        empty = table[column].isna().to_numpy() | (table[column] == "").to_numpy(dtype=bool, na_value=False)
+        if empty.any():
+            raise ValueError(
+                f"{path}: row {int(empty.argmax())} has no {column}; fill it in or remove the row"
+            )
+    return schema, arrays
+
+
+def _read_csv(path: Path, schema: TableSchema) -> pd.DataFrame:
+    import pandas as pd
+    from pandas.errors import ParserWarning
+
+    opened: Any = gzip.open if path.suffix.lower() == ".gz" else open
+    try:
+        with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
+            first = file.readline()
+        separator = max(_SEPARATORS, key=first.count)
+        header = next(csv.reader([first], delimiter=separator), [])
+        _require_unique(path, header)
+        _refuse_index(path, header, schema)
+        # A class may be named like a missing value; a feature may not.
+        missing = {name: _MISSING for name in header if name not in schema.chosen.values()}
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", ParserWarning)
+            # Without index_col pandas makes an index of the first column where rows are longer than the header.
+            return pd.read_csv(
+                path,
+                sep=separator,
+                na_values=missing,
+                keep_default_na=False,
+                index_col=False,
+                low_memory=False,
+            )
+    except ParserWarning:
+        raise ValueError(
+            f"{path}: a row has more cells than the header has names; name every column"
+        ) from None
+    except (OSError, EOFError, ValueError) as error:  # pandas' errors of a malformed file are ValueErrors
+        if str(error).startswith(str(path)):
+            raise
+        raise ValueError(f"{path} cannot be read ({' '.join(str(error).split())}); check the file") from error
+
+
+_MISSING: Final = [
+    "",
+    "NA",
+    "N/A",
+    "n/a",
+    "NaN",
+    "nan",
+    "-nan",
+    "-NaN",
+    "null",
+    "NULL",
+    "None",
+    "<NA>",
+    "#N/A",
+]
+"""Cells of a feature that say that there is no value."""
+
+
+def _read_parquet(path: Path, schema: TableSchema) -> pd.DataFrame:
+    import pandas as pd
+
+    try:
+        table = pd.read_parquet(path)
+    except ImportError as error:
+        raise ValueError(f"{path} needs the extra parquet; run pip install 'fedpisa[parquet]'") from error
+    except (OSError, ValueError) as error:  # pyarrow's errors of a malformed file are ValueErrors
+        raise ValueError(f"{path} cannot be read ({' '.join(str(error).split())}); check the file") from error
+    named = [str(name) for name in table.index.names if name is not None]
+    wanted = (*schema.chosen.values(), *schema.dropped)
+    unasked = [name for name in named if name not in wanted and name not in schema.features]
+    if unasked:
+        raise ValueError(
+            f"{path}: its index {unasked[0]!r} may be a feature or a row number: write it with reset_index(), or set "
+            f"drop-columns = [{unasked[0]!r}]"
+        )
+    table = table.reset_index() if named else table.reset_index(drop=True)
+    _refuse_index(path, [str(name) for name in table.columns], schema)
+    return table
+
+
+def _require_unique(path: Path, columns: Sequence[str]) -> Sequence[str]:
+    twice = [name for name, count in Counter(columns).items() if count > 1]
+    if twice:
+        raise ValueError(f"{path} has two columns named {twice[0]!r}; give every column a name")
+    return columns
+
+
+def _refuse_index(path: Path, columns: Sequence[str], schema: TableSchema) -> None:
+    """Refuse a column without a name, which is a row number that was saved with the table."""
+    for name in columns:
+        nameless = not name.strip() or re.fullmatch(r"Unnamed: \d+|__index_level_\d+__", name)
+        if nameless and name not in schema.dropped and name not in schema.features:
+            raise ValueError(
+                f"{path}: column {name!r} has no name, as a saved index has none: write the table with index=False, "
+                f"or set drop-columns = [{name!r}]"
+            )
+
+
+def _numbers(path: Path, features: pd.DataFrame) -> NDArray[np.float64]:
+    """Return a table of numbers as float64; say in which cell one is missing."""
+    import pandas as pd
+
+    for name, dtype in features.dtypes.items():
+        if not (pd.api.types.is_numeric_dtype(dtype) or pd.api.types.is_bool_dtype(dtype)):
+            raise ValueError(f"{path}: column {name!r} does not hold numbers; encode it, or set drop-columns")
+    x: NDArray[np.float64] = features.to_numpy(np.float64, na_value=np.nan)
+    rows, columns = np.nonzero(np.isnan(x))
+    if len(rows):
+        name = features.columns[columns[0]]
+        raise ValueError(
+            f"{path}: row {rows[0]} has no number in column {name!r}; fill it in or remove the row"
+        )
+    return x
+
+
+def _plain(column: pd.Series[Any]) -> NDArray[Any]:
+    """Return a column as numbers or strings; decimal numbers are numbers."""
+    from decimal import Decimal
+
+    values = column.to_numpy()
+    if values.dtype.kind == "O":
+        kinds = {type(value) for value in values}
+        return values.astype(np.float64 if kinds <= {Decimal, float} else str)
+    return values
+
+
+def is_table(path: Path) -> bool:
+    """Return whether a file's name is a table's."""
+    return path.name.lower().endswith(TABLES)
+
+
+def lost_columns(x: NDArray[np.float64], names: Sequence[str]) -> Mapping[str, int]:
+    """Return, by column, how many different values float32 makes equal.
+
+    Examples
+    --------
+    >>> lost_columns(np.array([[1.7e9, 0.5], [1.7e9 + 1, 1.5]]), ["time", "z"])
+    {'time': 1}
+    """
+    found = {}
+    for name, column in zip(names, x.T, strict=True):
+        before, after = np.unique(column), np.unique(column.astype(np.float32))
+        if len(after) < len(before):
+            found[name] = len(before) - len(after)
+    return found

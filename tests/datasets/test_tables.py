@@ -1,0 +1,168 @@
+"""Tables go by the names of their columns, and what they do not say is asked for."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fedpisa.datasets.base import Dataset
+from fedpisa.datasets.files import read_samples, standardized
+from fedpisa.families.data import load
+
+NAMES = ["a", "b", "c"]
+
+
+def frame(n: int = 40) -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(rng.normal(size=(n, 3)), columns=NAMES)
+    table["label"] = np.arange(n) % 2
+    return table
+
+
+def read(path: Path, **keys: Any) -> Dataset:
+    return load("file", data_file=str(path), **keys)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(order=st.permutations([*NAMES, "label"]), separator=st.sampled_from(",;\t"), compressed=st.booleans())
+def test_nodes_read_any_order_of_columns(
+    tmp_path: Path, order: list[str], separator: str, compressed: bool
+) -> None:
+    table = frame(8)
+    path = tmp_path / ("t.CSV.gz" if compressed else "t.CSV")
+    text = table[order].to_csv(index=False, sep=separator).encode()
+    path.write_bytes(gzip.compress(text) if compressed else text)
+    x, y = read_samples(path, ("0", "1"), columns=NAMES)
+    np.testing.assert_array_equal(x, table[NAMES].to_numpy(np.float32))
+    np.testing.assert_array_equal(y, table["label"])
+
+
+@pytest.mark.parametrize(
+    ("columns", "cause"),
+    [(["a", "b", "label"], "no column 'c'"), ([*NAMES, "d", "label"], "a further column 'd'")],
+)
+def test_other_columns_than_the_runs_are_refused(tmp_path: Path, columns: list[str], cause: str) -> None:
+    path = tmp_path / "t.csv"
+    frame().assign(d=1.0)[columns].to_csv(path, index=False)
+    with pytest.raises(ValueError, match=cause):
+        read_samples(path, ("0", "1"), columns=NAMES)
+
+
+def test_a_saved_index_is_named_and_can_be_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    frame().to_csv(path)
+    with pytest.raises(ValueError, match=r"column '' has no name.*drop-columns = \[''\]"):
+        read(path)
+    frame().rename_axis("id").to_csv(path)
+    assert read(path, drop_columns=["id"]).columns == tuple(NAMES)
+
+
+def test_an_index_of_parquet_is_named_and_can_be_dropped(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow", reason="extra parquet not installed")
+    path = tmp_path / "t.parquet"
+    frame().rename_axis("id").to_parquet(path)
+    with pytest.raises(ValueError, match=r"its index 'id' may be a feature.*drop-columns = \['id'\]"):
+        read(path)
+    assert read(path, drop_columns=["id"]).columns == tuple(NAMES)
+    frame().set_index("label").to_parquet(path)
+    assert read(path).num_classes == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        ("a,a,label\n1,2,0\n3,4,1\n", "two columns named 'a'"),
+        ("a,label\n1,2,0\n3,4,1\n", "more cells than the header has names"),
+        ("label\n0\n1\n", "no feature beside the column 'label'"),
+        ("a,b,label\n1,,0\n3,4,1\n", "row 0 has no number in column 'b'"),
+        ("a,label\n1,\n3,1\n", "row 0 has no label"),
+        ("a,label\nx,0\n3,1\n", "column 'a' does not hold numbers"),
+    ],
+)
+def test_what_a_table_must_not_be(tmp_path: Path, text: str, cause: str) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=cause):
+        read(path)
+
+
+@pytest.mark.parametrize("word", ["NA", "None", "null", "nan", "N/A"])
+def test_a_class_may_be_called_like_a_missing_value(tmp_path: Path, word: str) -> None:
+    path = tmp_path / "t.csv"
+    frame().assign(label=[word, "other"] * 20).to_csv(path, index=False)
+    assert sorted(read(path).classes or ()) == sorted([word, "other"])
+
+
+@pytest.mark.parametrize(
+    ("labels", "regression", "classes"),
+    [
+        (np.arange(40) % 2 + 0.0, None, "regression = true"),
+        (np.arange(40) % 2 + 0.0, False, 2),
+        (np.arange(40) % 2 + 0.0, True, None),
+        (np.arange(40) + 0.5, None, None),
+        (np.arange(40), None, "regression = true"),
+        (np.arange(40), True, None),
+        (np.arange(40) % 3 + 5, None, 3),
+        (np.arange(40) % 3 + 5, True, None),
+        (np.array(["no", "yes"] * 20), None, 2),
+        (np.array(["no", "yes"] * 20), True, "not numbers"),
+    ],
+)
+def test_what_a_label_is(
+    tmp_path: Path, labels: Any, regression: bool | None, classes: int | str | None
+) -> None:
+    path = tmp_path / "t.csv"
+    frame().assign(label=labels).to_csv(path, index=False)
+    if isinstance(classes, str):
+        with pytest.raises(ValueError, match=classes):
+            read(path, regression=regression)
+    else:
+        assert read(path, regression=regression).num_classes == classes
+
+
+def test_flat_pixels_get_a_shape(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    frame().assign(d=0.0).to_csv(path, index=False)
+    assert read(path, sample_shape=[1, 2, 2]).shape == (1, 2, 2)
+    with pytest.raises(ValueError, match=r"a sample has 4 numbers, and sample-shape = \[3\] needs 3"):
+        read(path, sample_shape=[3])
+
+
+def test_mnist_of_keras_is_read(tmp_path: Path) -> None:
+    x, y = np.zeros((6, 28, 28), np.uint8), np.arange(6)[:, None] % 3
+    np.savez(tmp_path / "mnist.npz", x_train=x, y_train=y, x_test=x[:3], y_test=y[:3])
+    data = read(tmp_path / "mnist.npz", sample_shape=[1, 28, 28])
+    assert (data.shape, data.num_classes, len(data.y_test)) == ((1, 28, 28), 3, 3)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.floats(-1e12, 1e12), st.floats(1e-3, 1e3), st.integers(5, 60))
+def test_standardising_is_that_of_exact_arithmetic(offset: float, scale: float, n: int) -> None:
+    from fractions import Fraction
+
+    column = offset + scale * np.arange(n)
+    exact = [Fraction(value) for value in column.tolist()]
+    mean = sum(exact) / n
+    std = float(sum((value - mean) ** 2 for value in exact) / n) ** 0.5
+    got = standardized(column[:, None], column[:1, None])[0][:, 0]
+    if std > 1e-12 * float(np.abs(column).max()):
+        digits = 1e-9 + 2 * float(np.spacing(np.abs(column).max())) / std
+        np.testing.assert_allclose(
+            got, [float(value - mean) / std for value in exact], rtol=1e-9, atol=digits
+        )
+    else:
+        assert not got.any()
+
+
+def test_a_column_that_float32_flattens_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "t.csv"
+    frame().assign(time=1.7e9 + np.arange(40)).to_csv(path, index=False)
+    read(path)
+    assert "values of column 'time' equal" in caplog.text
