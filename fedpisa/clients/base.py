@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -93,14 +93,12 @@ class LocalUpdate(ABC):
     the module are threaded through by the engine and averaged by the server; an algorithm never sees them.
     """
 
-    @property
-    def incremental(self) -> bool:
-        """Whether uploads are increments: of what the server adds up, or of its copy of the client's state.
+    incremental: ClassVar[bool] = False
+    """Whether the server adds uploads to a sum, or repeats the client's update on a copy of its state.
 
-        Then a reply that is lost must not have moved the client: it keeps its state from before the reply, and
-        goes back to it unless the server's next message confirms the reply.
-        """
-        return False
+    A lost reply must then leave the client where it was. The client keeps its previous state and returns to it
+    unless the server's next message confirms the reply.
+    """
 
     @abstractmethod
     def batch_sampler(self) -> BatchSampler:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedpisa.clients.base import Arrays, LocalUpdate, scalar_like
+from fedpisa.clients.base import Arrays, LocalUpdate
 from fedpisa.clients.sgd import SGDUpdate
 from fedpisa.typing import InverseStepSize
 
@@ -29,6 +29,10 @@ class DualUpdate(LocalUpdate, ABC):
     @abstractmethod
     def mu(self) -> float:
         """Local L2 coefficient: ``F_i = f_i + mu/2 ||w||^2``."""
+
+    def init(self, params_P: Tensor) -> Arrays:
+        """Return ``pi_i = 0``."""
+        return {"dual": torch.zeros_like(params_P)}
 
     def sigma_at(self, server_round: int) -> float:
         """Return the penalty of a round (1, 2, ...); round 0 is the start."""
@@ -56,10 +60,6 @@ class LagrangianSGD(SGDUpdate, DualUpdate, ABC):
         """Return ``weight-decay``."""
         return self.weight_decay
 
-    def init(self, params_P: Tensor) -> Arrays:
-        """Return ``pi_i = 0``."""
-        return {"dual": torch.zeros_like(params_P)}
-
     def correction(self, down: Arrays, state: Arrays) -> Tensor:
         """Return ``pi_i``."""
         return state["dual"]
@@ -80,21 +80,15 @@ def squared(vector_P: Tensor) -> Tensor:
     return (vector_P * vector_P).sum()
 
 
-def own(state: Arrays, name: str, first_P: Tensor) -> Tensor:
-    """Return what the client kept under ``name``, or ``first`` in the round in which it takes part first.
+def kept_or(state: Arrays, name: str, first_P: Tensor) -> Tensor:
+    """Return the state's vector ``name`` ``(P,)``, or ``first`` in the client's first round.
 
-    A client's state begins at zero because nothing else is known before the first broadcast; the scalar ``seen``
-    tells one that has taken part.
+    A client's state is zero before its first broadcast. The scalar ``seen`` is 1 once it has taken part.
 
     Examples
     --------
     >>> state = {"z": torch.zeros(1), "seen": torch.zeros(())}
-    >>> own(state, "z", torch.ones(1)), own({**state, "seen": torch.ones(())}, "z", torch.ones(1))
+    >>> kept_or(state, "z", torch.ones(1)), kept_or({**state, "seen": torch.ones(())}, "z", torch.ones(1))
     (tensor([1.]), tensor([0.]))
     """
     return torch.where(state["seen"] > 0, state[name], first_P)
-
-
-def seen(params_P: Tensor) -> Tensor:
-    """Return the mark ``()`` of a client that has taken part; see `own`."""
-    return scalar_like(params_P, 1.0)

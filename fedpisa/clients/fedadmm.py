@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from abc import ABC
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
 
-from fedpisa.clients.base import Arrays, LocalResult
-from fedpisa.clients.dual import LagrangianSGD, own, seen
+from fedpisa.clients.base import Arrays, LocalResult, scalar_like
+from fedpisa.clients.dual import LagrangianSGD, kept_or
 
 
 @dataclass(frozen=True)
@@ -21,23 +21,19 @@ class DifferenceSGD(LagrangianSGD, ABC):
     State: ``dual`` and ``z`` ``(P,)``, and the mark ``seen``.
     """
 
-    @property
-    def incremental(self) -> bool:
-        """Return True; see `fedpisa.clients.base.LocalUpdate`."""
-        return True
+    incremental: ClassVar[bool] = True
 
     def init(self, params_P: Tensor) -> Arrays:
         """Return ``pi_i = 0`` and no ``z_i`` yet."""
-        zero_P = torch.zeros_like(params_P)
-        return {"dual": zero_P, "z": zero_P, "seen": torch.zeros_like(seen(params_P))}
+        return {**super().init(params_P), "z": torch.zeros_like(params_P), "seen": scalar_like(params_P)}
 
     def finish(self, down: Arrays, state: Arrays, work: Arrays) -> LocalResult:
         """Move the dual and upload the change."""
         local_P, dual_P, metrics = self.ascend(down, state, work)
         z_P = local_P + dual_P / self.sigma
         return LocalResult(
-            upload={"change": z_P - own(state, "z", down["params"])},
-            state={"dual": dual_P, "z": z_P, "seen": seen(z_P)},
+            upload={"change": z_P - kept_or(state, "z", down["params"])},
+            state={"dual": dual_P, "z": z_P, "seen": scalar_like(z_P, 1.0)},
             metrics=metrics,
         )
 

@@ -3,7 +3,7 @@ r"""The client of FedDyn."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 from fedpisa.clients.base import Arrays, LocalResult
 from fedpisa.clients.dual import LagrangianSGD
@@ -29,10 +29,7 @@ class FedDynUpdate(LagrangianSGD):
     (tensor([2.]), tensor([-2.]))
     """
 
-    @property
-    def incremental(self) -> bool:
-        """Return True; see `fedpisa.clients.base.LocalUpdate`."""
-        return True
+    incremental: ClassVar[bool] = True
 
     def finish(self, down: Arrays, state: Arrays, work: Arrays) -> LocalResult:
         """Move the dual and upload the local model."""

@@ -7,7 +7,6 @@ from typing import Literal, final
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from fedpisa.clients.base import Arrays, Gradient, LocalResult, MiniBatches, scalar_like
 from fedpisa.clients.batches import BatchIndices, BatchSampler, Ints, Periodic
@@ -97,10 +96,6 @@ class FedGiAUpdate(DualUpdate):
     def batch_sampler(self) -> SomeGoOn:
         """Return periodic mini-batches for the gradient, and who takes ADMM steps after it."""
         return SomeGoOn(Periodic(self.batch_size, self.batches_per_round), self.local_steps, self.admm_share)
-
-    def init(self, params_P: Tensor) -> Arrays:
-        """Return ``pi_i = 0``."""
-        return {"dual": torch.zeros_like(params_P)}
 
     def start(self, down: Arrays, state: Arrays) -> Arrays:
         """Begin with the dual alone; `step` takes a gradient where there is none yet."""

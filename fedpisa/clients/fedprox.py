@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
-from fedpisa.clients.base import Arrays, LocalResult
+from fedpisa.clients.base import Arrays
 from fedpisa.clients.sgd import SGDUpdate
 from fedpisa.typing import NonNegative
 
@@ -42,7 +42,3 @@ class ProximalSGDUpdate(SGDUpdate):
     def proximal_weight(self, down: Arrays) -> float:
         """Return ``mu_prox``: the squared distance's gradient is that times the drift."""
         return self.proximal_mu
-
-    def finish(self, down: Arrays, state: Arrays, work: Arrays) -> LocalResult:
-        """Upload the local model."""
-        return LocalResult({"params": down["params"] + work["drift"]}, state, {})

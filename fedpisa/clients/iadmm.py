@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from abc import ABC
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import ClassVar, Literal, final
 
 import torch
 from torch import Tensor
 
-from fedpisa.clients.base import Arrays, Gradient, LocalResult, MiniBatches
+from fedpisa.clients.base import Arrays, Gradient, LocalResult, MiniBatches, scalar_like
 from fedpisa.clients.batches import Epochs
-from fedpisa.clients.dual import DualUpdate, own, seen, squared
+from fedpisa.clients.dual import DualUpdate, kept_or, squared
 from fedpisa.typing import InverseStepSize, NonNegative, NonNegativeInverseStepSize, PositiveInt
 
 
@@ -53,12 +53,11 @@ class LinearisedADMM(DualUpdate, ABC):
 
     def init(self, params_P: Tensor) -> Arrays:
         """Return ``pi_i = 0`` and no ``w_i`` yet."""
-        zero_P = torch.zeros_like(params_P)
-        return {"dual": zero_P, "local": zero_P, "seen": torch.zeros_like(seen(params_P))}
+        return {**super().init(params_P), "local": torch.zeros_like(params_P), "seen": scalar_like(params_P)}
 
     def start(self, down: Arrays, state: Arrays) -> Arrays:
         """Go on from the client's own model and dual."""
-        return {"drift": own(state, "local", down["params"]) - down["params"], "dual": state["dual"]}
+        return {"drift": kept_or(state, "local", down["params"]) - down["params"], "dual": state["dual"]}
 
     def step(
         self, gradient: Gradient, down: Arrays, state: Arrays, work: Arrays, batch: MiniBatches
@@ -78,7 +77,7 @@ class LinearisedADMM(DualUpdate, ABC):
     def leave(self, down: Arrays, work: Arrays) -> tuple[Arrays, Arrays]:
         """Return the client's state and metrics."""
         local_P = down["params"] + work["drift"]
-        state = {"dual": work["dual"], "local": local_P, "seen": seen(local_P)}
+        state = {"dual": work["dual"], "local": local_P, "seen": scalar_like(local_P, 1.0)}
         return state, {"squared-drift": squared(work["drift"])}
 
 
@@ -132,10 +131,7 @@ class IIADMMUpdate(LinearisedADMM):
     (tensor([2.]), tensor([-2.]))
     """
 
-    @property
-    def incremental(self) -> bool:
-        """Return True; see `fedpisa.clients.base.LocalUpdate`."""
-        return True
+    incremental: ClassVar[bool] = True
 
     def finish(self, down: Arrays, state: Arrays, work: Arrays) -> LocalResult:
         """Move the dual and upload the local model."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fedpisa.clients.base import Arrays, Gradient, LocalResult, MiniBatches, scalar_like
-from fedpisa.clients.dual import own, seen
+from fedpisa.clients.dual import kept_or
 from fedpisa.clients.sgd import SGDUpdate
 from fedpisa.tasks.features import FeatureLoss
 from fedpisa.tasks.task import Task
@@ -81,14 +81,14 @@ class MoonUpdate(SGDUpdate):
         if not self.contrastive_mu:
             return super().stochastic_gradient(gradient, down, state, v_P, batch)
         w_P = down["params"]
-        anchors = (w_P, own(state, "previous", w_P))
+        anchors = (w_P, kept_or(state, "previous", w_P))
         extra = FeatureLoss(anchors, lambda *z: self.contrastive_mu * self.contrast(*z))
         return gradient(v_P, batch, extra)[1]
 
     def finish(self, down: Arrays, state: Arrays, work: Arrays) -> LocalResult:
         """Upload the local model, and keep it."""
         v_P = down["params"] + work["drift"]
-        return LocalResult({"params": v_P}, {"previous": v_P, "seen": seen(v_P)}, {})
+        return LocalResult({"params": v_P}, {"previous": v_P, "seen": scalar_like(v_P, 1.0)}, {})
 
 
 def cosine(a_BF: Tensor, b_BF: Tensor) -> Tensor:

@@ -116,7 +116,7 @@ class PisaUpdate(DualUpdate):
 
     def init(self, params_P: Tensor) -> Arrays:
         """Return ``pi_i = 0`` and the preconditioner's memory."""
-        return {"dual": torch.zeros_like(params_P), **self.preconditioner.init(params_P)}
+        return {**super().init(params_P), **self.preconditioner.init(params_P)}
 
     def start(self, down: Arrays, state: Arrays) -> Arrays:
         """Begin at the global model: there is no ``drift`` ``w_i - w`` yet."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
@@ -40,10 +40,7 @@ class ScaffoldUpdate(SGDUpdate):
     (tensor([-2.5000]), tensor([4.]))
     """
 
-    @property
-    def incremental(self) -> bool:
-        """Return True; see `fedpisa.clients.base.LocalUpdate`."""
-        return True
+    incremental: ClassVar[bool] = True
 
     def init(self, params_P: Tensor) -> Arrays:
         """Return ``c_i = 0``."""

@@ -125,6 +125,10 @@ class SGDUpdate(SGDSteps, ABC):
         """Return shuffled epochs."""
         return Epochs(self.batch_size, self.local_epochs, self.local_steps)
 
+    def finish(self, down: Arrays, state: Arrays, work: Arrays) -> LocalResult:
+        """Upload the local model."""
+        return LocalResult({"params": down["params"] + work["drift"]}, state, {})
+
 
 @final
 @dataclass(frozen=True)
@@ -151,7 +155,3 @@ class LocalSGDUpdate(SGDUpdate):
     def proximal_weight(self, down: Arrays) -> Tensor | None:
         """Return ``mu_prox`` ``()``, if the server asks for a proximal term."""
         return down.get("proximal-mu")
-
-    def finish(self, down: Arrays, state: Arrays, work: Arrays) -> LocalResult:
-        """Upload the local model."""
-        return LocalResult({"params": down["params"] + work["drift"]}, state, {})

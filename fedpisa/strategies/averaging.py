@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedpisa.clients.base import Arrays
 from fedpisa.clients.sgd import SGDSteps
-from fedpisa.strategies.base import Algorithm, Cohort, weighted_mean
+from fedpisa.strategies.base import Algorithm, Cohort, Weighting, shares, weighted_mean
 from fedpisa.tasks.layout import ParamLayout
 
 
@@ -36,6 +36,23 @@ class LocalTraining(Algorithm, ABC):
     def init(self, params_P: Tensor, layout: ParamLayout) -> Arrays:
         """Start at the initial model."""
         return {"params": params_P}
+
+
+@dataclass(frozen=True)
+class WeightedTraining(LocalTraining, ABC):
+    """`LocalTraining` with a choice of the clients' weights.
+
+    Parameters
+    ----------
+    weighting
+        Clients' weights ``alpha_i``: proportional to ``"num-examples"``, or ``"uniform"``.
+    """
+
+    weighting: Weighting = "num-examples"
+
+    def weights(self, cohort: Cohort) -> Tensor:
+        """Return ``alpha_i`` over the cohort ``(S,)``."""
+        return shares(cohort.num_examples_S, self.weighting)
 
 
 @dataclass(frozen=True)

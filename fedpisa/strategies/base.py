@@ -238,6 +238,41 @@ def remember(server: Arrays, rows_S: Mapping[str, Tensor], cohort: Cohort) -> Ar
     }
 
 
+def updated_mean(
+    server: Arrays, name: str, change_P: Tensor, weighting: Weighting, cohort: Cohort
+) -> dict[str, Tensor]:
+    """Return the mean of a vector over all clients after the cohort's changes, and ``num-examples`` ``(N,)``.
+
+    ``mean <- (M mean + sum_{i in S} m_i change_i) / M'`` with ``m_i`` the `client_mass` and ``M``, ``M'`` the
+    `total_mass` before and after the round. Clients have zeros before their first round.
+
+    Parameters
+    ----------
+    server
+        The server's state with the mean before the round.
+    name
+        Name of the mean in the state.
+    change_P
+        ``sum_{i in S} m_i change_i`` ``(P,)``.
+    weighting
+        Clients' weights.
+    cohort
+        The clients that replied.
+
+    Examples
+    --------
+    >>> cohort = Cohort(torch.tensor([1]), torch.tensor([3.0]), 1, 2, ParamLayout((), (), ()))
+    >>> before = {"dual": torch.tensor([4.0]), "num-examples": torch.tensor([1.0, 3.0])}
+    >>> updated_mean(before, "dual", torch.tensor([8.0]), "num-examples", cohort)["dual"]
+    tensor([6.])
+    """
+    n_S = cohort.num_examples_S
+    mass = total_mass(server.get("num-examples", n_S[:0]), weighting)
+    memory = remember(server, {"num-examples": n_S}, cohort)
+    sum_P = mass * server[name] + change_P if name in server else change_P
+    return {name: sum_P / total_mass(memory["num-examples"], weighting), **memory}
+
+
 def incremental_sum(
     server: Arrays, rows_SP: Tensor, weights_S: Tensor, name: str, weights_N: Tensor, cohort: Cohort
 ) -> Tensor:

@@ -7,7 +7,7 @@ from typing import final
 
 from fedpisa.clients.base import Arrays
 from fedpisa.clients.feddyn import FedDynUpdate
-from fedpisa.strategies.base import Cohort, client_mass, remember, total_mass, weighted_mean
+from fedpisa.strategies.base import Cohort, client_mass, updated_mean, weighted_mean
 from fedpisa.strategies.primaldual import PrimalDual
 
 
@@ -57,13 +57,9 @@ class FedDyn(PrimalDual):
 
     def step(self, server: Arrays, uploads_S: Arrays, cohort: Cohort) -> Arrays:
         """Follow the mean dual, and correct the mean model by it."""
-        v_SP, w_P, n_S = uploads_S["params"], server["params"], cohort.num_examples_S
-        sigma = self.local_update.sigma_at(cohort.server_round)
-        # Before the memory grows: what the kept mean was divided by.
-        before = total_mass(server.get("num-examples", n_S[:0]), self.weighting)
-        memory = remember(server, {"num-examples": n_S}, cohort)
-        change_P = sigma * weighted_mean(client_mass(n_S, self.weighting), v_SP - w_P)
-        sum_P = before * server["dual"] + change_P if before else change_P
-        dual_P = sum_P / total_mass(memory["num-examples"], self.weighting)
-        z_P = weighted_mean(self.weights(cohort), v_SP) + dual_P / sigma
-        return {"params": self.shrunk(z_P, cohort.server_round), "dual": dual_P, **memory}
+        v_SP, sigma = uploads_S["params"], self.local_update.sigma_at(cohort.server_round)
+        mass_S = client_mass(cohort.num_examples_S, self.weighting)
+        change_P = sigma * weighted_mean(mass_S, v_SP - server["params"])
+        mean = updated_mean(server, "dual", change_P, self.weighting, cohort)
+        z_P = weighted_mean(self.weights(cohort), v_SP) + mean["dual"] / sigma
+        return {"params": self.shrunk(z_P, cohort.server_round), **mean}

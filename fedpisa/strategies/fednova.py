@@ -5,17 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
-from torch import Tensor
-
 from fedpisa.clients.base import Arrays
 from fedpisa.clients.fednova import NormalisedSGDUpdate
-from fedpisa.strategies.averaging import LocalTraining
-from fedpisa.strategies.base import Cohort, Weighting, shares, weighted_mean
+from fedpisa.strategies.averaging import WeightedTraining
+from fedpisa.strategies.base import Cohort, weighted_mean
 
 
 @final
 @dataclass(frozen=True)
-class FedNova(LocalTraining):
+class FedNova(WeightedTraining):
     r"""Average normalised directions: ``w <- w - tau_eff sum_i alpha_i d_i``, ``tau_eff = sum_i alpha_i tau_i``.
 
     ``d_i = (w - v_i) / tau_i`` with ``tau_i`` local steps (momentum's weights counted, see
@@ -31,8 +29,6 @@ class FedNova(LocalTraining):
     ----------
     local_update
         SGD that sends direction and length.
-    weighting
-        Clients' weights ``alpha_i``: by ``"num-examples"``, or ``"uniform"``.
 
     References
     ----------
@@ -53,11 +49,6 @@ class FedNova(LocalTraining):
     """
 
     local_update: NormalisedSGDUpdate = NormalisedSGDUpdate()
-    weighting: Weighting = "num-examples"
-
-    def weights(self, cohort: Cohort) -> Tensor:
-        """Return ``alpha_i`` over the cohort."""
-        return shares(cohort.num_examples_S, self.weighting)
 
     def step(self, server: Arrays, uploads_S: Arrays, cohort: Cohort) -> Arrays:
         """Go along the mean direction for the mean number of steps."""

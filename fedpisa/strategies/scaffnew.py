@@ -6,17 +6,16 @@ from dataclasses import dataclass
 from typing import Literal, final
 
 import torch
-from torch import Tensor
 
 from fedpisa.clients.base import Arrays
 from fedpisa.clients.scaffnew import ScaffnewUpdate
-from fedpisa.strategies.averaging import LocalTraining
-from fedpisa.strategies.base import Cohort, Weighting, client_mass, shares, sum_over_clients, weighted_mean
+from fedpisa.strategies.averaging import WeightedTraining
+from fedpisa.strategies.base import Cohort, client_mass, sum_over_clients, weighted_mean
 
 
 @final
 @dataclass(frozen=True)
-class Scaffnew(LocalTraining):
+class Scaffnew(WeightedTraining):
     r"""Local steps along ``g - h_i`` until a coin, tossed after each, says to average: ``w <- sum_i alpha_i v_i``.
 
     Then ``h_i <- h_i + (p / learning-rate) (w - v_i)``, so that ``sum_i alpha_i h_i = 0`` always and ``h_i``
@@ -46,8 +45,6 @@ class Scaffnew(LocalTraining):
     ----------
     local_update
         SGD along ``g - h_i``.
-    weighting
-        Clients' weights ``alpha_i``: by ``"num-examples"``, or ``"uniform"``.
     absent
         What a client that is not in the round counts for: ``"keep"`` its last ``z_i``, ``"drop"`` nothing.
 
@@ -73,12 +70,7 @@ class Scaffnew(LocalTraining):
     """
 
     local_update: ScaffnewUpdate = ScaffnewUpdate()
-    weighting: Weighting = "num-examples"
     absent: Literal["keep", "drop"] = "keep"
-
-    def weights(self, cohort: Cohort) -> Tensor:
-        """Return ``alpha_i`` over the cohort."""
-        return shares(cohort.num_examples_S, self.weighting)
 
     def step(self, server: Arrays, uploads_S: Arrays, cohort: Cohort) -> Arrays:
         """Average ``z_i`` over the clients seen so far, or over the round's alone."""

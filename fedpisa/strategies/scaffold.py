@@ -10,23 +10,15 @@ from torch import Tensor
 
 from fedpisa.clients.base import Arrays
 from fedpisa.clients.scaffold import ScaffoldUpdate
-from fedpisa.strategies.averaging import LocalTraining
-from fedpisa.strategies.base import (
-    Cohort,
-    Weighting,
-    client_mass,
-    remember,
-    shares,
-    total_mass,
-    weighted_mean,
-)
+from fedpisa.strategies.averaging import WeightedTraining
+from fedpisa.strategies.base import Cohort, client_mass, updated_mean, weighted_mean
 from fedpisa.tasks.layout import ParamLayout
 from fedpisa.typing import StepSize
 
 
 @final
 @dataclass(frozen=True)
-class Scaffold(LocalTraining):
+class Scaffold(WeightedTraining):
     r"""Correct every local step by what the clients know of each other's gradients, ``g - c_i + c``.
 
     Clients, option II: ``c_i <- c_i - c + (w - v_i) / (K learning-rate)``. Server:
@@ -52,8 +44,6 @@ class Scaffold(LocalTraining):
     ----------
     local_update
         SGD with control variates.
-    weighting
-        Clients' weights ``alpha_i``: by ``"num-examples"``, or ``"uniform"``.
     server_learning_rate
         Length of the server's step; 1 goes to the mean of the clients' models.
 
@@ -76,7 +66,6 @@ class Scaffold(LocalTraining):
     """
 
     local_update: ScaffoldUpdate = ScaffoldUpdate()
-    weighting: Weighting = "num-examples"
     server_learning_rate: StepSize = 1.0
 
     def init(self, params_P: Tensor, layout: ParamLayout) -> Arrays:
@@ -87,21 +76,11 @@ class Scaffold(LocalTraining):
         """Return the global model and ``c``."""
         return {"params": server["params"], "control": server["control"]}
 
-    def weights(self, cohort: Cohort) -> Tensor:
-        """Return ``alpha_i`` over the cohort."""
-        return shares(cohort.num_examples_S, self.weighting)
-
     def step(self, server: Arrays, uploads_S: Arrays, cohort: Cohort) -> Arrays:
-        """Move the model to the clients' mean and ``c`` by the change of theirs."""
-        w_P, c_P = server["params"], server["control"]
-        drift_SP = uploads_S["drift"]
-        n_S = cohort.num_examples_S
-        before = total_mass(server.get("num-examples", n_S[:0]), self.weighting)
-        memory = remember(server, {"num-examples": n_S}, cohort)
-        mass_S = client_mass(n_S, self.weighting)
+        """Move the model by the mean drift, and ``c`` by the changes of the ``c_i``."""
+        c_P, drift_SP = server["control"], uploads_S["drift"]
+        mass_S = client_mass(cohort.num_examples_S, self.weighting)
         change_P = -weighted_mean(mass_S / uploads_S["length"], drift_SP) - float(mass_S.sum()) * c_P
-        return {
-            "params": w_P + self.server_learning_rate * weighted_mean(self.weights(cohort), drift_SP),
-            "control": (before * c_P + change_P) / total_mass(memory["num-examples"], self.weighting),
-            **memory,
-        }
+        step_P = self.server_learning_rate * weighted_mean(self.weights(cohort), drift_SP)
+        mean = updated_mean(server, "control", change_P, self.weighting, cohort)
+        return {"params": server["params"] + step_P, **mean}

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from math import inf
 from typing import ClassVar, NamedTuple
 
+import torch
 from torch import Tensor
 
 from fedpisa.clients.base import Arrays, Gradient, MiniBatches
 from fedpisa.tasks.layout import ParamLayout
-from fedpisa.typing import Positive
+from fedpisa.typing import Positive, Probability
 
 
 class Derivatives(NamedTuple):
@@ -95,3 +96,28 @@ class Preconditioner(ABC):
         memory
             What this client's last call, or `init`, returned.
         """
+
+
+@dataclass(frozen=True)
+class CurvatureAverage(Preconditioner, ABC):
+    """``Q = clip(h, 0, eta)`` of an exponential average ``h = beta h + (1 - beta) curvature``, from ``h = 0``.
+
+    ``h`` has no bias correction. It is not clipped, so that noise of either sign averages out.
+
+    Parameters
+    ----------
+    beta
+        Decay of ``h``.
+    """
+
+    beta: Probability = 0.9
+
+    def init(self, params_P: Tensor) -> Arrays:
+        """Return ``h = 0``."""
+        return {"curvature": torch.zeros_like(params_P)}
+
+    def __call__(self, q_P: Tensor, derivatives: Derivatives, memory: Arrays) -> tuple[Tensor, Arrays]:
+        """Average the curvature estimates."""
+        assert derivatives.curvature_P is not None
+        h_P = self.beta * memory["curvature"] + (1 - self.beta) * derivatives.curvature_P
+        return h_P.clamp(0.0, self.eta), {"curvature": h_P}

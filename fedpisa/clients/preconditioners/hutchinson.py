@@ -8,14 +8,14 @@ from typing import final
 import torch
 from torch import Tensor
 
-from fedpisa.clients.base import Arrays, Gradient, MiniBatches
-from fedpisa.clients.preconditioners.base import Derivatives, Preconditioner
-from fedpisa.typing import PositiveInt, Probability
+from fedpisa.clients.base import Gradient, MiniBatches
+from fedpisa.clients.preconditioners.base import CurvatureAverage, Derivatives
+from fedpisa.typing import PositiveInt
 
 
 @final
 @dataclass(frozen=True)
-class Hutchinson(Preconditioner):
+class Hutchinson(CurvatureAverage):
     r"""Diagonal of the Hessian: ``h = beta h + (1 - beta) mean_r v_r (H v_r)``, ``Q = clip(h, 0, eta)``.
 
     ``H`` is the Hessian of ``F_i`` on the step's mini-batches, ``v_r`` are vectors of random signs, drawn anew
@@ -25,8 +25,6 @@ class Hutchinson(Preconditioner):
 
     Parameters
     ----------
-    beta
-        Memory of ``h``.
     probes
         Number of vectors ``v_r``.
 
@@ -43,12 +41,7 @@ class Hutchinson(Preconditioner):
     [1.0, 0.0]
     """
 
-    beta: Probability = 0.9
     probes: PositiveInt = 1
-
-    def init(self, params_P: Tensor) -> Arrays:
-        """Return ``h = 0``."""
-        return {"curvature": torch.zeros_like(params_P)}
 
     def evaluate(
         self, gradient: Gradient, v_P: Tensor, batch: MiniBatches, mu: float | Tensor
@@ -57,12 +50,6 @@ class Hutchinson(Preconditioner):
         signs_RP = rademacher(batch.key, self.probes, len(v_P)).to(v_P.dtype)
         loss, g_P, products_RP = gradient.with_hessian(v_P, batch, signs_RP)
         return Derivatives(loss, g_P, (signs_RP * products_RP).mean(0) + mu)
-
-    def __call__(self, q_P: Tensor, derivatives: Derivatives, memory: Arrays) -> tuple[Tensor, Arrays]:
-        """Average the estimates."""
-        assert derivatives.curvature_P is not None
-        h_P = self.beta * memory["curvature"] + (1 - self.beta) * derivatives.curvature_P
-        return h_P.clamp(0.0, self.eta), {"curvature": h_P}
 
 
 def rademacher(key: Tensor, rows: int, columns: int) -> Tensor:
