@@ -1,9 +1,9 @@
 """A client's side of an algorithm, as pure functions of named tensors.
 
 Shapes: ``P`` parameters, ``C`` mini-batches whose gradients one local step averages, ``B`` samples of a
-mini-batch, ``R`` probes, ``()`` scalars. Everything here is written for one client; an engine may run it for many at
-once under `torch.func.vmap`, so there is no input or output, no randomness of its own, and no branch on
-the value of a tensor.
+mini-batch, ``R`` probes, ``()`` scalars. All functions are written for one client. An engine may run them for many
+clients at once under `torch.func.vmap`, so they do no I/O, draw no random numbers from a generator and do not branch
+on the value of a tensor.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ Arrays = Mapping[str, Tensor]
 class MiniBatches(NamedTuple):
     """The samples of one local step: ``C`` mini-batches of ``B``, padded.
 
-    ``weight_CB`` is ``1 / (c |b|)`` for a sample of mini-batch ``b``, ``c`` the number of mini-batches that
-    are there, and 0 for padding: the weighted sum over all samples is the mean of the mini-batch means.
-    ``key`` is 64 random bits of the seed, the client, the round and the step, the same in every engine: what
-    an algorithm draws is a function of it (see `fedpisa.clients.preconditioners.hutchinson.rademacher`).
+    ``weight_CB`` is ``1 / (c |b|)`` for a sample of mini-batch ``b``, with ``c`` the number of non-empty mini-batches,
+    and 0 for padding. The weighted sum over all samples is therefore the mean of the mini-batch means.
+    ``key`` holds 64 random bits that depend on the seed, the client, the round and the step, and are the same in
+    every engine. An algorithm derives its random numbers from it, as
+    `fedpisa.clients.preconditioners.hutchinson.rademacher` does.
     """
 
     x: Tensor
@@ -45,16 +46,16 @@ class MiniBatches(NamedTuple):
 
     @property
     def num_batches(self) -> Tensor:
-        """Number ``c`` of mini-batches that are there, a scalar ``()``."""
+        """Number ``c`` of non-empty mini-batches, a scalar ``()``."""
         return (self.weight_CB.sum(-1) > 0).sum().to(self.weight_CB.dtype)
 
 
 class Gradient(Protocol):
-    """The client's stochastic gradient, and what else can be had on the way to it."""
+    """The client's stochastic gradient and other derivatives of its loss."""
 
     @property
     def layout(self) -> ParamLayout:
-        """How a vector ``(P,)`` is made up of the module's parameters."""
+        """Names and shapes of the parameters in a vector ``(P,)``."""
         ...
 
     def __call__(
@@ -62,23 +63,23 @@ class Gradient(Protocol):
     ) -> tuple[Tensor, Tensor]:
         """Return the mean loss ``()`` and the mean gradient ``(P,)`` over the mini-batches at ``params_P``.
 
-        The gradient is that of the loss and ``extra``, the loss is without it.
+        The gradient includes ``extra``, the loss does not.
         """
         ...
 
     def each(self, params_P: Tensor, batch: MiniBatches) -> tuple[Tensor, Tensor]:
-        """Return the mean loss ``()`` and every mini-batch's own gradient ``(C, P)``, 0 for one not there."""
+        """Return the mean loss ``()`` and each mini-batch's gradient ``(C, P)``, 0 for an empty mini-batch."""
         ...
 
     def with_hessian(
         self, params_P: Tensor, batch: MiniBatches, vectors_RP: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the mean loss, the mean gradient, and the mean Hessian times each of ``R`` vectors ``(R, P)``."""
+        """Return the mean loss, the mean gradient and the mean Hessian's products with ``R`` vectors ``(R, P)``."""
         ...
 
 
 class LocalResult(NamedTuple):
-    """What a client's round leaves: an upload, its own new state, and scalars to report."""
+    """Result of a client's round: the upload, the client's new state and scalar metrics."""
 
     upload: Arrays
     state: Arrays
@@ -88,9 +89,9 @@ class LocalResult(NamedTuple):
 class LocalUpdate(ABC):
     """One client's work in one round: `start`, then `step` for each local step, then `finish`.
 
-    The names ``params`` (what the server broadcasts and the final model's name) and, in uploads of
-    algorithms that average models, ``params`` again, are shared with Flower's own strategies. Buffers of
-    the module are threaded through by the engine and averaged by the server; an algorithm never sees them.
+    The broadcast has the global model under the name ``params``. Algorithms that average models upload them under
+    the same name, which Flower's strategies use too. The engine carries the module's buffers from step to step and
+    the server averages them; an algorithm does not see them.
     """
 
     incremental: ClassVar[bool] = False
@@ -102,7 +103,7 @@ class LocalUpdate(ABC):
 
     @abstractmethod
     def batch_sampler(self) -> BatchSampler:
-        """Return which of its samples a client uses in a round."""
+        """Return the rule that selects a client's samples in a round."""
 
     def check(self, task: Task, x: Tensor) -> None:
         """Raise `ValueError` if the update cannot train the task's module on samples such as ``x`` ``(B, ...)``."""
@@ -113,7 +114,7 @@ class LocalUpdate(ABC):
         return self
 
     def init(self, params_P: Tensor) -> Arrays:
-        """Return the client's own state before its first round; by default it has none."""
+        """Return the client's state before its first round, by default empty."""
         return {}
 
     @abstractmethod
@@ -128,7 +129,7 @@ class LocalUpdate(ABC):
 
     @abstractmethod
     def finish(self, down: Arrays, state: Arrays, work: Arrays) -> LocalResult:
-        """Return the upload, the client's new state and its metrics, none of them written into later."""
+        """Return the upload, the client's new state and its metrics; later rounds do not write into them."""
 
 
 def scalar_like(params_P: Tensor, value: float = 0.0) -> Tensor:

@@ -1,7 +1,7 @@
-"""Which of its samples a client uses in which local step, for a whole cohort at once.
+"""Samples of each local step, for a whole cohort at once.
 
 Shapes: ``S`` clients, ``K`` local steps, ``C`` mini-batches of one step, ``B`` samples of a mini-batch,
-``M`` samples of the cohort in all. What a client is given does not depend on who else is in the cohort.
+``M`` samples of the cohort in total. A client's samples do not depend on the other clients of the cohort.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ Ints = NDArray[np.int64]
 class BatchIndices(NamedTuple):
     """The samples of a round.
 
-    ``index_SKCB`` are positions within a client's own samples, ``weight_SKCB`` their weights (0 for
-    padding; see `fedpisa.clients.base.MiniBatches`), ``steps_S`` the local steps of each client.
+    ``index_SKCB`` are positions within a client's samples. ``weight_SKCB`` are their weights, 0 for padding; see
+    `fedpisa.clients.base.MiniBatches`. ``steps_S`` are the numbers of local steps.
     """
 
     index_SKCB: Ints
@@ -43,7 +43,7 @@ class BatchIndices(NamedTuple):
 
 
 class BatchSampler(ABC):
-    """A rule that gives a cohort its samples, from the seed, the client and the round alone."""
+    """A rule that selects a cohort's samples from the seed, the clients and the round alone."""
 
     @abstractmethod
     def draw(self, sizes_S: Ints, ids_S: Ints, server_round: int, seed: int) -> BatchIndices:
@@ -70,33 +70,33 @@ def num_batches(sizes_S: Ints, batch_size: BatchSize) -> Ints:
 
 
 def _permutations(sizes_S: Ints, ids_S: Ints, epoch: int, seed: int, name: str) -> tuple[Ints, Ints]:
-    """Return each client's shuffled positions, one after the other ``(M,)``, and where each client begins."""
+    """Return the shuffled positions of all clients in turn ``(M,)``, and each client's offset ``(S,)``."""
     begin_S = np.cumsum(sizes_S) - sizes_S
     client_M = np.repeat(np.arange(len(sizes_S)), sizes_S)
     position_M = np.arange(int(sizes_S.sum())) - begin_S[client_M]
     key = stream_key(seed, name)
     bits_M = hashed(key, ids_S[client_M], epoch, position_M)
-    if (sizes_S == sizes_S[0]).all():  # the same order, in a tenth of the time
+    if (sizes_S == sizes_S[0]).all():  # the same order, ten times as fast
         return np.argsort(bits_M.reshape(len(sizes_S), -1), axis=1).ravel(), begin_S
     return position_M[np.lexsort((bits_M, client_M))], begin_S
 
 
 def _take(shuffled_M: Ints, begin_S: Ints, start: Ints, stop: Ints) -> tuple[Ints, NDArray[np.bool_]]:
-    """Return every client's positions ``start .. stop - 1`` (each ``(S, ...)``), padded along a new last axis."""
+    """Return each client's positions ``start .. stop - 1`` (each ``(S, ...)``), padded along a last axis, and a mask."""
     slot = np.arange(int((stop - start).max()))
-    there = slot < (stop - start)[..., None]
+    real = slot < (stop - start)[..., None]
     offset = begin_S.reshape(-1, *(1,) * start.ndim) + start[..., None]
-    return shuffled_M[np.where(there, offset + slot, offset)], there
+    return shuffled_M[np.where(real, offset + slot, offset)], real
 
 
 @final
 @dataclass(frozen=True)
 class Periodic(BatchSampler):
-    """PISA's (4.4): mini-batches are cut once, and taken in turn.
+    """PISA's (4.4): fixed mini-batches in turn.
 
     A client's samples are shuffled once and cut into ``count = ceil(n_i / b)`` disjoint mini-batches whose
     sizes differ by at most one. A round takes the next ``local_steps * batches_per_round`` of them,
-    ``batches_per_round`` for each local step; ``"all"`` stands for ``count``.
+    ``batches_per_round`` for each local step; ``"all"`` means ``count``.
 
     Examples
     --------
@@ -123,16 +123,16 @@ class Periodic(BatchSampler):
         number_SKC = done_S[:, None, None] + k[:, None] * per_step_S[:, None, None] + c
         batch_SKC = number_SKC % count_S[:, None, None]
         n, count = sizes_S[:, None, None], count_S[:, None, None]
-        index, there = _take(shuffled_M, begin_S, batch_SKC * n // count, (batch_SKC + 1) * n // count)
-        there &= (c < per_step_S[:, None, None])[..., None]
-        weight = there / np.maximum(there.sum(-1, keepdims=True), 1) / per_step_S[:, None, None, None]
+        index, real = _take(shuffled_M, begin_S, batch_SKC * n // count, (batch_SKC + 1) * n // count)
+        real &= (c < per_step_S[:, None, None])[..., None]
+        weight = real / np.maximum(real.sum(-1, keepdims=True), 1) / per_step_S[:, None, None, None]
         return BatchIndices(index, weight, np.full(len(sizes_S), self.local_steps))
 
 
 @final
 @dataclass(frozen=True)
 class Epochs(BatchSampler):
-    """SGD's way: every epoch shuffles anew and cuts mini-batches of ``batch_size``, the last one smaller.
+    """Each epoch shuffles the samples and cuts mini-batches of ``batch_size``; the last one may be smaller.
 
     A round has ``local_epochs`` epochs, or, if ``local_steps`` is given, exactly that many mini-batches.
 
@@ -153,27 +153,20 @@ class Epochs(BatchSampler):
         epochs_S = count_S * self.local_epochs
         steps_S = epochs_S if self.local_steps is None else np.full_like(count_S, self.local_steps)
         epochs = int((-(-steps_S // count_S)).max())
-        rows = int(steps_S.max())
         width = int(sizes_S.max() if self.batch_size == "full" else min(self.batch_size, int(sizes_S.max())))
-        index = np.zeros((len(sizes_S), rows, 1, width), dtype=np.int64)
+        index = np.zeros((len(sizes_S), int(steps_S.max()), 1, width), dtype=np.int64)
         weight = np.zeros(index.shape)
         for epoch in range(epochs):
-            # A client's epochs are numbered through its rounds, so no two of them share a shuffle.
-            shuffled_M, begin_S = _permutations(
-                sizes_S, ids_S, (server_round - 1) * 2**20 + epoch, seed, "epochs"
-            )
+            # The epoch number includes the round, so no two epochs share a shuffle.
+            number = (server_round - 1) * 2**20 + epoch
+            shuffled_M, begin_S = _permutations(sizes_S, ids_S, number, seed, "epochs")
             batch = np.arange(int(count_S.max()))
             step_SK = epoch * count_S[:, None] + batch
-            there_SK = (batch < count_S[:, None]) & (step_SK < steps_S[:, None])
-            start_SK = np.minimum(batch * width, sizes_S[:, None])
-            stop_SK = np.where(there_SK, np.minimum(start_SK + width, sizes_S[:, None]), start_SK)
-            taken, there = _take(
-                shuffled_M, begin_S, np.where(there_SK, start_SK, 0), np.where(there_SK, stop_SK, 0)
-            )
-            client, batch_of = np.nonzero(there_SK)
-            size = taken.shape[-1]
-            index[client, step_SK[client, batch_of], 0, :size] = taken[client, batch_of]
-            weight[client, step_SK[client, batch_of], 0, :size] = there[client, batch_of] / there[
-                client, batch_of
-            ].sum(-1, keepdims=True)
+            used_SK = (batch < count_S[:, None]) & (step_SK < steps_S[:, None])
+            start_SK = np.where(used_SK, batch * width, 0)
+            stop_SK = np.where(used_SK, np.minimum(start_SK + width, sizes_S[:, None]), 0)
+            taken, real = _take(shuffled_M, begin_S, start_SK, stop_SK)
+            cell = (np.nonzero(used_SK)[0], step_SK[used_SK], 0, slice(taken.shape[-1]))
+            index[cell] = taken[used_SK]
+            weight[cell] = real[used_SK] / real[used_SK].sum(-1, keepdims=True)
         return BatchIndices(index, weight, steps_S)

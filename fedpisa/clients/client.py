@@ -1,4 +1,4 @@
-"""One client's round, the plain way: the reference that every faster engine is held to."""
+"""One client's round in plain PyTorch: the reference for the faster engines."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from fedpisa.rng import seeded, step_keys
 from fedpisa.tasks.task import Task
 
 BUFFERS = "buffers"
-"""Name under which a module's buffers travel, down and up."""
+"""Name of the module's buffers in broadcasts and uploads."""
 OF_EVERY_CLIENT = frozenset({"train-loss", "local-steps"})
-"""Metrics that every client reports, with any algorithm."""
+"""Metrics that every client reports with every algorithm."""
 
 
 @final
 @dataclass(frozen=True)
 class Client:
-    """What one client is made of.
+    """One client: its task, algorithm and samples.
 
     Parameters
     ----------
@@ -34,13 +34,13 @@ class Client:
     update
         The algorithm's local update.
     x, y
-        Its own samples.
+        The client's samples and targets.
     client_id
-        Its number, which names its random streams.
+        The client's number ``0 .. N-1``; its random streams depend on it.
     seed
         The run's seed.
     schedule
-        How the update's step sizes change with the round.
+        Factors of the update's step sizes by round.
     """
 
     task: Task
@@ -52,7 +52,7 @@ class Client:
     schedule: StepSizeSchedule = UNSCHEDULED
 
     def run_round(self, server_round: int, down: Arrays, state: Arrays) -> LocalResult:
-        """Return the outcome of one round, buffers in the upload and ``train-loss``, ``local-steps`` in the metrics."""
+        """Return the round's result; the metrics include ``train-loss`` and ``local-steps``, the upload has any buffers."""
         update = self.schedule.scaled(self.update, server_round).at_round(server_round)
         size_1, id_1 = np.array([len(self.x)]), np.array([self.client_id])
         indices = update.batch_sampler().draw(size_1, id_1, server_round, self.seed)

@@ -1,6 +1,6 @@
-"""How fast simulated clients are, and when they can be reached: functions by name, with their own keys.
+"""Speed and availability of simulated clients: functions by name, with their own keys.
 
-Shapes: ``S`` clients of a round. What a client draws depends on the seed, its number and the round alone.
+Shapes: ``S`` clients of a round. A client's values depend on the seed, its number and the round alone.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from fedpisa.rng import hashed, stream_key
 from fedpisa.typing import Fraction, NonNegative, Positive, PositiveInt
 
 Pace = NDArray[np.float64]
-"""Seconds that each client needs for a gradient of one mini-batch, ``(S,)``; 0 where no clock runs."""
+"""Seconds that each client needs for one mini-batch gradient ``(S,)``; 0 without a simulated clock."""
 Reachable = NDArray[np.bool_]
 """Whether each client can be reached, ``(S,)``."""
 
@@ -28,7 +28,7 @@ def constant(clients_S: NDArray[np.int64], *, step_seconds: Positive = 1.0) -> P
     Parameters
     ----------
     step_seconds
-        Seconds for a gradient of one mini-batch.
+        Seconds for one mini-batch gradient.
     """
     return np.full(len(clients_S), step_seconds)
 
@@ -42,16 +42,16 @@ def lognormal(
     pace_spread: NonNegative = 1.0,
     pace_jitter: NonNegative = 0.0,
 ) -> Pace:
-    """``step-seconds exp(pace-spread a_i + pace-jitter b_it)``, ``a_i`` and ``b_it`` standard normal: some are slow.
+    """``step-seconds exp(pace-spread a_i + pace-jitter b_it)``, with standard normal ``a_i`` and ``b_it``.
 
     Parameters
     ----------
     step_seconds
-        Seconds that the median client needs for a gradient of one mini-batch.
+        Seconds that the median client needs for one mini-batch gradient.
     pace_spread
-        Standard deviation, over the clients, of the logarithm of their usual pace.
+        Standard deviation over the clients of the logarithm of their usual pace.
     pace_jitter
-        The same over the rounds of one client.
+        Standard deviation over the rounds of the logarithm of one client's pace.
 
     Examples
     --------
@@ -59,13 +59,13 @@ def lognormal(
     >>> round(float(np.median(paces)), 1), round(float(np.log(paces).std()), 1)
     (2.0, 0.5)
     """
-    usual_S = _normal(seed, "pace", clients_S)
-    today_S = _normal(seed, "pace-jitter", clients_S, server_round)
-    return step_seconds * np.exp(pace_spread * usual_S + pace_jitter * today_S)
+    spread_S = _normal(seed, "pace", clients_S)
+    jitter_S = _normal(seed, "pace-jitter", clients_S, server_round)
+    return step_seconds * np.exp(pace_spread * spread_S + pace_jitter * jitter_S)
 
 
 def always(clients_S: NDArray[np.int64]) -> Reachable:
-    """All clients, always."""
+    """All clients are always available."""
     return np.ones(len(clients_S), dtype=np.bool_)
 
 
@@ -77,14 +77,14 @@ def on_off(
     online_share: Fraction = 0.5,
     online_period: PositiveInt = 24,
 ) -> Reachable:
-    """In ``online-share`` of every ``online-period`` rounds, at a time of its own, as devices that charge at night.
+    """Each client is available in ``online-share`` of every ``online-period`` rounds, with a random phase.
 
     Parameters
     ----------
     online_share
-        Share of the rounds in which a client can be reached.
+        Share of the rounds in which a client is available.
     online_period
-        Rounds after which it begins anew.
+        Rounds after which the pattern repeats.
 
     Examples
     --------
@@ -105,5 +105,5 @@ def uniform(seed: int, name: str, *counters: NDArray[np.int64] | int) -> NDArray
 def _normal(seed: int, name: str, *counters: NDArray[np.int64] | int) -> NDArray[np.float64]:
     from scipy.special import ndtri
 
-    # Half a step off zero, where the quantile is infinite.
+    # The offset avoids zero, where the quantile is infinite.
     return np.asarray(ndtri(uniform(seed, name, *counters) + 2.0**-54))

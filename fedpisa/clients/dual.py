@@ -1,7 +1,7 @@
-r"""Clients that keep a dual, and local SGD on the augmented Lagrangian.
+r"""Clients with a dual, and local SGD on the augmented Lagrangian.
 
-Signs are the same everywhere: the dual ``pi_i`` enters as ``f_i(v) + <pi_i, v - w> + sigma/2 ||v - w||^2``, so at
-a solution ``pi_i = -grad F_i(w)``.
+All clients use the same sign: the augmented Lagrangian is ``f_i(v) + <pi_i, v - w> + sigma/2 ||v - w||^2``, and
+``pi_i = -grad F_i(w)`` at a solution.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from fedpisa.typing import InverseStepSize
 
 
 class DualUpdate(LocalUpdate, ABC):
-    """A client's side of ``F_i(w_i) + <pi_i, w_i - w> + sigma/2 ||w_i - w||^2``; its state has ``dual`` ``pi_i``.
+    """A client's update on ``F_i(w_i) + <pi_i, w_i - w> + sigma/2 ||w_i - w||^2``.
 
-    Its metrics have ``squared-drift``, ``||w_i - w||^2``.
+    Its state has the ``dual`` ``pi_i`` ``(P,)``, zero at first. Its metrics have ``squared-drift``,
+    ``||w_i - w||^2``.
     """
 
     sigma: InverseStepSize
@@ -35,7 +36,7 @@ class DualUpdate(LocalUpdate, ABC):
         return {"dual": torch.zeros_like(params_P)}
 
     def sigma_at(self, server_round: int) -> float:
-        """Return the penalty of a round (1, 2, ...); round 0 is the start."""
+        """Return the penalty of a round (1, 2, ...), or for round 0 the initial penalty."""
         return self.sigma
 
 
@@ -43,14 +44,13 @@ class DualUpdate(LocalUpdate, ABC):
 class LagrangianSGD(SGDUpdate, DualUpdate, ABC):
     r"""SGD on ``f_i(v) + weight-decay/2 ||v||^2 + <pi_i, v - c> + sigma/2 ||v - c||^2`` from ``v = c``.
 
-    Then ``pi_i <- pi_i + sigma (v_K - c)``; ``c``, the `centre`, is the global model ``w`` unless an algorithm says
-    otherwise.
+    After K steps, ``pi_i <- pi_i + sigma (v_K - c)``. ``c`` is the `centre`, by default the global model ``w``.
     State: ``dual`` ``pi_i`` ``(P,)``, zero at first.
 
     Parameters
     ----------
     sigma
-        Penalty ``sigma``, the stiffness of the consensus.
+        Penalty on the distance between local and global model.
     """
 
     sigma: InverseStepSize = 0.1

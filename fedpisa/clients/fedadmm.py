@@ -1,4 +1,4 @@
-r"""The client of FedADMM, and what it shares with FedDR: it sends the change of ``z_i``."""
+r"""The client of FedADMM and its base class, shared with FedDR: both upload the change of ``z_i``."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from fedpisa.clients.dual import LagrangianSGD, kept_or
 class DifferenceSGD(LagrangianSGD, ABC):
     r"""Local SGD on the augmented Lagrangian that uploads the change of ``z_i = w_i + pi_i / sigma``, ``w_i = v_K``.
 
-    In its first round a client counts the change from the model that it received.
-    State: ``dual`` and ``z`` ``(P,)``, and the mark ``seen``.
+    In a client's first round, the change is relative to the global model.
+    State: ``dual`` and ``z`` ``(P,)``, and the scalar ``seen``, 1 after the first round.
     """
 
     incremental: ClassVar[bool] = True
@@ -28,7 +28,7 @@ class DifferenceSGD(LagrangianSGD, ABC):
         return {**super().init(params_P), "z": torch.zeros_like(params_P), "seen": scalar_like(params_P)}
 
     def finish(self, down: Arrays, state: Arrays, work: Arrays) -> LocalResult:
-        """Move the dual and upload the change."""
+        """Update the dual and upload the change of ``z_i``."""
         local_P, dual_P, metrics = self.ascend(down, state, work)
         z_P = local_P + dual_P / self.sigma
         return LocalResult(

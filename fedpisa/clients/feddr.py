@@ -18,15 +18,15 @@ from fedpisa.clients.fedadmm import DifferenceSGD
 class FedDRUpdate(DifferenceSGD):
     r"""``y_i <- y_i + relaxation (w - w_i)``, ``w_i ~ prox_{f_i / sigma}(y_i)``; uploads the change of ``2 w_i - y_i``.
 
-    It keeps ``pi_i = sigma (w_i - y_i)`` in the place of ``y_i``. Then ``2 w_i - y_i = w_i + pi_i / sigma = z_i``, and
-    the proximal problem is that of the augmented Lagrangian around ``c = w_i + relaxation (w - w_i)``:
-    SGD on ``f_i(v) + <pi_i, v - c> + sigma/2 ||v - c||^2`` from ``c``, ``pi_i <- pi_i + sigma (v_K - c)``.
-    With ``relaxation = 1``, ``c = w``.
+    The client keeps ``pi_i = sigma (w_i - y_i)`` instead of ``y_i``. Then ``2 w_i - y_i = w_i + pi_i / sigma = z_i``,
+    and the proximal problem is the augmented Lagrangian around ``c = w_i + relaxation (w - w_i)``: SGD on
+    ``f_i(v) + <pi_i, v - c> + sigma/2 ||v - c||^2`` from ``c``, ``pi_i <- pi_i + sigma (v_K - c)``. With
+    ``relaxation = 1``, ``c = w``.
 
     Parameters
     ----------
     relaxation
-        The paper's ``alpha`` in (0, 2): 1 is Douglas-Rachford's own step.
+        The paper's ``alpha`` in (0, 2); 1 is plain Douglas-Rachford splitting.
 
     Examples
     --------
@@ -42,7 +42,7 @@ class FedDRUpdate(DifferenceSGD):
     relaxation: Annotated[float, Field(gt=0, lt=2)] = 1.0
 
     def centre(self, down: Arrays, state: Arrays) -> Tensor:
-        """Return ``w_i + relaxation (w - w_i)``; ``w_i`` is ``w`` at first."""
+        """Return ``w_i + relaxation (w - w_i)``, or ``w`` in the first round."""
         w_P = down["params"]
         local_P = torch.where(state["seen"] > 0, state["z"] - state["dual"] / self.sigma, w_P)
         return local_P + self.relaxation * (w_P - local_P)

@@ -32,6 +32,6 @@ class FedDynUpdate(LagrangianSGD):
     incremental: ClassVar[bool] = True
 
     def finish(self, down: Arrays, state: Arrays, work: Arrays) -> LocalResult:
-        """Move the dual and upload the local model."""
+        """Update the dual and upload the local model."""
         local_P, dual_P, metrics = self.ascend(down, state, work)
         return LocalResult({"params": local_P}, {"dual": dual_P}, metrics)

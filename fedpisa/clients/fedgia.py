@@ -17,28 +17,28 @@ from fedpisa.typing import InverseStepSize, NonNegative, NonNegativeInverseStepS
 
 @final
 @dataclass(frozen=True)
-class SomeGoOn(BatchSampler):
-    """One gradient for everyone, then ``more`` steps without samples for each client with probability ``share``.
+class ShareWithExtraSteps(BatchSampler):
+    """One gradient for each client, then ``extra_steps`` steps without samples with probability ``share``.
 
-    Who goes on depends on the seed, the client and the round.
+    The draw depends on the seed, the client and the round.
 
     Examples
     --------
-    >>> indices = SomeGoOn(Periodic(), more=3, share=0.5).draw(np.array([2, 2, 2]), np.arange(3), 1, seed=0)
+    >>> sampler = ShareWithExtraSteps(Periodic(), extra_steps=3, share=0.5)
+    >>> indices = sampler.draw(np.array([2, 2, 2]), np.arange(3), 1, seed=0)
     >>> indices.steps_S.tolist(), indices.gradients_S.tolist()
     ([1, 1, 4], [1, 1, 1])
     """
 
     gradient: Periodic
-    more: int
+    extra_steps: int
     share: float
 
     def draw(self, sizes_S: Ints, ids_S: Ints, server_round: int, seed: int) -> BatchIndices:
         """Return the round's samples; see `BatchSampler.draw`."""
         index_S1CB, weight_S1CB, steps_S = self.gradient.draw(sizes_S, ids_S, server_round, seed)
-        key = stream_key(seed, "who-goes-on")
-        draw_S = hashed(key, ids_S, server_round, np.zeros_like(ids_S)) / 2.0**64
-        steps_S = steps_S + self.more * (draw_S < self.share)
+        draw_S = hashed(stream_key(seed, "who-goes-on"), ids_S, server_round, np.zeros_like(ids_S)) / 2.0**64
+        steps_S = steps_S + self.extra_steps * (draw_S < self.share)
         padding = ((0, 0), (0, int(steps_S.max()) - 1), (0, 0), (0, 0))
         return BatchIndices(np.pad(index_S1CB, padding), np.pad(weight_S1CB, padding), steps_S)
 
@@ -56,11 +56,11 @@ class FedGiAUpdate(DualUpdate):
     Parameters
     ----------
     sigma
-        Penalty ``sigma``, the stiffness of the consensus.
+        Penalty on the distance between local and global model.
     proximity
-        ``H_i = proximity I``, a bound of the clients' curvature.
+        The paper's ``H_i = proximity I``, an upper bound of the clients' curvature.
     admm_share
-        Probability with which a client takes the ADMM steps of a round.
+        Probability that a client takes ADMM steps in a round.
     mu
         Local L2 coefficient: ``F_i = f_i + mu/2 ||w||^2``.
     batch_size
@@ -93,18 +93,19 @@ class FedGiAUpdate(DualUpdate):
     batches_per_round: PositiveInt | Literal["all"] = "all"
     local_steps: PositiveInt = 5
 
-    def batch_sampler(self) -> SomeGoOn:
-        """Return periodic mini-batches for the gradient, and who takes ADMM steps after it."""
-        return SomeGoOn(Periodic(self.batch_size, self.batches_per_round), self.local_steps, self.admm_share)
+    def batch_sampler(self) -> ShareWithExtraSteps:
+        """Return periodic mini-batches for the gradient, and the draw of the clients that take ADMM steps."""
+        gradient = Periodic(self.batch_size, self.batches_per_round)
+        return ShareWithExtraSteps(gradient, self.local_steps, self.admm_share)
 
     def start(self, down: Arrays, state: Arrays) -> Arrays:
-        """Begin with the dual alone; `step` takes a gradient where there is none yet."""
+        """Begin with the dual; the first `step` adds the gradient."""
         return {"dual": state["dual"]}
 
     def step(
         self, gradient: Gradient, down: Arrays, state: Arrays, work: Arrays, batch: MiniBatches
     ) -> Arrays:
-        """Take the gradient, or else one ADMM step with it."""
+        """Evaluate the gradient in the first step, and take one ADMM step with it in each later step."""
         w_P = down["params"]
         if "gradient" not in work:
             _, g_P = gradient(w_P, batch)
@@ -116,7 +117,7 @@ class FedGiAUpdate(DualUpdate):
         return {**work, "drift": drift_P, "dual": dual_P, "steps": work["steps"] + 1}
 
     def finish(self, down: Arrays, state: Arrays, work: Arrays) -> LocalResult:
-        """Upload ``z_i``; without ADMM steps, ``w_i = w`` and ``pi_i = -g``."""
+        """Upload ``z_i``. Without ADMM steps, ``w_i = w`` and ``pi_i = -g``."""
         dual_P = torch.where(work["steps"] > 0, work["dual"], -work["gradient"])
         return LocalResult(
             upload={"z": down["params"] + (work["drift"] + dual_P / self.sigma)},

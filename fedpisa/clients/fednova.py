@@ -1,4 +1,4 @@
-"""The client of FedNova: local SGD that sends its direction and its length apart."""
+"""The client of FedNova: local SGD that uploads a normalised direction and its length."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from fedpisa.clients.sgd import SGDUpdate
 class NormalisedSGDUpdate(SGDUpdate):
     r"""SGD, see `SGDUpdate`; uploads ``d_i = (w - v_K) / tau_i`` and ``tau_i``.
 
-    ``tau_i`` is the sum of what the gradients count in ``w - v_K``: ``K`` for plain SGD, and with momentum
-    ``(K - momentum (1 - momentum^K) / (1 - momentum)) / (1 - momentum)``. The learning rate is in ``d_i``.
+    ``tau_i`` is the sum of the gradients' weights in ``w - v_K``: ``K`` for plain SGD, and with momentum
+    ``(K - momentum (1 - momentum^K) / (1 - momentum)) / (1 - momentum)``. ``d_i`` includes the learning rate.
 
     References
     ----------
@@ -24,7 +24,7 @@ class NormalisedSGDUpdate(SGDUpdate):
 
     Examples
     --------
-    Two steps of length 0.5 with momentum 0.5 on ``f(v) = v``: the first gradient counts ``1 + 1/2``.
+    Two steps of length 0.5 with momentum 0.5 on ``f(v) = v``: the first gradient has weight ``1 + 1/2``.
 
     >>> import torch
     >>> update, down = NormalisedSGDUpdate(learning_rate=0.5, momentum=0.5), {"params": torch.zeros(1)}
@@ -36,6 +36,6 @@ class NormalisedSGDUpdate(SGDUpdate):
     """
 
     def finish(self, down: Arrays, state: Arrays, work: Arrays) -> LocalResult:
-        """Upload the direction and its length."""
+        """Upload the normalised direction and ``tau_i``."""
         tau = self.path_length(work)
         return LocalResult({"direction": -work["drift"] / tau, "tau": tau}, state, {})

@@ -19,18 +19,18 @@ from fedpisa.typing import NonNegativeInt, Probability
 class FedPDUpdate(LagrangianSGD):
     r"""SGD on ``f_i(v) + <pi_i, v - c> + sigma/2 ||v - c||^2`` from ``c``, ``pi_i <- pi_i + sigma (v_K - c)``.
 
-    ``c`` is the client's copy of the global model. After its step the client has ``c^+ = v_K + pi_i / sigma``. In a
-    round that communicates it uploads ``c^+`` as ``z``, and its next ``c`` is the model that it then receives;
-    in a round that is skipped it uploads nothing and goes on from its own ``c^+``.
+    ``c`` is the client's copy of the global model. After its steps, the client computes ``c^+ = v_K + pi_i / sigma``.
+    In a round that communicates, it uploads ``c^+`` as ``z``, and its next ``c`` is the next global model. In a skipped
+    round it uploads nothing, and its next ``c`` is ``c^+``.
 
-    Whether a round is skipped is a coin that depends on ``coin-seed`` and the round alone, so that no message has
-    to be told. State: ``dual`` ``pi_i``; if rounds may be skipped also ``centre`` ``c^+`` ``(P,)`` and the mark
+    The coin that decides depends on ``coin-seed`` and the round alone, so all clients agree on it without a message.
+    State: ``dual`` ``pi_i``; with a positive ``skip-probability`` also ``centre`` ``c^+`` ``(P,)`` and the scalar
     ``ahead``, 1 if ``c^+`` has not been sent.
 
     Parameters
     ----------
     skip_probability
-        The paper's ``p``: the probability that a round does not communicate.
+        Probability that a round does not communicate, the paper's ``p``.
     coin_seed
         Seed of the coin.
 
@@ -60,24 +60,24 @@ class FedPDUpdate(LagrangianSGD):
         return bool(generator(self.coin_seed, "fedpd-coin", server_round).random() < self.skip_probability)
 
     def at_round(self, server_round: int) -> FedPDUpdate:
-        """Return the update with the coin thrown: it skips for certain, or not at all."""
+        """Return the update with the round's coin tossed: ``skip_probability`` is 0 or 1."""
         return replace(self, skip_probability=float(self.skips(server_round)))
 
     def init(self, params_P: Tensor) -> Arrays:
-        """Return ``pi_i = 0`` and no ``c`` of its own."""
+        """Return ``pi_i = 0`` and, where rounds may be skipped, an unused ``c``."""
         state = super().init(params_P)
         if not self.skip_probability:
             return state
         return {**state, "centre": torch.zeros_like(params_P), "ahead": scalar_like(params_P)}
 
     def centre(self, down: Arrays, state: Arrays) -> Tensor:
-        """Return the client's own ``c`` after a round that it skipped, or else the global model."""
+        """Return ``c^+`` after a skipped round, and the global model otherwise."""
         if "ahead" not in state:
             return down["params"]
         return torch.where(state["ahead"] > 0, state["centre"], down["params"])
 
     def finish(self, down: Arrays, state: Arrays, work: Arrays) -> LocalResult:
-        """Move the dual, and upload ``c^+`` unless the round is skipped."""
+        """Update the dual, and upload ``c^+`` unless the round is skipped."""
         local_P, dual_P, metrics = self.ascend(down, state, work)
         z_P = local_P + dual_P / self.sigma
         skipped = self.skip_probability == 1

@@ -1,4 +1,4 @@
-"""The client of FedProx: local SGD that is pulled back to the global model."""
+"""The client of FedProx: local SGD with a proximal term."""
 
 from __future__ import annotations
 
@@ -40,5 +40,5 @@ class ProximalSGDUpdate(SGDUpdate):
     proximal_mu: NonNegative = 0.1
 
     def proximal_weight(self, down: Arrays) -> float:
-        """Return ``mu_prox``: the squared distance's gradient is that times the drift."""
+        """Return ``proximal-mu``."""
         return self.proximal_mu

@@ -1,4 +1,4 @@
-"""The client of FedSGD: it sends one mean gradient."""
+"""The client of FedSGD: it uploads one mean gradient."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class MeanGradient(LocalUpdate):
     batch_size
         Samples per mini-batch, or ``"full"``.
     batches_per_round
-        Number of periodic mini-batches averaged, or ``"all"``.
+        Number of periodic mini-batches whose gradients are averaged, or ``"all"``.
     mu
         Local L2 coefficient.
 
@@ -43,7 +43,7 @@ class MeanGradient(LocalUpdate):
         return Periodic(self.batch_size, self.batches_per_round)
 
     def start(self, down: Arrays, state: Arrays) -> Arrays:
-        """Begin with nothing."""
+        """Begin with a zero gradient."""
         return {"gradient": torch.zeros_like(down["params"])}
 
     def step(

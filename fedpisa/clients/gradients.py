@@ -1,7 +1,7 @@
 """A client's stochastic gradient by plain autograd.
 
-It threads the module's buffers from one evaluation to the next and keeps count of the loss; a new object
-is made for every local step, so nothing leaks between clients or rounds.
+An `AutogradGradient` carries the module's buffers from one evaluation to the next and keeps the latest loss. Each
+local step makes a new one, so clients and rounds do not share it.
 
 Shapes: ``P`` parameters, ``Q`` buffer entries, ``C`` mini-batches, ``B`` samples of a mini-batch,
 ``R`` vectors.
@@ -25,7 +25,7 @@ from fedpisa.tasks.task import Task
 @final
 @dataclass
 class AutogradGradient:
-    """The reference: one mini-batch after the other, no padding, PyTorch's own autograd."""
+    """The reference `Gradient`: autograd on one mini-batch after the other, without padding."""
 
     task: Task
     buffers_Q: Tensor
@@ -33,7 +33,7 @@ class AutogradGradient:
 
     @property
     def layout(self) -> ParamLayout:
-        """How the flat vectors are made up; see `Gradient`."""
+        """Names and shapes of the parameters; see `Gradient`."""
         return self.task.layout
 
     @torch.enable_grad()
@@ -82,7 +82,7 @@ class AutogradGradient:
     def _losses(
         self, point_P: Tensor, batch: MiniBatches, extra: FeatureLoss | None = None
     ) -> Iterator[tuple[int, Tensor]]:
-        """Yield the number and the mean loss of each mini-batch that is there."""
+        """Yield the index and the mean loss of each non-empty mini-batch."""
         for c, (x, y_B, weight_B) in enumerate(zip(*batch.samples, strict=True)):
             real = weight_B > 0
             if bool(real.any()):

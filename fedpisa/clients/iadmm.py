@@ -1,4 +1,4 @@
-r"""The clients of ICEADMM and IIADMM: linearised steps that go on from the client's own model."""
+r"""The clients of ICEADMM and IIADMM: linearised steps that start at the client's previous model."""
 
 from __future__ import annotations
 
@@ -19,17 +19,16 @@ from fedpisa.typing import InverseStepSize, NonNegative, NonNegativeInverseStepS
 class LinearisedADMM(DualUpdate, ABC):
     r"""Steps ``w_i <- w_i - (g + pi_i + sigma (w_i - w)) / (proximity + sigma)``, ``g = grad f_i(w_i; B) + mu w_i``.
 
-    That is the minimiser of the augmented Lagrangian with ``f_i`` linearised at ``w_i`` and
-    ``proximity/2 ||v - w_i||^2`` added. ``w_i`` goes on where the client's last round ended; in its first it
-    is the model that it receives.
-    State: ``dual`` ``pi_i`` and ``local`` ``w_i`` ``(P,)``, and the mark ``seen``.
+    Each step minimises the augmented Lagrangian with ``f_i`` linearised at ``w_i`` and ``proximity/2 ||v - w_i||^2``
+    added. ``w_i`` starts at the client's model of its previous round, and in its first round at the global model.
+    State: ``dual`` ``pi_i`` and ``local`` ``w_i`` ``(P,)``, and the scalar ``seen``, 1 after the first round.
 
     Parameters
     ----------
     sigma
-        Penalty ``sigma``, the stiffness of the consensus.
+        Penalty on the distance between local and global model.
     proximity
-        Weight of the proximal term; a bound of the clients' curvature is safe.
+        Weight of the proximal term; an upper bound of the clients' curvature is safe.
     mu
         Local L2 coefficient: ``F_i = f_i + mu/2 ||w||^2``.
     batch_size
@@ -37,7 +36,7 @@ class LinearisedADMM(DualUpdate, ABC):
     local_epochs
         Passes over the client's samples per round.
     local_steps
-        Number of mini-batch steps per round; takes the place of ``local_epochs`` when given.
+        Number of mini-batch steps per round; overrides ``local_epochs``.
     """
 
     sigma: InverseStepSize = 0.3
@@ -56,7 +55,7 @@ class LinearisedADMM(DualUpdate, ABC):
         return {**super().init(params_P), "local": torch.zeros_like(params_P), "seen": scalar_like(params_P)}
 
     def start(self, down: Arrays, state: Arrays) -> Arrays:
-        """Go on from the client's own model and dual."""
+        """Begin at the client's previous model and dual."""
         return {"drift": kept_or(state, "local", down["params"]) - down["params"], "dual": state["dual"]}
 
     def step(
@@ -67,15 +66,15 @@ class LinearisedADMM(DualUpdate, ABC):
         _, g_P = gradient(local_P, batch)
         if self.mu:
             g_P = g_P + self.mu * local_P
-        pull_P = g_P + work["dual"] + self.sigma * work["drift"]
-        return {**work, "drift": work["drift"] - pull_P / (self.proximity + self.sigma)}
+        gradient_P = g_P + work["dual"] + self.sigma * work["drift"]
+        return {**work, "drift": work["drift"] - gradient_P / (self.proximity + self.sigma)}
 
     def ascend(self, work: Arrays) -> Arrays:
         """Return the working variables after ``pi_i <- pi_i + sigma (w_i - w)``."""
         return {**work, "dual": work["dual"] + self.sigma * work["drift"]}
 
-    def leave(self, down: Arrays, work: Arrays) -> tuple[Arrays, Arrays]:
-        """Return the client's state and metrics."""
+    def state_and_metrics(self, down: Arrays, work: Arrays) -> tuple[Arrays, Arrays]:
+        """Return the client's new state and its metrics."""
         local_P = down["params"] + work["drift"]
         state = {"dual": work["dual"], "local": local_P, "seen": scalar_like(local_P, 1.0)}
         return state, {"squared-drift": squared(work["drift"])}
@@ -84,7 +83,7 @@ class LinearisedADMM(DualUpdate, ABC):
 @final
 @dataclass(frozen=True)
 class ICEADMMUpdate(LinearisedADMM):
-    r"""Every local step moves the model, see `LinearisedADMM`, and then the dual; uploads ``z_i = w_i + pi_i / sigma``.
+    r"""Each local step updates the model (see `LinearisedADMM`), then the dual; uploads ``z_i = w_i + pi_i / sigma``.
 
     Examples
     --------
@@ -105,19 +104,19 @@ class ICEADMMUpdate(LinearisedADMM):
     def step(
         self, gradient: Gradient, down: Arrays, state: Arrays, work: Arrays, batch: MiniBatches
     ) -> Arrays:
-        """Take one linearised step, and one of the dual."""
+        """Take one linearised step and one dual step."""
         return self.ascend(super().step(gradient, down, state, work, batch))
 
     def finish(self, down: Arrays, state: Arrays, work: Arrays) -> LocalResult:
         """Upload ``z_i``."""
         z_P = down["params"] + (work["drift"] + work["dual"] / self.sigma)
-        return LocalResult({"z": z_P}, *self.leave(down, work))
+        return LocalResult({"z": z_P}, *self.state_and_metrics(down, work))
 
 
 @final
 @dataclass(frozen=True)
 class IIADMMUpdate(LinearisedADMM):
-    r"""The local steps move the model, see `LinearisedADMM`, and the round's end the dual; uploads ``w_i``.
+    r"""Local steps update the model, see `LinearisedADMM`; the dual follows after the last one. Uploads ``w_i``.
 
     Examples
     --------
@@ -134,5 +133,6 @@ class IIADMMUpdate(LinearisedADMM):
     incremental: ClassVar[bool] = True
 
     def finish(self, down: Arrays, state: Arrays, work: Arrays) -> LocalResult:
-        """Move the dual and upload the local model."""
-        return LocalResult({"params": down["params"] + work["drift"]}, *self.leave(down, self.ascend(work)))
+        """Update the dual and upload the local model."""
+        upload = {"params": down["params"] + work["drift"]}
+        return LocalResult(upload, *self.state_and_metrics(down, self.ascend(work)))

@@ -1,4 +1,4 @@
-"""The client of MOON: local SGD whose features are held near the global model's."""
+"""The client of MOON: local SGD with a contrastive loss on features."""
 
 from __future__ import annotations
 
@@ -23,24 +23,25 @@ class MoonUpdate(SGDUpdate):
     r"""SGD on ``f_i(v) + contrastive-mu l_con(v)``, see `SGDUpdate`; uploads the local model ``v_K``.
 
     ``l_con`` is the mean over the samples of ``-log(e^(s_glob / t) / (e^(s_glob / t) + e^(s_prev / t)))``, ``t`` the
-    temperature, ``s_glob`` the cosine of ``z`` and ``z_glob``, ``s_prev`` that of ``z`` and ``z_prev``: a sample's
-    features ``z`` under ``v``, ``z_glob`` under the global model ``w``, ``z_prev`` under the client's own model of its
-    previous round. No gradient flows through ``z_glob`` and ``z_prev``. The training loss that is reported is
-    ``f_i``.
+    temperature, ``s_glob`` the cosine of ``z`` and ``z_glob``, and ``s_prev`` the cosine of ``z`` and ``z_prev``.
+    ``z`` are a sample's features under ``v``, ``z_glob`` those under the global model ``w``, and ``z_prev`` those
+    under the client's model of its previous round. No gradient flows through ``z_glob`` and ``z_prev``. The reported
+    training loss is ``f_i``.
 
-    Features are the input of the last layer that has parameters. They are ``z_glob`` and ``z_prev`` without
-    dropout, and with the mini-batch's own statistics in BatchNorms, as ``z``: no buffers are needed for them,
-    and none change. A sample whose features are all zero has cosine 0 to everything.
+    Features are the input of the last layer that has parameters. ``z_glob`` and ``z_prev`` are computed without
+    dropout. For all three, BatchNorm layers use the statistics of the mini-batch, so ``z_glob`` and ``z_prev`` neither
+    read nor change buffers. The cosine with a zero vector is 0.
 
-    State: ``previous``, the client's last model ``(P,)``; ``seen``, 1 if there is one. In a client's first round
-    ``w`` takes its place: then ``z_prev = z_glob``, ``l_con = log 2`` has gradient 0, and the round is FedAvg's.
+    State: ``previous``, the client's last model ``(P,)``, and the scalar ``seen``, 1 after the first round. In a
+    client's first round the previous model is ``w``: ``z_prev = z_glob``, ``l_con = log 2`` has gradient 0, and the
+    round is FedAvg's.
 
     Parameters
     ----------
     contrastive_mu
         Coefficient of the contrastive loss.
     temperature
-        By what cosines are divided: the smaller, the sharper.
+        Divisor of the cosines; a smaller one gives a sharper loss.
 
     References
     ----------
@@ -48,7 +49,7 @@ class MoonUpdate(SGDUpdate):
 
     Examples
     --------
-    Features that are the global model's, and opposite to the previous one's: ``log(1 + e^((-1 - 1) / 0.5))``.
+    Features parallel to ``z_glob`` and opposite to ``z_prev``: ``log(1 + e^((-1 - 1) / 0.5))``.
 
     >>> z, other = torch.tensor([[1.0, 2.0]]), torch.tensor([[-2.0, -4.0]])
     >>> MoonUpdate().contrast(z, 3 * z, other)
@@ -66,7 +67,7 @@ class MoonUpdate(SGDUpdate):
         task.features(params_P, buffers_Q, x, x.new_ones(len(x)))
 
     def init(self, params_P: Tensor) -> Arrays:
-        """Return a state without a previous model."""
+        """Return the state before the first round."""
         return {"previous": torch.zeros_like(params_P), "seen": scalar_like(params_P)}
 
     def contrast(self, z_BF: Tensor, glob_BF: Tensor, prev_BF: Tensor) -> Tensor:
@@ -86,13 +87,13 @@ class MoonUpdate(SGDUpdate):
         return gradient(v_P, batch, extra)[1]
 
     def finish(self, down: Arrays, state: Arrays, work: Arrays) -> LocalResult:
-        """Upload the local model, and keep it."""
+        """Upload and keep the local model."""
         v_P = down["params"] + work["drift"]
         return LocalResult({"params": v_P}, {"previous": v_P, "seen": scalar_like(v_P, 1.0)}, {})
 
 
 def cosine(a_BF: Tensor, b_BF: Tensor) -> Tensor:
-    """Return ``<a, b> / (||a|| ||b||)`` ``(B,)``, and 0, with a finite gradient, where a vector is zero.
+    """Return ``<a, b> / (||a|| ||b||)`` ``(B,)``, or 0 with a finite gradient where a vector is zero.
 
     Examples
     --------

@@ -18,7 +18,7 @@ from fedpisa.typing import InverseStepSize, NonNegative, NonNegativeInverseStepS
 @final
 @dataclass(frozen=True)
 class PisaUpdate(DualUpdate):
-    r"""PISA's client (2.10)-(2.14), all clients at the same point ``w``.
+    r"""PISA's client (2.10)-(2.14).
 
     ``g = grad F_i(w; B)``, ``w_i = w - (sigma I + rho Q)^{-1} (pi_i + g)``,
     ``pi_i <- pi_i + sigma (w_i - w)``; uploads the one vector ``z_i = w_i + pi_i / sigma``.
@@ -31,18 +31,18 @@ class PisaUpdate(DualUpdate):
     Parameters
     ----------
     preconditioner
-        Rule for ``Q``.
+        Rule for the matrix ``Q``.
     sigma
-        Penalty ``sigma``, the stiffness of the consensus.
+        Penalty on the distance between local and global model.
     rho
         Scale of the preconditioner.
     gamma
-        ``sigma`` is divided by it in every round ``l`` (from 0) that is a multiple of ``gamma-every`` (2.12).
-        The theory asks for [3/4, 1); 1 keeps ``sigma``.
+        Divisor of ``sigma`` in every round ``l`` (from 0) that is a multiple of ``gamma-every`` (2.12). The theory
+        assumes [3/4, 1); 1 keeps ``sigma`` constant.
     gamma_every
         Rounds between two changes of ``sigma``.
     gamma_until
-        Last server round in which ``sigma`` may change; by default it never stops.
+        Last server round in which ``sigma`` changes; no limit by default.
     mu
         Local L2 coefficient: ``F_i = f_i + mu/2 ||w||^2``.
     batch_size
@@ -52,8 +52,8 @@ class PisaUpdate(DualUpdate):
     local_steps
         Inner steps K.
     gradient_reduction
-        ``"mean"`` over the mini-batches, or ``"sum"``, the authors' public code, which weighs clients by
-        the square of their samples.
+        ``"mean"`` over the mini-batches, or ``"sum"`` as in the authors' public code. The sum weights clients by
+        the square of their sample counts.
 
     References
     ----------
@@ -87,16 +87,14 @@ class PisaUpdate(DualUpdate):
     def __post_init__(self) -> None:
         if not isinstance(self.preconditioner, Preconditioner):
             raise ValueError(
-                f"the preconditioner is a {type(self.preconditioner).__name__}: it must be a Preconditioner, a "
-                "subclass of fedpisa.clients.preconditioners.Preconditioner"
+                f"the preconditioner is a {type(self.preconditioner).__name__}: give an instance of a subclass of "
+                "fedpisa.clients.preconditioners.Preconditioner"
             )
         if self.gamma > 1:
-            raise ValueError(
-                f"gamma = {self.gamma} would shrink sigma; give a value in (0, 1], 1 keeps sigma"
-            )
+            raise ValueError(f"gamma = {self.gamma} shrinks sigma: give a value in (0, 1]; 1 keeps sigma")
 
     def sigma_at(self, server_round: int) -> float:
-        """Return ``sigma_i^{l+1}`` of (2.12) for ``server_round = l + 1``; round 0 is the start.
+        """Return ``sigma_i^{l+1}`` of (2.12) for ``server_round = l + 1``, or for round 0 the initial penalty.
 
         Examples
         --------
@@ -119,7 +117,7 @@ class PisaUpdate(DualUpdate):
         return {**super().init(params_P), **self.preconditioner.init(params_P)}
 
     def start(self, down: Arrays, state: Arrays) -> Arrays:
-        """Begin at the global model: there is no ``drift`` ``w_i - w`` yet."""
+        """Begin at the global model; the first step adds the ``drift`` ``w_i - w``."""
         zero = scalar_like(down["params"])
         return {"lagrangian": zero, "steps": zero, **_without(state, "dual")}
 
@@ -127,7 +125,7 @@ class PisaUpdate(DualUpdate):
         self, gradient: Gradient, down: Arrays, state: Arrays, work: Arrays, batch: MiniBatches
     ) -> Arrays:
         """Take one preconditioned step on the proximal sub-problem."""
-        # With many clients stacked each line is a pass over all of their vectors: none that adds a zero.
+        # Each operation passes over the vectors of all stacked clients, so none may add zeros.
         drift_P = work.get("drift")
         v_P = down["params"] if drift_P is None else down["params"] + drift_P
         derivatives = self._derivatives(gradient, v_P, batch)
@@ -140,17 +138,17 @@ class PisaUpdate(DualUpdate):
         scale_P, memory = self.preconditioner(q_P, derivatives, memory)
         uphill_P = q_P if drift_P is None else torch.add(q_P, drift_P, alpha=self.sigma)
         step_P = uphill_P / torch.sub(scalar_like(q_P, -self.sigma), scale_P, alpha=self.rho)
-        # F_i(w_i) + <pi_i, w_i - w> to first order along the path: the loss where it began, then <pi_i + g, step>.
+        # F_i(w_i) + <pi_i, w_i - w> to first order: the loss at the start, plus <pi_i + g, step> of each step.
         lagrangian = work["lagrangian"] + torch.where(work["steps"] == 0, loss, 0) + (rise_P * step_P).sum()
         drift_P = step_P if drift_P is None else drift_P + step_P
         return {"drift": drift_P, "lagrangian": lagrangian, "steps": work["steps"] + 1, **memory}
 
     def finish(self, down: Arrays, state: Arrays, work: Arrays) -> LocalResult:
-        """Move the dual (2.14) and upload ``z_i``."""
+        """Update the dual (2.14) and upload ``z_i``."""
         drift_P = work["drift"]
         dual_P = torch.add(state["dual"], drift_P, alpha=self.sigma)
         squared_drift = (drift_P * drift_P).sum()
-        # The new dual adds sigma ||w_i - w||^2 to the old one's term, the penalty half of that.
+        # The new dual adds sigma ||w_i - w||^2 to the inner product, and the penalty adds half of it.
         lagrangian = work["lagrangian"] + 1.5 * self.sigma * squared_drift
         return LocalResult(
             upload={"z": down["params"] + torch.add(drift_P, dual_P, alpha=1 / self.sigma)},
@@ -159,7 +157,7 @@ class PisaUpdate(DualUpdate):
         )
 
     def _derivatives(self, gradient: Gradient, v_P: Tensor, batch: MiniBatches) -> Derivatives:
-        """Return what the preconditioner looks at, of the mean over the mini-batches or of their sum."""
+        """Return the derivatives for the preconditioner, of the mini-batches' mean or sum."""
         if self.gradient_reduction == "mean":
             return self.preconditioner.evaluate(gradient, v_P, batch, self.mu)
         # sum_b f_b + mu/2 ||v||^2 is c times (mean_b f_b + (mu/c)/2 ||v||^2).

@@ -1,4 +1,4 @@
-"""The client of Scaffnew: local SGD, of a random number of steps, along ``g - h_i``."""
+"""The client of Scaffnew: a random number of SGD steps along ``g - h_i``."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from fedpisa.typing import Fraction
 @final
 @dataclass(frozen=True)
 class GeometricSteps(BatchSampler):
-    """Shuffled mini-batches for a random number of steps, the same for all clients: the round's coin tosses.
+    """Shuffled mini-batches for a random number of steps, the same for all clients.
 
-    Communicating after each step with a certain probability makes the number of steps of a round geometric:
-    1, 2, ... with mean ``1 / probability``. It is drawn from the seed and the round, so nothing has to be sent.
+    Clients communicate after each step with probability ``probability``. The number of steps in a round is therefore
+    geometric, 1, 2, ... with mean ``1 / probability``. It depends on the seed and the round alone, so no message
+    carries it.
 
     Examples
     --------
@@ -46,16 +47,16 @@ class GeometricSteps(BatchSampler):
 class ScaffnewUpdate(SGDSteps):
     r"""SGD along ``g - h_i`` from ``w``; when the next ``w`` arrives, ``h_i <- h_i + (p / learning-rate) (w - v_i)``.
 
-    The client sends and keeps the one vector ``z_i = v_i - (learning-rate / p) h_i``; then the rule for
-    ``h_i`` reads ``h_i = (p / learning-rate) (w - z_i)``.
+    The client uploads and keeps the vector ``z_i = v_i - (learning-rate / p) h_i``. The rule for ``h_i`` is then
+    ``h_i = (p / learning-rate) (w - z_i)``.
 
-    State: ``z`` ``(P,)`` and ``stiffness`` ``p / learning-rate`` of the round that made it, both zero at
-    first, so that ``h_i = stiffness (w - z)`` starts at zero.
+    State: ``z`` ``(P,)`` and the ``stiffness`` ``p / learning-rate`` of its round. Both are zero at first, so that
+    ``h_i = stiffness (w - z)`` starts at zero.
 
     Parameters
     ----------
     probability
-        Probability p of communicating after a local step; a round has ``1 / p`` steps in the mean.
+        Probability p of communicating after a local step; a round has ``1 / p`` steps on average.
 
     References
     ----------
@@ -85,11 +86,11 @@ class ScaffnewUpdate(SGDSteps):
         return self.probability / self.learning_rate
 
     def batch_sampler(self) -> GeometricSteps:
-        """Return a random number of mini-batches, the same for all."""
+        """Return a random number of mini-batches, the same for all clients."""
         return GeometricSteps(self.batch_size, self.probability)
 
     def init(self, params_P: Tensor) -> Arrays:
-        """Return ``h_i = 0``."""
+        """Return a state with ``h_i = 0``."""
         return {"z": torch.zeros_like(params_P), "stiffness": scalar_like(params_P)}
 
     def correction(self, down: Arrays, state: Arrays) -> Tensor:

@@ -17,9 +17,9 @@ from fedpisa.clients.sgd import SGDUpdate
 class ScaffoldUpdate(SGDUpdate):
     r"""SGD along ``g - c_i + c``, then option II: ``c_i <- c_i - c + (w - v_K) / (K learning-rate)``.
 
-    The new ``c_i`` is the mean of the round's gradients, and with momentum their mean weighted as in
-    ``w - v_K``, K replaced by `SGDSteps.path_length`. Uploads ``v_K - w`` and the ``length``
-    ``K learning-rate``, from which the server has ``c_i``'s change as well.
+    The new ``c_i`` is the mean of the round's gradients. With momentum, K is replaced by `SGDSteps.path_length`,
+    and the mean is weighted as in ``w - v_K``. Uploads the ``drift`` ``v_K - w`` and the ``length``
+    ``K learning-rate``. The server computes the change of ``c_i`` from both.
 
     State: ``control`` ``c_i`` ``(P,)``, zero at first.
 
@@ -51,7 +51,7 @@ class ScaffoldUpdate(SGDUpdate):
         return down["control"] - state["control"]
 
     def finish(self, down: Arrays, state: Arrays, work: Arrays) -> LocalResult:
-        """Upload the drift and the path's length; keep the new ``c_i``."""
+        """Upload the drift and the path length, and keep the new ``c_i``."""
         length = self.learning_rate * self.path_length(work)
         control_P = state["control"] - down["control"] - work["drift"] / length
         return LocalResult({"drift": work["drift"], "length": length}, {"control": control_P}, {})

@@ -16,16 +16,17 @@ from fedpisa.typing import NonNegative, PositiveInt, Probability, StepSize
 
 @dataclass(frozen=True)
 class SGDSteps(LocalUpdate, ABC):
-    r"""SGD on the client's own samples from the global model ``w``, with room for a correction and a proximal term.
+    r"""SGD on the client's samples from the global model ``w``, with an optional correction and proximal term.
 
     ``v_0 = w``, ``g = grad f_i(v_k; B_k) + weight-decay v_k + correction + proximal-weight (v_k - w)``,
     ``m = momentum m + g``, ``v_{k+1} = v_k - learning-rate m``.
 
-    The momentum buffer starts at zero every round, as a fresh `torch.optim.SGD` would. Working variables: the
-    ``drift`` ``v_k - w`` (from `centre`, where that is not ``w``), because control variates and duals are made of
-    it and a difference of two models would cost them digits; the number ``steps`` of steps taken; with
-    momentum ``m``, the ``gain``
-    ``1 + momentum + momentum^2 + ...`` of the latest gradient so far, and the gains' sum ``length``.
+    The momentum buffer starts at zero in every round, as that of a new `torch.optim.SGD`.
+
+    Working variables: the ``drift`` ``v_k - w`` (or ``v_k - centre``; see `centre`) and the number of ``steps`` taken.
+    With momentum also the buffer ``m``, the ``gain`` ``1 + momentum + momentum^2 + ...``, one term for each step, and
+    the sum of the gains ``length``. Control variates and duals use the drift, because the difference of two models
+    has fewer correct digits.
 
     Parameters
     ----------
@@ -45,15 +46,15 @@ class SGDSteps(LocalUpdate, ABC):
     batch_size: PositiveInt | Literal["full"] = 32
 
     def centre(self, down: Arrays, state: Arrays) -> Tensor:
-        """Return where the steps begin and the drift is counted from ``(P,)``: by default the global model."""
+        """Return the starting point of the steps and of the drift ``(P,)``: by default the global model."""
         return down["params"]
 
     def correction(self, down: Arrays, state: Arrays) -> Tensor | None:
-        """Return what is added to all of the round's gradients ``(P,)``; ``None`` for nothing."""
+        """Return the vector ``(P,)`` that is added to each gradient of the round, or ``None``."""
         return None
 
     def proximal_weight(self, down: Arrays) -> float | Tensor | None:
-        """Return how much of the drift is added to the gradient, a number or a scalar ``()``; ``None`` for nothing."""
+        """Return the factor of the drift in the gradient, a number or a scalar ``()``, or ``None``."""
         return None
 
     def stochastic_gradient(
@@ -88,7 +89,7 @@ class SGDSteps(LocalUpdate, ABC):
         return {"drift": drift_P, **moved, **self.counted(work)}
 
     def counted(self, work: Arrays) -> Arrays:
-        """Return the working variables that count, one step later."""
+        """Return the counters among the working variables, advanced by one step."""
         steps = work["steps"] + 1
         if not self.momentum:
             return {"steps": steps}
@@ -98,24 +99,24 @@ class SGDSteps(LocalUpdate, ABC):
     def path_length(self, work: Arrays) -> Tensor:
         r"""Return ``sum_k a_k`` ``()``, where ``w - v_K = learning-rate sum_k a_k g_k``.
 
-        So ``(w - v_K) / (learning-rate sum_k a_k)`` is a weighted mean of the round's gradients. Without
-        momentum it is K; with it ``a_k = (1 - momentum^(K-k)) / (1 - momentum)``, k from 0, in closed form
-        ``(K - momentum (1 - momentum^K) / (1 - momentum)) / (1 - momentum)``, which is summed up here because
-        the closed form loses digits.
+        ``(w - v_K) / (learning-rate sum_k a_k)`` is then a weighted mean of the round's gradients. Without
+        momentum, the sum is K. With momentum, ``a_k = (1 - momentum^(K-k)) / (1 - momentum)`` for k from 0. The sum
+        has the closed form ``(K - momentum (1 - momentum^K) / (1 - momentum)) / (1 - momentum)``, which loses
+        digits; the steps add up the terms instead.
         """
         return work.get("length", work["steps"])
 
 
 @dataclass(frozen=True)
 class SGDUpdate(SGDSteps, ABC):
-    """`SGDSteps` for a number of epochs or of steps.
+    """`SGDSteps` for a number of epochs or of steps; uploads the local model ``v_K`` by default.
 
     Parameters
     ----------
     local_epochs
         Passes over the client's samples per round.
     local_steps
-        Number of mini-batch steps per round; takes the place of ``local_epochs`` when given.
+        Number of mini-batch steps per round; overrides ``local_epochs``.
     """
 
     local_epochs: PositiveInt = 1
@@ -135,7 +136,7 @@ class SGDUpdate(SGDSteps, ABC):
 class LocalSGDUpdate(SGDUpdate):
     r"""Plain local SGD, see `SGDUpdate`; uploads the local model ``v_K``.
 
-    If the server's config carries ``proximal-mu``, as Flower's FedProx sends it, it is the `proximal_weight`.
+    If the server sends ``proximal-mu``, as Flower's FedProx does, it is the `proximal_weight`.
 
     References
     ----------
@@ -153,5 +154,5 @@ class LocalSGDUpdate(SGDUpdate):
     """
 
     def proximal_weight(self, down: Arrays) -> Tensor | None:
-        """Return ``mu_prox`` ``()``, if the server asks for a proximal term."""
+        """Return ``proximal-mu`` ``()`` if the server sends it."""
         return down.get("proximal-mu")

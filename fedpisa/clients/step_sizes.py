@@ -1,7 +1,7 @@
 """Step sizes that change with the round.
 
-The algorithm of a round is the algorithm with other values, so what it does there is what it would do with those; what
-it keeps from round to round must not depend on the value of another round.
+A round runs the algorithm with that round's step sizes. The state that an algorithm keeps between rounds must
+therefore not depend on the step size of an earlier round.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class StepSizeSchedule:
     Parameters
     ----------
     factors_T
-        The factor of round 1, 2, ...; later rounds have the last one, and round 0, the start, that of round 1.
+        Factors of rounds 1, 2, ...; later rounds use the last one, and round 0 (the start) uses the first.
     keys
-        The hyper-parameters on which it acts.
+        Hyper-parameters that the factors apply to.
 
     Examples
     --------
@@ -42,7 +42,7 @@ class StepSizeSchedule:
     keys: tuple[str, ...] = ()
 
     def scaled(self, part: Part, server_round: int) -> Part:
-        """Return an algorithm or a local update with its step sizes of a round."""
+        """Return an algorithm or a local update with the step sizes of a round."""
         if not self.keys:
             return part
         return scaled(part, self.keys, self.factors_T[min(max(server_round, 1), len(self.factors_T)) - 1])
@@ -53,7 +53,7 @@ UNSCHEDULED: Final = StepSizeSchedule()
 
 
 def step_sizes(part: Any) -> Iterator[tuple[str, bool, float | None]]:
-    """Yield each step size of a dataclass and of the dataclasses in it: its key, whether it is an inverse, its value.
+    """Yield key, ``inverse`` and value of each step size of a dataclass and of the dataclasses in it.
 
     Examples
     --------
@@ -70,7 +70,7 @@ def step_sizes(part: Any) -> Iterator[tuple[str, bool, float | None]]:
 
 
 def scaled(part: Part, keys: tuple[str, ...], factor: float) -> Part:
-    """Return a dataclass with these step sizes, its own and those of the dataclasses in it, changed by a factor."""
+    """Return a dataclass with some step sizes, its own and those of nested dataclasses, changed by a factor."""
     whole: Any = part
     changes: dict[str, Any] = {}
     for name, step in _steps(whole.__class__).items():
@@ -84,7 +84,7 @@ def scaled(part: Part, keys: tuple[str, ...], factor: float) -> Part:
 
 @functools.cache
 def _steps(cls: type) -> Mapping[str, Step | None]:
-    """Return what the annotations of a dataclass say of each of its fields; nothing for another class."""
+    """Return the `Step` annotation of each field of a dataclass; empty for any other class."""
     parameters = inspect_component(PART, cls.__name__, cls).parameters if is_dataclass(cls) else ()
     return {parameter.name: _step(parameter.key and parameter.key.annotation) for parameter in parameters}
 

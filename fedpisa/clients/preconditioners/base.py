@@ -1,6 +1,7 @@
-r"""What a preconditioner is: a rule for ``Q`` with ``0 <= Q <= eta I`` in (2.11).
+r"""Base classes of preconditioners, the rules for ``Q`` with ``0 <= Q <= eta I`` in (2.11).
 
-Shapes: ``P`` parameters, ``C`` mini-batches, ``()`` scalars. ``Q`` is diagonal, and is returned as its diagonal.
+Shapes: ``P`` parameters, ``C`` mini-batches, ``()`` scalars. ``Q`` is diagonal; functions
+return its diagonal.
 """
 
 from __future__ import annotations
@@ -19,18 +20,18 @@ from fedpisa.typing import Positive, Probability
 
 
 class Derivatives(NamedTuple):
-    """What a client has learnt of its loss ``f_i`` at one point.
+    """A client's loss ``f_i`` and its derivatives at one point.
 
     Parameters
     ----------
     loss
-        Its value ``()``.
+        Value of ``f_i`` ``()``.
     gradient_P
-        Its gradient, without dual and ridge.
+        Gradient of ``f_i`` ``(P,)``, without dual and L2 term.
     curvature_P
-        An estimate of the diagonal of the Hessian of ``F_i``, where the rule makes one.
+        Estimate of the diagonal of the Hessian of ``F_i`` ``(P,)``, if the rule needs it.
     layout
-        How the vectors are made up of the module's parameters, where the rule needs it.
+        Names and shapes of the parameters, if the rule needs them.
     """
 
     loss: Tensor
@@ -41,10 +42,10 @@ class Derivatives(NamedTuple):
 
 @dataclass(frozen=True)
 class Preconditioner(ABC):
-    """A rule for ``Q`` in (2.11), with memory of its own that lives in the client's state.
+    """A rule for ``Q`` in (2.11), with a memory that is part of the client's state.
 
-    A local step calls `evaluate`, `direction` and the rule itself, in this order. Only the last must be
-    written: the others are for rules that look at more than the gradient, or follow something else.
+    A local step calls `evaluate`, `direction` and the preconditioner itself, in this order. A subclass must define
+    ``__call__``. It overrides `evaluate` to use more than the gradient, and `direction` to step along another vector.
 
     Parameters
     ----------
@@ -54,32 +55,32 @@ class Preconditioner(ABC):
 
     family: ClassVar[str] = "preconditioner"
     exact: ClassVar[bool] = True
-    """Whether the direction is zero at ``pi_i = -grad F_i``: PISA is then stationary at the optimum only."""
+    """Whether the direction is zero at ``pi_i = -grad F_i``; PISA is then stationary only at the optimum."""
 
     eta: Positive = inf
 
     def init(self, params_P: Tensor) -> Arrays:
-        """Return the memory before the first step; by default there is none."""
+        """Return the memory before the first step, by default empty."""
         return {}
 
     def evaluate(
         self, gradient: Gradient, v_P: Tensor, batch: MiniBatches, mu: float | Tensor
     ) -> Derivatives:
-        """Return what is looked at in ``v``: by default the loss and its gradient, and no more.
+        """Return the derivatives at ``v``: by default the loss and its gradient.
 
         Parameters
         ----------
         gradient
-            Of the loss ``f_i``.
+            Gradient of the loss ``f_i``.
         v_P, batch
-            Where, and on which samples.
+            The point and the samples.
         mu
-            The ridge of ``F_i = f_i + mu/2 ||v||^2``; only ``curvature_P`` counts it, the rest is of ``f_i``.
+            L2 coefficient of ``F_i = f_i + mu/2 ||v||^2``. Only ``curvature_P`` includes this term.
         """
         return Derivatives(*gradient(v_P, batch))
 
     def direction(self, q_P: Tensor, derivatives: Derivatives, memory: Arrays) -> tuple[Tensor, Arrays]:
-        """Return what is followed ``(P,)``, by default ``q = pi_i + g``, and the memory."""
+        """Return the step direction ``(P,)``, by default ``q = pi_i + g``, and the new memory."""
         return q_P, memory
 
     @abstractmethod
@@ -89,12 +90,12 @@ class Preconditioner(ABC):
         Parameters
         ----------
         q_P
-            What is preconditioned: ``pi_i + g``, ``g`` the gradient of ``F_i``, or what `direction` returned; not to be
-            written into.
+            The step direction, as `direction` returned it; by default ``pi_i + g`` with ``g`` the gradient of ``F_i``.
+            Must not be modified.
         derivatives
-            What `evaluate` returned.
+            The result of `evaluate`.
         memory
-            What this client's last call, or `init`, returned.
+            The client's memory from its previous step, or from `init`.
         """
 
 

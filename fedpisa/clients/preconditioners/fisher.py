@@ -16,9 +16,9 @@ from fedpisa.clients.preconditioners.base import CurvatureAverage, Derivatives
 class Fisher(CurvatureAverage):
     r"""Diagonal of the empirical Fisher matrix: ``h = beta h + (1 - beta) mean_b g_b g_b``, ``Q = min(h, eta)``.
 
-    ``g_b`` are the gradients of ``F_i`` over the step's mini-batches, ``batches-per-round`` of them. ``h`` starts
-    at 0, and there is no correction for that. Unlike a Hessian, ``Q`` grows with the square of the loss: where
-    the loss is multiplied by c, ``sigma`` is to be multiplied and ``rho`` to be divided by it.
+    ``g_b`` are the gradients of ``F_i`` on the step's ``batches-per-round`` mini-batches. Unlike a Hessian, ``Q``
+    grows with the square of the loss: if the loss is multiplied by c, multiply ``sigma`` by c and divide ``rho`` by
+    c.
 
     Examples
     --------
@@ -32,9 +32,9 @@ class Fisher(CurvatureAverage):
     def evaluate(
         self, gradient: Gradient, v_P: Tensor, batch: MiniBatches, mu: float | Tensor
     ) -> Derivatives:
-        """Take every mini-batch's own gradient."""
+        """Return the mean of the mini-batches' squared gradients beside loss and gradient."""
         loss, gradients_CP = gradient.each(v_P, batch)
         count = batch.num_batches
-        there_C = (batch.weight_CB.sum(-1) > 0).to(v_P.dtype)
-        squares_P = there_C @ (gradients_CP + mu * v_P).square()
+        nonempty_C = (batch.weight_CB.sum(-1) > 0).to(v_P.dtype)
+        squares_P = nonempty_C @ (gradients_CP + mu * v_P).square()
         return Derivatives(loss, gradients_CP.sum(0) / count, squares_P / count)

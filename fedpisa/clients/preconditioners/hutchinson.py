@@ -18,10 +18,9 @@ from fedpisa.typing import PositiveInt
 class Hutchinson(CurvatureAverage):
     r"""Diagonal of the Hessian: ``h = beta h + (1 - beta) mean_r v_r (H v_r)``, ``Q = clip(h, 0, eta)``.
 
-    ``H`` is the Hessian of ``F_i`` on the step's mini-batches, ``v_r`` are vectors of random signs, drawn anew
-    from the seed, the client and the round: the estimate is unbiased, and exact where ``H`` is diagonal. ``h``
-    itself is not clipped, so that its noise still averages out. ``h`` starts at 0, and there is no correction
-    for that. Each probe costs about two gradients.
+    ``H`` is the Hessian of ``F_i`` on the step's mini-batches. ``v_r`` are vectors of random signs, which depend on the
+    seed, the client, the round and the step. The estimate is unbiased, and exact if ``H`` is diagonal. Each probe costs
+    about two gradients.
 
     Parameters
     ----------
@@ -46,16 +45,16 @@ class Hutchinson(CurvatureAverage):
     def evaluate(
         self, gradient: Gradient, v_P: Tensor, batch: MiniBatches, mu: float | Tensor
     ) -> Derivatives:
-        """Take Hessian-vector products beside the gradient."""
+        """Estimate the Hessian's diagonal beside loss and gradient."""
         signs_RP = rademacher(batch.key, self.probes, len(v_P)).to(v_P.dtype)
         loss, g_P, products_RP = gradient.with_hessian(v_P, batch, signs_RP)
         return Derivatives(loss, g_P, (signs_RP * products_RP).mean(0) + mu)
 
 
 def rademacher(key: Tensor, rows: int, columns: int) -> Tensor:
-    """Return signs ``(R, P)``, int64, a function of ``key`` ``()`` alone: the top bits of SplitMix64's output.
+    """Return signs ``(R, P)``, int64, that depend on ``key`` ``()`` alone: the top bits of SplitMix64's output.
 
-    Arithmetic on integers, because under `torch.func.vmap` every client has a key of its own and no generator.
+    Integer arithmetic works under `torch.func.vmap`, where each client has a different key; a generator does not.
 
     Examples
     --------
@@ -68,10 +67,10 @@ def rademacher(key: Tensor, rows: int, columns: int) -> Tensor:
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         # int64 shifts keep the sign; the mask makes the shift logical.
         bits = (bits ^ ((bits >> shift) & ((1 << (64 - shift)) - 1))) * _signed(factor)
-    # The last step of SplitMix64, an exclusive or with itself shifted by 31, leaves the top bit alone.
+    # The last step of SplitMix64, an exclusive or with itself shifted by 31, does not change the top bit.
     return 1 - 2 * (bits < 0).to(torch.int64)
 
 
 def _signed(bits: int) -> int:
-    """Return the int64 of the same 64 bits."""
+    """Return the int64 with the same 64 bits."""
     return bits - (bits >> 63 << 64)

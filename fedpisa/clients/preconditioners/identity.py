@@ -24,5 +24,5 @@ class Identity(Preconditioner):
     """
 
     def __call__(self, q_P: Tensor, derivatives: Derivatives, memory: Arrays) -> tuple[Tensor, Arrays]:
-        """Return a constant."""
+        """Return ``min(1, eta)``."""
         return scalar_like(q_P, min(1.0, self.eta)), {}

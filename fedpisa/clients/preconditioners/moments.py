@@ -1,4 +1,4 @@
-r"""SISA's three schemes: ``Q`` is the root of a second moment of ``q = pi_i + g``.
+r"""SISA's three schemes: ``Q`` is the square root of a second moment of ``q = pi_i + g``.
 
 Shapes: ``P`` parameters, ``()`` scalars.
 """
@@ -55,7 +55,7 @@ class RMSprop(Preconditioner):
     Parameters
     ----------
     beta
-        Memory of the second moment.
+        Decay of the second moment.
     eps
         Added to the square root.
 
@@ -83,19 +83,19 @@ class RMSprop(Preconditioner):
 @final
 @dataclass(frozen=True)
 class Adam(Preconditioner):
-    """SISA's Scheme III, the paper's choice: as Scheme II, with ``n / (1 - beta^t)`` under the root.
+    """SISA's Scheme III, the paper's choice: Scheme II with ``n / (1 - beta^t)`` under the root.
 
-    ``t`` is the number of this client's own updates, so that a client that joins late starts afresh.
+    ``t`` is the number of this client's updates, so that a client that joins late starts with ``t = 1``.
 
     Parameters
     ----------
     beta
-        Memory of the second moment.
+        Decay of the second moment.
     eps
         Added to the square root.
     bias_correction
-        ``"adam"`` as above; ``"constant"`` always divides by ``1 - beta``, as the authors' public code does
-        (its step counter never moves): a hidden decay of the step, 9.8-fold by round 100.
+        ``"adam"`` divides by ``1 - beta^t``. ``"constant"`` always divides by ``1 - beta``, as the authors' public code
+        does, whose step counter stays at 1. It hides a decay of the step, 9.8-fold by round 100.
 
     Examples
     --------
@@ -117,7 +117,7 @@ class Adam(Preconditioner):
         """Average the second moment and correct its bias."""
         n_P = torch.lerp(memory["second-moment"], q_P * q_P, 1 - self.beta)
         count = memory["count"] + 1
-        # 1 - beta^t, without the cancellation that costs float32 half of its digits.
+        # expm1 avoids the cancellation in 1 - beta^t, which loses half of float32's digits.
         log_beta = log(self.beta) if self.beta else -inf
         share = -torch.expm1(count * log_beta) if self.bias_correction == "adam" else 1 - self.beta
         return _bounded_root(n_P / share, self.eta).add_(self.eps), {"second-moment": n_P, "count": count}

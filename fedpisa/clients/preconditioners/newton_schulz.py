@@ -1,4 +1,4 @@
-"""NSISA: momentum made orthogonal by Newton-Schulz steps."""
+"""NSISA: momentum orthogonalised by Newton-Schulz steps."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from fedpisa.typing import Decay, NonNegative, Probability
 class NewtonSchulz(Preconditioner):
     r"""Follow an orthogonalised momentum: ``d = NS5(h) sqrt(max(1, rows/cols)) + pi_i + mu w``, ``Q = |d| + eps``.
 
-    ``b = momentum b + g``, ``h = g + momentum b`` with ``g`` the gradient of ``f_i``; ``d`` takes the place of
-    ``pi_i + g`` for every parameter that is a matrix, a convolution's kernel being one of ``out`` rows. `NS5` is
-    `newton_schulz`. Vectors and scalars follow ``pi_i + g`` with SISA's Scheme III.
+    ``b = momentum b + g`` and ``h = g + momentum b``, with ``g`` the gradient of ``f_i``. ``NS5`` is `newton_schulz`.
+    ``d`` replaces ``pi_i + g`` for each parameter that is a matrix; a convolution's kernel is a matrix with one row
+    for each output channel. Vectors and scalars use ``pi_i + g`` with SISA's Scheme III.
 
-    The length of the gradient does not matter to ``NS5``. So ``d`` does not shrink near a minimum, and what the
-    duals balance is the clients' ``NS5(h)``, not their gradients: on heterogeneous clients the stationary point
-    is another than the optimum.
+    ``NS5`` does not depend on the length of the gradient. So ``d`` does not shrink near a minimum, and the duals
+    balance the clients' ``NS5(h)`` instead of their gradients. With heterogeneous clients the stationary point is
+    therefore not the optimum.
 
     Parameters
     ----------
     momentum
-        Memory of the momentum ``b``.
+        Decay of the momentum ``b``.
     beta
-        Memory of Scheme III's second moment.
+        Decay of Scheme III's second moment.
     eps
         Added to ``Q``.
 
@@ -63,11 +63,11 @@ class NewtonSchulz(Preconditioner):
     def evaluate(
         self, gradient: Gradient, v_P: Tensor, batch: MiniBatches, mu: float | Tensor
     ) -> Derivatives:
-        """Ask for the shapes too."""
+        """Return loss, gradient and the parameters' shapes."""
         return Derivatives(*gradient(v_P, batch), layout=gradient.layout)
 
     def direction(self, q_P: Tensor, derivatives: Derivatives, memory: Arrays) -> tuple[Tensor, Arrays]:
-        """Put the orthogonalised momentum in the gradient's place."""
+        """Replace the gradient of each matrix by the orthogonalised momentum."""
         g_P = derivatives.gradient_P
         momentum_P = self.momentum * memory["momentum"] + g_P
         ahead_P = g_P + self.momentum * momentum_P
@@ -78,7 +78,7 @@ class NewtonSchulz(Preconditioner):
         return torch.cat(parts), {**memory, "momentum": momentum_P}
 
     def __call__(self, q_P: Tensor, derivatives: Derivatives, memory: Arrays) -> tuple[Tensor, Arrays]:
-        """Scale a matrix by its own entries, a vector by Scheme III."""
+        """Return ``|d| + eps`` for matrices, and Scheme III for vectors and scalars."""
         scheme_P, moments = self._scheme()(q_P, derivatives, memory)
         parts = [
             q.abs().clamp(max=self.eta) + self.eps if len(shape) > 1 else scheme
@@ -91,10 +91,10 @@ class NewtonSchulz(Preconditioner):
 
 
 def _parameters(derivatives: Derivatives, *vectors_P: Tensor) -> Iterator[tuple[Any, ...]]:
-    """Yield each parameter's shape and its share of the vectors."""
+    """Yield each parameter's shape and its parts of the vectors."""
     assert derivatives.layout is not None
-    shares = (torch.split(vector_P, derivatives.layout.sizes) for vector_P in vectors_P)
-    return zip(derivatives.layout.shapes, *shares, strict=True)
+    parts = (torch.split(vector_P, derivatives.layout.sizes) for vector_P in vectors_P)
+    return zip(derivatives.layout.shapes, *parts, strict=True)
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
@@ -112,8 +112,9 @@ def orthogonal(matrix: Tensor) -> Tensor:
 def newton_schulz(matrix: Tensor) -> Tensor:
     r"""Return NS5: five quintic Newton-Schulz steps ``X <- a X + (b A + c A A) X``, ``A = X X'``.
 
-    From ``X = h / ||h||_F``, ``(a, b, c) = (3.4445, -4.7750, 2.0315)``: a singular value ``s`` becomes
-    ``a s + b s^3 + c s^5`` five times, which takes all but the tiniest to [0.68, 1.13]; singular vectors stay.
+    They start at ``X = h / ||h||_F``, with ``(a, b, c) = (3.4445, -4.7750, 2.0315)``. Each step maps a singular value
+    ``s`` to ``a s + b s^3 + c s^5`` and keeps the singular vectors. After five steps all but the tiniest singular
+    values are in [0.68, 1.13].
 
     References
     ----------
