@@ -82,7 +82,7 @@ def _permutations(sizes_S: Ints, ids_S: Ints, epoch: int, seed: int, name: str) 
 
 
 def _take(shuffled_M: Ints, begin_S: Ints, start: Ints, stop: Ints) -> tuple[Ints, NDArray[np.bool_]]:
-    """Return each client's positions ``start .. stop - 1`` (each ``(S, ...)``), padded along a last axis, and a mask."""
+    """Return each client's positions ``start .. stop - 1`` (both ``(S, ...)``), padded along a new axis, and a mask."""
     slot = np.arange(int((stop - start).max()))
     real = slot < (stop - start)[..., None]
     offset = begin_S.reshape(-1, *(1,) * start.ndim) + start[..., None]

@@ -1,4 +1,4 @@
-"""The server of PISA, shared by its named variants and by relatives whose clients send ``z_i`` too.
+"""The server of PISA, its variants and other ADMM methods whose clients upload ``z_i``.
 
 Shapes: ``N`` clients, ``S`` of them in the round's cohort, ``P`` parameters.
 """
@@ -43,26 +43,27 @@ def solve_consensus(weights_S: Tensor, sigma_S: Tensor, z_SP: Tensor, lambda_: f
 
 @dataclass(frozen=True)
 class ConsensusADMM(PrimalDual, ABC):
-    r"""Close every round with the exact minimiser of the augmented Lagrangian in ``w`` (2.9).
+    r"""Set ``w`` to the exact minimiser of the augmented Lagrangian (2.9) after each round.
 
     ``w = (sum_i alpha_i sigma_i z_i) / (sum_i alpha_i sigma_i + lambda)``, ``z_i = w_i + pi_i / sigma_i``.
     The first broadcast is (2.9) at ``w_i = w^0``, ``pi_i = 0``: ``sigma w^0 / (sigma + lambda)``.
 
-    Server state: ``params`` ``w``; with ``absent = "keep"`` also every client's last ``z_i`` ``(N, P)``,
-    ``sigma_i`` and ``n_i`` ``(N,)``, ``n_i = 0`` for a client not seen yet; and after a round in which somebody was
-    absent ``sum`` ``sum_i n_i sigma_i z_i`` ``(P,)``: a round costs nothing for the clients that are not in it.
+    Server state: ``params`` ``w``. With ``absent = "keep"`` also, for each client, the last ``z_i`` ``(N, P)``,
+    ``sigma_i`` and ``n_i`` ``(N,)``, with ``n_i = 0`` for a client not seen yet. After a round with absent clients
+    also ``sum`` ``sum_i n_i sigma_i z_i`` ``(P,)``, so that the cost of a round does not depend on the number of
+    absent clients.
 
     Parameters
     ----------
     absent
-        What a client that is not in the round counts for: ``"keep"`` its last ``z_i``, ``"drop"`` nothing.
-        With every client in every round both are the same, bit for bit.
+        Contribution of clients that are not in the round: ``"keep"`` their last ``z_i``, or ``"drop"`` them. With full
+        participation both give the same result, bit for bit.
     """
 
     absent: Literal["keep", "drop"] = "keep"
 
     def step(self, server: Arrays, uploads_S: Arrays, cohort: Cohort) -> Arrays:
-        """Solve (2.9) over the clients seen so far, or over the round's alone."""
+        """Solve (2.9) over the clients seen so far, or over the cohort."""
         z_SP, n_S = uploads_S["z"], cohort.num_examples_S
         sigma_S = torch.full_like(n_S, self.local_update.sigma_at(cohort.server_round))
         if self.absent == "keep" and not cohort.is_full:
@@ -75,7 +76,7 @@ class ConsensusADMM(PrimalDual, ABC):
         }
 
     def _with_the_absent(self, server: Arrays, z_SP: Tensor, sigma_S: Tensor, cohort: Cohort) -> Arrays:
-        """Solve (2.9) over the clients seen so far, by a sum that moves with the cohort's terms."""
+        """Solve (2.9) over the clients seen so far, with the sum updated by the cohort's terms."""
         sum_P, memory = sum_over_clients(server, z_SP, sigma_S, "sigma", self.weighting, cohort)
         mass_N = client_mass(memory["num-examples"], self.weighting)
         consensus_P = sum_P / (mass_N @ memory["sigma"] + mass_N.sum() * self.lambda_)
@@ -84,10 +85,10 @@ class ConsensusADMM(PrimalDual, ABC):
     def diagnostics(
         self, before: Arrays, after: Arrays, metrics: Mapping[str, float], cohort: Cohort
     ) -> dict[str, float]:
-        """Return the residuals and, of clients that report ``lagrangian``, the augmented Lagrangian (2.6).
+        """Return the residuals and, if clients report ``lagrangian``, the augmented Lagrangian (2.6).
 
-        It is estimated from the round's mini-batches, ``F_i(w_i)`` to first order from the gradients that were
-        evaluated anyway.
+        It is an estimate from the round's mini-batches: ``F_i(w_i)`` is extrapolated to first order with the
+        gradients of the local steps.
         """
         columns = super().diagnostics(before, after, metrics, cohort)
         if "lagrangian" in columns:
@@ -98,7 +99,7 @@ class ConsensusADMM(PrimalDual, ABC):
     def exact_diagnostics(
         self, server: Arrays, states: ClientStates, objective: Objective, weights_N: Tensor
     ) -> dict[str, float]:
-        """Return `Algorithm.exact_diagnostics` and, where every ``z_i`` is kept, (2.6) at the state reached.
+        """Return `Algorithm.exact_diagnostics` and, if the server keeps all ``z_i``, (2.6) at the current state.
 
         A client that never took part has ``w_i = w``, ``pi_i = 0``.
         """

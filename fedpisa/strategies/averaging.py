@@ -1,4 +1,4 @@
-"""What the relatives of FedAvg share on the server.
+"""Base classes of the FedAvg family on the server.
 
 Shapes: ``N`` clients, ``S`` of them in the round's cohort, ``P`` parameters.
 """
@@ -18,7 +18,7 @@ from fedpisa.tasks.layout import ParamLayout
 
 @dataclass(frozen=True)
 class LocalTraining(Algorithm, ABC):
-    """Clients take SGD steps from the global model; the server's state is that model, to begin with.
+    """Clients take SGD steps from the global model, which is the server's first state.
 
     Parameters
     ----------
@@ -30,7 +30,7 @@ class LocalTraining(Algorithm, ABC):
 
     @property
     def regularization(self) -> float:
-        """Return the local ``weight-decay``: where there is no bias it is the objective's."""
+        """Return the local ``weight-decay``, the objective's L2 coefficient if the algorithm is exact."""
         return self.local_update.weight_decay
 
     def init(self, params_P: Tensor, layout: ParamLayout) -> Arrays:
@@ -57,7 +57,7 @@ class WeightedTraining(LocalTraining, ABC):
 
 @dataclass(frozen=True)
 class ModelAveraging(LocalTraining, ABC):
-    """The uploads are models, and the next global model is their mean: ``w <- sum_{i in S} alpha_i v_i``."""
+    """The global model is the mean of the uploaded models: ``w <- sum_{i in S} alpha_i v_i``."""
 
     def step(self, server: Arrays, uploads_S: Arrays, cohort: Cohort) -> Arrays:
         """Average the models."""

@@ -18,7 +18,7 @@ from fedpisa.storage import client_rows
 from fedpisa.tasks.layout import ParamLayout
 
 Weighting = Literal["num-examples", "uniform"]
-"""By what clients are weighed: their samples, or each the same."""
+"""Clients' weights: proportional to their samples, or equal."""
 
 
 @final
@@ -29,17 +29,17 @@ class Cohort:
     Parameters
     ----------
     ids_S
-        Their numbers in ``0 .. N-1``, ascending, as an integer tensor.
+        The clients' numbers in ``0 .. N-1``, ascending, as an integer tensor.
     num_examples_S
-        Their sample counts ``n_i``, float64.
+        The clients' sample counts ``n_i``, float64.
     server_round
         1, 2, ...
     num_clients
-        ``N``.
+        Number of clients ``N``.
     layout
-        How the vectors ``(P,)`` are made up of the module's parameters.
+        Names and shapes of the parameters in a vector ``(P,)``.
     memory_limit
-        Bytes beyond which what is kept of every client is not in memory; see `fedpisa.storage.client_rows`.
+        Bytes beyond which the rows of all clients are kept in a file; see `fedpisa.storage.client_rows`.
     """
 
     ids_S: Tensor
@@ -51,15 +51,15 @@ class Cohort:
 
     @property
     def is_full(self) -> bool:
-        """Whether no client is absent."""
+        """Whether all clients replied."""
         return len(self.ids_S) == self.num_clients
 
 
 class ClientStates(Protocol):
-    """Reading access to what all clients keep."""
+    """Read access to the states of all clients."""
 
     def weighted_sum(self, name: str, weights_N: Tensor) -> Tensor:
-        """Return ``sum_i weights_i state_i[name]`` ``(P,)``; a client that never took part counts as zero."""
+        """Return ``sum_i weights_i state_i[name]`` ``(P,)``; a client that never took part has zeros."""
         ...
 
     def state(self, client_id: int) -> Arrays | None:
@@ -68,10 +68,10 @@ class ClientStates(Protocol):
 
 
 class Objective(Protocol):
-    """The clients' losses over all of their samples."""
+    """The clients' losses over all their samples."""
 
     def client_loss(self, client_id: int, params_P: Tensor) -> float:
-        """Return ``f_i``."""
+        """Return ``f_i`` at ``params_P``."""
         ...
 
     def value_and_gradient(self, params_P: Tensor, weights_N: Tensor) -> tuple[float, Tensor]:
@@ -80,24 +80,24 @@ class Objective(Protocol):
 
 
 class Algorithm(ABC):
-    """A federated algorithm: a frozen dataclass of hyper-parameters, and three functions.
+    """A federated algorithm: a frozen dataclass of hyper-parameters with the server's functions.
 
-    Its fields, those of its `local_update` included, are the keys of a configuration. The server's state
-    always has ``params``: the global model that is evaluated and returned.
+    The fields of the algorithm and of its `local_update` are configuration keys. The server's state always has
+    ``params``, the global model, which is evaluated and returned.
     """
 
     constants: ClassVar[Mapping[str, str]] = {}
-    """Keys that must not change from round to round, and why."""
+    """Keys that must be the same in all rounds, each with the reason."""
 
     local_update: LocalUpdate
 
     @property
     def regularization(self) -> float:
-        """Coefficient of ``||w||^2 / 2`` in the objective that the algorithm minimises."""
+        """Coefficient of ``||w||^2 / 2`` in the objective."""
         return 0.0
 
     def at_round(self, server_round: int) -> Algorithm:
-        """Return the algorithm with its hyper-parameters of ``server_round`` (1, 2, ...); round 0 is the start."""
+        """Return the algorithm with its hyper-parameters of round 1, 2, ..., or for round 0 of the start."""
         return self
 
     @abstractmethod
@@ -105,7 +105,7 @@ class Algorithm(ABC):
         """Return the server's state before the first broadcast."""
 
     def broadcast(self, server: Arrays) -> Arrays:
-        """Return what every client of the round receives: by default the global model."""
+        """Return the message to each client of the round: by default the global model."""
         return {"params": server["params"]}
 
     def weights(self, cohort: Cohort) -> Tensor:
@@ -119,39 +119,39 @@ class Algorithm(ABC):
         Parameters
         ----------
         server
-            The state; the step owns it and may write into its tensors.
+            The state; the step may write into its tensors.
         uploads_S
-            The replies, stacked along a first axis ``S`` in the cohort's order; not to be written into.
+            The replies, stacked along a first axis ``S`` in the cohort's order. Must not be modified.
         cohort
-            Who replied.
+            The clients that replied.
         """
 
     def diagnostics(
         self, before: Arrays, after: Arrays, metrics: Mapping[str, float], cohort: Cohort
     ) -> dict[str, float]:
-        """Return the round's columns, from what is at hand: by default the clients' metrics.
+        """Return the round's cheap diagnostics: by default the clients' metrics.
 
         Parameters
         ----------
         before, after
-            The server's states around the step; of ``before`` only ``params`` is still valid.
+            The server's states before and after the step; of ``before`` only ``params`` is still valid.
         metrics
             The clients' metrics, averaged with `weights`.
         cohort
-            Who replied.
+            The clients that replied.
         """
         return dict(metrics)
 
     def stationarity(self, server: Arrays, states: ClientStates, weights_N: Tensor) -> dict[str, float]:
-        """Return columns that need every client's state; asked for in rounds that are evaluated."""
+        """Return diagnostics that need the states of all clients; computed in rounds that are evaluated."""
         return {}
 
     def exact_diagnostics(
         self, server: Arrays, states: ClientStates, objective: Objective, weights_N: Tensor
     ) -> dict[str, float]:
-        """Return columns that need all of the clients' samples; asked for on demand.
+        """Return diagnostics that need all samples of all clients; computed on demand.
 
-        ``objective`` ``F(w) = sum_i alpha_i f_i(w) + regularization/2 ||w||^2`` and ``gradient_norm``
+        They are ``objective`` ``F(w) = sum_i alpha_i f_i(w) + regularization/2 ||w||^2`` and ``gradient_norm``
         ``||grad F(w)||`` at the global model.
         """
         w_P = server["params"]
@@ -179,7 +179,7 @@ def norm(vector_P: Tensor) -> float:
 
 
 def shares(num_examples_N: Tensor, weighting: Weighting) -> Tensor:
-    """Return clients' weights ``alpha`` ``(N,)``: `client_mass`, normalised.
+    """Return the clients' weights ``alpha`` ``(N,)``: the normalised `client_mass`.
 
     Examples
     --------
@@ -191,7 +191,7 @@ def shares(num_examples_N: Tensor, weighting: Weighting) -> Tensor:
 
 
 def client_mass(num_examples_N: Tensor, weighting: Weighting) -> Tensor:
-    """Return what clients count ``(N,)``: ``n_i`` or 1, and 0 for one that was never seen (``n_i = 0``).
+    """Return the clients' unnormalised weights ``(N,)``: ``n_i`` or 1, and 0 where ``n_i = 0`` (not seen yet).
 
     Examples
     --------
@@ -204,7 +204,7 @@ def client_mass(num_examples_N: Tensor, weighting: Weighting) -> Tensor:
 
 
 def total_mass(num_examples_N: Tensor, weighting: Weighting) -> float:
-    """Return what all clients count together, those not seen yet (``n_i = 0``) taken to be like the others.
+    """Return the sum of all clients' masses; one not seen yet (``n_i = 0``) counts as the mean of the others.
 
     Examples
     --------
@@ -216,10 +216,10 @@ def total_mass(num_examples_N: Tensor, weighting: Weighting) -> float:
 
 
 def remember(server: Arrays, rows_S: Mapping[str, Tensor], cohort: Cohort) -> Arrays:
-    """Return the server's memory of all clients, first axis ``N``, with the cohort's rows written into it.
+    """Write the cohort's rows into the server's memory of all clients, first axis ``N``, and return the memory.
 
-    A client that was not seen yet has zeros; the memory grows when clients join. Where it is in a file, its rows are
-    read by `fedpisa.storage.client_rows.read`, and those given here must stay as they are: they are written meanwhile.
+    A client not seen yet has zeros. The memory grows when clients join. A memory in a file is read with
+    `fedpisa.storage.client_rows.read`; it is written in the background, so ``rows_S`` must not be modified afterwards.
 
     Examples
     --------
@@ -276,24 +276,24 @@ def updated_mean(
 def incremental_sum(
     server: Arrays, rows_SP: Tensor, weights_S: Tensor, name: str, weights_N: Tensor, cohort: Cohort
 ) -> Tensor:
-    """Return ``sum_i weights_i row_i`` ``(P,)``, float64, over all clients, from that of the round before.
+    """Return ``sum_i weights_i row_i`` ``(P,)``, float64, over all clients, updated from the previous round's sum.
 
-    The cohort's own old terms go and the new ones come, so the cost depends on the cohort's size alone. In
-    float64, old terms go as they came. When all clients replied, their own terms are all.
+    It replaces the cohort's old terms by the new ones, so the cost depends only on the size of the cohort. In float64
+    the old terms cancel. When all clients replied, it sums the new terms alone.
 
     Parameters
     ----------
     server
-        The state before: ``name`` with a row of each client (absent before anybody replied), and ``sum``, which is made
-        anew of all rows where it is missing.
+        The state before the round: ``name`` with a row for each client, missing before the first reply, and ``sum``,
+        which is computed from all rows if it is missing.
     rows_SP, weights_S
-        The cohort's new rows, and weights.
+        The cohort's new rows and weights.
     name
-        Whose rows are summed.
+        Name of the rows in the state.
     weights_N
-        All clients' weights before, 0 for one not seen yet.
+        All clients' weights before the round, 0 for a client not seen yet.
     cohort
-        Who replied.
+        The clients that replied.
 
     Examples
     --------
@@ -315,23 +315,23 @@ def incremental_sum(
 def sum_over_clients(
     server: Arrays, z_SP: Tensor, sigma_S: Tensor, name: str, weighting: Weighting, cohort: Cohort
 ) -> tuple[Tensor, Arrays]:
-    """Return ``sum_i n_i sigma_i z_i`` ``(P,)``, float64, over all clients seen so far, and the memory of them.
+    """Return ``sum_i n_i sigma_i z_i`` ``(P,)``, float64, over all clients seen so far, and the new memory.
 
-    The memory has ``z`` ``(N, P)``, ``name`` ``sigma_i`` and ``num-examples`` ``n_i`` ``(N,)``, and, unless all clients
-    replied, the ``sum``, from which that of the next round is made; see `incremental_sum`.
+    The memory has ``z`` ``(N, P)``, ``sigma_i`` ``(N,)`` as ``name`` and ``n_i`` ``(N,)`` as ``num-examples``. Unless
+    all clients replied, it also has the ``sum`` for the next round; see `incremental_sum`.
 
     Parameters
     ----------
     server
-        The state before.
+        The state before the round.
     z_SP, sigma_S
-        The cohort's ``z_i``, and how much each counts beside its samples.
+        The cohort's ``z_i`` and their factors ``sigma_i``.
     name
-        Of ``sigma_i`` in the memory.
+        Name of ``sigma_i`` in the memory.
     weighting
-        What ``n_i`` is.
+        Clients' weights ``n_i``: the sample counts, or 1.
     cohort
-        Who replied.
+        The clients that replied.
     """
     n_S = cohort.num_examples_S
     before = {

@@ -1,4 +1,4 @@
-"""FedADMM: ADMM with partial participation, by differences."""
+"""FedADMM: ADMM with partial participation."""
 
 from __future__ import annotations
 
@@ -15,25 +15,24 @@ from fedpisa.typing import StepSize
 @final
 @dataclass(frozen=True)
 class FedADMM(TrackedConsensus):
-    r"""Local SGD on the augmented Lagrangian; the server follows the mean of ``z_i = w_i + pi_i / sigma``.
+    r"""Local SGD on the augmented Lagrangian; the server tracks the mean of ``z_i = w_i + pi_i / sigma``.
 
-    Client: K steps of SGD on ``f_i(v) + <pi_i, v - w> + sigma/2 ||v - w||^2``, ``pi_i <- pi_i + sigma (w_i - w)``; it
+    Client: K steps of SGD on ``f_i(v) + <pi_i, v - w> + sigma/2 ||v - w||^2``, ``pi_i <- pi_i + sigma (w_i - w)``. It
     uploads the change of ``z_i``; see `FedADMMUpdate`. Server: ``w <- w + (eta / |S|) sum_{i in S} change_i``.
 
-    The paper leaves ``eta`` open. Only ``eta = |S| / N`` keeps ``w`` the mean of all ``z_i``, and with it
-    ``sum_i alpha_i pi_i = 0`` at the limit, the optimum; that is the default, in weights
-    ``w <- w + sum_S alpha_i change_i``, see `TrackedConsensus`. The paper starts all clients at ``w^0``; here
-    a client that has not been sampled yet is left out of the mean rather than counted at ``w^0``. The
-    paper lets SGD begin at ``w`` or at the client's last model; here it begins at ``w``.
+    The paper does not fix ``eta``. Only ``eta = |S| / N`` keeps ``w`` the mean of all ``z_i``, so that the limit has
+    ``sum_i alpha_i pi_i = 0`` and is the optimum. It is the default; with weights,
+    ``w <- w + sum_S alpha_i change_i``, see `TrackedConsensus`. In the paper a client that has not been sampled yet
+    counts as ``w^0``; here the mean leaves it out. In the paper SGD starts at ``w`` or at the client's last model;
+    here it starts at ``w``.
 
     Costs: 1 vector up, 1 down, 2 in the client, 2 on the server; K gradients per round.
 
     Parameters
     ----------
     server_step
-        The paper's ``eta``, over the cohort's weighted mean change. By default the share of the
-        clients' weight that is in the round; any other value ends beside the optimum where clients are
-        absent.
+        The paper's ``eta``, the factor of the cohort's weighted mean change. By default the cohort's share of all
+        clients' weights. With partial participation, any other value has a limit other than the optimum.
 
     References
     ----------
@@ -42,7 +41,7 @@ class FedADMM(TrackedConsensus):
 
     Examples
     --------
-    Two clients of 1 and 3 samples whose ``z_i`` moves from 0 to 4 and 8:
+    Two clients of 1 and 3 samples whose ``z_i`` change from 0 to 4 and 8:
 
     >>> import torch
     >>> from fedpisa.tasks.layout import ParamLayout
@@ -57,7 +56,7 @@ class FedADMM(TrackedConsensus):
     server_step: StepSize | None = None
 
     def step(self, server: Arrays, uploads_S: Arrays, cohort: Cohort) -> Arrays:
-        """Move the mean by all of the changes, or by ``eta`` times their mean."""
+        """Add the changes to the mean of all ``z_i``, or ``eta`` times the mean change to ``w``."""
         if self.server_step is None:
             return super().step(server, uploads_S, cohort)
         change_P = weighted_mean(self.weights(cohort), uploads_S["change"])

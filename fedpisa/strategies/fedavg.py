@@ -25,8 +25,8 @@ class FedAvg(ModelAveraging):
 
     Notes
     -----
-    The baseline, and hard to beat where clients are alike: many local steps per round cost no communication.
-    The more the clients differ and the more steps they take, the farther from the optimum it stays.
+    The baseline. It is hard to beat with similar clients, because many local steps per round cost no
+    communication. Its distance from the optimum grows with the clients' differences and the number of local steps.
 
     References
     ----------
@@ -34,7 +34,7 @@ class FedAvg(ModelAveraging):
 
     Examples
     --------
-    Two clients of 1 and 3 samples that come back with 4 and 8 give ``(1 * 4 + 3 * 8) / 4``:
+    Two clients of 1 and 3 samples that upload 4 and 8 give ``(1 * 4 + 3 * 8) / 4``:
 
     >>> import torch
     >>> from fedpisa.tasks.layout import ParamLayout

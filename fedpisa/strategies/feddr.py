@@ -12,23 +12,21 @@ from fedpisa.strategies.primaldual import TrackedConsensus
 @final
 @dataclass(frozen=True)
 class FedDR(TrackedConsensus):
-    r"""Douglas-Rachford splitting on the clients that are sampled.
+    r"""Douglas-Rachford splitting on the sampled clients.
 
-    Client: ``y_i <- y_i + relaxation (w - w_i)``, ``w_i ~ prox_{f_i / sigma}(y_i)``, ``z_i = 2 w_i - y_i``; it uploads
+    Client: ``y_i <- y_i + relaxation (w - w_i)``, ``w_i ~ prox_{f_i / sigma}(y_i)``, ``z_i = 2 w_i - y_i``. It uploads
     the change of ``z_i``; see `FedDRUpdate`. Server: ``z <- z + sum_{i in S} alpha_i change_i``,
     ``w <- prox_{g / sigma}(z) = sigma z / (sigma + lambda)`` for ``g = lambda/2 ||w||^2``.
 
-    The paper's ``eta`` is ``1 / sigma``, its ``alpha`` is ``relaxation``. Its proximal maps with one ``eta`` for all
-    are those of ``sum_i alpha_i f_i`` in the product space with inner product ``sum_i alpha_i <.,.>``, so
-    weights change the server's mean and nothing else. With exact proximal maps and every client in every
-    round, ``y = (y_i)`` contracts to its limit, for L-smooth, m-strongly convex ``f_i`` and ``relaxation = a``,
-    by ``|1 - a/2| + (a/2) max((L - sigma)/(L + sigma), (sigma - m)/(sigma + m))`` per round; at
-    ``sigma = sqrt(L m)``, ``a = 1`` that is ``sqrt(L/m) / (1 + sqrt(L/m))``. With ``relaxation = 1`` the rounds are
-    `FedADMM`'s.
+    The paper's ``eta`` is ``1 / sigma``, and its ``alpha`` is ``relaxation``. With the same ``eta`` for all clients,
+    its proximal maps are those of ``sum_i alpha_i f_i`` in the product space with inner product
+    ``sum_i alpha_i <.,.>``. The weights therefore change only the server's mean. With exact proximal maps and full
+    participation, ``y = (y_i)`` contracts, for L-smooth, m-strongly convex ``f_i`` and ``relaxation = a``, by
+    ``|1 - a/2| + (a/2) max((L - sigma)/(L + sigma), (sigma - m)/(sigma + m))`` per round. At ``sigma = sqrt(L m)``,
+    ``a = 1`` this is ``sqrt(L/m) / (1 + sqrt(L/m))``. With ``relaxation = 1`` it is `FedADMM`, round by round.
 
-    Where the paper leaves choices: the proximal map is K steps of SGD from ``w_i + relaxation (w - w_i)``;
-    instead of a round that asks everyone for ``prox(w^0)``, a client begins with ``w_i = w``, ``y_i = w`` in the
-    round in which it is sampled first.
+    Choices: the proximal map is K steps of SGD from ``w_i + relaxation (w - w_i)``. The paper starts with a round in
+    which all clients compute ``prox(w^0)``; here a client starts with ``w_i = w``, ``y_i = w`` in its first round.
 
     Costs: 1 vector up, 1 down, 2 in the client, 2 on the server; K gradients per round.
 

@@ -19,15 +19,15 @@ class FedDyn(PrimalDual):
     Client: SGD on ``f_i(v) - <h_i, v> + sigma/2 ||v - w||^2``, ``h_i <- h_i - sigma (v_i - w)``; see `FedDynUpdate`.
     Server: ``h <- h - sigma sum_{i in S} alpha_i (v_i - w)``, ``w <- sum_S alpha_i v_i / sum_S alpha_i - h / sigma``.
 
-    The paper's ``alpha`` is ``sigma`` here, and its means are plain. With weights, ``h = sum_i alpha_i h_i`` runs
-    over all ``N`` clients while the models' mean is over the cohort's alone; a fixed point has ``v_i = w`` and
-    ``h = 0``, the optimum, under partial participation too. The total ``sum_j n_j`` behind ``alpha_i`` is not
-    known before everyone was seen: until then it is ``N`` times the mean ``n_i`` of those seen, which for plain
-    means is the paper's ``1/N`` from the first round. With every client in every round it is `FedADMM`, round
-    by round. ``lambda`` is an extension: ``w`` is multiplied by ``sigma / (sigma + lambda)``.
+    The paper's ``alpha`` is ``sigma`` here, and its means are unweighted. ``h = sum_i alpha_i h_i`` is over all ``N``
+    clients, the models' mean over the cohort. A fixed point has ``v_i = w`` and ``h = 0`` and is the optimum, also
+    with partial participation. The total ``sum_j n_j`` in ``alpha_i`` is known once all clients have been seen. Until
+    then it is ``N`` times the mean ``n_i`` of the clients seen so far; with uniform weights ``alpha_i`` is the
+    paper's ``1/N`` from the first round. With full participation it is `FedADMM`, round by round. ``lambda`` is an
+    extension: ``w`` is multiplied by ``sigma / (sigma + lambda)``.
 
-    The paper solves the client's problem exactly; here SGD takes a few steps, which changes the speed and not
-    the fixed point.
+    The paper solves the client's problem exactly. Here SGD takes a few steps, which changes the speed but not the
+    fixed point.
 
     Server state: ``params`` ``w``; ``dual`` ``sum_i alpha_i pi_i = -h`` ``(P,)``; ``num-examples`` ``(N,)``, 0 for a
     client not seen yet.
@@ -38,9 +38,8 @@ class FedDyn(PrimalDual):
     ----------
     Acar et al., Federated Learning Based on Dynamic Regularization, ICLR 2021.
 
-    Examples
-    --------
-    Two clients of 1 and 3 samples that come back with 4 and 8 to ``w = 0``, ``sigma = 1``: the mean 7, and 7 again:
+    Examples -------- Two clients of 1 and 3 samples that upload 4 and 8, from ``w = 0`` with ``sigma = 1``: ``w`` is
+    the mean 7 plus 7 of the duals:
 
     >>> import torch
     >>> from fedpisa.tasks.layout import ParamLayout
@@ -56,7 +55,7 @@ class FedDyn(PrimalDual):
     local_update: FedDynUpdate = FedDynUpdate()
 
     def step(self, server: Arrays, uploads_S: Arrays, cohort: Cohort) -> Arrays:
-        """Follow the mean dual, and correct the mean model by it."""
+        """Update the mean dual, and correct the mean model by it."""
         v_SP, sigma = uploads_S["params"], self.local_update.sigma_at(cohort.server_round)
         mass_S = client_mass(cohort.num_examples_S, self.weighting)
         change_P = sigma * weighted_mean(mass_S, v_SP - server["params"])

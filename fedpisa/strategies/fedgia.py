@@ -12,23 +12,23 @@ from fedpisa.strategies.admm import ConsensusADMM
 @final
 @dataclass(frozen=True)
 class FedGiA(ConsensusADMM):
-    r"""One gradient per round and client; some clients turn it into K inexact ADMM steps, the others into one step.
+    r"""One gradient per client and round, used for K inexact ADMM steps by some clients and for one step by others.
 
     Client, ``g = grad F_i(w)``: either K times ``w_i = w - (g + pi_i) / (proximity + sigma)``,
     ``pi_i <- pi_i + sigma (w_i - w)``, or once ``w_i = w``, ``pi_i = -g``; see `FedGiAUpdate`. Server (2.9):
     ``w = sum_i alpha_i (w_i + pi_i / sigma)``.
 
-    The paper's K iterations between two communications are one round here, and its ``f_i / m`` with
-    penalty ``sigma`` is ``alpha_i F_i`` with ``alpha_i sigma``. Its ``H_i`` is ``proximity I``, one for all. It draws
-    how many clients take ADMM steps; here each does with probability ``admm-share``, for itself.
+    The paper's K iterations between two communications are one round here. Its ``f_i / m`` with penalty ``sigma`` is
+    ``alpha_i F_i`` with penalty ``alpha_i sigma``, and its ``H_i`` is ``proximity I`` for all clients. The paper
+    draws a set of clients that take ADMM steps; here each client draws independently with probability ``admm-share``.
 
-    Every client communicates in every round of the paper, whichever steps it takes. With fewer, ``absent``
-    says what the others count for: their last ``z_i``, or nothing.
+    In the paper all clients communicate in each round. With partial participation, ``absent`` selects the
+    contribution of absent clients: their last ``z_i``, or none.
 
-    With ``p = pi_i + g``, ``q = proximity / (proximity + sigma)``, a client that takes ADMM steps sends
-    ``z_i = w - g / sigma + q^(K-1) (proximity - sigma) / (sigma (proximity + sigma)) p``: with K large, or
-    ``proximity = sigma``, all send ``w - g / sigma``, and the round is a gradient step. So ``sigma`` must exceed half
-    of the curvature.
+    With ``p = pi_i + g``, ``q = proximity / (proximity + sigma)``, a client that takes ADMM steps uploads
+    ``z_i = w - g / sigma + q^(K-1) (proximity - sigma) / (sigma (proximity + sigma)) p``. With large K, or
+    ``proximity = sigma``, all clients upload ``w - g / sigma``, and the round is a gradient step. So ``sigma`` must
+    exceed half of the curvature.
 
     Costs: 1 vector up, 1 down, 1 in the client, N + 1 on the server; 1 gradient per round.
 

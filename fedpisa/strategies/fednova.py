@@ -1,4 +1,4 @@
-"""FedNova: clients that take more steps do not count more."""
+"""FedNova: normalised averaging of unequal numbers of local steps."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from fedpisa.strategies.base import Cohort, weighted_mean
 class FedNova(WeightedTraining):
     r"""Average normalised directions: ``w <- w - tau_eff sum_i alpha_i d_i``, ``tau_eff = sum_i alpha_i tau_i``.
 
-    ``d_i = (w - v_i) / tau_i`` with ``tau_i`` local steps (momentum's weights counted, see
-    `NormalisedSGDUpdate`). It takes out the bias from unequal numbers of local steps; that from local steps
-    as such, of the order of the learning rate, stays. With equal numbers it is FedAvg.
+    ``d_i = (w - v_i) / tau_i`` with ``tau_i`` local steps, weighted if there is momentum; see `NormalisedSGDUpdate`. It
+    removes the bias from unequal numbers of local steps. The bias from local steps themselves, of the order of the
+    learning rate, remains. With equal numbers of steps it is FedAvg.
 
     Costs: 1 vector up, 1 down, 0 in the client, 1 on the server; K gradients per round.
 
-    Choices: ``tau_eff`` is the weighted mean of the ``tau_i``, the paper's default, and there is no momentum
-    on the server. Only the round's clients are averaged, their weights renormalised.
+    Choices: ``tau_eff`` is the weighted mean of the ``tau_i``, the paper's default. The server has no momentum. The
+    mean is over the cohort, with renormalised weights.
 
     Parameters
     ----------
     local_update
-        SGD that sends direction and length.
+        SGD that uploads a normalised direction and ``tau_i``.
 
     References
     ----------
@@ -37,7 +37,7 @@ class FedNova(WeightedTraining):
 
     Examples
     --------
-    Two clients of 1 and 3 samples, directions 4 and 8, of 1 and 5 steps: ``7 = 1/4 * 4 + 3/4 * 8``, ``4`` steps.
+    Two clients of 1 and 3 samples, directions 4 and 8, 1 and 5 steps: ``7 = 1/4 * 4 + 3/4 * 8``, ``tau_eff = 4``.
 
     >>> import torch
     >>> from fedpisa.tasks.layout import ParamLayout
@@ -51,7 +51,7 @@ class FedNova(WeightedTraining):
     local_update: NormalisedSGDUpdate = NormalisedSGDUpdate()
 
     def step(self, server: Arrays, uploads_S: Arrays, cohort: Cohort) -> Arrays:
-        """Go along the mean direction for the mean number of steps."""
+        """Step along the mean direction, scaled by the mean ``tau_i``."""
         alpha_S = self.weights(cohort)
         tau = weighted_mean(alpha_S, uploads_S["tau"])
         return {"params": server["params"] - tau * weighted_mean(alpha_S, uploads_S["direction"])}

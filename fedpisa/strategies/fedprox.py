@@ -1,4 +1,4 @@
-"""FedProx: FedAvg whose clients are pulled back to the global model."""
+"""FedProx: FedAvg with a proximal term in the clients' loss."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from fedpisa.strategies.averaging import ModelAveraging
 class FedProx(ModelAveraging):
     r"""Average models trained on ``f_i(v) + mu/2 ||v - w||^2``: ``w <- sum_{i in S} alpha_i v_i``.
 
-    The distance is squared, as in the paper: its gradient is ``mu (v - w)``. At ``v = w`` it vanishes, so
-    that the fixed point stays biased; with a larger ``proximal-mu`` less so.
+    The gradient of the proximal term is ``mu (v - w)``. It vanishes at ``v = w``, so the fixed point is biased as
+    FedAvg's is. A larger ``proximal-mu`` makes the bias smaller.
 
     Costs: 1 vector up, 1 down, 0 in the client, 1 on the server; K gradients per round.
 
-    Choices: the paper solves the local problem to some accuracy; here it takes ``local-epochs`` or
-    ``local-steps`` of SGD. The paper's analysis samples clients by size and takes the plain mean; as in its
-    experiments and in FedAvg, clients are sampled uniformly and weighed by ``alpha_i = n_i / sum_S n_j``.
+    Choices: the paper solves the local problem to some accuracy; here it takes ``local-epochs`` or ``local-steps`` of
+    SGD. The paper's analysis samples clients by size and takes the plain mean. Here, as in its experiments and in
+    FedAvg, clients are sampled uniformly and weighted by ``alpha_i = n_i / sum_S n_j``.
 
     Parameters
     ----------
@@ -34,7 +34,7 @@ class FedProx(ModelAveraging):
 
     Examples
     --------
-    Two clients of 1 and 3 samples that come back with 4 and 8 give ``(1 * 4 + 3 * 8) / 4``:
+    Two clients of 1 and 3 samples that upload 4 and 8 give ``(1 * 4 + 3 * 8) / 4``:
 
     >>> import torch
     >>> from fedpisa.tasks.layout import ParamLayout

@@ -20,12 +20,12 @@ from fedpisa.tasks.layout import ParamLayout
 class FedSGD(Algorithm):
     r"""One optimizer step on the server: ``G = sum_i alpha_i grad F_i(w; B_i)``, ``w <- optimizer(w, G)``.
 
-    All of `torch.optim`'s first-order optimizers and, with the extra ``optimizers``, those of `pytorch_optimizer`
-    that `fedpisa list optimizers` names. Their own options are in the table ``optimizer-options``; ``learning-rate``,
-    ``momentum``, ``weight-decay`` and ``nesterov`` are keys. It is centralised training on large batches, and the
-    yardstick of the paper's comparison.
+    The optimizer is any first-order optimizer of `torch.optim` or, with the extra ``optimizers``, one of
+    `pytorch_optimizer`; ``fedpisa list optimizers`` names them. ``learning-rate``, ``momentum``, ``weight-decay`` and
+    ``nesterov`` are keys; other options belong in the table ``optimizer-options``. FedSGD equals centralised training
+    with large batches, and is the reference of the PISA paper's comparison.
 
-    Server state: ``params`` ``w`` and the optimizer's own memory.
+    Server state: ``params`` ``w`` and the optimizer's memory.
 
     Costs: 1 vector up, 1 down, 0 in the client, 1 on the server; K gradients per round.
 
@@ -34,13 +34,12 @@ class FedSGD(Algorithm):
     local_update
         One mean gradient.
     optimizer
-        Rule of the step.
+        Optimizer of the server's step.
 
     Notes
     -----
-    Unbiased for all splits of the data, at one step per round: the choice where rounds are cheap, and the
-    yardstick for what local steps gain. Momentum and moments are vectors on the server too: 1 more for
-    ``momentum``, 2 more for ``adam``.
+    Unbiased for any split of the data, at one step per round. A good choice if rounds are cheap, and the reference
+    for the gain from local steps. Momentum adds 1 vector on the server, ``adam`` adds 2.
 
     References
     ----------
@@ -65,15 +64,14 @@ class FedSGD(Algorithm):
         return self.local_update.mu
 
     def init(self, params_P: Tensor, layout: ParamLayout) -> Arrays:
-        """Start at the initial model, the optimizer without memory; refuse one that does not take the model."""
+        """Start at the initial model; raise `ValueError` if the optimizer cannot train it."""
         params = layout.unflatten(params_P)
         self.optimizer.step(params, {name: torch.zeros_like(value) for name, value in params.items()}, {})
         return {"params": params_P}
 
     def step(self, server: Arrays, uploads_S: Arrays, cohort: Cohort) -> Arrays:
         """Take one optimizer step along the mean gradient."""
-        gradient_P = weighted_mean(self.weights(cohort), uploads_S["gradient"])
-        layout = cohort.layout
+        layout, gradient_P = cohort.layout, weighted_mean(self.weights(cohort), uploads_S["gradient"])
         memory = {name: value for name, value in server.items() if name != "params"}
         params, memory = self.optimizer.step(
             layout.unflatten(server["params"]), layout.unflatten(gradient_P), memory

@@ -12,20 +12,20 @@ from fedpisa.strategies.admm import ConsensusADMM
 @final
 @dataclass(frozen=True)
 class ICEADMM(ConsensusADMM):
-    r"""Primal and dual steps at a fixed global model between two rounds.
+    r"""Local primal and dual steps at a fixed global model.
 
     Client, K times: ``w_i <- w_i - (g + pi_i + sigma (w_i - w)) / (proximity + sigma)`` with ``g`` the gradient at
     ``w_i``, then ``pi_i <- pi_i + sigma (w_i - w)``; see `ICEADMMUpdate`. Server (2.9):
     ``w = sum_i alpha_i (w_i + pi_i / sigma)``.
 
-    The paper weighs ``f_i`` and takes penalties ``sigma_i`` and proximal terms ``r_i`` of each client; here
-    ``sigma_i = alpha_i sigma`` and ``r_i = proximity`` (times ``alpha_i``): the weight cancels in the client. The
-    server needs ``sigma_i w_i + pi_i`` alone, so one vector goes up, not two. Many dual steps at a fixed ``w``
-    end at ``w_i = w``, ``pi_i = -grad F_i(w)``, and the round is then a gradient step of length ``1 / sigma``:
-    ``sigma`` must exceed half of the curvature. Its gradients are full ones, as they are here by default: each
-    step's noise goes into the dual.
+    In the paper each client has a weight, a penalty ``sigma_i`` and a proximal weight ``r_i``. Here
+    ``sigma_i = alpha_i sigma`` and ``r_i = alpha_i proximity``, so the weight cancels in the client. The server needs
+    only ``sigma_i w_i + pi_i``, so a client uploads one vector instead of two. Many dual steps at a fixed ``w`` end
+    at ``w_i = w``, ``pi_i = -grad F_i(w)``. The round is then a gradient step of length ``1 / sigma``, so ``sigma``
+    must exceed half of the curvature. As in the paper, gradients are full by default, because the dual collects the
+    noise of each step.
 
-    The paper visits every client; ``absent`` says what one that is not sampled counts for.
+    In the paper all clients take part; ``absent`` selects the contribution of clients that do not.
 
     Costs: 1 vector up, 1 down, 2 in the client, N + 1 on the server; K gradients per round.
 

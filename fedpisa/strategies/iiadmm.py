@@ -1,4 +1,4 @@
-"""IIADMM: inexact ADMM that never sends a dual."""
+"""IIADMM: inexact ADMM that does not send the duals."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from fedpisa.strategies.base import Cohort
 @final
 @dataclass(frozen=True)
 class IIADMM(ConsensusADMM):
-    r"""Send the local model alone: client and server keep the same dual, each for itself.
+    r"""Upload the local model alone; client and server each keep a copy of the dual.
 
     Client, K times: ``w_i <- w_i - (g + pi_i + sigma (w_i - w)) / (proximity + sigma)`` with ``g`` the gradient at
-    ``w_i``; then, once, ``pi_i <- pi_i + sigma (w_i - w)``; see `IIADMMUpdate`. The server does the same to its own
-    copy of ``pi_i``, and ``w = sum_i alpha_i (w_i + pi_i / sigma)``.
+    ``w_i``; then, once, ``pi_i <- pi_i + sigma (w_i - w)``; see `IIADMMUpdate`. The server updates its copy of
+    ``pi_i`` in the same way, and ``w = sum_i alpha_i (w_i + pi_i / sigma)``.
 
-    The paper's dual has the other sign and its means are plain. The two copies of a dual stay the same when
-    a reply is lost: the client takes back what the server does not confirm, see `LocalUpdate.incremental`.
+    The paper's dual has the opposite sign, and its means are unweighted. Both copies of a dual stay equal when a reply
+    is lost, because the client undoes an update that the server does not confirm; see `LocalUpdate.incremental`.
 
-    The paper visits every client; ``absent`` says what one that is not sampled counts for.
+    In the paper all clients take part; ``absent`` selects the contribution of clients that do not.
 
-    Server state: as `ConsensusADMM`, and ``dual`` ``pi_i`` ``(N, P)``.
+    Server state: that of `ConsensusADMM`, and ``dual`` ``pi_i`` ``(N, P)``.
 
     Costs: 1 vector up, 1 down, 2 in the client, 2 N + 1 on the server; K gradients per round.
 
@@ -35,9 +35,8 @@ class IIADMM(ConsensusADMM):
     Ryu, Kim, Kim, Madduri, APPFL: Open-Source Software Framework for Privacy-Preserving Federated Learning,
     arXiv 2202.03672.
 
-    Examples
-    --------
-    Two clients of 1 and 3 samples that come back with 4 and 8 to ``w = 0``, ``sigma = 1``: the mean 7, and 7 again:
+    Examples -------- Two clients of 1 and 3 samples that upload 4 and 8, from ``w = 0`` with ``sigma = 1``: ``w`` is
+    the mean 7 plus 7 of the duals:
 
     >>> import torch
     >>> from fedpisa.tasks.layout import ParamLayout
@@ -52,7 +51,7 @@ class IIADMM(ConsensusADMM):
     local_update: IIADMMUpdate = IIADMMUpdate()
 
     def step(self, server: Arrays, uploads_S: Arrays, cohort: Cohort) -> Arrays:
-        """Move the cohort's duals, and solve (2.9)."""
+        """Update the cohort's duals, and solve (2.9)."""
         local_SP, sigma = uploads_S["params"], self.local_update.sigma_at(cohort.server_round)
         dual_NP = client_rows.grown(server.get("dual", local_SP[:0]), cohort.num_clients, cohort.memory_limit)
         dual_SP = client_rows.read(dual_NP, cohort.ids_S) + sigma * (local_SP - server["params"])

@@ -16,7 +16,7 @@ from fedpisa.strategies.base import Cohort
 @final
 @dataclass(frozen=True)
 class LocalSGD(ModelAveraging):
-    r"""Average the models after K local SGD steps: ``w <- (1/S) sum_i v_i``, without regard to the clients' sizes.
+    r"""Average the models after K local SGD steps: ``w <- (1/S) sum_i v_i``, with equal weights.
 
     Every client takes the same number of steps, 10 by default.
 
@@ -29,8 +29,7 @@ class LocalSGD(ModelAveraging):
 
     Notes
     -----
-    FedAvg's theory in its plainest form: the same number of steps for all, and clients count alike, so that what
-    it minimises is the mean over clients and not over samples.
+    The variant of FedAvg that theory usually studies. Its objective is the mean over clients, not over samples.
 
     References
     ----------

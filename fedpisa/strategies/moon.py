@@ -1,4 +1,4 @@
-"""MOON: FedAvg whose clients learn features like the global model's and unlike their own last ones."""
+"""MOON: FedAvg with a contrastive loss on the clients' features."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from fedpisa.strategies.averaging import ModelAveraging
 class Moon(ModelAveraging):
     r"""Average models trained on ``f_i(v) + mu l_con(v; w, v_i)``: ``w <- sum_{i in S} alpha_i v_i``.
 
-    ``l_con`` compares a sample's features ``z`` with those under the global model ``w`` and under the client's own
-    model ``v_i`` of its previous round: ``-log(e^(s_glob / t) / (e^(s_glob / t) + e^(s_prev / t)))``, ``s_glob`` and
-    ``s_prev`` the cosines of ``z`` with them, ``t`` the ``temperature``; the mean over the samples.
+    ``l_con`` compares a sample's features ``z`` with those under the global model ``w`` and under the client's model
+    ``v_i`` of its previous round. It is the mean over the samples of
+    ``-log(e^(s_glob / t) / (e^(s_glob / t) + e^(s_prev / t)))``. ``s_glob`` and ``s_prev`` are the cosines of ``z``
+    with the two, and ``t`` is the ``temperature``.
 
     Costs: 1 vector up, 1 down, 1 in the client, 1 on the server; K gradients per round.
 
-    Choices: features are what enters the last layer that has parameters; the paper's networks have a projection
-    head of two layers before it, here the model is trained as it is. On a model of one layer, such as
-    ``logistic``, that is the input itself, on which the contrastive loss does not depend: then MOON is FedAvg.
-    In its first round a client has no previous model. The authors' code takes an initial one, here it is the
-    first global model that the client receives, whose contrastive loss is constant, ``log 2``. One previous
-    model is kept, as in the paper's experiments. ``z_glob`` and ``z_prev`` are taken without dropout.
+    Choices: features are the input of the last layer that has parameters. The paper's networks have a projection
+    head of two layers before it; here the model is not changed. In a model of one layer, such as ``logistic``, the
+    features are the input, the contrastive loss is constant, and MOON is FedAvg. In its first round a client has no
+    previous model. The authors' code uses an initial model; here the first global model that the client receives
+    takes its place, with a constant contrastive loss ``log 2``. One previous model is kept, as in the paper's
+    experiments. ``z_glob`` and ``z_prev`` are computed without dropout.
 
     Parameters
     ----------
@@ -34,8 +35,8 @@ class Moon(ModelAveraging):
 
     Notes
     -----
-    For networks whose features drift apart between clients, as those of images do; it is not meant to reach
-    an optimum, and has FedAvg's bias. A step costs two forward passes more than FedAvg's.
+    For networks whose features differ between clients, such as image classifiers. It has FedAvg's bias. A step costs
+    two forward passes more than FedAvg's.
 
     References
     ----------
@@ -43,7 +44,7 @@ class Moon(ModelAveraging):
 
     Examples
     --------
-    Two clients of 1 and 3 samples that come back with 4 and 8 give ``(1 * 4 + 3 * 8) / 4``:
+    Two clients of 1 and 3 samples that upload 4 and 8 give ``(1 * 4 + 3 * 8) / 4``:
 
     >>> import torch
     >>> from fedpisa.tasks.layout import ParamLayout

@@ -13,25 +13,23 @@ from fedpisa.strategies.admm import ConsensusADMM
 @final
 @dataclass(frozen=True)
 class Nsisa(ConsensusADMM):
-    r"""PISA along momentum that five Newton-Schulz steps make orthogonal, for models made of matrices.
+    r"""PISA along momentum that is orthogonalised by five Newton-Schulz steps, for models made of matrices.
 
     ``w_i = w - d / (sigma + rho (|d| + eps))``, ``d = NS5(h) sqrt(max(1, rows/cols)) + pi_i + mu w``,
-    ``h`` the Nesterov look-ahead of a momentum over the client's gradients; see `NewtonSchulz`. Server and duals
-    are PISA's.
+    with ``h`` the Nesterov look-ahead of a momentum of the client's gradients; see `NewtonSchulz`. The server and the
+    duals are those of PISA.
 
     Costs: 1 vector up, 1 down, 3 in the client, N + 1 on the server; K gradients per round.
 
-    Notes
-    -----
-    For deep networks with large matrices and clients that are alike. The length of a client's gradient does not
-    count: where clients differ, it comes to rest elsewhere than at the optimum (for one row, where
-    ``sum_i alpha_i g_i / ||g_i|| = 0``). The five steps take at most ``15 min(rows, cols) rows cols``
-    multiplications per matrix, for any size of a mini-batch.
+    Notes ----- For deep networks with large matrices and similar clients. Steps do not depend on the length of a
+    client's gradient, so with heterogeneous clients the fixed point is not the optimum (for matrices of one row it is
+    ``sum_i alpha_i g_i / ||g_i|| = 0``). The five steps take at most ``15 min(rows, cols) rows cols`` multiplications
+    per matrix, for any mini-batch size.
 
     References
     ----------
     Zhou, Wang, Luo, Zhu, Li, Preconditioned Inexact Stochastic ADMM for Deep Models, arXiv 2502.10784, and its
-    public code, where it trains language models with ``sigma`` 80, ``rho`` 100, ``momentum`` 0.95.
+    public code, which trains language models with ``sigma`` 80, ``rho`` 100, ``momentum`` 0.95.
 
     Examples
     --------

@@ -1,6 +1,7 @@
-"""Optimizers by name, with their own options as keys, and their memory as named tensors.
+"""Optimizers by name, with their own options, and their memory as named tensors.
 
-Every first-order optimizer of ``torch.optim``, and, with the extra ``optimizers``, some of ``pytorch_optimizer``.
+They are the first-order optimizers of ``torch.optim`` and, with the extra ``optimizers``, some of
+``pytorch_optimizer``.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from fedpisa.components import nearest, one_line
 from fedpisa.typing import Step
 
 LEFT_OUT: Final = {
-    "lbfgs": "it evaluates the loss several times per step, and here a step has one gradient",
+    "lbfgs": "it evaluates the loss several times per step, but a round has one gradient",
     "sparse-adam": "it takes sparse gradients only",
 }
-"""Optimizers of torch that cannot be used here, and why."""
+"""Optimizers of torch that are not supported, each with the reason."""
 
 EXTRA: Final = {
     "adabelief": "AdaBelief", "adabound": "AdaBound", "adam-mini": "AdamMini", "adamp": "AdamP", "adan": "Adan",
@@ -31,7 +32,7 @@ EXTRA: Final = {
     "muon-adamw": "Muon", "novograd": "NovoGrad", "padam": "PAdam", "prodigy": "Prodigy", "qhadam": "QHAdam",
     "ranger": "Ranger", "shampoo": "Shampoo", "soap": "SOAP", "tiger": "Tiger", "yogi": "Yogi",
 }  # fmt: skip
-"""Optimizers of ``pytorch_optimizer``. ``muon-adamw`` is its Muon, which leaves all but matrices to AdamW."""
+"""Optimizers of ``pytorch_optimizer``. ``muon-adamw`` is its Muon, which uses AdamW for all but matrices."""
 
 
 @final
@@ -44,14 +45,14 @@ class Optimizer:
     name
         The class in lower case: ``sgd``, ``adam``, ``adamw``, ...
     options
-        Arguments of the class under its own names; those left out take its defaults.
+        Arguments of the class; omitted ones have the class's defaults.
     rate
-        Factor of the learning rate, set as torch's own schedulers do: in the finished optimizer.
+        Factor of the learning rate. It is applied to the finished optimizer, as torch's schedulers do.
 
     Raises
     ------
     ValueError
-        If there is no such optimizer or it refuses the options.
+        If there is no such optimizer, or it does not accept the options.
 
     Examples
     --------
@@ -67,15 +68,17 @@ class Optimizer:
 
     def __post_init__(self) -> None:
         if self.rate != 1 and self.name == "rprop":
-            raise ValueError("optimizer 'rprop' finds its own step lengths: a schedule has no effect on them")
-        # FedSGD's default is right; to ask torch imports its compiler, a second in every process that lists algorithms.
+            raise ValueError(
+                "optimizer 'rprop' adapts its step sizes itself: remove the schedule, which has no effect"
+            )
+        # FedSGD's default is valid. Creating it would import torch's compiler, one second in each process.
         if (self.name, self.options) != ("sgd", {"lr": 0.1}):
             self.create([torch.nn.Parameter(torch.zeros(1, 1))])
 
     def create(
         self, parameters: Mapping[str, torch.nn.Parameter] | Iterable[torch.nn.Parameter]
     ) -> torch.optim.Optimizer:
-        """Return the optimizer of these parameters."""
+        """Return the optimizer, bound to the parameters."""
         if not isinstance(parameters, Mapping):
             parameters = {str(number): parameter for number, parameter in enumerate(parameters)}
         classes = optimizer_classes()
@@ -95,14 +98,14 @@ class Optimizer:
         Parameters
         ----------
         params, gradients
-            By name.
+            Parameters and gradients by name.
         memory
-            What the last step returned, empty before the first.
+            Memory from the previous step, empty before the first.
 
         Raises
         ------
         ValueError
-            If the optimizer refuses the parameters or remembers what cannot be kept as tensors.
+            If the optimizer does not accept the parameters, or its memory cannot be stored as tensors.
 
         Examples
         --------
@@ -119,7 +122,7 @@ class Optimizer:
         if self.rate != 1:
             for group in optimizer.param_groups:
                 group["lr"] *= self.rate
-        # A group's options are no memory; its counters, which a step changes or adds, are.
+        # The memory includes the entries of a group that the step changes or adds, such as counters.
         fresh = [dict(group) for group in optimizer.param_groups]
         names = {parameter: name for name, parameter in bound.items()}
         try:
@@ -132,7 +135,7 @@ class Optimizer:
 
 
 def missing(name: str) -> str:
-    """Return why there is no such optimizer, as far as that is known.
+    """Return why an optimizer is not available, or an empty string if the reason is unknown.
 
     Examples
     --------
@@ -158,13 +161,13 @@ def optimizer_classes() -> Mapping[str, type[torch.optim.Optimizer]]:
     }
     if importlib.util.find_spec("pytorch_optimizer"):
         package = importlib.import_module("pytorch_optimizer")
-        # What torch has is torch's.
+        # Where both packages have a name, torch's class is used.
         found = {name: getattr(package, cls) for name, cls in EXTRA.items() if hasattr(package, cls)} | found
     return {name: found[name] for name in sorted(found) if name not in LEFT_OUT}
 
 
 def _bundled(name: str, parameters: Mapping[str, torch.nn.Parameter]) -> Any:
-    """Return the parameters as an optimizer's first argument wants them."""
+    """Return the parameters in the form that the optimizer expects as first argument."""
     if name == "adam-mini":
         return _Named(parameters)
     if name == "muon-adamw":
@@ -177,14 +180,14 @@ def _bundled(name: str, parameters: Mapping[str, torch.nn.Parameter]) -> Any:
 
 @final
 class _Named(torch.nn.Module):
-    """A module that is nothing but its parameters."""
+    """A module that consists of named parameters alone."""
 
     def __init__(self, parameters: Mapping[str, torch.nn.Parameter]) -> None:
         super().__init__()
         self._named = parameters
 
     def named_parameters(self, *_: Any, **__: Any) -> Iterator[tuple[str, torch.nn.Parameter]]:
-        """Yield names, which may have dots, and parameters."""
+        """Yield names, which may contain dots, and parameters."""
         yield from self._named.items()
 
 
@@ -200,7 +203,7 @@ def _kept(
     names: Mapping[torch.nn.Parameter, str],
     fresh: Sequence[Mapping[str, Any]],
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield an optimizer's memory: of each parameter, of all of them, and of groups what is not as in ``fresh``."""
+    """Yield the memory of each parameter, the shared memory, and the groups' entries that differ from ``fresh``."""
     for owner, value in optimizer.state.items():
         if isinstance(owner, torch.nn.Parameter):
             for key, item in value.items():
@@ -219,7 +222,7 @@ def _restore(
     parameters: Mapping[str, torch.nn.Parameter],
     memory: Mapping[str, Tensor],
 ) -> None:
-    """Give an optimizer its memory back."""
+    """Write a memory into an optimizer."""
     for path in dict.fromkeys("/".join(path.partition(":")[0].split("/")[:2]) for path in memory):
         owner, _, key = path.partition("/")
         value = _unpack(path, memory)
@@ -232,7 +235,7 @@ def _restore(
 
 
 def _pack(path: str, value: object) -> Iterator[tuple[str, Tensor]]:
-    """Yield a value as tensors, with its type in the name if it is none: a counter must come back a number.
+    """Yield a value as named tensors; the name of a value that is not a tensor ends in its type.
 
     Examples
     --------
@@ -252,11 +255,11 @@ def _pack(path: str, value: object) -> Iterator[tuple[str, Tensor]]:
         for number, item in enumerate(value):
             yield from _pack(f"{path}/{number}", item)
     else:
-        raise ValueError(f"it remembers a {kind.__name__} ({path}), which cannot be kept as tensors")
+        raise ValueError(f"its memory has a {kind.__name__} ({path}), which cannot be stored as tensors")
 
 
 def _unpack(path: str, memory: Mapping[str, Tensor]) -> object:
-    """Return what `_pack` was given.
+    """Return the value that `_pack` stored under ``path``.
 
     Examples
     --------

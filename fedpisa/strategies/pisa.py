@@ -14,18 +14,17 @@ from fedpisa.strategies.admm import ConsensusADMM
 class Pisa(ConsensusADMM):
     r"""Inexact stochastic ADMM (Algorithm 1), plain by default: ``Q = I``.
 
-    Server (2.9) and clients (2.10)-(2.14); see `ConsensusADMM` and `PisaUpdate`. It converges to the
-    optimum on heterogeneous data, and one vector per client and round goes up, as in FedAvg.
+    The server solves (2.9), the clients (2.10)-(2.14); see `ConsensusADMM` and `PisaUpdate`. It converges to the
+    optimum on heterogeneous data, and each client uploads one vector per round, as in FedAvg.
 
     Costs: 1 vector up, 1 down, 1 in the client, N + 1 on the server; K gradients per round.
 
     Notes
     -----
-    The one to start with where clients differ: it needs neither a decaying step nor equal clients to reach the
-    optimum. ``sigma`` holds the clients together; where it is well above the curvature of their losses, ``rho``
-    can be small. The server remembers every client's last reply; with ``absent = "drop"`` it is 1 vector, at
-    the price of forgetting who is not in the round. The rules ``fisher``, ``hutchinson`` and ``newton-schulz``
-    need more: see the preconditioners.
+    A good first choice for heterogeneous clients: it needs no decaying step size to reach the optimum. ``sigma``
+    keeps the clients' models together. If it is well above the curvature of their losses, ``rho`` can be small. The
+    server keeps the last reply of each client. With ``absent = "drop"`` it keeps 1 vector, and absent clients do not
+    count. The preconditioners ``fisher``, ``hutchinson`` and ``newton-schulz`` cost more memory and time.
 
     References
     ----------

@@ -1,4 +1,4 @@
-"""What the servers of the primal-dual family share.
+"""Base classes of the primal-dual family on the server.
 
 Shapes: ``N`` clients, ``S`` of them in the round's cohort, ``P`` parameters.
 """
@@ -34,22 +34,22 @@ from fedpisa.typing import NonNegative
 class PrimalDual(Algorithm, ABC):
     r"""Saddle point of ``sum_i alpha_i [F_i(w_i) + <pi_i, w_i - w> + sigma/2 ||w_i - w||^2] + lambda/2 ||w||^2``.
 
-    With the weight outside the brackets a client needs to know neither its own weight nor anyone else's, and
-    a saddle point has ``w_i = w``, ``pi_i = -grad F_i(w)`` and ``sum_i alpha_i pi_i = lambda w``: the optimum of
-    ``sum_i alpha_i F_i(w) + lambda/2 ||w||^2`` for any weights. For papers with plain means, ``alpha_i = 1/N``,
-    this is their algorithm as it stands.
+    The weights are outside the brackets, so a client does not need to know them. A saddle point has ``w_i = w``,
+    ``pi_i = -grad F_i(w)`` and ``sum_i alpha_i pi_i = lambda w``. It is the optimum of
+    ``sum_i alpha_i F_i(w) + lambda/2 ||w||^2`` for any weights. With ``alpha_i = 1/N`` the algorithms equal those of
+    papers with unweighted means.
 
-    Given the local models and the duals, the best ``w`` is ``sigma z / (sigma + lambda)`` with
-    ``z = sum_i alpha_i (w_i + pi_i / sigma)``. The first broadcast is that at ``w_i = w^0``, ``pi_i = 0``.
+    For given local models and duals, the minimiser is ``w = sigma z / (sigma + lambda)`` with
+    ``z = sum_i alpha_i (w_i + pi_i / sigma)``. The first broadcast is this ``w`` at ``w_i = w^0``, ``pi_i = 0``.
 
     Parameters
     ----------
     local_update
-        The client.
+        The clients' primal-dual update.
     lambda_
         Global L2 coefficient ``lambda``.
     weighting
-        ``alpha_i``: by ``"num-examples"`` ``n_i / n``, or ``"uniform"``.
+        Clients' weights ``alpha_i``: ``"num-examples"`` for ``n_i / n``, or ``"uniform"``.
     """
 
     local_update: DualUpdate
@@ -62,7 +62,7 @@ class PrimalDual(Algorithm, ABC):
         return self.lambda_ + self.local_update.mu
 
     def init(self, params_P: Tensor, layout: ParamLayout) -> Arrays:
-        """Return the first broadcast and an empty memory."""
+        """Start at ``w`` for ``w_i = w^0``, ``pi_i = 0``."""
         return {"params": self.shrunk(params_P, 0)}
 
     def shrunk(self, z_P: Tensor, server_round: int) -> Tensor:
@@ -71,7 +71,7 @@ class PrimalDual(Algorithm, ABC):
         return z_P * (sigma / (sigma + self.lambda_))
 
     def weights(self, cohort: Cohort) -> Tensor:
-        """Return ``alpha_i`` over the cohort."""
+        """Return ``alpha_i`` over the cohort ``(S,)``."""
         return shares(cohort.num_examples_S, self.weighting)
 
     def diagnostics(
@@ -99,22 +99,21 @@ class PrimalDual(Algorithm, ABC):
 
 @dataclass(frozen=True)
 class TrackedConsensus(PrimalDual, ABC):
-    r"""Follow ``z = sum_i alpha_i z_i`` by the clients' changes: ``z += sum_{i in S} alpha_i (z_i^new - z_i)``.
+    r"""Track ``z = sum_i alpha_i z_i`` by the clients' changes: ``z += sum_{i in S} alpha_i (z_i^new - z_i)``.
 
     The mean is over the clients seen so far, ``alpha_i = n_i / sum_seen n_j``, and ``w = sigma z / (sigma + lambda)``.
-    A client's first change is counted from the model that it received, and that is what it is taken to have
-    said before. No vector of a client is kept here: its updates are `LocalUpdate.incremental`, so that a reply
-    that is lost does not leave the mean off by its change.
+    A client's first change is relative to the global model, which serves as its previous ``z_i``. The server keeps no
+    vectors of clients. Updates are `LocalUpdate.incremental`, so a lost reply does not bias the mean.
 
     Server state: ``params`` ``w``; ``mean`` ``z`` ``(P,)``; ``num-examples`` ``(N,)``, 0 for a client not seen yet.
     """
 
     constants: ClassVar[Mapping[str, str]] = {
-        "sigma": "the server follows a mean of z_i = w_i + pi_i / sigma, which asks for one sigma"
+        "sigma": "the server tracks the mean of z_i = w_i + pi_i / sigma, which needs the same sigma in all rounds"
     }
 
     def step(self, server: Arrays, uploads_S: Arrays, cohort: Cohort) -> Arrays:
-        """Move the mean by the round's changes."""
+        """Add the cohort's changes to the mean."""
         change_SP, n_S = uploads_S["change"], client_mass(cohort.num_examples_S, self.weighting)
         known_N = client_rows.grown(server.get("num-examples", cohort.num_examples_S[:0]), cohort.num_clients)
         mass = float(client_mass(known_N, self.weighting).sum())

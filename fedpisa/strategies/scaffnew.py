@@ -16,37 +16,37 @@ from fedpisa.strategies.base import Cohort, client_mass, sum_over_clients, weigh
 @final
 @dataclass(frozen=True)
 class Scaffnew(WeightedTraining):
-    r"""Local steps along ``g - h_i`` until a coin, tossed after each, says to average: ``w <- sum_i alpha_i v_i``.
+    r"""Average, ``w <- sum_i alpha_i v_i``, with probability p after each local step along ``g - h_i``.
 
     Then ``h_i <- h_i + (p / learning-rate) (w - v_i)``, so that ``sum_i alpha_i h_i = 0`` always and ``h_i``
-    becomes the client's gradient at the optimum. On strongly convex problems with full gradients it needs
-    of the order of ``sqrt(condition)`` communications, with ``p = 1 / sqrt(condition)`` and
-    ``learning-rate = 1 / L``. The gradients per round are a mean; with ``absent = "drop"`` the server keeps only ``w``.
+    converges to the client's gradient at the optimum. On strongly convex problems with full gradients it needs
+    ``O(sqrt(condition))`` communications, with ``p = 1 / sqrt(condition)`` and ``learning-rate = 1 / L``. The
+    gradients per round below are an average. With ``absent = "drop"`` the server keeps only ``w``.
 
     Costs: 1 vector up, 1 down, 1 in the client, N + 1 on the server; 1/p gradients per round.
 
-    Choices: a round ends with a communication, so its number of steps is geometric; all clients draw the
-    same number, from the seed and the round. The paper's prox step averages ``v_i - (learning-rate / p) h_i``,
-    which is ``v_i`` in the mean as long as ``sum_i alpha_i h_i = 0``; clients send exactly that, one vector
-    from which both ``w`` and ``h_i`` follow. The paper's clients count the same (``weighting = "uniform"``)
-    and all take part. By default they are weighed by samples, which is the paper's method in the inner
-    product ``sum_i alpha_i <x_i, y_i>``; and a client that is not in the round counts with what it sent last
-    (``absent = "keep"``), without which the optimum would not be a fixed point.
+    Choices: a round ends with a communication, so its number of steps is geometric. It depends on the seed and the
+    round, and is the same for all clients. The paper's prox step averages ``z_i = v_i - (learning-rate / p) h_i``,
+    whose mean is that of ``v_i`` as long as ``sum_i alpha_i h_i = 0``. Clients upload ``z_i``, which determines both
+    ``w`` and ``h_i``. In the paper all clients take part with equal weights (``weighting = "uniform"``). By default
+    they are weighted by samples, which is the paper's method in the inner product ``sum_i alpha_i <x_i, y_i>``. The
+    mean includes the last ``z_i`` of absent clients (``absent = "keep"``); otherwise the optimum is not a fixed
+    point.
 
-    Where a schedule changes the learning rate, ``z_i`` counts ``alpha_i`` times the ``p / learning-rate`` of the
-    round that made it: that keeps ``sum_i alpha_i h_i = 0``.
+    If a schedule changes the learning rate, the weight of ``z_i`` is ``alpha_i`` times the ``p / learning-rate`` of its
+    round, which keeps ``sum_i alpha_i h_i = 0``.
 
-    Server state: ``params`` ``w``; with ``absent = "keep"`` also every client's last ``z_i`` ``(N, P)``, its
+    Server state: ``params`` ``w``. With ``absent = "keep"`` also, for each client, the last ``z_i`` ``(N, P)``, its
     ``stiffness`` ``s_i = p / learning-rate`` ``(N,)`` and ``num-examples`` ``n_i`` ``(N,)``, 0 for a client not seen
-    yet; and after a round in which somebody was absent ``sum`` ``sum_i n_i s_i z_i`` ``(P,)``: a round costs nothing
-    for the clients that are not in it.
+    yet. After a round with absent clients also ``sum`` ``sum_i n_i s_i z_i`` ``(P,)``, so that the cost of a round
+    does not depend on the number of absent clients.
 
     Parameters
     ----------
     local_update
         SGD along ``g - h_i``.
     absent
-        What a client that is not in the round counts for: ``"keep"`` its last ``z_i``, ``"drop"`` nothing.
+        Contribution of clients that are not in the round: ``"keep"`` their last ``z_i``, or ``"drop"`` them.
 
     References
     ----------
@@ -55,7 +55,7 @@ class Scaffnew(WeightedTraining):
 
     Examples
     --------
-    Of two clients with 1 and 3 samples both reply, then only the first:
+    Two clients of 1 and 3 samples; both reply in the first round, and only the first one in the second:
 
     >>> import torch
     >>> from fedpisa.tasks.layout import ParamLayout
@@ -73,7 +73,7 @@ class Scaffnew(WeightedTraining):
     absent: Literal["keep", "drop"] = "keep"
 
     def step(self, server: Arrays, uploads_S: Arrays, cohort: Cohort) -> Arrays:
-        """Average ``z_i`` over the clients seen so far, or over the round's alone."""
+        """Average ``z_i`` over the clients seen so far, or over the cohort."""
         if self.absent == "drop":
             return {"params": weighted_mean(self.weights(cohort), uploads_S["z"])}
         stiffness_S = torch.full_like(cohort.num_examples_S, self.local_update.stiffness)

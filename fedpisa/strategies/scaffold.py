@@ -1,4 +1,4 @@
-"""SCAFFOLD: control variates take the drift out of local steps."""
+"""SCAFFOLD: control variates remove the drift of local steps."""
 
 from __future__ import annotations
 
@@ -19,33 +19,32 @@ from fedpisa.typing import StepSize
 @final
 @dataclass(frozen=True)
 class Scaffold(WeightedTraining):
-    r"""Correct every local step by what the clients know of each other's gradients, ``g - c_i + c``.
+    r"""Correct each local step by control variates: ``g - c_i + c``.
 
     Clients, option II: ``c_i <- c_i - c + (w - v_i) / (K learning-rate)``. Server:
     ``w <- w + server-learning-rate sum_{i in S} alpha_i (v_i - w)`` and
-    ``c <- c + (|S|/N) sum_{i in S} alpha_i (change of c_i)``. The optimum is its fixed point, however
-    many local steps there are and however few clients take part.
+    ``c <- c + (|S|/N) sum_{i in S} alpha_i (change of c_i)``. The optimum is its fixed point for any number of local
+    steps and of participating clients.
 
     Costs: 1 vector up, 2 down, 1 in the client, 2 on the server; K gradients per round.
 
-    Choices: all control variates start at zero. The paper sends the change of ``c_i`` as a second vector;
-    it is ``(w - v_i) / (K learning-rate) - c``, which the server has from the first, ``v_i - w``. The paper
-    weighs clients uniformly, ``weighting = "uniform"``; by default models and control variates are weighed
-    by samples, so that the fixed point is the optimum of ``sum_i (n_i/n) f_i``. For that ``c`` has to be
-    ``sum_i (n_i/n) c_i`` over all clients, also where only some take part and have not the mean size: the
-    server remembers the ``n_i`` it saw, takes their mean for those it did not see, and moves ``c`` by
-    ``sum_S n_i (change of c_i) / n``, which is the formula above for clients of one size. With momentum,
-    ``K learning-rate`` becomes the weight that the gradients have in ``w - v_i``.
+    Choices: all control variates start at zero. The paper sends the change of ``c_i`` as a second vector. Here the
+    server computes it, ``(w - v_i) / (K learning-rate) - c``, from the first vector ``v_i - w``. The paper weights
+    clients uniformly, ``weighting = "uniform"``. By default, models and control variates are weighted by samples, so
+    that the fixed point is the optimum of ``sum_i (n_i/n) f_i``. This requires ``c = sum_i (n_i/n) c_i`` over all
+    clients, also with partial participation of clients of unequal size. The server therefore remembers the ``n_i`` of
+    the clients seen so far, uses their mean for the others, and changes ``c`` by ``sum_S n_i (change of c_i) / n``.
+    For clients of equal size that is the formula above. With momentum, `SGDSteps.path_length` replaces ``K``.
 
-    Server state: ``params`` ``w``, ``control`` ``c``, ``num-examples`` ``n_i`` ``(N,)``, 0 for a client not
-    seen yet.
+    Server state: ``params`` ``w``, ``control`` ``c``, and ``num-examples`` ``n_i`` ``(N,)``, 0 for a client not seen
+    yet.
 
     Parameters
     ----------
     local_update
         SGD with control variates.
     server_learning_rate
-        Length of the server's step; 1 goes to the mean of the clients' models.
+        Length of the server's step; with 1 the new model is the mean of the clients' models.
 
     References
     ----------

@@ -1,7 +1,7 @@
-"""Factors of a step size, round by round: functions by name, with their own keys.
+"""Step-size schedules: functions by name, with their own keys, that return a factor for each round.
 
-A schedule is a function ``(rounds_done, num_rounds, *, its keys) -> Factor``: how many rounds lie behind, from 0,
-and how many there are, both counted from the end of the warm-up. `schedule_of` says what the factors act on.
+A schedule is a function ``(rounds_done, num_rounds, *, keys) -> Factor``. ``rounds_done`` counts finished rounds from 0
+and ``num_rounds`` is the number of rounds, both without the warm-up. `schedule_of` selects the keys that are scaled.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from fedpisa.strategies.base import Algorithm
 from fedpisa.typing import Positive, PositiveInt, Probability
 
 Factor = float
-"""What a step size is multiplied by in one round."""
+"""The factor of a step size in one round."""
 
 
 def constant() -> Factor:
-    """``1``: nothing changes."""
+    """``1`` in all rounds."""
     return 1.0
 
 
@@ -32,7 +32,7 @@ def step(rounds_done: int, *, schedule_every: PositiveInt, schedule_factor: Posi
     schedule_every
         Rounds between two changes.
     schedule_factor
-        What a change multiplies by.
+        Factor of one change.
 
     Examples
     --------
@@ -53,9 +53,9 @@ def milestones(
     Parameters
     ----------
     schedule_milestones
-        Rounds after which a change comes, in ascending order.
+        Rounds after which the step size changes, in ascending order.
     schedule_factor
-        What a change multiplies by: a number for all milestones, or a list with one for each.
+        Factor of each change: one number for all milestones, or a list with one number for each.
 
     Examples
     --------
@@ -64,7 +64,7 @@ def milestones(
     """
     if not schedule_milestones or any(m >= after for m, after in pairwise(schedule_milestones)):
         raise ValueError(
-            f"schedule-milestones = {[*schedule_milestones]}: must be rounds in ascending order, such as [90, 120]"
+            f"schedule-milestones = {[*schedule_milestones]}: give rounds in ascending order, such as [90, 120]"
         )
     count = len(schedule_milestones)
     each = schedule_factor if isinstance(schedule_factor, tuple) else (schedule_factor,) * count
@@ -77,7 +77,7 @@ def milestones(
 
 
 def linear(rounds_done: int, num_rounds: int) -> Factor:
-    """``1 - t / T`` after ``t`` of ``T`` rounds: the last round still has a step.
+    """``1 - t / T`` after ``t`` of ``T`` rounds, so that the last round has a positive factor.
 
     Examples
     --------
@@ -90,12 +90,12 @@ def linear(rounds_done: int, num_rounds: int) -> Factor:
 def cosine(rounds_done: int, num_rounds: int, *, schedule_end: Probability = 0.0) -> Factor:
     """``e + (1 - e) (1 + cos(pi t / T)) / 2`` after ``t`` of ``T`` rounds, ``e = schedule-end``.
 
-    The round after the last would have ``e``, so that the last one still has a step with ``e = 0``.
+    The factor would reach ``e`` one round after the last, so the last round has a positive factor even if ``e = 0``.
 
     Parameters
     ----------
     schedule_end
-        Factor at the end.
+        Factor that the schedule approaches.
 
     Examples
     --------
@@ -106,16 +106,16 @@ def cosine(rounds_done: int, num_rounds: int, *, schedule_end: Probability = 0.0
 
 
 def factors(rule: Callable[[int, int], float], num_rounds: int, warmup_rounds: int = 0) -> tuple[float, ...]:
-    """Return the factor of each round, ``r / (warmup_rounds + 1)`` times the first one in warm-up round ``r``.
+    """Return the factors of all rounds; warm-up round ``r`` has ``r / (warmup_rounds + 1)`` times the rule's first.
 
     Parameters
     ----------
     rule
-        Factor after ``t`` of ``T`` rounds, the warm-up not counted.
+        Factor after ``t`` of ``T`` rounds, without the warm-up.
     num_rounds
-        Number of rounds, the warm-up included.
+        Number of rounds, including the warm-up.
     warmup_rounds
-        How many of them the factor rises in.
+        Number of warm-up rounds.
 
     Raises
     ------
@@ -151,17 +151,17 @@ def schedule_of(
     Parameters
     ----------
     algorithm
-        What is run.
+        The algorithm to schedule.
     factors_T
-        The factor of round 1, 2, ...; later rounds have the last one.
+        Factors of rounds 1, 2, ...; later rounds use the last one.
     keys
-        What it acts on: by default the client's step sizes; of a client without, all inverses of step sizes that it
-        has; of one without either, the server's.
+        Keys to scale. By default the client's step sizes; without any, the client's inverse step sizes; without
+        either, those of the server.
 
     Raises
     ------
     ValueError
-        If the algorithm has no such key, or the key may not change.
+        If the algorithm has no such key, or the key must not change.
 
     Examples
     --------
@@ -197,6 +197,6 @@ def schedule_of(
             )
         if found[name] is None:
             raise ValueError(f"schedule-keys names {name!r}, which has no value: set it")
-    # What does not take a scaled value says so now.
+    # Scale once, so that a component that refuses a scaled value raises here.
     scaled(algorithm, keys, next(factor for factor in factors_T if factor != 1))
     return StepSizeSchedule(factors_T, keys)

@@ -13,18 +13,17 @@ from fedpisa.strategies.admm import ConsensusADMM
 @final
 @dataclass(frozen=True)
 class Sisa(ConsensusADMM):
-    r"""PISA preconditioned by the root of a second moment (Algorithm 2), Scheme III by default.
+    r"""PISA preconditioned by the square root of a second moment (Algorithm 2), by default Scheme III.
 
-    ``Q = sqrt(n_i / (1 - beta^t)) + eps``, ``n_i = beta n_i + (1 - beta) (pi_i + g)^2``: an adaptive step per
-    coordinate, with the consensus of PISA.
+    ``Q = sqrt(n_i / (1 - beta^t)) + eps``, ``n_i = beta n_i + (1 - beta) (pi_i + g)^2``. Each
+    coordinate has an adaptive step size; the server is that of PISA.
 
     Costs: 1 vector up, 1 down, 2 in the client, N + 1 on the server; K gradients per round.
 
     Notes
     -----
-    For neural networks, where one step size does not suit all layers. The second moment is that of
-    ``pi_i + g``, which goes to zero at a solution, so that ``Q`` may: keep ``sigma`` large enough to be stable
-    alone.
+    For neural networks whose layers need different step sizes. ``pi_i + g`` goes to zero at a solution, and ``Q`` may
+    too, so choose a ``sigma`` that is stable without it.
 
     References
     ----------

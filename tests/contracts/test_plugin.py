@@ -180,7 +180,7 @@ def test_the_documented_preconditioner_is_one_file(drop: Any) -> None:
 def test_what_is_no_preconditioner_is_refused(drop: Any) -> None:
     drop("my_fedpisa_thing", "class Thing: ...\n")
     with pytest.raises(
-        ValueError, match="the preconditioner is a Thing: it must be a Preconditioner"
+        ValueError, match="the preconditioner is a Thing: give an instance of a subclass"
     ) as caught:
         fedpisa.run({**SMALL, "algorithm": "pisa", "preconditioner": "my_fedpisa_thing:Thing"})
     assert "\n" not in str(caught.value)

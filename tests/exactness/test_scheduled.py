@@ -325,7 +325,7 @@ def test_what_a_schedule_acts_on_by_default(name: str, keys: tuple[str, ...]) ->
             "'sigma', which must not change.*asks for one sigma",
         ),
         ({"algorithm": "fedadmm", "schedule-keys": "server-step"}, "'server-step', which has no value"),
-        ({"algorithm": "fedsgd", "optimizer": "rprop"}, "'rprop' finds its own step lengths"),
+        ({"algorithm": "fedsgd", "optimizer": "rprop"}, "'rprop' adapts its step sizes itself"),
         ({"warmup-rounds": 10, "num-server-rounds": 10}, "warmup-rounds = 10 leaves no round"),
         ({"schedule": "constant", "schedule-end": 0.1}, "'schedule-end' is not used by schedule 'constant'"),
         ({"schedule": "step"}, "needs the key 'schedule-every'"),

@@ -43,7 +43,7 @@ def test_sigma_of_a_run_in_both_engines(lab: Any) -> None:
 
 
 def test_a_gamma_above_one_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"gamma = 1\.5 would shrink sigma; give a value in \(0, 1\]"):
+    with pytest.raises(ValueError, match=r"gamma = 1\.5 shrinks sigma: give a value in \(0, 1\]"):
         PisaUpdate(gamma=1.5)
 
 

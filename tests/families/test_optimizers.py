@@ -218,7 +218,9 @@ def test_what_cannot_be_kept_is_refused_at_the_start(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(optimizer, "optimizer_classes", lambda: {"hoarder": Hoarder})
     params = model([(2,)])
     layout = ParamLayout.of(params.items())
-    with pytest.raises(ValueError, match=r"'hoarder' cannot train this model: it remembers a dict \(layer.0"):
+    with pytest.raises(
+        ValueError, match=r"'hoarder' cannot train this model: its memory has a dict \(layer.0"
+    ):
         FedSGD(optimizer=Optimizer("hoarder", {"lr": 0.1})).init(layout.flatten(params), layout)
 
 
