@@ -1,4 +1,4 @@
-"""One job by fedpisa, in a process of its own: ``python -m fedpisa.bench.engine JOB``."""
+"""Run one job with fedpisa in a separate process: ``python -m fedpisa.bench.engine JOB``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def main() -> None:
     evaluation: list[float] = []
 
     def rounds() -> Iterator[None]:
-        # One round more, because the last one is evaluated.
+        # The last round is evaluated, so an additional round keeps evaluation out of the timed ones.
         keys = {**work.keys(), "num-server-rounds": work.warm_up + work.rounds + 1}
         rows = Simulation(RunConfig.from_mapping(keys)).rows()
         evaluation.append(float(next(rows)["evaluation_seconds"] or 0))

@@ -1,6 +1,6 @@
-"""What a measured process says on its standard output: a line when a round ends, and at the end what it measured.
+"""Protocol of a measured process: it prints a line after every round and its measurements at the end.
 
-A competitor's loop is a generator of rounds; `report` times it. It needs Python's library alone.
+A competitor's loop is a generator of rounds, which `report` times. The module needs only the standard library.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from fedpisa.bench.memory import own_peak
 from fedpisa.bench.workloads import Job
 
 MARK: Final = "fedpisa-bench "
-"""Before each of our lines: libraries print lines of their own."""
+"""Prefix of every line of the protocol; libraries print other lines."""
 
 
 def say(**fields: object) -> None:
@@ -24,16 +24,16 @@ def say(**fields: object) -> None:
 
 
 def report(job: Job, rounds: Iterable[object], seconds_apart: Iterable[float] = ()) -> None:
-    """Time the rounds of a job, one after the other, and say so.
+    """Time the rounds of a job and print the measurements.
 
     Parameters
     ----------
     job
-        How many of them warm up, and how many are timed.
+        The job; it sets the numbers of warm-up and timed rounds.
     rounds
-        Does a round whenever it is asked for the next item.
+        Iterable that runs one round per item.
     seconds_apart
-        Seconds of evaluation, which are no part of a round; asked for at the end.
+        Seconds of evaluation, which rounds exclude; read after the last round.
     """
     seconds: list[float] = []
     done = iter(rounds)
@@ -46,10 +46,13 @@ def report(job: Job, rounds: Iterable[object], seconds_apart: Iterable[float] = 
 
 
 def finish(job: Job, seconds: list[float], seconds_apart: Iterable[float] = ()) -> None:
-    """Say what was measured: the seconds of every round, those of the warm-up among them."""
+    """Print the seconds of the timed rounds, the seconds of evaluation and the peak memory.
+
+    ``seconds`` includes the warm-up rounds.
+    """
     say(seconds=seconds[job.warm_up :], evaluation=sum(seconds_apart), peak=own_peak())
 
 
 def job() -> Job:
-    """Return the job of this process, its first argument."""
+    """Return the job given by the first argument of this process."""
     return Job.from_json(sys.argv[1])

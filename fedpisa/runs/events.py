@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 @final
 @dataclass(frozen=True)
 class RunStarted:
-    """Everything is checked and built; the first round follows.
+    """The run is checked and built; the first round follows.
 
-    Of a run that goes on, ``resumed`` is the round after which it does.
+    ``resumed`` is the last finished round of a resumed run.
     """
 
     config: RunConfig
@@ -39,7 +39,7 @@ class RoundFinished:
 @final
 @dataclass(frozen=True)
 class Stopping:
-    """A signal came: the round is finished and a checkpoint written; a second signal ends at once."""
+    """A signal arrived: the run stops after this round and its checkpoint; a second signal ends it at once."""
 
     signum: int
 
@@ -47,7 +47,7 @@ class Stopping:
 @final
 @dataclass(frozen=True)
 class RunFinished:
-    """The run's result, with any status; ``before`` if it had ended already and nothing was done."""
+    """The run's result, with any status; ``before`` if the run had already ended and did no round."""
 
     result: Result
     before: bool = False

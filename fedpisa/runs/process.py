@@ -1,4 +1,4 @@
-"""Whose process this is: a library call leaves it as it was, fedpisa's own commands and workers tune theirs."""
+"""Whether fedpisa owns the process: its commands and workers tune the process, library calls leave it unchanged."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _own = False
 
 
 def is_own() -> bool:
-    """Whether this process does nothing but fedpisa's work."""
+    """Return whether this process only runs fedpisa."""
     return _own
 
 
@@ -17,7 +17,7 @@ def is_own() -> bool:
 def own_process() -> Iterator[None]:
     """Have runs postpone signals to the end of a round and, on a CPU, keep freed memory.
 
-    Also a decorator, of a command's or a worker's main function.
+    It also decorates the main function of a command or a worker.
 
     Examples
     --------

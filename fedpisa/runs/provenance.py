@@ -1,4 +1,4 @@
-"""What is written down about a run besides its numbers: versions, machine, time."""
+"""Provenance of a run: versions, machine and start time."""
 
 from __future__ import annotations
 
