@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from fedpisa import run
-from fedpisa.runs.runner import Event
+from fedpisa.runs.events import Event
 from fedpisa.simulation.stacked import compat_torch
 
 SMALL = {"num-server-rounds": 1, "num-clients": 5, "local-steps": 1, "batch-size": 16}

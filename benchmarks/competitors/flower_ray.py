@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from fedpisa.bench import workloads
 from fedpisa.bench.measure import cores
-from fedpisa.bench.protocol import finish, job, say
+from fedpisa.bench.protocol import finish, job, send
 from fedpisa.bench.workloads import LEARNING_RATE, Job
 
 FOLDER = "FEDPISA_BENCH_DATA"
@@ -91,7 +91,7 @@ class Timed(FedAvg):
             raise RuntimeError(f"{len(failed)} clients failed: {failed[0]}")
         result = super().aggregate_train(server_round, replies)
         self.seconds.append(time.perf_counter() - self.begin)
-        say(round=server_round)
+        send(round=server_round)
         return result
 
 

@@ -1,4 +1,4 @@
-"""How fast, how large, how soon: workloads, and what they cost; ``fedpisa bench`` and ``benchmarks/`` share it.
+"""Benchmarks: workloads and measurements of speed, memory and start-up for ``fedpisa bench`` and ``benchmarks/``.
 
-Nothing here imports torch, so that a competitor in an environment of its own can read the workloads too.
+The package does not import torch, so that competitors in other environments can read the workloads.
 """

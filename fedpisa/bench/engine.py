@@ -18,7 +18,7 @@ def main() -> None:
     evaluation: list[float] = []
 
     def rounds() -> Iterator[None]:
-        # The last round is evaluated, so an additional round keeps evaluation out of the timed ones.
+        # The last round is evaluated; an additional round keeps evaluation out of the timed rounds.
         keys = {**work.keys(), "num-server-rounds": work.warm_up + work.rounds + 1}
         rows = Simulation(RunConfig.from_mapping(keys)).rows()
         evaluation.append(float(next(rows)["evaluation_seconds"] or 0))

@@ -1,15 +1,16 @@
-"""Competitors at the same jobs, in alternation, each time in a process of its own."""
+"""Measure competitors at the same jobs, in turn, each measurement in a new process."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
-import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from statistics import median
 from tempfile import TemporaryFile
 from typing import Any, final
 
@@ -21,22 +22,22 @@ from fedpisa.bench.workloads import ALGORITHMS, WORKLOADS, Algorithm, Job
 @final
 @dataclass(frozen=True)
 class Competitor:
-    """A command that does a job; see `fedpisa.bench.protocol`.
+    """A command that runs a job; see `fedpisa.bench.protocol`.
 
     Parameters
     ----------
     name
-        What the table calls it.
+        Name in the table.
     command
         The command, to which the job is appended.
     threads
-        Threads of its numerical libraries.
+        Threads of the numerical libraries.
     algorithms
-        What it can run.
+        Algorithms that the command can run.
     on_the_fly
-        Whether it can make samples when they are needed.
+        Whether the command can make samples when they are needed.
     most_rounds
-        Of one that takes long, how many rounds are timed at most; one warms up.
+        Largest number of timed rounds of a slow competitor, after one warm-up round; by default the job's.
     """
 
     name: str
@@ -47,41 +48,40 @@ class Competitor:
     most_rounds: int | None = None
 
     def takes(self, job: Job) -> bool:
-        """Return whether it can do a job."""
+        """Return whether the competitor can run a job."""
         return job.algorithm in self.algorithms and (self.on_the_fly or not job.workload.on_the_fly)
 
     def share(self, job: Job) -> Job:
-        """Return what it does of a job."""
+        """Return a job with at most ``most_rounds`` rounds."""
         if self.most_rounds is None:
             return job
         return replace(job, rounds=min(job.rounds, self.most_rounds), warm_up=min(job.warm_up, 1))
 
     @property
     def environment(self) -> dict[str, str]:
-        """The environment of its process."""
-        wanted = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(self.threads))
-        return {**os.environ, **wanted}
+        """The environment variables of the process."""
+        return {**os.environ, **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(self.threads))}
 
 
 @final
 @dataclass(frozen=True)
 class Measurement:
-    """What one process measured.
+    """The measurements of one process.
 
     Parameters
     ----------
     competitor, workload, algorithm
-        Who did what.
+        Names of the competitor, the workload and the algorithm.
     seconds
-        Of each timed round.
+        Seconds of each timed round.
     evaluation
-        Seconds of evaluation, which are in no round.
+        Seconds of evaluation, which the rounds exclude.
     startup
         Seconds from the start of the process to the end of its first round.
     resident, proportional
-        Peak memory of the process and all that it started, in bytes; see `fedpisa.bench.memory.Memory`.
+        Peak memory of the process and its descendants, in bytes; see `fedpisa.bench.memory.Memory`.
     error
-        The last line of what it wrote if it failed.
+        Exit code and last line of the error output if the process failed.
     """
 
     competitor: str
@@ -98,27 +98,27 @@ class Measurement:
 @final
 @dataclass(frozen=True)
 class Figure:
-    """The measurements of one competitor at one job, summed up.
+    """The summary of a competitor's measurements at one job.
 
-    ``seconds`` is the median over all timed rounds, ``low`` and ``high`` are the extreme medians of its processes,
-    ``startup`` a median, ``resident`` and ``proportional`` are maxima.
+    ``seconds`` is the median over all timed rounds. ``low`` and ``high`` are the smallest and the largest median of a
+    process. ``startup`` and ``evaluation`` are medians, ``resident`` and ``proportional`` maxima over the processes.
     """
 
     competitor: str
     workload: str
     algorithm: str
-    seconds: float
-    low: float
-    high: float
-    startup: float
-    resident: int
-    proportional: int
-    evaluation: float
+    seconds: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    startup: float = math.nan
+    resident: int = 0
+    proportional: int = 0
+    evaluation: float = math.nan
     error: str = ""
 
 
 def fedpisa(threads: int | None = None) -> Competitor:
-    """Return this package as a competitor; by default with a thread for each core."""
+    """Return this package as a competitor, by default with a thread for each core."""
     command = (sys.executable, "-m", "fedpisa.bench.engine")
     return Competitor("fedpisa", command, threads or cores(), on_the_fly=True)
 
@@ -134,33 +134,33 @@ def jobs(
     rounds: int | None = None,
     warm_up: int = 3,
 ) -> list[Job]:
-    """Return the jobs of workloads by name, by default of all of them.
+    """Return the jobs of workloads by name, by default of all workloads.
 
     Raises
     ------
     ValueError
-        If there is no such workload.
+        If a name is unknown.
 
     Examples
     --------
     >>> [str(job.workload)[0] + " " + job.algorithm for job in jobs("AC", ["fedavg"])]
     ['A fedavg', 'C fedavg']
     """
-    wanted = [*names] or [*WORKLOADS]
-    for name in wanted:
+    names = [*names] or [*WORKLOADS]
+    for name in names:
         if name not in WORKLOADS:
-            raise ValueError(f"there is no workload {name!r}: take some of {', '.join(WORKLOADS)}")
+            raise ValueError(f"there is no workload {name!r}: choose from {', '.join(WORKLOADS)}")
     return [
         Job(WORKLOADS[name], algorithm, rounds or WORKLOADS[name].rounds, warm_up)
-        for name in wanted
+        for name in names
         for algorithm in algorithms
     ]
 
 
 def alternate(competitors: Sequence[Competitor], jobs: Sequence[Job], repeats: int) -> Iterator[Measurement]:
-    """Measure every competitor at every job, ``repeats`` times, and never one twice in a row where there are two.
+    """Measure every competitor at every job ``repeats`` times, the competitors in turn.
 
-    What the machine does besides, which changes in minutes, thus falls on all of them.
+    Other load on the machine, which changes within minutes, then affects all competitors.
     """
     for _ in range(repeats):
         for job in jobs:
@@ -170,9 +170,9 @@ def alternate(competitors: Sequence[Competitor], jobs: Sequence[Job], repeats: i
 
 
 def measure(competitor: Competitor, job: Job) -> Measurement:
-    """Have a job done in a process of its own."""
-    begin, first = time.perf_counter(), 0.0
-    told: dict[str, Any] = {}
+    """Run a job in a new process and return its measurements."""
+    begin, startup = time.perf_counter(), 0.0
+    fields: dict[str, Any] = {}
     command = [*competitor.command, competitor.share(job).to_json()]
     with (
         TemporaryFile("w+") as errors,
@@ -184,23 +184,23 @@ def measure(competitor: Competitor, job: Job) -> Measurement:
         assert process.stdout is not None
         for line in process.stdout:
             if line.startswith(MARK):
-                first = first or time.perf_counter() - begin
-                told |= json.loads(line.removeprefix(MARK))
+                startup = startup or time.perf_counter() - begin
+                fields |= json.loads(line.removeprefix(MARK))
         code = process.wait()
         errors.seek(0)
-        complaints = errors.read().split("\n")
+        error_lines = errors.read().split("\n")
     name = (competitor.name, job.workload.name, job.algorithm)
-    if code or "seconds" not in told:
-        last = next((line.strip() for line in reversed(complaints) if line.strip()), "it said nothing")
+    if code or "seconds" not in fields:
+        last = next((line.strip() for line in reversed(error_lines) if line.strip()), "no error output")
         return Measurement(*name, error=f"exit code {code}: {last}")
-    # What a process had for a moment between two looks, it knows itself.
-    resident = max(memory.peak.resident, told["peak"])
+    # The process's own peak includes short peaks between two samples.
+    resident = max(memory.peak.resident, fields["peak"])
     proportional = memory.peak.proportional
-    return Measurement(*name, tuple(told["seconds"]), told["evaluation"], first, resident, proportional)
+    return Measurement(*name, tuple(fields["seconds"]), fields["evaluation"], startup, resident, proportional)
 
 
 def summary(measurements: Iterable[Measurement]) -> list[Figure]:
-    """Return a figure for every competitor and job, in the order in which they came.
+    """Return a figure for every competitor and job, in the order of their first measurement.
 
     Examples
     --------
@@ -209,27 +209,24 @@ def summary(measurements: Iterable[Measurement]) -> list[Figure]:
     >>> figure.seconds, figure.low, figure.high
     (3.5, 2.0, 5.0)
     """
-    by_name: dict[tuple[str, str, str], list[Measurement]] = {}
-    for one in measurements:
-        by_name.setdefault((one.competitor, one.workload, one.algorithm), []).append(one)
-    figures = []
-    for name, ones in by_name.items():
-        good = [one for one in ones if not one.error]
-        if not good:
-            nan = float("nan")
-            figures.append(Figure(*name, nan, nan, nan, nan, 0, 0, nan, ones[-1].error))
-            continue
-        medians = [statistics.median(one.seconds) for one in good]
-        figures.append(
-            Figure(
-                *name,
-                seconds=statistics.median(second for one in good for second in one.seconds),
-                low=min(medians),
-                high=max(medians),
-                startup=statistics.median(one.startup for one in good),
-                resident=max(one.resident for one in good),
-                proportional=max(one.proportional for one in good),
-                evaluation=statistics.median(one.evaluation for one in good),
-            )
-        )
-    return figures
+    groups: dict[tuple[str, str, str], list[Measurement]] = {}
+    for m in measurements:
+        groups.setdefault((m.competitor, m.workload, m.algorithm), []).append(m)
+    return [_figure(name, group) for name, group in groups.items()]
+
+
+def _figure(name: tuple[str, str, str], measurements: list[Measurement]) -> Figure:
+    good = [m for m in measurements if not m.error]
+    if not good:
+        return Figure(*name, error=measurements[-1].error)
+    medians = [median(m.seconds) for m in good]
+    return Figure(
+        *name,
+        seconds=median(second for m in good for second in m.seconds),
+        low=min(medians),
+        high=max(medians),
+        startup=median(m.startup for m in good),
+        resident=max(m.resident for m in good),
+        proportional=max(m.proportional for m in good),
+        evaluation=median(m.evaluation for m in good),
+    )

@@ -1,27 +1,25 @@
-"""The memory of a process and of all that it starts."""
+"""The memory of a process and its descendants."""
 
 from __future__ import annotations
 
 import threading
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Final, NamedTuple, Self, final
 
 import psutil
 
 INTERVAL: Final = 0.1
-"""Seconds between two looks."""
+"""Seconds between two samples."""
 GROWN: Final = 1.01
-"""What is less than this times the largest so far is not looked at more closely."""
+"""Shared pages are counted if the resident memory exceeds its maximum by this factor."""
 
 
 class Memory(NamedTuple):
-    """Bytes of a tree of processes.
+    """Bytes of a process and its descendants, including swapped pages.
 
-    ``resident`` adds up what each has in memory, shared pages once per process; ``proportional`` counts a page that
-    several share once, where the system says so (Linux), and otherwise leaves shared pages out. What the system has
-    swapped out for a while counts too.
+    ``resident`` counts a shared page once per process. ``proportional`` counts it once in all on Linux, and leaves
+    shared pages out on other systems.
     """
 
     resident: int
@@ -29,7 +27,7 @@ class Memory(NamedTuple):
 
 
 def tree(pid: int) -> list[psutil.Process]:
-    """Return a process and its descendants, those that there are at the moment.
+    """Return a process and its current descendants; an empty list if the process has ended.
 
     Examples
     --------
@@ -44,21 +42,21 @@ def tree(pid: int) -> list[psutil.Process]:
 
 
 def in_use(pid: int) -> Memory:
-    """Return the memory of a process and its descendants at the moment; processes of other users count as none."""
+    """Return the current memory of a process and its descendants, without processes of other users."""
     resident = proportional = 0
     for process in tree(pid):
         with suppress(psutil.Error):
-            one = process.memory_full_info()
-            swapped = getattr(one, "swap", 0)
-            resident += one.rss + swapped
-            proportional += getattr(one, "pss", one.uss) + swapped
+            info = process.memory_full_info()
+            swapped = getattr(info, "swap", 0)
+            resident += info.rss + swapped
+            proportional += getattr(info, "pss", info.uss) + swapped
     return Memory(resident, proportional)
 
 
 def own_peak() -> int:
-    """Return the most bytes that this process, alone, has had in memory; 0 where the system does not say.
+    """Return the peak resident memory of this process alone, in bytes; 0 if the system does not report it.
 
-    Not ``ru_maxrss``, which begins with what the parent had when it started this process.
+    ``ru_maxrss`` is unsuitable, because it starts with the memory of the parent process.
     """
     with suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
@@ -69,15 +67,15 @@ def own_peak() -> int:
 
 @final
 class PeakMemory:
-    """Looks at a tree of processes now and then, from a thread of its own, and keeps the largest values.
+    """Context manager that samples the memory of a process and its descendants in a thread and keeps the maxima.
 
-    Counting shared pages goes through all of a process's memory, and keeps it waiting for as long: that is done where
-    more of it is resident than ever before.
+    Counting shared pages stops a process for as long as the system walks through its memory. So shared pages are
+    counted only if more memory is resident than before.
 
     Parameters
     ----------
     pid
-        The root.
+        Number of the process.
 
     Examples
     --------
@@ -98,9 +96,7 @@ class PeakMemory:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._ended.set()
         self._thread.join()
 
@@ -108,7 +104,7 @@ class PeakMemory:
         pids, processes, most = list[int](), list[psutil.Process](), 0
         while True:
             now = psutil.pids()
-            if now != pids:  # finding descendants takes much longer than listing all numbers
+            if now != pids:  # finding descendants takes much longer than listing all process numbers
                 pids, processes = now, tree(self.pid)
             resident = 0
             for process in processes:

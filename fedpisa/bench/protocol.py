@@ -18,7 +18,7 @@ MARK: Final = "fedpisa-bench "
 """Prefix of every line of the protocol; libraries print other lines."""
 
 
-def say(**fields: object) -> None:
+def send(**fields: object) -> None:
     """Print one line of the protocol."""
     print(MARK + json.dumps(fields), flush=True)
 
@@ -36,12 +36,12 @@ def report(job: Job, rounds: Iterable[object], seconds_apart: Iterable[float] = 
         Seconds of evaluation, which rounds exclude; read after the last round.
     """
     seconds: list[float] = []
-    done = iter(rounds)
+    iterator = iter(rounds)
     for number in range(job.warm_up + job.rounds):
         begin = time.perf_counter()
-        next(done)
+        next(iterator)
         seconds.append(time.perf_counter() - begin)
-        say(round=number + 1)
+        send(round=number + 1)
     finish(job, seconds, seconds_apart)
 
 
@@ -50,7 +50,7 @@ def finish(job: Job, seconds: list[float], seconds_apart: Iterable[float] = ()) 
 
     ``seconds`` includes the warm-up rounds.
     """
-    say(seconds=seconds[job.warm_up :], evaluation=sum(seconds_apart), peak=own_peak())
+    send(seconds=seconds[job.warm_up :], evaluation=sum(seconds_apart), peak=own_peak())
 
 
 def job() -> Job:

@@ -1,12 +1,14 @@
-"""Figures as text: for a terminal, and in Markdown."""
+"""Figures as text for a terminal or in Markdown, and measurements as JSON."""
 
 from __future__ import annotations
 
 import json
 import math
 import platform
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 
@@ -18,7 +20,7 @@ Cell = Callable[[Figure], str]
 
 
 def seconds(figure: Figure) -> str:
-    """Return the median seconds of a round and, in brackets, the extreme medians of the processes.
+    """Return the median seconds of a round and, in brackets, the smallest and largest median of a process.
 
     Examples
     --------
@@ -31,7 +33,7 @@ def seconds(figure: Figure) -> str:
 
 
 def memory(figure: Figure) -> str:
-    """Return the peak memory in GB: resident, and proportional where processes share some."""
+    """Return the peak memory in GB: resident, and proportional if processes share memory."""
     if figure.error:
         return ""
     resident, proportional = figure.resident / 1e9, figure.proportional / 1e9
@@ -44,7 +46,7 @@ def startup(figure: Figure) -> str:
 
 
 def digits(number: float) -> str:
-    """Return a number with three digits.
+    """Return a number with three significant digits.
 
     Examples
     --------
@@ -55,7 +57,7 @@ def digits(number: float) -> str:
 
 
 def grid(figures: Sequence[Figure], cell: Cell, corner: str) -> list[list[str]]:
-    """Return a table as rows of text: a competitor in each row, a job in each column."""
+    """Return a table as rows of text, with a row per competitor and a column per job."""
     columns = list(dict.fromkeys((figure.workload, figure.algorithm) for figure in figures))
     names = list(dict.fromkeys(figure.competitor for figure in figures))
     cells = {(f.competitor, f.workload, f.algorithm): cell(f) for f in figures}
@@ -64,7 +66,7 @@ def grid(figures: Sequence[Figure], cell: Cell, corner: str) -> list[list[str]]:
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows of text, the first one the head, as a Markdown table.
+    """Return rows of text as a Markdown table; the first row is the head.
 
     Examples
     --------
@@ -77,27 +79,29 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]])
 
 
-def ratio(figures: Sequence[Figure], one: str, others: Sequence[str], workload: str, algorithm: str) -> float:
-    """Return how long ``one`` takes by the quickest of the others; NaN where either is missing."""
-    times = {f.competitor: f.seconds for f in figures if (f.workload, f.algorithm) == (workload, algorithm)}
-    best = min((times[name] for name in others if math.isfinite(times.get(name, math.nan))), default=math.nan)
-    return times.get(one, math.nan) / best
+def ratio(figures: Sequence[Figure], own: str, others: Sequence[str], workload: str, algorithm: str) -> float:
+    """Return the seconds of competitor ``own`` divided by those of the fastest other; NaN if either is missing."""
+    good = [f for f in figures if (f.workload, f.algorithm, f.error) == (workload, algorithm, "")]
+    seconds = {f.competitor: f.seconds for f in good}
+    best = min((seconds[name] for name in others if name in seconds), default=math.nan)
+    return seconds.get(own, math.nan) / best
 
 
-def line(one: Measurement) -> str:
+def line(measurement: Measurement) -> str:
     """Return one measurement in a line."""
-    said = one.error or f"{digits(median(one.seconds))} s per round, {one.resident / 1e9:.2f} GB"
-    return f"{one.workload} {one.algorithm}, {one.competitor}: {said}"
+    m = measurement
+    result = m.error or f"{digits(median(m.seconds))} s per round, {m.resident / 1e9:.2f} GB"
+    return f"{m.workload} {m.algorithm}, {m.competitor}: {result}"
 
 
 def write_json(file: Path, measurements: Iterable[Measurement]) -> None:
-    """Write measurements, and the machine that they were taken on."""
-    results = {"machine": machine(), "measurements": [asdict(one) for one in measurements]}
+    """Write measurements, and a description of this machine."""
+    results = {"machine": machine(), "measurements": [asdict(m) for m in measurements]}
     file.write_text(json.dumps(results, indent=1) + "\n")
 
 
 def read_json(file: Path) -> tuple[dict[str, str], list[Measurement]]:
-    """Return the machine and the measurements of `write_json`."""
+    """Return the machine and the measurements written by `write_json`."""
     results = json.loads(file.read_text())
     measurements = [
         Measurement(**{**values, "seconds": tuple(values["seconds"])}) for values in results["measurements"]
@@ -106,9 +110,7 @@ def read_json(file: Path) -> tuple[dict[str, str], list[Measurement]]:
 
 
 def machine() -> dict[str, str]:
-    """Return what the numbers were taken on."""
-    from importlib.metadata import version
-
+    """Return a description of this machine and the versions of the packages."""
     return {
         "processor": _processor(),
         "cores": str(cores()),
@@ -120,15 +122,10 @@ def machine() -> dict[str, str]:
 
 
 def _processor() -> str:
-    """Return the processor's name, and its family and model where the system says them."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    known: dict[str, str] = {}
-    for line in lines:
-        name, _, value = line.partition(":")
-        known.setdefault(name.strip(), value.strip())
+    """Return the processor's name and, on Linux, its family and model."""
+    file = Path("/proc/cpuinfo")
+    text = file.read_text() if file.exists() else ""
+    known = dict(re.findall(r"^(model name|cpu family|model)\s*: (.*)$", text, re.MULTILINE))
     if "model name" not in known:
-        return platform.machine()
+        return platform.processor() or platform.machine()
     return f"{known['model name']}, family {known.get('cpu family', '?')}, model {known.get('model', '?')}"

@@ -1,6 +1,6 @@
-"""What is measured: federations of synthetic images, by one letter each.
+"""Workloads of the benchmarks: federations of synthetic images.
 
-The time of a round depends on the shapes alone, so the pixels are noise and the labels are too.
+The time of a round depends on the shapes alone, so pixels and labels are random.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ class Workload:
     name
         A letter.
     clients, samples
-        How many clients there are, and the samples of each.
+        Number of clients, and of samples per client.
     per_round
-        Clients of a round.
+        Number of clients per round.
     batch
-        Samples of a mini-batch.
+        Samples in a mini-batch.
     model
         ``mlp`` 784-200-200-10, ``leaf-cnn`` (5x5x32, 5x5x64, 512: 1.66 M parameters) or ``logistic``.
     rounds
-        Rounds that are timed, of which one takes between a hundredth of a second and a few.
+        Number of timed rounds; a round takes between a hundredth of a second and a few seconds.
     on_the_fly
-        Whether samples are made when they are needed, because all of them would not fit.
+        Whether samples are made when they are needed, because they do not fit into memory.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Workload:
 
     @property
     def steps(self) -> int:
-        """SGD steps of a client in a round."""
+        """Number of SGD steps of a client in a round."""
         return -(-self.samples // self.batch)
 
     def __str__(self) -> str:
@@ -72,26 +72,20 @@ class Workload:
         )
 
 
-WORKLOADS: Final[Mapping[str, Workload]] = MappingProxyType(
-    {
-        workload.name: workload
-        for workload in (
-            Workload("A", clients=100, samples=600, per_round=10, batch=32, model="mlp"),
-            Workload("B", clients=100, samples=600, per_round=10, batch=32, model="leaf-cnn", rounds=4),
-            Workload("C", clients=1_000, samples=60, per_round=100, batch=20, model="logistic"),
-            Workload("D", clients=10_000, samples=20, per_round=1_000, batch=20, model="logistic"),
-            Workload(
-                "M", 1_000_000, samples=20, per_round=1_000, batch=20, model="logistic", on_the_fly=True
-            ),
-        )
-    }
+_ALL = (
+    Workload("A", clients=100, samples=600, per_round=10, batch=32, model="mlp"),
+    Workload("B", clients=100, samples=600, per_round=10, batch=32, model="leaf-cnn", rounds=4),
+    Workload("C", clients=1_000, samples=60, per_round=100, batch=20, model="logistic"),
+    Workload("D", clients=10_000, samples=20, per_round=1_000, batch=20, model="logistic"),
+    Workload("M", 1_000_000, samples=20, per_round=1_000, batch=20, model="logistic", on_the_fly=True),
 )
+WORKLOADS: Final[Mapping[str, Workload]] = MappingProxyType({workload.name: workload for workload in _ALL})
 
 
 @final
 @dataclass(frozen=True)
 class Job:
-    """What one process has to do: a workload with an algorithm, so many rounds, the first ones not timed."""
+    """The job of one process: a workload, an algorithm, and the numbers of timed and warm-up rounds."""
 
     workload: Workload
     algorithm: Algorithm = "fedavg"
@@ -99,7 +93,7 @@ class Job:
     warm_up: int = 3
 
     def to_json(self) -> str:
-        """Return the job as one word of a command line.
+        """Return the job as one argument of a command line.
 
         Examples
         --------
@@ -111,16 +105,16 @@ class Job:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Return the job of `to_json`."""
+        """Return the job from the text of `to_json`."""
         values: dict[str, Any] = json.loads(text)
         return cls(**{**values, "workload": Workload(**values["workload"])})
 
     def keys(self) -> dict[str, object]:
-        """Return the keys of a run of fedpisa's."""
+        """Return the keys of fedpisa's run configuration."""
         workload = self.workload
-        own: dict[str, object] = {"batches-per-round": "all"}
+        keys: dict[str, object] = {"batches-per-round": "all"}
         if self.algorithm == "fedavg":
-            own = {"local-epochs": 1, "learning-rate": LEARNING_RATE}
+            keys = {"local-epochs": 1, "learning-rate": LEARNING_RATE}
         return {
             "algorithm": self.algorithm,
             "dataset": f"{__name__}:{'generated' if workload.on_the_fly else 'images'}",
@@ -133,12 +127,12 @@ class Job:
             "num-server-rounds": self.warm_up + self.rounds,
             "eval-every": 10**9,
             "seed": SEED,
-            **own,
+            **keys,
         }
 
 
 def samples(n: int, seed: int = SEED) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Return noise ``(n, 1, 28, 28)`` and its labels ``(n,)``, client after client.
+    """Return random images ``(n, 1, 28, 28)`` and labels ``(n,)``.
 
     Examples
     --------
@@ -151,9 +145,9 @@ def samples(n: int, seed: int = SEED) -> tuple[NDArray[np.float32], NDArray[np.i
 
 
 def generated(*, seed: int, num_clients: int, samples_per_client: int) -> Dataset:
-    """Noise of the same kind, made from the client's number: each sample is a window on a long row of it."""
+    """Return random images that each client makes when needed: a sample is a window of one long random vector."""
     from fedpisa import rng
-    from fedpisa.datasets.base import Dataset, Generated
+    from fedpisa.datasets.base import Generated
 
     size, windows = int(np.prod(SHAPE)), 2**20
     noise = np.random.default_rng(seed).standard_normal(windows + size, dtype=np.float32)
@@ -167,34 +161,28 @@ def generated(*, seed: int, num_clients: int, samples_per_client: int) -> Datase
         x = window[(bits_n % np.uint64(windows)).astype(np.int64)]
         return x.reshape(-1, *SHAPE), ((bits_n >> np.uint64(32)) % np.uint64(CLASSES)).astype(np.int64)
 
-    x, y = make(np.zeros(CLASSES, np.int64), np.arange(CLASSES))
-    x_test, y_test = samples(TEST_SAMPLES, seed + 1)
     sizes_N = np.full(num_clients, samples_per_client)
-    return Dataset(
-        name="generated",
-        x_train=x,
-        y_train=y,
-        x_test=x_test,
-        y_test=y_test,
-        num_classes=CLASSES,
-        default_model="logistic",
-        generated=Generated(sizes_N, make),
-    )
+    examples = make(np.zeros(CLASSES, np.int64), np.arange(CLASSES))
+    return _dataset("generated", examples, seed, generated=Generated(sizes_N, make))
 
 
 def images(*, seed: int, num_clients: int, samples_per_client: int) -> Dataset:
-    """Noise in the place of 28x28 images, the same number for every client."""
+    """Return random 28x28 images, the same number for every client."""
+    train = samples(num_clients * samples_per_client, seed)
+    return _dataset("images", train, seed, groups=np.repeat(np.arange(num_clients), samples_per_client))
+
+
+def _dataset(name: str, train: tuple[NDArray[Any], NDArray[Any]], seed: int, **parts: Any) -> Dataset:
     from fedpisa.datasets.base import Dataset
 
-    x, y = samples(num_clients * samples_per_client, seed)
     x_test, y_test = samples(TEST_SAMPLES, seed + 1)
     return Dataset(
-        name="images",
-        x_train=x,
-        y_train=y,
+        name=name,
+        x_train=train[0],
+        y_train=train[1],
         x_test=x_test,
         y_test=y_test,
         num_classes=CLASSES,
-        groups=np.repeat(np.arange(num_clients), samples_per_client),
         default_model="logistic",
+        **parts,
     )

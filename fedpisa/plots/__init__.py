@@ -1,4 +1,4 @@
-"""Pictures of data frames: convergence curves, and how a partition spreads labels over clients.
+"""Pictures of convergence curves and of the labels in a partition.
 
 The same data give the same bytes.
 """

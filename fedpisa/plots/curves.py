@@ -1,10 +1,10 @@
-"""Convergence curves of runs, from their histories."""
+"""Convergence curves from the histories of runs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,12 +18,13 @@ if TYPE_CHECKING:
 
 Abscissa = Literal["round", "bytes", "local-steps", "seconds", "simulated-seconds"]
 
-_X_LABELS = {
-    "round": "server round",
-    "bytes": "megabytes up and down",
-    "local-steps": "local gradient evaluations, all clients",
-    "seconds": "training time (s)",
-    "simulated-seconds": "simulated time (s)",
+# The label of each axis, and the columns of which it shows the running sum.
+_X_AXES = {
+    "round": ("server round", []),
+    "bytes": ("megabytes up and down", ["bytes_up", "bytes_down"]),
+    "local-steps": ("local gradient evaluations, all clients", ["local_steps"]),
+    "seconds": ("training time (s)", ["seconds"]),
+    "simulated-seconds": ("simulated time (s)", ["simulated_seconds"]),
 }
 _Y_LABELS = {
     "gradient_norm": "gradient norm of the objective",
@@ -39,35 +40,34 @@ def plot_curves(
     *,
     target_accuracy: float | None = None,
 ) -> Figure:
-    """Draw runs against rounds, bytes, local steps or seconds, one panel per measured column.
+    """Draw columns of runs against rounds, bytes, local steps or seconds, one panel per column.
 
     Parameters
     ----------
     results
-        From each curve's label to the run's history.
+        Histories of the runs, by the labels of their curves.
     x
-        ``round``, or the running sum of ``bytes`` (both ways), ``local-steps``, ``seconds`` or, of a run with a
+        ``round``, or the running sum of ``bytes`` (both ways), ``local-steps``, ``seconds`` or, for runs with a
         ``pace``, ``simulated-seconds``.
     y
-        Columns of the history; by default test accuracy (test loss where there is none) and train loss.
-        What is no accuracy gets a logarithmic scale where all its values are positive.
+        Columns of the history; by default the train loss and the test accuracy, or the test loss of a regression.
+        Positive columns that are not accuracies have a logarithmic scale.
     path
-        Where to write the picture, ``.png``, ``.pdf`` or ``.svg``; not written by default.
+        File of the picture, ``.png``, ``.pdf`` or ``.svg``; not written by default.
     target_accuracy
-        Drawn as a line in the panels of accuracies, in [0, 1].
+        Accuracy in [0, 1] to mark with a line in panels of accuracies.
 
     Raises
     ------
     ValueError
-        If there is no run, a run lacks a column, or the file's kind is unknown.
+        If there is no run, a run lacks a column, or the file's suffix is unknown.
     """
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
-    from matplotlib.transforms import blended_transform_factory
 
     panels = default_columns(results.values()) if y is None else [y] if isinstance(y, str) else list(y)
     if not results or not panels:
-        raise ValueError("there is nothing to plot: name at least one run and one column")
+        raise ValueError("nothing to plot: name at least one run and one column")
     file = picture_path(path)
     with style():
         layout = ConstrainedLayoutEngine(wspace=0.06)
@@ -75,20 +75,19 @@ def plot_curves(
         axes: list[Axes] = list(figure.subplots(1, len(panels), squeeze=False, sharex=True)[0])
         for ax, column in zip(axes, panels, strict=True):
             for number, (label, result) in enumerate(results.items()):
-                block, turn = divmod(number, len(COLOURS))
+                block, index = divmod(number, len(COLOURS))
                 look = {
-                    "color": COLOURS[turn],
-                    "marker": MARKERS[turn],
+                    "color": COLOURS[index],
+                    "marker": MARKERS[index],
                     "linestyle": DASHES[block % len(DASHES)],
                 }
                 draw_curve(ax, result, x, column, label=label, **look)
             label_axes(ax, x, column)
             if target_accuracy is not None and column.endswith("accuracy"):
                 ax.axhline(target_accuracy, color="#666666", linewidth=0.9, linestyle=(0, (3, 2)), zorder=1.5)
-                place = blended_transform_factory(ax.transAxes, ax.transData)
-                words = f"target {100 * target_accuracy:.4g}%"
+                place, text = ax.get_yaxis_transform(), f"target {100 * target_accuracy:.4g}%"
                 ax.text(
-                    0.01, target_accuracy, words, transform=place, va="bottom", fontsize=7.5, color="#555555"
+                    0.01, target_accuracy, text, transform=place, va="bottom", fontsize=7.5, color="#555555"
                 )
         if len(results) > 1:
             handles, labels = axes[0].get_legend_handles_labels()
@@ -101,7 +100,7 @@ def plot_curves(
 
 
 def default_columns(results: Iterable[pd.DataFrame]) -> list[str]:
-    """Return the panels that every run can fill: the test's accuracy or else its loss, and the train loss.
+    """Return the default columns that all runs have: test accuracy, otherwise test loss, and train loss.
 
     Examples
     --------
@@ -116,18 +115,18 @@ def default_columns(results: Iterable[pd.DataFrame]) -> list[str]:
 
 
 def draw_curve(ax: Axes, frame: pd.DataFrame, x: str, y: str, **line: Any) -> None:
-    """Draw one column of one run into ``ax``, over the rounds in which it was measured.
+    """Draw one column of one run, at the rounds in which it was measured.
 
     Parameters
     ----------
     ax
-        Where to draw.
+        Axes to draw on.
     frame
         A run's history.
     x, y
         As in `plot_curves`.
     line
-        Options of matplotlib's line.
+        Options of `matplotlib.axes.Axes.plot`.
     """
     column = y.replace("-", "_")
     if column not in frame:
@@ -135,7 +134,7 @@ def draw_curve(ax: Axes, frame: pd.DataFrame, x: str, y: str, **line: Any) -> No
         raise ValueError(f"there is no column {y!r} to plot: choose from {known}")
     values = frame[column].to_numpy(dtype=float)
     finite = np.isfinite(values)
-    # About eight marks on a curve, staggered; where there are few points all, to show how often was measured.
+    # A long curve has about eight markers, staggered between curves; a short one has a marker at every point.
     number = int(finite.sum())
     step = 1 if number <= 15 else number // 8
     look = {"marker": "o", "markersize": 3.8, "markevery": (len(ax.lines) * step // 3 % step, step), **line}
@@ -143,7 +142,7 @@ def draw_curve(ax: Axes, frame: pd.DataFrame, x: str, y: str, **line: Any) -> No
 
 
 def abscissa(frame: pd.DataFrame, x: str) -> NDArray[np.float64]:
-    """Return the horizontal position of every round: its number, or what has been spent until its end.
+    """Return the position of every round on the x axis: its number, or a running sum.
 
     Examples
     --------
@@ -152,53 +151,40 @@ def abscissa(frame: pd.DataFrame, x: str) -> NDArray[np.float64]:
     >>> abscissa(frame, "local-steps").tolist()
     [0.0, 20.0, 40.0]
     """
-    spent = {
-        "round": (),
-        "bytes": ("bytes_up", "bytes_down"),
-        "local-steps": ("local_steps",),
-        "seconds": ("seconds",),
-        "simulated-seconds": ("simulated_seconds",),
-    }
-    if x not in spent:
-        raise ValueError(f"{x!r} is no axis to plot against: choose from {', '.join(get_args(Abscissa))}")
+    if x not in _X_AXES:
+        raise ValueError(f"{x!r} is not an axis to plot against: choose from {', '.join(_X_AXES)}")
     if x == "round":
         return frame["round"].to_numpy(dtype=np.float64)
-    missing = [name for name in spent[x] if name not in frame]
+    columns = _X_AXES[x][1]
+    missing = [name for name in columns if name not in frame]
     if missing:
-        raise ValueError(f"this run has no column {missing[0]!r}: plot it against round")
-    per_round = frame[list(spent[x])].fillna(0).to_numpy(dtype=np.float64)
+        raise ValueError(f"the run has no column {missing[0]!r} to plot against: choose x = 'round'")
+    per_round = frame[columns].fillna(0).to_numpy(dtype=np.float64)
     total: NDArray[np.float64] = per_round.sum(axis=1).cumsum()
     return total / 1e6 if x == "bytes" else total
 
 
 def label_axes(ax: Axes, x: str, y: str) -> None:
-    """Give the axes their names, units and scales."""
-    from matplotlib.ticker import (
-        EngFormatter,
-        FuncFormatter,
-        LogLocator,
-        MaxNLocator,
-        NullFormatter,
-        PercentFormatter,
-    )
+    """Set the labels, units and scales of the axes."""
+    from matplotlib import ticker
 
     name = y.replace("_", " ").replace("-", " ")
-    ax.set_xlabel(_X_LABELS.get(x, x))
+    ax.set_xlabel(_X_AXES[x][0])
     ax.set_ylabel(_Y_LABELS.get(y, name))
     ax.margins(x=0.02)
     if x == "round":
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+        ax.xaxis.set_major_locator(ticker.MaxNLocator(integer=True, nbins=6))
     if x == "local-steps":
-        ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+        ax.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
     if name.endswith("accuracy"):
-        ax.yaxis.set_major_formatter(PercentFormatter(1))
+        ax.yaxis.set_major_formatter(ticker.PercentFormatter(1))
     elif _all_positive(ax):
         ax.set_yscale("log")
-        # 0.05, 0.1, 0.2 over a few decades; powers of ten alone over many.
+        # Ticks at 1, 2 and 5 times powers of ten over few decades, at powers of ten over many.
         low, high = ax.get_ylim()
-        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 1e3 else (1,)))
-        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        ax.yaxis.set_minor_formatter(NullFormatter())
+        ax.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5) if high / low < 1e3 else (1,)))
+        ax.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+        ax.yaxis.set_minor_formatter(ticker.NullFormatter())
 
 
 def _all_positive(ax: Axes) -> bool:

@@ -1,4 +1,4 @@
-"""How a partition spreads labels over clients."""
+"""Pictures of the labels that each client of a partition holds."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ def plot_partition(
     num_classes: int | None,
     path: str | Path | None = None,
 ) -> Figure:
-    """Draw how many samples of each label every client holds, and the clients' sizes above.
+    """Draw the number of samples of each label that every client holds, and the clients' sizes.
 
     Parameters
     ----------
     labels
-        The training set's labels, (n,); targets of a regression are shown by their deciles.
+        Labels of the training set, ``(n,)``; targets of a regression are shown by their deciles.
     partition
         Sample indices of each client.
     num_classes
-        Number of classes, ``None`` for a regression.
+        Number of classes; ``None`` for a regression.
     path
-        Where to write the picture, ``.png``, ``.pdf`` or ``.svg``; not written by default.
+        File of the picture, ``.png``, ``.pdf`` or ``.svg``; not written by default.
 
     Raises
     ------
     ValueError
-        If the file's kind is unknown.
+        If the file's suffix is unknown.
     """
     from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.figure import Figure
@@ -47,10 +47,8 @@ def plot_partition(
 
     file = picture_path(path)
     if num_classes is None:
-        deciles = np.quantile(labels, np.linspace(0, 1, 11)[1:-1])
-        statistics = heterogeneity(np.searchsorted(deciles, labels), partition, 10)
-    else:
-        statistics = heterogeneity(labels, partition, num_classes)
+        labels = np.searchsorted(np.quantile(labels, np.linspace(0, 1, 11)[1:-1]), labels)
+    statistics = heterogeneity(labels, partition, 10 if num_classes is None else num_classes)
     sizes, counts = statistics.sizes, statistics.label_counts
     assert counts is not None
     num_clients, num_rows = counts.shape
@@ -70,7 +68,7 @@ def plot_partition(
 
         blues = LinearSegmentedColormap.from_list("share", ["#e3eef8", "#9ecae1", "#0072B2", "#00304d"])
         shares = counts / sizes[:, None]
-        held = np.ma.masked_equal(shares.T, 0)  # nothing held stays white, so that one sample can be seen
+        held = np.ma.masked_equal(shares.T, 0)  # zero stays white, so that a single sample is visible
         picture = grid.imshow(
             held, aspect="auto", origin="lower", cmap=blues, vmin=0, interpolation="nearest"
         )

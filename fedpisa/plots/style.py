@@ -1,10 +1,9 @@
-"""How pictures look and are written; made without pyplot, so that nothing global changes."""
+"""The style and the files of pictures; without pyplot, so that no global state changes."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +12,10 @@ from fedpisa.storage.files import replace_file
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette, told apart with any kind of colour vision, less its yellow, too light on white.
+# The palette of Okabe and Ito for all kinds of colour vision, without yellow, which is too light on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # so that the curves can be told apart without colour, too
-DASHES = ("-", (0, (4, 1.5)), (0, (1.2, 1.2)))  # from the eighth curve on
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # curves stay distinct without colour
+DASHES = ("-", (0, (4, 1.5)), (0, (1.2, 1.2)))  # the next style every seven curves
 SUFFIXES = (".png", ".pdf", ".svg")
 
 _STYLE: Any = {
@@ -46,22 +45,20 @@ _STYLE: Any = {
 }
 
 
-@contextmanager
-def style() -> Iterator[None]:
-    """Draw in the style of all pictures here, as long as the block lasts."""
+def style() -> AbstractContextManager[None]:
+    """Return a context manager that sets the package's style."""
     import matplotlib
 
-    with matplotlib.rc_context(_STYLE):
-        yield
+    return matplotlib.rc_context(_STYLE)
 
 
 def picture_path(path: str | Path | None) -> Path | None:
-    """Return a picture's path if its suffix is one that can be written.
+    """Return the path of a picture, checked for its suffix.
 
     Raises
     ------
     ValueError
-        If it is not.
+        If the suffix is not in `SUFFIXES`.
     """
     if path is None:
         return None
@@ -72,10 +69,10 @@ def picture_path(path: str | Path | None) -> Path | None:
 
 
 def write_picture(figure: Figure, file: Path | None) -> None:
-    """Write a picture to a file of `SUFFIXES`, if there is to be one: the same picture, the same bytes."""
+    """Write a picture to ``file`` unless it is ``None``; the same picture gives the same bytes."""
     if file is None:
         return
-    # No date in the file: the same data give the same bytes.
+    # The date and the program's version would change the bytes.
     metadata = {".png": {"Software": None}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
     suffix, content = file.suffix.lower(), io.BytesIO()
     figure.savefig(content, format=suffix[1:], metadata=metadata[suffix])

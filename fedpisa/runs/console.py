@@ -1,4 +1,4 @@
-"""What commands say meanwhile: live on a terminal, a few plain lines elsewhere."""
+"""Progress of commands: live on a terminal, a few plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from types import TracebackType
 from typing import TYPE_CHECKING, Self, final
 
 from rich.console import Console
@@ -22,37 +21,43 @@ if TYPE_CHECKING:
     from fedpisa.runs.results import Result, Row
 
 PLAIN_LINES = 6
-"""Rounds that are reported, besides the last, where the output is no terminal."""
+"""Number of rounds that are reported, besides the last, if the output is not a terminal."""
 
 
-class LiveTable(ABC):
-    """A table that changes in place on a terminal; elsewhere there is nothing to see of it.
+class Display:
+    """Base of displays that are updated in place on a terminal.
 
     Parameters
     ----------
     console
-        Where to write; standard error by default.
+        Console to write to; standard error by default.
     """
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True, highlight=False, soft_wrap=True)
-        self._live: Live | None = None
+        self._live: Live | Progress | None = None
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
         if self._live is not None:
             self._live.stop()
+            self._live = None
+
+
+class LiveTable(Display, ABC):
+    """A table that is updated in place on a terminal and not shown elsewhere."""
 
     @abstractmethod
     def _table(self) -> Table:
-        """Return the table as it is now."""
+        """Return the current table."""
 
     def _on_screen(self) -> bool:
-        """Return whether the table is shown; on a terminal it is from the first change on."""
+        """Return whether the table is shown; on a terminal, start to show it."""
         if self._console.is_terminal and self._live is None:
             self._live = Live(
                 console=self._console, get_renderable=self._table, refresh_per_second=2, transient=True
@@ -62,15 +67,15 @@ class LiveTable(ABC):
 
 
 @final
-class RunConsole:
-    """Shows the events of one run after another; give it to ``fedpisa.run`` as ``on_event``.
+class RunConsole(Display):
+    """Shows the events of runs; pass it to ``fedpisa.run`` as ``on_event``.
 
     Parameters
     ----------
     console
-        Where to write; standard error by default.
+        Console to write to; standard error by default.
     clock
-        Seconds that only grow.
+        Function that returns monotonic seconds.
 
     Examples
     --------
@@ -81,21 +86,12 @@ class RunConsole:
     def __init__(
         self, console: Console | None = None, clock: Callable[[], float] = time.perf_counter
     ) -> None:
-        self._console = console or Console(stderr=True, highlight=False, soft_wrap=True)
+        super().__init__(console)
         self._clock = clock
-        self._progress: Progress | None = None
         self._task = TaskID(0)
         self._began = 0.0
         self._resumed = 0
         self._accuracy: float | None = None
-
-    def __enter__(self) -> RunConsole:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stop()
 
     def __call__(self, event: Event) -> None:
         """Show one event."""
@@ -105,11 +101,11 @@ class RunConsole:
             self._round(event.row, event.num_server_rounds)
         elif isinstance(event, RunFinished):
             self._stop()
-            ended = f"{summary(event.result)}; it had ended before, nothing was done"
-            self._console.print(escape(ended if event.before else summary(event.result)))
+            note = "; the run had already ended, nothing was done" if event.before else ""
+            self._console.print(escape(summary(event.result) + note))
         elif isinstance(event, Stopping):
-            # Past the console, which may just be writing: this is said from within a signal handler.
-            os.write(2, b"\nending this round and writing a checkpoint; once more ends at once\n")
+            # A signal handler calls this while the console may be writing, so the text bypasses the console.
+            os.write(2, b"\nending this round and writing a checkpoint; a second signal ends at once\n")
 
     def _start(self, event: RunStarted) -> None:
         self._stop()
@@ -121,7 +117,7 @@ class RunConsole:
             markup=False,
         )
         if event.resumed is not None:
-            self._console.print(f"going on after round {event.resumed}", markup=False)
+            self._console.print(f"resuming after round {event.resumed}", markup=False)
         self._resumed = event.resumed or 0
         self._began, self._accuracy = self._clock(), None
         if self._console.is_terminal:
@@ -132,11 +128,10 @@ class RunConsole:
                 TextColumn("ETA"),
                 TimeRemainingColumn(compact=True),
             )
-            self._progress = Progress(*columns, console=self._console, transient=True)
-            self._task = self._progress.add_task(
-                "", total=config.num_server_rounds, completed=self._resumed, metrics=""
-            )
-            self._progress.start()
+            self._live = Progress(*columns, console=self._console, transient=True)
+            total, completed = config.num_server_rounds, self._resumed
+            self._task = self._live.add_task("", total=total, completed=completed, metrics="")
+            self._live.start()
 
     def _round(self, row: Row, num_server_rounds: int) -> None:
         number = int(row["round"] or 0)
@@ -153,21 +148,16 @@ class RunConsole:
             parts.append(f"test loss {loss:.4g}")
         parts.append(f"{(number - self._resumed) / max(self._clock() - self._began, 1e-9):.3g} rounds/s")
         metrics = "  ".join(parts)
-        if self._progress is not None:
-            short = metrics.replace("train ", "").replace("test ", "")  # the line fits 80 columns
-            self._progress.update(self._task, completed=number, metrics=short)
+        if isinstance(self._live, Progress):
+            short = metrics.replace("train ", "").replace("test ", "")  # fits into 80 columns
+            self._live.update(self._task, completed=number, metrics=short)
         elif number == num_server_rounds or number % math.ceil(num_server_rounds / PLAIN_LINES) == 0:
             width = len(str(num_server_rounds))
             self._console.print(f"round {number:{width}}/{num_server_rounds}  {metrics}", markup=False)
 
-    def _stop(self) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = None
-
 
 def summary(result: Result) -> str:
-    """Return how a run ended, in one line."""
+    """Return the outcome of a run in one line."""
     rounds = max((int(row["round"] or 0) for row in result.rows), default=0)
     ends = {
         "finished": f"finished {rounds} rounds",

@@ -1,7 +1,7 @@
-"""How the global model does on each client's own samples, round by round: ``clients.parquet``.
+"""The global model's metrics on each client's own samples: ``clients.parquet``.
 
-It is a folder with a file for each evaluated round, which readers of Parquet take for one table. A file is
-whole or not there, and a round that is repeated after an interruption replaces its own.
+``clients.parquet`` is a folder with a file for each evaluated round; Parquet readers read it as one table. Files are
+written atomically, and a round that is repeated after an interruption replaces its file.
 
 Shapes: ``N`` clients, ``S`` of them in a round, ``n`` samples of all clients.
 """
@@ -37,7 +37,7 @@ def evaluate_clients(
 ) -> dict[str, NDArray[np.float64]]:
     """Return the model's mean loss and, for classification, accuracy on each client's samples, both ``(N,)``.
 
-    All samples are evaluated in one pass and then summed client by client.
+    One pass evaluates all samples; their values are then summed per client.
 
     Examples
     --------
@@ -61,18 +61,18 @@ def evaluate_clients(
 def table_of(
     number: int, data: ClientData, metrics: Table, trained: tuple[Tensor, Tensor] | None = None
 ) -> Table:
-    """Return a round's table.
+    """Return the table of one round.
 
     Parameters
     ----------
     number
-        The round.
+        Number of the round.
     data
-        Whose samples they are.
+        The clients' samples.
     metrics
-        What `evaluate_clients` returned.
+        Metrics that `evaluate_clients` returned.
     trained
-        Numbers of the round's clients and their training losses, both ``(S,)``; the others have none.
+        Ids and training losses of the clients that took part in the round, both ``(S,)``.
     """
     train_loss_N = np.full(data.num_clients, np.nan)
     if trained is not None:
@@ -88,12 +88,12 @@ def table_of(
 
 
 def require_parquet() -> None:
-    """Raise a ValueError if Parquet files cannot be written here."""
+    """Raise a ValueError if pyarrow is not installed."""
     try:
         import pyarrow.parquet  # noqa: F401
     except ImportError as error:
         raise ValueError(
-            "per-client = true needs the extra parquet, run pip install 'fedpisa[parquet]'"
+            "per-client = true needs the extra parquet: run pip install 'fedpisa[parquet]'"
         ) from error
 
 
@@ -115,19 +115,18 @@ def read_tables(folder: Path) -> pd.DataFrame:
     Raises
     ------
     ValueError
-        If there is no such folder, or Parquet files cannot be read here.
+        If the folder does not exist, or pyarrow is not installed.
     """
     import pandas as pd
 
     if not folder.exists():
-        raise ValueError(f"{folder} does not exist: run with per-client = true to have it")
+        raise ValueError(f"{folder} does not exist: run with per-client = true to make it")
     require_parquet()
-    files = sorted(folder.glob("round-*.parquet"))
-    return pd.concat([pd.read_parquet(file) for file in files], ignore_index=True) if files else to_frame([])
+    return to_frame(pd.read_parquet(file) for file in sorted(folder.glob("round-*.parquet")))
 
 
-def to_frame(tables: Iterable[Table]) -> pd.DataFrame:
-    """Return tables below each other."""
+def to_frame(tables: Iterable[Table | pd.DataFrame]) -> pd.DataFrame:
+    """Return the tables of several rounds as one data frame."""
     import pandas as pd
 
     frames = [pd.DataFrame(dict(table)) for table in tables]

@@ -1,4 +1,4 @@
-"""Whether fedpisa owns the process: its commands and workers tune the process, library calls leave it unchanged."""
+"""Whether fedpisa owns the process: commands and workers tune their process, and library calls leave it unchanged."""
 
 from __future__ import annotations
 

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 def provenance_of(simulation: Simulation) -> dict[str, object]:
-    """Return what ``run.json`` says of a run before its first round."""
-    packages = ("fedpisa", "flwr", "torch", "torchvision", "numpy", "scikit-learn")
+    """Return the entries of ``run.json`` that are known before the first round."""
+    task, device = simulation.federation.task, simulation.federation.device
     versions = {"python": platform.python_version()}
-    for package in packages:
+    for package in ("fedpisa", "flwr", "torch", "torchvision", "numpy", "scikit-learn"):
         with suppress(ModuleNotFoundError):
             versions[package] = version(package)
     machine = {
@@ -29,22 +29,24 @@ def provenance_of(simulation: Simulation) -> dict[str, object]:
         "processor": platform.processor() or platform.machine(),
         "cpus": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
-        "device": str(simulation.federation.device),
+        "device": str(device),
     }
-    if simulation.federation.device.type == "cuda":
-        machine["gpu"] = torch.cuda.get_device_name(simulation.federation.device)
-    started = {
+    if device.type == "cuda":
+        machine["gpu"] = torch.cuda.get_device_name(device)
+    return {
+        "seed": simulation.config.seed,
+        "versions": versions,
+        "machine": machine,
         "engine": simulation.engine,
         "process": {"allocator": allocator(), "threads": torch.get_num_threads()},
         "data": simulation.federation.data_digest(),
-        "num_parameters": simulation.federation.task.layout.size,
-        "layout": simulation.federation.task.layout.fingerprint,
+        "num_parameters": task.layout.size,
+        "layout": task.layout.fingerprint,
         "started": now(),
+        **simulation.grid.info,
     }
-    about = {"seed": simulation.config.seed, "versions": versions, "machine": machine, **started}
-    return {**about, **simulation.grid.info}
 
 
 def now() -> str:
-    """Return the time, in UTC."""
+    """Return the current UTC time in ISO format."""
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,11 +1,11 @@
-"""What a run leaves behind: its directory while it is written, and the `Result` that reads it.
+"""A run's directory, and the `Result` that is read from it.
 
-A run's directory holds
+A run's directory contains
 
-- ``config.toml``: the resolved configuration, enough to repeat the run;
+- ``config.toml``: the resolved configuration, which is enough to repeat the run;
 - ``run.json``: versions, machine, timing and ``status``;
-- ``metrics.jsonl``: one JSON object per round, flushed as soon as the round ends;
-- ``checkpoint/``: what `fedpisa.run` needs to go on, or to add rounds at the end, see `fedpisa.storage.checkpoint`;
+- ``metrics.jsonl``: one JSON object per round, written when the round ends;
+- ``checkpoint/``: the state from which `fedpisa.run` resumes or adds rounds, see `fedpisa.storage.checkpoint`;
 - ``partition.npz``: the arrays ``0`` .. ``N-1``, client ``i``'s sample indices into the training set;
 - ``model.safetensors``: the global parameters under the module's own names;
 - ``clients.parquet``, if ``per-client = true``: a file for each evaluated round, a row for each client.
@@ -21,7 +21,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, final, get_args
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from fedpisa.config.run import RunConfig
+    from fedpisa.datasets.base import Indices
     from fedpisa.runs.per_client import Table
 
 Status = Literal["running", "finished", "diverged", "interrupted", "failed"]
@@ -52,36 +53,33 @@ METRICS = (
     "local_steps",
     "seconds",
 )
-"""Columns of ``metrics.jsonl`` that every run has; bytes, steps and seconds are those of one round."""
+"""Columns of ``metrics.jsonl`` in every run; bytes, steps and seconds are those of one round."""
 
 
 def require_free(directory: str | Path) -> Path:
-    """Return ``directory`` as a path if a run may write there: it does not exist, or is empty.
+    """Return ``directory`` as a path; a run may write there if it does not exist or is empty.
 
     Raises
     ------
     OccupiedError
-        If something is there already: a result is never overwritten.
+        If ``directory`` is a file or not empty: results are never overwritten.
     """
     path = Path(directory)
     if path.is_dir():
         if any(not is_leftover(file.name) for file in path.iterdir()):
             raise OccupiedError(
-                f"directory {path} exists and is not empty: name another one, nothing is overwritten"
+                f"directory {path} exists and is not empty: name another one, because nothing is overwritten"
             )
     elif path.exists() or path.is_symlink():
-        raise OccupiedError(f"{path} exists and is not a directory: name another place for the result")
+        raise OccupiedError(f"{path} exists and is not a directory: name another directory for the result")
     return path
 
 
 def free_directory(path: str | Path) -> Path:
-    """Return ``path``, or the first of ``path-2``, ``path-3``, ... where nothing has been written yet."""
+    """Return the first of ``path``, ``path-2``, ``path-3``, ... that does not exist."""
     base = Path(path)
-    for number in count(1):
-        candidate = base if number == 1 else base.with_name(f"{base.name}-{number}")
-        if not (candidate.exists() or candidate.is_symlink()):
-            return candidate
-    raise AssertionError("unreachable")
+    candidates = chain([base], (base.with_name(f"{base.name}-{number}") for number in count(2)))
+    return next(file for file in candidates if not (file.exists() or file.is_symlink()))
 
 
 @final
@@ -89,13 +87,12 @@ def free_directory(path: str | Path) -> Path:
 class RunDirectory:
     """The directory of one run, written round by round.
 
-    The files on disk are whole even after a crash: each is replaced in one step, and
-    ``metrics.jsonl`` only grows by lines.
+    The files stay valid even after a crash: each is replaced atomically, and ``metrics.jsonl`` only grows by lines.
 
     Parameters
     ----------
     path
-        Where the run is written.
+        The directory.
 
     Examples
     --------
@@ -117,25 +114,20 @@ class RunDirectory:
 
     @classmethod
     def create(
-        cls,
-        path: str | Path,
-        *,
-        config: RunConfig,
-        info: Mapping[str, object],
-        partition: Sequence[NDArray[np.int64]],
+        cls, path: str | Path, config: RunConfig, info: Mapping[str, object], partition: Sequence[Indices]
     ) -> RunDirectory:
         """Make the directory with its ``config.toml``, ``run.json`` and ``partition.npz``.
 
-        Everything is turned into bytes before the directory is made, so that bad input leaves nothing behind.
+        All contents are encoded before the directory is made, so that invalid input leaves no files.
 
         Parameters
         ----------
         path
-            The directory; parents are made.
+            The directory; missing parents are made.
         config
             The resolved configuration.
         info
-            What ``run.json`` says besides ``status``: versions, seed, machine, timing.
+            Entries of ``run.json`` besides ``status``: versions, seed, machine, timing.
         partition
             Sample indices of each client.
 
@@ -145,19 +137,17 @@ class RunDirectory:
             If the directory exists and is not empty.
         """
         run = cls(require_free(path))
-        run.begin(config=config, info=info, partition=partition)
+        run.begin(config, info, partition)
         return run
 
-    def begin(
-        self, *, config: RunConfig, info: Mapping[str, object], partition: Sequence[NDArray[np.int64]]
-    ) -> None:
-        """Write the files as they are before the first round; see `create`.
+    def begin(self, config: RunConfig, info: Mapping[str, object], partition: Sequence[Indices]) -> None:
+        """Write the files of a run before its first round; see `create`.
 
-        ``config.toml`` is the first file and ``run.json`` the last, so that a run that was cut short in between
-        can begin again.
+        ``config.toml`` is written first and ``run.json`` last, so that a run that is interrupted in between can be
+        resumed.
         """
         toml = config.to_toml().encode()
-        about = _json_bytes({"status": "running", **info})
+        run_json = _json_bytes({"status": "running", **info})
         arrays = io.BytesIO()
         parts: dict[str, Any] = {str(i): np.asarray(part, dtype=np.int64) for i, part in enumerate(partition)}
         np.savez(arrays, **parts)
@@ -166,16 +156,16 @@ class RunDirectory:
         replace_file(self.path / "config.toml", toml)
         replace_file(self.path / "partition.npz", arrays.getvalue())
         replace_file(self.metrics, b"")
-        replace_file(self.path / "run.json", about)
+        replace_file(self.path / "run.json", run_json)
 
     @property
     def metrics(self) -> Path:
-        """The file of the rounds' metrics."""
+        """The file ``metrics.jsonl``."""
         return self.path / "metrics.jsonl"
 
     @property
     def checkpoints(self) -> Path:
-        """The folder of the checkpoints."""
+        """The folder ``checkpoint``."""
         return self.path / "checkpoint"
 
     def append(self, row: Row) -> None:
@@ -188,12 +178,12 @@ class RunDirectory:
             raise named(error, self.metrics) from error
 
     def metrics_bytes(self) -> int:
-        """Return the length of ``metrics.jsonl`` in bytes, once they are on the disk."""
+        """Flush ``metrics.jsonl`` to the disk and return its length in bytes."""
         sync(self.metrics)
         return self.metrics.stat().st_size
 
     def cut(self, length: int) -> list[Row]:
-        """Keep the first ``length`` bytes of ``metrics.jsonl`` and return their rows."""
+        """Truncate ``metrics.jsonl`` to ``length`` bytes and return its rows."""
         os.truncate(self.metrics, length)
         return _read_rows(self.metrics)
 
@@ -202,13 +192,13 @@ class RunDirectory:
         replace_file(self.path / "config.toml", config.to_toml().encode())
 
     def info(self) -> dict[str, Any]:
-        """Return what ``run.json`` says; nothing if the run was cut short before there was one."""
+        """Return the content of ``run.json``; an empty mapping if the file does not exist."""
         file = self.path / "run.json"
         info: dict[str, Any] = json.loads(file.read_bytes()) if file.exists() else {}
         return info
 
     def write_clients(self, table: Table) -> None:
-        """Write one round's clients into ``clients.parquet``; a round that is there already is replaced."""
+        """Write or replace one round in ``clients.parquet``."""
         from fedpisa.runs import per_client
 
         folder = self.path / per_client.FILE
@@ -217,7 +207,7 @@ class RunDirectory:
         replace_file(folder / f"round-{number:06d}.parquet", per_client.to_parquet(table))
 
     def update(self, **info: object) -> None:
-        """Change entries of ``run.json``, such as ``status``; the others stay."""
+        """Set entries of ``run.json``, such as ``status``, and keep the others."""
         replace_file(self.path / "run.json", _json_bytes({**self.info(), **info}))
 
     def write_model(
@@ -246,7 +236,7 @@ class RunDirectory:
 @final
 @dataclass(frozen=True, eq=False, repr=False)
 class Result:
-    """What a run found.
+    """The result of a run.
 
     Parameters
     ----------
@@ -255,21 +245,21 @@ class Result:
     rows
         One mapping per round, from column to value; round 0 is the initial model.
     parameters
-        The global parameters under the module's own names; empty if the run ended before it had any to keep.
+        The global parameters under the module's own names; empty while a run on disk has written none.
     partition
         Sample indices of each client.
     status
-        ``finished``, or why not.
+        ``finished``, or the reason why the run has not finished.
     directory
-        Where the run is on disk, if it is.
+        The run's directory; ``None`` if the run is not on disk.
     client_tables
-        What `clients` shows of a run that is not on disk.
+        Tables of `clients` if the run is not on disk.
     """
 
     config: RunConfig
     rows: Sequence[Row]
     parameters: Mapping[str, NDArray[Any]]
-    partition: Sequence[NDArray[np.int64]]
+    partition: Sequence[Indices]
     status: Status = "finished"
     directory: Path | None = None
     client_tables: Sequence[Table] = ()
@@ -281,30 +271,30 @@ class Result:
 
     @cached_property
     def clients(self) -> pd.DataFrame:
-        """The model on each client's own training samples, one row per evaluated round and client.
+        """The model's metrics on each client's training samples, one row per evaluated round and client.
 
-        ``train_loss`` is the loss while the client trained, NaN if it did not take part in the round.
+        ``train_loss`` is the loss during the client's training; NaN if it did not take part in the round.
 
         Raises
         ------
         ValueError
-            If the run was without ``per-client = true``.
+            If ``per-client`` was false.
         """
         from fedpisa.runs import per_client
 
         if not self.config.per_client:
-            raise ValueError("nothing was measured client by client: run with per-client = true")
+            raise ValueError("per-client = false, so clients were not evaluated: run with per-client = true")
         if self.directory is None:
             return per_client.to_frame(self.client_tables)
         return per_client.read_tables(self.directory / per_client.FILE)
 
     def last(self, column: str) -> float | None:
-        """Return the last value of a column that was measured, ``None`` if none was."""
+        """Return the last finite value of a column; ``None`` if there is none."""
         values = self._values(column)
         return values[-1][1] if values else None
 
     def best(self, column: str = "test_accuracy") -> float | None:
-        """Return the largest value of a column, ``None`` if it was never measured."""
+        """Return the largest finite value of a column; ``None`` if there is none."""
         return max((value for _, value in self._values(column)), default=None)
 
     def total(self, column: str) -> float:
@@ -312,7 +302,7 @@ class Result:
         return math.fsum(value for _, value in self._values(column))
 
     def rounds_to(self, target: float, column: str = "test_accuracy") -> int | None:
-        """Return the first round in which ``column`` reached ``target``, ``None`` if it never did."""
+        """Return the first round in which ``column`` reached ``target``; ``None`` if it never did."""
         return next((number for number, value in self._values(column) if value >= target), None)
 
     def plot(self, x: str = "round", y: str | None = None, ax: Axes | None = None, **line: Any) -> Axes:
@@ -325,9 +315,9 @@ class Result:
         y
             A column of `history`; by default the test accuracy, or the test loss of a regression.
         ax
-            Where to draw; a new pyplot figure by default, which a notebook shows by itself.
+            Axes to draw on; by default those of a new pyplot figure.
         line
-            Options of matplotlib's line, such as ``label`` or ``color``.
+            Options of `matplotlib.axes.Axes.plot`, such as ``label`` or ``color``.
         """
         from fedpisa import plots
 
@@ -342,14 +332,14 @@ class Result:
         return ax
 
     def _values(self, column: str) -> list[tuple[int, float]]:
-        """Return ``(round, value)`` wherever the column has a finite value."""
+        """Return ``(round, value)`` for each finite value of a column."""
         pairs = ((int(row["round"] or 0), row.get(column)) for row in self.rows)
         return [
             (number, float(value)) for number, value in pairs if value is not None and math.isfinite(value)
         ]
 
     def _summary(self) -> dict[str, str]:
-        """Return what a reader wants to know first, as text."""
+        """Return the main facts of the run as text."""
         summary = {
             "algorithm": self.config.algorithm,
             "dataset": self.config.dataset,
@@ -378,7 +368,7 @@ class Result:
 
 
 def curve_labels(results: Sequence[Result]) -> list[str]:
-    """Return a short label for each run: its algorithm, or its directory where algorithms repeat."""
+    """Return a short label for each run: its algorithm, or its directory if algorithms repeat."""
     algorithms = [result.config.algorithm for result in results]
     names = [result.directory.name if result.directory else "" for result in results]
     paths = [str(result.directory) for result in results]
@@ -386,7 +376,7 @@ def curve_labels(results: Sequence[Result]) -> list[str]:
 
 
 def history(rows: Iterable[Row]) -> pd.DataFrame:
-    """Return rounds as a data frame: the columns that every run has, then the diagnostics.
+    """Return rounds as a data frame: the columns in `METRICS`, then the others.
 
     Examples
     --------
@@ -403,27 +393,27 @@ def history(rows: Iterable[Row]) -> pd.DataFrame:
 
 
 def load_result(directory: str | Path) -> Result:
-    """Read a run's directory, also while the run goes on or after it was cut short.
+    """Read a run's directory, also of a running or an interrupted run.
 
     Parameters
     ----------
     directory
-        What ``fedpisa run --out`` named.
+        The run's directory, as given to ``fedpisa run --out``.
 
     Raises
     ------
     ValueError
-        If it is not a run's directory, or one of its files cannot be read.
+        If ``directory`` is not a run's directory, or one of its files cannot be read.
     """
     from fedpisa.config.run import load_config
 
     path = Path(directory)
     if not path.is_dir():
-        raise ValueError(f"{path} is not a directory: name one that fedpisa run has written")
+        raise ValueError(f"{path} is not a directory: name the directory of a run")
     missing = [name for name in ("config.toml", "run.json", "metrics.jsonl") if not (path / name).is_file()]
     if missing:
         raise ValueError(
-            f"{path} is not a run's directory, it lacks {', '.join(missing)}: name one that has them"
+            f"{path} is not a run's directory, it lacks {', '.join(missing)}: name the directory of a run"
         )
     try:
         status = json.loads((path / "run.json").read_bytes())["status"]
@@ -438,17 +428,19 @@ def load_result(directory: str | Path) -> Result:
             directory=path,
         )
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"the run in {path} cannot be read ({error}): name another, or repeat it") from error
+        raise ValueError(
+            f"the run in {path} cannot be read ({error}): name another run, or repeat it"
+        ) from error
 
 
 def _read_rows(file: Path) -> list[Row]:
-    # A process that was killed may have left half a line at the end, and only there.
+    # A killed process may leave an incomplete last line.
     lines = file.read_text(encoding="utf-8").split("\n")[:-1]
     return [json.loads(line) for line in lines if line]
 
 
 def read_partition(file: Path) -> list[NDArray[np.int64]]:
-    """Return each client's sample indices; nothing if there is no such file."""
+    """Return each client's sample indices; an empty list if the file does not exist."""
     if not file.is_file():
         return []
     with np.load(file, allow_pickle=False) as arrays:
@@ -470,7 +462,7 @@ def _read_model(file: Path) -> dict[str, NDArray[Any]]:
 
 
 def _plain(value: object) -> object:
-    """Return a value as JSON can say it; JSON knows neither NaN nor infinity."""
+    """Return a value that JSON can represent; NaN and infinity become ``None``."""
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):

@@ -1,4 +1,4 @@
-"""How a run goes on: with which configuration, and from which checkpoint."""
+"""The configuration and the checkpoint of a resumed run."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ if TYPE_CHECKING:
 _LOG = getLogger("fedpisa")
 
 FREE: Final = ("num-server-rounds", "checkpoint-every", "state-memory", "num-cpus", "num-gpus", "ray-address")
-"""Keys that may change when a run goes on; the first of them can only grow."""
+"""Keys that may change when a run resumes; the first one may only increase."""
 
 
 def changed(
     before: RunConfig, config: RunConfig | Mapping[str, object] | str | os.PathLike[str] | None
 ) -> RunConfig:
-    """Return the configuration with which a run goes on.
+    """Return the configuration of a resumed run.
 
     Parameters
     ----------
     before
-        The run's own.
+        The configuration in the run's directory.
     config
         Keys that change, or a whole configuration.
 
     Raises
     ------
     ValueError
-        If a key changes that may not, or there are to be fewer rounds.
+        If a key changes that must not change, or the number of rounds decreases.
 
     Examples
     --------
@@ -49,7 +49,7 @@ def changed(
     >>> changed(RunConfig(), {"seed": 1})
     Traceback (most recent call last):
         ...
-    ValueError: seed cannot change so while a run goes on: seed was 0 and is now 1; put back what it was, ...
+    ValueError: a run cannot resume with another configuration: seed was 0 and is now 1; restore the old value, ...
     """
     if config is None:
         return before
@@ -57,14 +57,14 @@ def changed(
         after = before.replace(config)
     else:
         after = load_config(config)
-        # A run writes down which model its data chose.
+        # The run's directory names the default model of its data set.
         after = after.replace({"model": before.model}) if after.model is None else after
-    refuse(differences(before, after))
+    _require_unchanged(before, after)
     return after
 
 
 def differences(before: RunConfig, after: RunConfig) -> dict[str, str]:
-    """Return which keys differ though they may not, and how; the rounds may grow and not shrink."""
+    """Return the keys that differ and must not, with both values; the number of rounds may only increase."""
     old, new = before.to_mapping(), after.to_mapping()
     free = FREE if after.num_server_rounds >= before.num_server_rounds else FREE[1:]
     return {
@@ -74,12 +74,11 @@ def differences(before: RunConfig, after: RunConfig) -> dict[str, str]:
     }
 
 
-def refuse(different: Mapping[str, str]) -> None:
-    """Raise an error that names what differs, if anything does."""
-    if different:
+def _require_unchanged(before: RunConfig, after: RunConfig) -> None:
+    if changes := differences(before, after).values():
         raise ValueError(
-            f"{', '.join(different)} cannot change so while a run goes on: {', '.join(different.values())}; "
-            "put back what it was, or start a new run in another directory"
+            f"a run cannot resume with another configuration: {', '.join(changes)}; restore the old "
+            f"value{'s' * (len(changes) > 1)}, or start a new run in another directory"
         )
 
 
@@ -88,14 +87,14 @@ def _show(value: object) -> str:
 
 
 def pick(files: RunDirectory, simulation: Simulation) -> Checkpoint | None:
-    """Return the newest checkpoint that can be used, ``None`` if the run has to begin again.
+    """Return the newest usable checkpoint; ``None`` if the run has to start again.
 
-    Warnings are logged for those that cannot be used.
+    A warning is logged for each checkpoint that cannot be used.
 
     Raises
     ------
     ValueError
-        If the checkpoint is of another configuration, model or split of the data than the simulation.
+        If the simulation has another configuration, model or split of the data than the checkpoint.
     """
     stored = checkpoint.newest_first(files.checkpoints)
     length = files.metrics.stat().st_size if files.metrics.exists() else 0
@@ -103,30 +102,30 @@ def pick(files: RunDirectory, simulation: Simulation) -> Checkpoint | None:
         try:
             found = checkpoint.read(file)
         except ValueError as error:
-            _LOG.warning("%s: it is left out", error)
+            _LOG.warning("%s: the checkpoint is skipped", error)
             continue
         if found.metadata["metrics_bytes"] > length:
-            _LOG.warning("%s lacks rounds that %s has: it is left out", files.metrics, file)
+            _LOG.warning("%s lacks rounds that %s has: the checkpoint is skipped", files.metrics, file)
             continue
         _require_same(found, files, simulation)
         return found
     if stored or length:
-        _LOG.warning("%s has no checkpoint that can be used: the run begins again at round 0", files.path)
+        _LOG.warning("%s has no usable checkpoint: the run starts again at round 0", files.path)
     return None
 
 
 def _require_same(found: Checkpoint, files: RunDirectory, simulation: Simulation) -> None:
     config = simulation.config
-    refuse(differences(RunConfig.from_mapping(found.metadata["config"]), config))
+    _require_unchanged(RunConfig.from_mapping(found.metadata["config"]), config)
     if found.metadata["layout"] != simulation.federation.task.layout.fingerprint:
         raise ValueError(
-            f"{config.model} has other parameters than when {files.path} was begun: bring back that model, "
+            f"{config.model} has other parameters than when {files.path} was started: restore the old model, "
             "or start a new run"
         )
     before, now = read_partition(files.path / "partition.npz"), simulation.federation.partition
     if len(before) != len(now) or not all(map(np.array_equal, before, now)):
         raise ValueError(
-            f"{config.dataset} is split otherwise than when {files.path} was begun: bring back those data, "
+            f"{config.dataset} is split differently than when {files.path} was started: restore the old data, "
             "or start a new run"
         )
 

@@ -1,4 +1,4 @@
-"""One run, from its configuration to its result, and on from where it was cut short."""
+"""Run an algorithm from its configuration to its result, and resume runs."""
 
 from __future__ import annotations
 
@@ -13,30 +13,21 @@ from typing import Any, final
 from numpy.typing import NDArray
 
 from fedpisa.config.run import RunConfig, load_config
-from fedpisa.runs.events import Event, RoundFinished, RunFinished, RunStarted, Stopping
+from fedpisa.runs.events import RoundFinished, RunFinished, Stopping
 from fedpisa.runs.per_client import Table, require_parquet
 from fedpisa.runs.process import is_own
 from fedpisa.runs.provenance import now, provenance_of
 from fedpisa.runs.results import Result, Row, RunDirectory, Status, load_result, require_free
 from fedpisa.runs.resume import changed, pick, require_same_data
 from fedpisa.runs.signals import Interrupted, Stop, postponed
-from fedpisa.runs.simulation import Simulation, make_grid
+from fedpisa.runs.simulation import Simulation
 from fedpisa.runs.tracking import Listener, fan_out
 from fedpisa.storage import checkpoint
 from fedpisa.storage.checkpoint import Checkpoint
 from fedpisa.storage.files import locked
 from fedpisa.tasks.modules import state_names
 
-__all__ = [
-    "Event",
-    "RoundFinished",
-    "RunFinished",
-    "RunStarted",
-    "Simulation",
-    "Stopping",
-    "make_grid",
-    "run",
-]
+__all__ = ["Simulation", "run", "train"]
 
 
 def run(
@@ -53,31 +44,30 @@ def run(
     config
         A configuration, flat keys, or the path of a TOML file; SISA on the embedded digits by default.
     out
-        Directory of the result, which must not exist or be empty; by default nothing is written.
+        Directory of the result, which must be empty or not exist; by default nothing is written.
     resume
-        Directory of a run that was cut short, in place of ``out``: it goes on from its last checkpoint and ends in
-        the same bytes as if nothing had happened. ``config`` is the run's own by default. More rounds may be
-        asked for, also of a run that finished; any other key that changes what is computed must stay.
+        Directory of an interrupted run, instead of ``out``. The run resumes from its last checkpoint and ends with
+        the same bytes as an uninterrupted run. ``config`` is the run's own by default. It may increase the number of
+        rounds, also of a finished run; other keys that change the result must stay the same.
     on_event
-        Told what happens: `RunStarted`, `RoundFinished` for every row, `Stopping`, `RunFinished`; one listener
-        or several, such as those of `fedpisa.runs.tracking`.
+        One or several listeners, such as those of `fedpisa.runs.tracking`. They are called with `RunStarted`,
+        `RoundFinished` for every row, `Stopping` and `RunFinished`.
 
     Returns
     -------
     Result
-        Its ``status`` is ``finished``, or ``diverged`` if the loss or the parameters were no longer finite;
+        Result with ``status`` ``finished``, or ``diverged`` if the loss or the parameters were no longer finite;
         the rounds until then are kept.
 
     Raises
     ------
     ValueError
-        If the configuration, the data or the directory is unusable, or another process writes to it; nothing is
-        written then.
+        If the configuration, the data or the directory is unusable, or another process writes to the directory;
+        nothing is written.
     KeyboardInterrupt
-        After Ctrl-C, at once; the directory has the rounds so far and the last checkpoint. Within
-        `fedpisa.runs.process.own_process`, as in ``fedpisa run``, Ctrl-C and SIGTERM
-        (`fedpisa.runs.signals.Interrupted`) let the round be finished first, and a checkpoint written; a second
-        signal ends at once.
+        At once after Ctrl-C; the directory has the finished rounds and the last checkpoint. Within
+        `fedpisa.runs.process.own_process`, as in ``fedpisa run``, Ctrl-C and SIGTERM raise
+        `fedpisa.runs.signals.Interrupted` after the round and its checkpoint; a second signal ends the run at once.
 
     Examples
     --------
@@ -96,39 +86,37 @@ def train(
     on_event: Listener | Iterable[Listener] | None = None,
     simulation_of: Callable[[RunConfig], Simulation] = Simulation,
 ) -> Result:
-    """Do what `run` does, on the Grid that ``simulation_of`` gives the run."""
-    tell = fan_out(on_event)
+    """Run like `run`, with the simulation that ``simulation_of`` returns."""
+    notify = fan_out(on_event)
     if resume is not None:
         if out is not None:
             raise ValueError(
-                f"out = {out} and resume = {resume} exclude each other: a run goes on where it is"
+                f"out = {out} and resume = {resume} exclude each other: a run resumes in its directory, remove out"
             )
-        return _resume(Path(resume), config, tell, simulation_of)
+        return _resume(Path(resume), config, notify, simulation_of)
     config = load_config(config)
     if out is None:
-        return _Run(simulation_of(config), tell).train()
+        return _Run(simulation_of(config), notify).train()
     directory = require_free(Path(out))
     if config.per_client:
         require_parquet()
     simulation = simulation_of(config)
     with locked(directory):
-        files = RunDirectory.create(
-            directory,
-            config=simulation.config,
-            info=provenance_of(simulation),
-            partition=simulation.federation.partition,
-        )
-        return _Run(simulation, tell, files).train()
+        info, partition = provenance_of(simulation), simulation.federation.partition
+        files = RunDirectory.create(directory, simulation.config, info, partition)
+        return _Run(simulation, notify, files).train()
 
 
 def _resume(
     directory: Path,
     config: RunConfig | Mapping[str, object] | str | os.PathLike[str] | None,
-    tell: Listener,
+    notify: Listener,
     simulation_of: Callable[[RunConfig], Simulation],
 ) -> Result:
     if not (directory / "config.toml").is_file():
-        raise ValueError(f"{directory} is not a run's directory, it lacks config.toml: name one that is")
+        raise ValueError(
+            f"{directory} is not a run's directory, it lacks config.toml: name the directory of a run"
+        )
     with locked(directory):
         files = RunDirectory(directory)
         before = load_config(directory / "config.toml")
@@ -137,38 +125,31 @@ def _resume(
         longer = after.num_server_rounds > before.num_server_rounds
         if info.get("status") == "diverged" or (info.get("status") == "finished" and not longer):
             result = load_result(directory)
-            tell(RunFinished(result, before=True))
+            notify(RunFinished(result, before=True))
             return result
         simulation = simulation_of(after)
+        provenance = provenance_of(simulation)
         found = pick(files, simulation)
         if found is None:
-            files.begin(
-                config=simulation.config,
-                info=provenance_of(simulation),
-                partition=simulation.federation.partition,
-            )
-            return _Run(simulation, tell, files).train()
+            files.begin(simulation.config, provenance, simulation.federation.partition)
+            return _Run(simulation, notify, files).train()
         require_same_data(info.get("data"), simulation.federation.data_digest(), directory)
         simulation.restore(found.server_round, found.tensors)
         rows = files.cut(found.metadata["metrics_bytes"])
         files.write_config(simulation.config)
-        again = {
-            key: value
-            for key, value in provenance_of(simulation).items()
-            if key in ("versions", "machine", "process")
-        }
-        resumed = [*info.get("resumed", []), {"after_round": found.server_round, "at": now(), **again}]
-        files.update(status="running", resumed=resumed)
-        return _Run(simulation, tell, files, rows, seconds_before=found.metadata["seconds"]).train()
+        part = {"after_round": found.server_round, "at": now()}
+        part |= {key: provenance[key] for key in ("versions", "machine", "process")}
+        files.update(status="running", resumed=[*info.get("resumed", []), part])
+        return _Run(simulation, notify, files, rows, seconds_before=found.metadata["seconds"]).train()
 
 
 @final
 @dataclass
 class _Run:
-    """The rounds of a simulation, written down as they end."""
+    """Runs the rounds of a simulation and writes them to the run's directory."""
 
     simulation: Simulation
-    tell: Listener
+    notify: Listener
     files: RunDirectory | None = None
     rows: list[Row] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
@@ -178,7 +159,7 @@ class _Run:
     def train(self) -> Result:
         status: Status = "failed"
         try:
-            self.tell(self.simulation.started())
+            self.notify(self.simulation.started())
             self._rounds()
             status = "diverged" if self.simulation.diverged else "finished"
         except KeyboardInterrupt:
@@ -186,59 +167,50 @@ class _Run:
             raise
         finally:
             parameters = self.simulation.parameters()
-            # After a failure, such as a full disk, it is that failure that has to be seen.
+            # After a failure, such as a full disk, a further OSError must not hide the first one.
             with suppress(OSError) if status == "failed" else nullcontext():
                 self._end(parameters, status)
+        config, partition = self.simulation.config, self.simulation.federation.partition
         directory = None if self.files is None else self.files.path
-        result = Result(
-            self.simulation.config,
-            self.rows,
-            parameters,
-            self.simulation.federation.partition,
-            status,
-            directory,
-            self.tables,
-        )
-        self.tell(RunFinished(result))
+        result = Result(config, self.rows, parameters, partition, status, directory, self.tables)
+        self.notify(RunFinished(result))
         return result
 
     def _rounds(self) -> None:
         last = self.simulation.config.num_server_rounds
         every = self.simulation.config.checkpoint_every
-        # Without a directory there is nothing to save from Ctrl-C.
+        # Without a directory there is no checkpoint to write, so signals are not postponed.
         postpones = self.files is not None and is_own()
-        waiting = postponed(lambda n: self.tell(Stopping(n))) if postpones else nullcontext(Stop())
-        with waiting as stop:
+        signals = (
+            postponed(lambda signum: self.notify(Stopping(signum))) if postpones else nullcontext(Stop())
+        )
+        with signals as stop:
             for row in self.simulation.rows():
                 self.rows.append(row)
-                self._clients(row)
+                if self.simulation.config.per_client and "evaluation_seconds" in row:
+                    table = self.simulation.client_table()
+                    self.tables.append(table) if self.files is None else self.files.write_clients(table)
                 done, diverged = self.simulation.server_round, self.simulation.diverged
-                signum = stop.signum  # read once: a signal that comes from now on belongs to the next round
+                signum = stop.signum  # read once: a later signal stops the run after the next round
                 if self.files is not None:
                     self.files.append(row)
                     due = done == last or signum or (every and done % every == 0)
-                    # Before the first round there is nothing to keep, and a model that is not finite is no start.
+                    # No checkpoint before the first round, and none of a model that is not finite.
                     if due and done > 0 and not diverged:
-                        self._keep(self.files)
-                self.tell(RoundFinished(row, last))
+                        self._write_checkpoint(self.files)
+                self.notify(RoundFinished(row, last))
                 if signum and done < last and not diverged:
                     raise Interrupted(signum)
 
-    def _clients(self, row: Row) -> None:
-        """Measure the model client by client, in rounds in which it was evaluated."""
-        if self.simulation.config.per_client and "evaluation_seconds" in row:
-            table = self.simulation.client_table()
-            self.tables.append(table) if self.files is None else self.files.write_clients(table)
-
-    def _keep(self, files: RunDirectory) -> None:
+    def _write_checkpoint(self, files: RunDirectory) -> None:
         metadata = {
             "config": self.simulation.config.to_mapping(),
             "layout": self.simulation.federation.task.layout.fingerprint,
             "metrics_bytes": files.metrics_bytes(),
             "seconds": self._seconds(),
         }
-        kept = Checkpoint(self.simulation.server_round, self.simulation.snapshot(), metadata)
-        checkpoint.write(files.checkpoints, kept)
+        state = Checkpoint(self.simulation.server_round, self.simulation.snapshot(), metadata)
+        checkpoint.write(files.checkpoints, state)
 
     def _seconds(self) -> float:
         return self.seconds_before + time.perf_counter() - self.begin

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: a run ends its round first."""
+"""Ctrl-C and SIGTERM at the end of a round."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, final
 
 @final
 class Interrupted(KeyboardInterrupt):
-    """A run was told to stop, and did so at the end of a round.
+    """A signal stopped a run at the end of a round.
 
     Parameters
     ----------
@@ -27,7 +27,7 @@ class Interrupted(KeyboardInterrupt):
 
 @final
 class Stop:
-    """The signal that came, if one did."""
+    """The signal that arrived, if any."""
 
     signum: int | None = None
 
@@ -36,9 +36,9 @@ _once = False
 
 
 def ignore_second_signal() -> None:
-    """Have this process heed one signal and no second one.
+    """Make this process ignore all signals after the first.
 
-    For workers, which are signalled by their parent, and again where the whole group is signalled.
+    This is for workers: a signal to the whole process group reaches them twice, directly and through their parent.
     """
     global _once
     _once = True
@@ -46,14 +46,14 @@ def ignore_second_signal() -> None:
 
 @contextmanager
 def postponed(announce: Callable[[int], None] = lambda signum: None) -> Iterator[Stop]:
-    """Note the first Ctrl-C or SIGTERM instead of ending at once; a second one does what it always did.
+    """Record the first Ctrl-C or SIGTERM instead of ending at once; the second one acts as usual.
 
-    Only a process's main thread can do so; in others nothing changes.
+    Outside the main thread this has no effect, because only the main thread can handle signals.
 
     Parameters
     ----------
     announce
-        Told the signal when it comes.
+        Function that is called with the first signal.
 
     Examples
     --------
@@ -70,13 +70,13 @@ def postponed(announce: Callable[[int], None] = lambda signum: None) -> Iterator
             stop.signum = signum
             announce(signum)
         elif not _once:
-            # This signal's handler only: were the other one just due, Python would find it without a handler.
+            # Only this signal's handler is restored: the other signal may be pending and needs its handler.
             signal.signal(signum, before.pop(signum, signal.SIG_DFL))
             signal.raise_signal(signum)
 
     if threading.current_thread() is threading.main_thread():
         for signum in (signal.SIGINT, signal.SIGTERM):
-            # Who ignores a signal goes on ignoring it; None is a handler that Python cannot put back.
+            # Ignored signals stay ignored; Python cannot restore a handler that it reports as None.
             if signal.getsignal(signum) not in (signal.SIG_IGN, None):
                 before[signum] = signal.signal(signum, note)
     try:

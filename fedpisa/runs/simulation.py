@@ -1,4 +1,4 @@
-"""A whole run: a federation, its Grid and strategy, the rounds, and what is measured in each."""
+"""A simulation: a federation, its Grid and strategy, and the rows of its rounds."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ from fedpisa.tasks.full_objective import FullObjective
 
 @final
 class Simulation:
-    """A federation on a Grid, and its rounds.
+    """Runs the rounds of a federation on a Grid.
 
     Parameters
     ----------
     config
         The run's configuration.
     grid
-        Makes the Grid; by default the in-process one that the configuration asks for.
+        Function that makes the Grid; by default the Grid of the configuration's engine.
     clients_have_data
         Whether the clients bring their own samples; see `Federation`.
 
@@ -61,7 +61,7 @@ class Simulation:
         self.federation = Federation(config, clients_have_data=clients_have_data)
         self.config = self.federation.config
         self.grid = self._checked((grid or _simulated)(self.federation))
-        # Of the simulator's own clients nothing comes that was not made here, unless faults are wanted.
+        # Replies of simulated clients need no checks, unless faults are simulated.
         trusting = self.grid.client_states is not None and not isinstance(self.grid, FaultyGrid)
         self.strategy = self.federation.strategy(trusting=trusting)
         self._number_clients()
@@ -73,11 +73,11 @@ class Simulation:
 
     @property
     def engine(self) -> str:
-        """``vmap``, ``loop``, ``ray``, or ``flower`` for real nodes."""
+        """The engine: ``vmap``, ``loop``, ``ray``, or ``flower`` for real nodes."""
         return self.grid.engine
 
     def started(self) -> RunStarted:
-        """Return what is about to run."""
+        """Return the event that describes this simulation."""
         return RunStarted(
             config=self.config,
             num_parameters=self.federation.task.layout.size,
@@ -89,38 +89,29 @@ class Simulation:
         )
 
     def rows(self) -> Iterator[Row]:
-        """Yield the row of each round, the initial model's first; stop at divergence."""
+        """Yield the row of the initial model and of each round; stop at divergence."""
+        last, timeout = self.config.num_server_rounds, self.config.round_timeout
         try:
-            yield from self._rows()
+            if self.server_round == 0:
+                yield {"round": 0, **self._evaluate()}
+            first = self.server_round + 1
+            for finished in rounds(self.strategy, self.grid, self.model, last, timeout, first_round=first):
+                self.model, self.server_round = finished.arrays, finished.server_round
+                yield self._row(finished)
+                if self.diverged:
+                    return
         finally:
             self.grid.close()
 
-    def _rows(self) -> Iterator[Row]:
-        if self.server_round == 0:
-            yield {"round": 0, **self._evaluate()}
-        last = self.config.num_server_rounds
-        for finished in rounds(
-            self.strategy,
-            self.grid,
-            self.model,
-            last,
-            self.config.round_timeout,
-            first_round=self.server_round + 1,
-        ):
-            self.model, self.server_round = finished.arrays, finished.server_round
-            yield self._row(finished)
-            if self.diverged:
-                return
-
     def client_table(self) -> Table:
-        """Return how the model does on each client's samples."""
+        """Return the model's metrics on each client's samples."""
         task, data = self.federation.task, self.federation.data
         reported = self.strategy.reported if self.server_round else None
         trained = None if reported is None else (reported[0], reported[1]["train-loss"])
         return table_of(self.server_round, data, evaluate_clients(task, data, *self._vectors()), trained)
 
     def snapshot(self) -> dict[str, Tensor]:
-        """Return everything that a round changes, for `restore`; what is random is not among it, see `streams`."""
+        """Return all state that a round changes, for `restore`; random numbers depend on the seed and round alone."""
         parts = {
             "model": self._tensors(),
             "strategy": self.strategy.snapshot(),
@@ -150,17 +141,19 @@ class Simulation:
         return {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
 
     def _checked(self, grid: EngineGrid) -> EngineGrid:
-        """Return the Grid if its clients can do what the configuration asks for."""
-        config, nodes = self.config, grid.client_states is None
-        own_data = nodes and not self.federation.partition
-        refused = {
+        """Return the Grid if its clients support the configuration."""
+        config = self.config
+        if grid.client_states is not None:
+            return grid
+        own_data = not self.federation.partition
+        unsupported = {
             "exact-diagnostics = true needs every client's samples in this process": config.exact_diagnostics,
             "per-client = true needs every client's samples in this process": config.per_client and own_data,
-            "pace, availability and faults are those of simulated clients": build_faults(config) is not None,
+            "pace, availability and faults need simulated clients": build_faults(config) is not None,
         }
-        for cause, asked in refused.items():
-            if nodes and asked:
-                raise ValueError(f"{cause}: leave it out where clients are real nodes")
+        for cause, is_set in unsupported.items():
+            if is_set:
+                raise ValueError(f"{cause}: remove the keys if clients are real nodes")
         return grid
 
     def _number_clients(self) -> None:
@@ -185,10 +178,9 @@ class Simulation:
 
     def _row(self, finished: Round) -> Row:
         last = finished.server_round == self.config.num_server_rounds
-        evaluated = last or finished.server_round % self.config.eval_every == 0
-        metrics = {} if finished.train_metrics is None else dict(finished.train_metrics)
+        evaluate = last or finished.server_round % self.config.eval_every == 0
         row: dict[str, Any] = {"round": finished.server_round}
-        row |= {name.replace("-", "_"): value for name, value in metrics.items()}
+        row |= {name.replace("-", "_"): value for name, value in (finished.train_metrics or {}).items()}
         row["local_steps"] = int(row.get("local_steps", 0))
         row["bytes_up"], row["bytes_down"] = finished.bytes_up, finished.bytes_down
         row["seconds"] = finished.seconds
@@ -197,13 +189,12 @@ class Simulation:
         params_P, buffers_Q = self._vectors()
         finite = bool(torch.isfinite(params_P).all()) and bool(np.isfinite(row.get("train_loss", 0.0)))
         self.diverged = not finite
-        if evaluated and finite:
-            row |= self._evaluate()
-            row |= self._state_columns(buffers_Q)
+        if evaluate and finite:
+            row |= self._evaluate() | self._state_columns(buffers_Q)
         return row
 
     def _state_columns(self, buffers_Q: Tensor) -> dict[str, float]:
-        """Return the diagnostics that need every client's state, or all of its samples."""
+        """Return the diagnostics that need the states or samples of all clients."""
         states, server, data = self.grid.client_states, self.strategy.server, self.federation.data
         assert server is not None
         if states is None:
@@ -218,7 +209,7 @@ class Simulation:
 
 
 def _simulated(federation: Federation) -> InProcessGrid:
-    """Return the engine's Grid, with the faults that are wanted."""
+    """Return the Grid of the configuration's engine and faults."""
     grid, faults = make_grid(federation), build_faults(federation.config)
     return grid if faults is None else FaultyGrid(grid, faults)
 

@@ -1,7 +1,7 @@
-"""Following runs in TensorBoard or MLflow, fed by the same events as the console.
+"""Trackers that log runs to TensorBoard or MLflow; like the console, they listen to the run's events.
 
-What follows a run does not change it. So there is no key for it: ``fedpisa run --track tensorboard``, and in
-Python ``on_event=[TensorBoard("runs/a")]``; neither is written into ``config.toml`` nor repeated with the run.
+Tracking does not change a run, so it is no key of ``config.toml``: use ``fedpisa run --track tensorboard``, or
+``on_event=[TensorBoard("runs/a")]`` in Python.
 """
 
 from __future__ import annotations
@@ -14,54 +14,50 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, final
+
+from fedpisa.runs.events import Event, RoundFinished, RunFinished, RunStarted
 
 if TYPE_CHECKING:
     from fedpisa.config.run import RunConfig
-    from fedpisa.runs.events import Event
     from fedpisa.runs.results import Row
 
-Listener = Callable[["Event"], None]
+Listener = Callable[[Event], None]
 
 
 class TrackerName(StrEnum):
-    """The trackers that the command line knows."""
+    """Names of the trackers on the command line."""
 
     TENSORBOARD = "tensorboard"
     MLFLOW = "mlflow"
 
 
 def fan_out(listeners: Listener | Iterable[Listener] | None) -> Listener:
-    """Return one listener that passes each event on to all of them, in order.
+    """Return one listener that calls all listeners in order.
 
     Examples
     --------
-    >>> tell = fan_out([print, lambda event: print("again", event)])
-    >>> tell("event")
+    >>> notify = fan_out([print, lambda event: print("again", event)])
+    >>> notify("event")
     event
     again event
     """
-    if listeners is None:
-        return lambda event: None
-    if callable(listeners):
-        return listeners
-    each = tuple(listeners)
+    callables = (listeners,) if callable(listeners) else tuple(listeners or ())
 
-    def tell(event: Event) -> None:
-        for listener in each:
+    def notify(event: Event) -> None:
+        for listener in callables:
             listener(event)
 
-    return tell
+    return notify
 
 
 def make_tracker(name: TrackerName, directory: str | Path) -> Tracker:
-    """Return the tracker of a name for the run in ``directory``.
+    """Return a new tracker for the run in ``directory``.
 
     Raises
     ------
     ValueError
-        If what it writes with is not installed.
+        If the tracker's package is not installed.
     """
     if name is TrackerName.TENSORBOARD:
         return TensorBoard(Path(directory) / "tensorboard")
@@ -69,23 +65,19 @@ def make_tracker(name: TrackerName, directory: str | Path) -> Tracker:
 
 
 class Tracker(ABC):
-    """A listener that writes what happens to one run somewhere; give it to ``fedpisa.run`` as ``on_event``.
+    """A listener that logs the metrics of one run; pass it to ``fedpisa.run`` as ``on_event``.
 
-    As a context manager it also closes what it writes to when the run is interrupted or fails.
+    As a context manager it also closes the log if the run is interrupted or fails.
     """
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         self.finish("interrupted" if kind is not None and issubclass(kind, KeyboardInterrupt) else "failed")
 
     def __call__(self, event: Event) -> None:
-        """Write one event."""
-        from fedpisa.runs.events import RoundFinished, RunFinished, RunStarted
-
+        """Log one event."""
         if isinstance(event, RunStarted):
             self.start(event.config)
         elif isinstance(event, RoundFinished):
@@ -95,19 +87,19 @@ class Tracker(ABC):
 
     @abstractmethod
     def start(self, config: RunConfig) -> None:
-        """Begin with a run."""
+        """Start the log of a run."""
 
     @abstractmethod
     def log(self, number: int, values: Mapping[str, float]) -> None:
-        """Write one round's values."""
+        """Log the values of one round."""
 
     @abstractmethod
     def finish(self, status: str) -> None:
-        """End with the run; nothing happens if it has ended already, or never began."""
+        """Close the log; this has no effect if the log is not open."""
 
 
 def finite_metrics(row: Row) -> dict[str, float]:
-    """Return the finite numbers of a round, without its own number.
+    """Return the finite values of a round's row, without ``round``.
 
     Examples
     --------
@@ -120,14 +112,14 @@ def finite_metrics(row: Row) -> dict[str, float]:
 
 @final
 class TensorBoard(Tracker):
-    """Writes every column as a scalar against the round, and the configuration as text.
+    """Logs every column as a scalar per round, and the configuration as text.
 
-    A run that is resumed writes a further file into the same folder; what it repeats is shown once.
+    A resumed run adds a file to the same folder; TensorBoard shows repeated rounds once.
 
     Parameters
     ----------
     folder
-        Where the event files go: the run's directory and ``tensorboard``, by the command line.
+        Folder of the event files; on the command line ``tensorboard`` in the run's directory.
 
     Raises
     ------
@@ -146,11 +138,11 @@ class TensorBoard(Tracker):
         self._config: RunConfig | None = None
 
     def start(self, config: RunConfig) -> None:
-        """Remember the configuration: the file is opened by the first round, which says where it begins."""
+        """Store the configuration; the first round opens the file, because its number is needed there."""
         self._config = config
 
     def log(self, number: int, values: Mapping[str, float]) -> None:
-        """Write the values and flush them."""
+        """Log the values and flush the file."""
         if self._writer is None:
             self._writer = self._make(str(self._folder), purge_step=number)
             if self._config is not None:
@@ -168,13 +160,12 @@ class TensorBoard(Tracker):
 
 @final
 class MLflow(Tracker):
-    """Writes the resolved configuration as parameters and every column as a metric, the round as its step.
+    """Logs the resolved configuration as parameters and every column as a metric, with the round as step.
 
-    It goes where MLflow is told to write, by ``MLFLOW_TRACKING_URI`` or ``mlflow.set_tracking_uri``, and else
-    into a database of the run's own, ``mlruns/mlflow.db`` in its directory. The experiment is called
-    ``fedpisa``, or what ``MLFLOW_EXPERIMENT_NAME`` says. ``mlflow.json`` in the run's directory says which run
-    it is, so that one that is resumed goes on in the same. If the store fails, the run ends with status
-    ``failed``, its rounds kept.
+    The store is the one set by ``MLFLOW_TRACKING_URI`` or ``mlflow.set_tracking_uri``, and otherwise the database
+    ``mlruns/mlflow.db`` in the run's directory. The experiment's name is ``MLFLOW_EXPERIMENT_NAME``, by default
+    ``fedpisa``. ``mlflow.json`` in the run's directory holds the id of the MLflow run, so that a resumed run continues
+    it. If the store fails, the run ends with status ``failed`` and keeps its rounds.
 
     Parameters
     ----------
@@ -198,7 +189,7 @@ class MLflow(Tracker):
         self._run_id = ""
 
     def start(self, config: RunConfig) -> None:
-        """Make a run in the store, or go on with this directory's."""
+        """Create an MLflow run, or continue the one in ``mlflow.json``."""
         note = self._directory / "mlflow.json"
         known = json.loads(note.read_bytes()) if note.is_file() else {"tracking_uri": self._store()}
         client = self._mlflow.MlflowClient(tracking_uri=known["tracking_uri"])
@@ -211,14 +202,14 @@ class MLflow(Tracker):
             cause = " ".join(str(error).split())[:200]
             raise ValueError(
                 f"MLflow cannot write to {known['tracking_uri']} ({cause}): set MLFLOW_TRACKING_URI to a store "
-                "that is there, or unset it"
+                "that exists, or unset it"
             ) from error
         self._client, self._run_id = client, known["run_id"]
         self._directory.mkdir(parents=True, exist_ok=True)
         note.write_text(json.dumps(known, indent=2) + "\n")
 
     def log(self, number: int, values: Mapping[str, float]) -> None:
-        """Write the values."""
+        """Log the values."""
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
@@ -226,14 +217,14 @@ class MLflow(Tracker):
         self._client.log_batch(self._run_id, metrics=metrics)
 
     def finish(self, status: str) -> None:
-        """Say how the run ended."""
+        """Set the final status of the MLflow run."""
         if self._client is not None:
             ends = {"finished": "FINISHED", "interrupted": "KILLED"}
             self._client.set_terminated(self._run_id, ends.get(status, "FAILED"))
             self._client = None
 
     def _store(self) -> str:
-        """Return where MLflow is told to write, or else a database in the run's directory."""
+        """Return the configured store, by default a database in the run's directory."""
         if self._mlflow.is_tracking_uri_set():
             return str(self._mlflow.get_tracking_uri())
         folder = self._directory / "mlruns"
@@ -254,4 +245,4 @@ class MLflow(Tracker):
 
 
 def _missing(name: str, extra: str) -> ValueError:
-    return ValueError(f"{name} needs the extra {extra}, run pip install 'fedpisa[{extra}]'")
+    return ValueError(f"{name} needs the extra {extra}: run pip install 'fedpisa[{extra}]'")

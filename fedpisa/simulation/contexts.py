@@ -1,4 +1,4 @@
-"""What Grids of Flower client apps have in common: a context for each client, and arrays as bytes on the way."""
+"""Grids of Flower client apps: a context for each client, and arrays as bytes in transit."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from abc import ABC
 from collections.abc import Mapping
 from copy import deepcopy
 
+import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, Context, RecordDict
 from torch import Tensor
 
 from fedpisa.clients.base import Arrays
@@ -25,7 +26,7 @@ class ContextGrid(InProcessGrid, ABC):
     num_clients
         ``N``; client ``i`` finds ``partition-id = i`` and ``num-partitions = N`` in its node config.
     run_config
-        Flower's run config, the same for all.
+        Flower's run config, the same for all clients.
     """
 
     def __init__(self, num_clients: int, run_config: Mapping[str, bool | float | int | str] = {}) -> None:
@@ -35,7 +36,7 @@ class ContextGrid(InProcessGrid, ABC):
 
     @property
     def client_states(self) -> ClientStates:
-        """Everything is in this process."""
+        """The clients' states, which are in this process."""
         return self
 
     def context(self, client_id: int) -> Context:
@@ -69,23 +70,21 @@ class ContextGrid(InProcessGrid, ABC):
         return total
 
     def snapshot(self) -> dict[str, Tensor]:
-        """Return everything that client apps keep in their contexts, a client each, for `restore`."""
+        """Return the state of each client's context as bytes, for `restore`."""
         return {
-            str(client_id): torch.frombuffer(bytearray(encode(context.state)), dtype=torch.uint8)
-            if context.state
-            else torch.zeros(0, dtype=torch.uint8)
+            str(client_id): torch.from_numpy(np.frombuffer(bytearray(encode(context.state)), dtype=np.uint8))
             for client_id, context in self.contexts.items()
         }
 
     def restore(self, kept: Arrays) -> None:
-        """Take up the contexts of a `snapshot`."""
+        """Replace all contexts by those of a `snapshot`."""
         self.contexts.clear()
         for client_id, content in kept.items():
             self.context(int(client_id)).state = decode(content.numpy().tobytes())
 
 
 def transport(content: RecordDict) -> RecordDict:
-    """Return a copy of a content as it would come out of a network: arrays as bytes, nothing shared.
+    """Return a copy of a record dict as a network would deliver it: arrays as bytes, nothing shared.
 
     Examples
     --------
@@ -97,12 +96,9 @@ def transport(content: RecordDict) -> RecordDict:
     copy = RecordDict()
     for name, record in content.items():
         if isinstance(record, ArrayRecord):
-            arrays = ArrayRecord()
+            copy[name] = arrays = ArrayRecord()
             for key, array in record.items():
                 arrays[key] = Array(array.dtype, tuple(array.shape), array.stype, array.data)
-            copy[name] = arrays
-        elif isinstance(record, MetricRecord):
-            copy[name] = MetricRecord(deepcopy(dict(record)))
         else:
-            copy[name] = ConfigRecord(deepcopy(dict(record)))
+            copy[name] = deepcopy(record)
     return copy

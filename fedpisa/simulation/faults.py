@@ -1,7 +1,7 @@
-"""What goes wrong in a federation, on purpose: lost messages, crashes, bad replies, slow and absent clients.
+"""Simulated faults: lost messages, crashes, bad replies, slow and absent clients.
 
-A `FaultyGrid` stands between a strategy and a Grid. What it lets through are ordinary messages, so the server
-meets a simulated fault by the code by which it meets a real one.
+A `FaultyGrid` passes messages between a strategy and a Grid. Faulty replies are ordinary messages, so the server
+handles simulated and real faults with the same code.
 
 Shapes: ``S`` clients of a round.
 """
@@ -24,34 +24,34 @@ from fedpisa.simulation.grid import InProcessGrid
 from fedpisa.strategies.base import ClientStates
 
 CRASHED: Final = 1
-"""Flower's code of an error of the client app."""
+"""Flower's error code for a failed client app."""
 
 
 @final
 @dataclass(frozen=True)
 class Faults:
-    """How often, per client and round, what goes wrong; and how fast clients are.
+    """Rates of the faults per client and round, and the clients' speed.
 
     Parameters
     ----------
     seed
         The run's seed.
     dropout
-        Probability that the request is lost, so that the client does nothing.
+        Probability that the request is lost; the client does nothing.
     crash
-        That the client fails in the middle of its work: it keeps what it had, and the server hears of it.
+        Probability that the client fails during its work; it keeps its old state, and the server gets an error.
     late
-        That the reply comes after the server stopped waiting: the client has moved, and the server does not know.
+        Probability that the reply arrives after the server stopped waiting; the client keeps its new state.
     nan
-        That the reply's numbers are NaN.
+        Probability that the reply's numbers are NaN.
     corrupt
-        That the reply is damaged in some other way.
+        Probability that the reply is damaged in one of the ways in `CORRUPTIONS`.
     pace
-        Seconds per gradient of the clients in a round; see `fedpisa.clients.devices`.
+        Function of clients and round that returns seconds per gradient; see `fedpisa.clients.devices`.
     reachable
-        Who of the clients can be reached in a round.
+        Function of clients and round that returns whether each client can be reached.
     round_timeout
-        Seconds that the server waits.
+        Seconds that the server waits for replies.
     """
 
     seed: int = 0
@@ -65,21 +65,21 @@ class Faults:
     round_timeout: float = 3600.0
 
     def happens(self, what: str, clients_S: NDArray[np.int64], server_round: int) -> NDArray[np.bool_]:
-        """Return to whom one of the faults happens in a round, ``(S,)``."""
+        """Return whether a fault happens to each client in a round, ``(S,)``."""
         rate: float = getattr(self, what)
         return uniform(self.seed, f"fault-{what}", clients_S, server_round) < rate
 
 
 @final
 class FaultyGrid(InProcessGrid):
-    """A Grid on which `Faults` happen to training messages.
+    """A Grid that adds `Faults` to the training messages of another Grid.
 
     Parameters
     ----------
     grid
-        What carries the messages.
+        The Grid that delivers the messages.
     faults
-        What happens to them.
+        The faults and the clients' speed.
     """
 
     def __init__(self, grid: InProcessGrid, faults: Faults) -> None:
@@ -88,7 +88,7 @@ class FaultyGrid(InProcessGrid):
         self.simulated_seconds: float | None = None
 
     def exchange(self, requests: Broadcast | list[Message]) -> Iterable[Message]:
-        """Deliver what is not lost, and return what comes back in time."""
+        """Deliver the requests that are not lost, and return the replies that arrive in time."""
         messages = list(requests)
         if not messages or messages[0].metadata.message_type != MessageType.TRAIN:
             return list(self.grid.exchange(messages))
@@ -99,70 +99,65 @@ class FaultyGrid(InProcessGrid):
             lost_S |= ~faults.reachable(clients_S, server_round)
         crashed_S = faults.happens("crash", clients_S, server_round) & ~lost_S
         delivered = [m for m, gone in zip(messages, lost_S | crashed_S, strict=True) if not gone]
-        # A message is known by its node: each has one.
-        answers = {reply.metadata.src_node_id: reply for reply in self.grid.exchange(delivered)}
-        late_S = self._late(clients_S, answers, server_round, all_answer=not lost_S.any())
-        spoilt_S = [faults.happens(what, clients_S, server_round) for what in ("nan", "corrupt")]
-        replies: list[Message] = []
-        for position, message in enumerate(messages):
+        by_node = {reply.metadata.src_node_id: reply for reply in self.grid.exchange(delivered)}
+        replies_S = [by_node.get(message.metadata.dst_node_id) for message in messages]
+        late_S = self._late(clients_S, lost_S, replies_S, server_round)
+        nan_S, corrupt_S = (faults.happens(what, clients_S, server_round) for what in ("nan", "corrupt"))
+        arrived: list[Message] = []
+        for position, (message, reply) in enumerate(zip(messages, replies_S, strict=True)):
             if crashed_S[position]:
-                error = Error(CRASHED, "the client crashed")
-                replies.append(Message(error, reply_to=message))
-            elif not (lost_S[position] or late_S[position]):
-                reply = answers[message.metadata.dst_node_id]
+                arrived.append(Message(Error(CRASHED, "the client crashed"), reply_to=message))
+            elif reply is not None and not late_S[position]:
                 rng = generator(faults.seed, "corruption", int(clients_S[position]), server_round)
-                if spoilt_S[0][position]:
+                if nan_S[position]:
                     _not_finite(reply, rng)
-                elif spoilt_S[1][position]:
+                elif corrupt_S[position]:
                     CORRUPTIONS[int(rng.integers(len(CORRUPTIONS)))](reply, rng)
-                replies.append(reply)
-        return replies
+                arrived.append(reply)
+        return arrived
 
     def _late(
         self,
         clients_S: NDArray[np.int64],
-        answers: Mapping[int, Message],
+        lost_S: NDArray[np.bool_],
+        replies_S: list[Message | None],
         server_round: int,
-        *,
-        all_answer: bool,
     ) -> NDArray[np.bool_]:
-        """Return whose replies come too late, and set the clock to how long the server waited."""
+        """Return whether each client's reply is late, and set the simulated seconds of the round."""
         late_S = self.faults.happens("late", clients_S, server_round)
         if self.faults.pace is None:
             return late_S
-        nodes = self.get_node_ids()
         steps_S = np.zeros(len(clients_S))
-        for position, client in enumerate(clients_S):
-            if nodes[client] in answers:
-                metrics = answers[nodes[client]].content.metric_records[METRICS]
-                steps_S[position] = float(str(metrics["local-steps"]))
+        for position, reply in enumerate(replies_S):
+            if reply is not None:
+                steps_S[position] = float(str(reply.content.metric_records[METRICS]["local-steps"]))
         seconds_S = steps_S * self.faults.pace(clients_S, server_round)
         late_S |= seconds_S > self.faults.round_timeout
-        # A client that does not answer keeps the server waiting to the end.
-        waits = bool(late_S.any()) or not all_answer
+        # The server waits for the whole timeout if a reply is missing.
+        waits = bool((late_S | lost_S).any())
         self.simulated_seconds = self.faults.round_timeout if waits else float(seconds_S.max())
         return late_S
 
     @property
     def client_states(self) -> ClientStates | None:
-        """What the Grid has: faults change no state."""
+        """The client states of the inner Grid."""
         return self.grid.client_states
 
     def snapshot(self) -> dict[str, Tensor]:
-        """Return the clients' states; faults have none."""
+        """Return the `snapshot` of the inner Grid; faults have no state."""
         return self.grid.snapshot()
 
     def restore(self, kept: Mapping[str, Tensor]) -> None:
-        """Take up a `snapshot`."""
+        """Restore a `snapshot` of the inner Grid."""
         self.grid.restore(kept)
 
     def close(self) -> None:
-        """End what the Grid started."""
+        """Close the inner Grid."""
         self.grid.close()
 
 
 def _replace(reply: Message, change: Callable[[NDArray[Any]], NDArray[Any]]) -> None:
-    """Change the numbers of a reply's first array."""
+    """Apply a function to the numbers of a reply's first array."""
     arrays = reply.content.array_records[ARRAYS]
     name = next(iter(arrays))
     arrays[name] = Array(change(arrays[name].numpy()))
@@ -177,12 +172,12 @@ def _longer(reply: Message, rng: np.random.Generator) -> None:
 
 
 def _absurd(reply: Message, rng: np.random.Generator) -> None:
-    # In float32 still finite, and far beyond any model.
+    # Finite in float32, and far larger than any model.
     _replace(reply, lambda values: np.full_like(values, 1e30))
 
 
 def _cut(reply: Message, rng: np.random.Generator) -> None:
-    """Lose the end of an array's bytes."""
+    """Cut off the end of the first array's bytes."""
     arrays = reply.content.array_records[ARRAYS]
     name = next(iter(arrays))
     array = arrays[name]
@@ -206,4 +201,4 @@ def _miscounted(reply: Message, rng: np.random.Generator) -> None:
 
 
 CORRUPTIONS: Final = (_longer, _absurd, _cut, _renamed, _stale, _miscounted)
-"""Ways in which a reply can be damaged."""
+"""Functions that each damage a reply in one way."""

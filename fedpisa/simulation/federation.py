@@ -1,4 +1,4 @@
-"""A federation: what a configuration builds before anything is trained."""
+"""The parts of a run that a configuration describes: algorithm, model, data and faults."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from fedpisa import families
 from fedpisa.clients.client import BUFFERS, Client
 from fedpisa.clients.step_sizes import StepSizeSchedule
 from fedpisa.clients.trial import require_batch_statistics, require_trainable
+from fedpisa.components.describe import Component
 from fedpisa.config.run import RunConfig
 from fedpisa.datasets.base import Dataset, Generated, Indices
 from fedpisa.datasets.client_data import ClientData
@@ -43,10 +44,10 @@ class Federation:
     config
         The run's configuration.
     clients_have_data
-        Whether the clients bring their own samples. Then those of the configuration's data set only say what
-        samples look like, and its test set is the server's; nothing is split.
+        Whether the clients bring their own samples. The configuration's data set then gives only the shape of a
+        sample and the server's test set; it is not split.
     dataset
-        The data; by default those that the configuration names.
+        The data set; by default the one that the configuration names.
 
     Raises
     ------
@@ -76,10 +77,9 @@ class Federation:
         dataset = load_dataset(config) if dataset is None else dataset
         self.config = with_model_of(config, dataset)
         self.partition: list[NDArray[np.int64]] = []
-        parts = [np.arange(len(dataset.y_train))]
         if not clients_have_data and dataset.generated is None:
             dataset, self.partition = split_dataset(self.config, dataset)
-            parts = self.partition
+        parts = self.partition or [np.arange(len(dataset.y_train))]
         self.num_outputs, self.shape, self.classes = dataset.num_outputs, dataset.shape, dataset.class_names
         self.columns = dataset.columns or ()
         module = in_dtype(build_model(self.config, dataset), dtype).to(self.device)
@@ -93,8 +93,8 @@ class Federation:
         require_trainable(self.task, sample, self.data.y[:1])
         if not clients_have_data:
             require_batch_statistics(self.task, update, sample, self.data.sizes_N, config.seed)
-        everything = [np.arange(len(dataset.y_test))]
-        self.test = ClientData.of(dataset.x_test, dataset.y_test, everything, dtype, self.device)
+        all_rows = [np.arange(len(dataset.y_test))]
+        self.test = ClientData.of(dataset.x_test, dataset.y_test, all_rows, dtype, self.device)
 
     def client(self, client_id: int) -> Client:
         """Return one client."""
@@ -102,25 +102,24 @@ class Federation:
         return Client(self.task, update, *samples, client_id, self.config.seed, self.schedule)
 
     def strategy(self, *, trusting: bool = False) -> AlgorithmStrategy | FlowerStrategy:
-        """Return the algorithm's Flower strategy, or the one of Flower's that takes the server's part.
+        """Return the algorithm's Flower strategy, or the stock Flower strategy that replaces the server's step.
 
         Parameters
         ----------
         trusting
-            Whether replies are used as they come.
+            Whether replies are used unchecked.
 
         Raises
         ------
         ValueError
-            If that does not go with the algorithm or the model.
+            If the strategy does not work with the algorithm or the model.
         """
+        reply_filter = None if trusting else ReplyFilter(self.config.max_upload_norm, self.config.min_replies)
         common: dict[str, Any] = {
             "fraction_train": self.config.fraction_train,
             "seed": self.config.seed,
             "device": self.device,
-            "reply_filter": None
-            if trusting
-            else ReplyFilter(self.config.max_upload_norm, self.config.min_replies),
+            "reply_filter": reply_filter,
             "memory_limit": self.config.state_memory,
             "schedule": self.schedule,
             "buffer_layout": self.task.buffer_layout,
@@ -131,7 +130,7 @@ class Federation:
         if self.config.differential_privacy != "none" and self.task.buffer_layout.names:
             raise ValueError(
                 f"differential-privacy: the model's {self.task.buffer_layout.names[0]!r}, a running statistic of the "
-                "clients' samples, would go out without noise; use a model without BatchNorm"
+                "clients' samples, would be sent without noise; use a model without BatchNorm"
             )
         return FlowerStrategy(self.algorithm, self.task.layout, make, **common)
 
@@ -147,7 +146,7 @@ class Federation:
         return digest.hexdigest()[:32]
 
     def initial_model(self) -> ArrayRecord:
-        """Return the module's own weights, and its buffers if it has any."""
+        """Return the module's initial parameters and buffers."""
         model = {"params": self.task.initial_params()}
         if self.task.buffer_layout.names:
             model[BUFFERS] = self.task.initial_buffers()
@@ -155,12 +154,12 @@ class Federation:
 
 
 def resolve_device(name: str) -> torch.device:
-    """Return the device of a name; ``auto`` is the first GPU, or else the CPU.
+    """Return the device of a name; ``auto`` is the first GPU if there is one, otherwise the CPU.
 
     Raises
     ------
     ValueError
-        If there is no such device here.
+        If the device is not available.
 
     Examples
     --------
@@ -181,9 +180,8 @@ def resolve_device(name: str) -> torch.device:
 
 
 def build_algorithm(config: RunConfig) -> Algorithm:
-    """Return the algorithm with its hyper-parameters, before a schedule acts on them."""
-    component = families.find("algorithm", config.algorithm)
-    values = config.values_of(component)
+    """Return the algorithm with its unscheduled hyper-parameters."""
+    component, values = _chosen(config, "algorithm")
     algorithm = families.build(component, values, seed=config.seed, num_clients=config.num_clients)
     if not isinstance(algorithm, Algorithm):
         raise ValueError(
@@ -193,13 +191,13 @@ def build_algorithm(config: RunConfig) -> Algorithm:
 
 
 def build_schedule(config: RunConfig, algorithm: Algorithm) -> StepSizeSchedule:
-    """Return how the algorithm's step sizes change with the round."""
+    """Return the schedule of the algorithm's step sizes."""
     keys = None if config.schedule_keys is None else tuple(config.schedule_keys.replace(",", " ").split())
     return schedule_of(algorithm, factors_of(config), keys)
 
 
 def factors_of(config: RunConfig) -> tuple[float, ...]:
-    """Return the schedule's factor of each round.
+    """Return the schedule's factor for each round.
 
     Examples
     --------
@@ -207,8 +205,7 @@ def factors_of(config: RunConfig) -> tuple[float, ...]:
     >>> factors_of(RunConfig.from_mapping(keys))
     (0.5, 1.0)
     """
-    component = families.find("schedule", config.schedule)
-    rule = families.bind(component, config.values_of(component))
+    rule = families.bind(*_chosen(config, "schedule"))
     return factors(
         lambda rounds_done, num_rounds: rule(rounds_done=rounds_done, num_rounds=num_rounds),
         config.num_server_rounds,
@@ -217,31 +214,27 @@ def factors_of(config: RunConfig) -> tuple[float, ...]:
 
 
 def build_server_strategy(config: RunConfig, algorithm: Algorithm) -> Callable[[], Strategy] | None:
-    """Return what makes the Flower strategy of the algorithm's server, ``None`` for the algorithm's own step."""
+    """Return a factory of the stock Flower strategy; ``None`` if the algorithm makes the server's step."""
     if config.server_strategy == config.differential_privacy == "none":
         return None
     if config.server_strategy == "qfed-avg" and set(factors_of(config)) != {1.0}:
         raise ValueError(
-            "server-strategy 'qfed-avg' counts on one learning rate in all rounds: take schedule = \"constant\" "
-            "and no warm-up"
+            "server-strategy 'qfed-avg' needs the same learning rate in all rounds: set schedule = \"constant\" "
+            "and warmup-rounds = 0"
         )
-    parts = (
-        families.find("server-strategy", config.server_strategy),
-        families.find("differential-privacy", config.differential_privacy),
-    )
-    strategy, wrapper = (families.build(part, config.values_of(part)) for part in parts)
+    keys = ("server-strategy", "differential-privacy")
+    strategy, wrapper = (families.build(*_chosen(config, key)) for key in keys)
     return combine(algorithm, strategy, wrapper, cohort_size(config.num_clients, config.fraction_train))
 
 
 def build_faults(config: RunConfig) -> Faults | None:
-    """Return what goes wrong in the simulation, ``None`` if nothing does and no clock runs."""
+    """Return the simulation's faults; ``None`` without faults, pace and availability."""
     rates = {name: getattr(config, name) for name in ("dropout", "crash", "late", "nan", "corrupt")}
     if not any(rates.values()) and (config.pace, config.availability) == ("none", "always"):
         return None
 
     def bound(family: str) -> Callable[[Any, int], Any]:
-        component = families.find(family, getattr(config, family))
-        rule = families.bind(component, config.values_of(component))
+        rule = families.bind(*_chosen(config, family))
         return lambda clients_S, server_round: rule(
             clients_S=clients_S, server_round=server_round, seed=config.seed
         )
@@ -256,7 +249,7 @@ def build_faults(config: RunConfig) -> Faults | None:
 
 
 def load_dataset(config: RunConfig) -> Dataset:
-    """Load the data."""
+    """Return the configuration's data set."""
     return data.load(
         config.dataset,
         seed=config.seed,
@@ -267,12 +260,14 @@ def load_dataset(config: RunConfig) -> Dataset:
 
 
 def split_dataset(config: RunConfig, dataset: Dataset) -> tuple[Dataset, list[Indices]]:
-    """Return the data as the clients see them, and each client's indices into the training samples.
+    """Return the clients' data set, and each client's indices into its training samples.
 
-    The data are the same, except that the partitioner ``feature-noise`` changes the training features.
+    The partitioner ``feature-noise`` changes the training features; others return the data set unchanged.
     """
     if dataset.generated is not None:
-        raise ValueError(f"{dataset.name} makes its samples client by client: there is nothing to split")
+        raise ValueError(
+            f"{dataset.name} makes its samples client by client, so there is nothing to split: use another data set"
+        )
     return data.partition(
         dataset,
         config.partitioner,
@@ -290,25 +285,30 @@ def build_model(config: RunConfig, dataset: Dataset) -> nn.Module:
 
 
 def with_model_of(config: RunConfig, dataset: Dataset) -> RunConfig:
-    """Return the configuration with the data set's own model where it names none."""
+    """Return the configuration with the data set's default model if it names no model."""
     return config.replace({"model": config.model or dataset.default_model})
 
 
 def _generated(config: RunConfig, dataset: Dataset) -> Generated:
-    """Return the clients that make their samples on the fly; refuse another way to make clients."""
+    """Return the samples that each client makes on the fly, checked against the configuration."""
     assert dataset.generated is not None
     count = len(dataset.generated.sizes_N)
     if config.partitioner != "natural":
         raise ValueError(
-            f"partitioner = {config.partitioner!r}: {dataset.name} makes its samples client by client, and there is "
-            'nothing to split; set partitioner = "natural"'
+            f"partitioner = {config.partitioner!r}: {dataset.name} makes its samples client by client and cannot be "
+            'split; set partitioner = "natural"'
         )
     if count != config.num_clients:
         raise ValueError(f"{dataset.name} has {count} clients: set num-clients = {count}")
     return dataset.generated
 
 
+def _chosen(config: RunConfig, key: str) -> tuple[Component, dict[str, Any]]:
+    """Return the component that a key of the configuration names, and the values of its own keys."""
+    component = families.find(key, getattr(config, key.replace("-", "_")))
+    return component, config.values_of(component)
+
+
 def _options_of(config: RunConfig, family: str) -> dict[str, Any]:
     """Return the values of the chosen component's keys by their Python names."""
-    values = config.values_of(families.find(family, getattr(config, family)))
-    return {name.replace("-", "_"): value for name, value in values.items()}
+    return {name.replace("-", "_"): value for name, value in _chosen(config, family)[1].items()}

@@ -1,4 +1,4 @@
-"""What the in-process Grids share: nodes and messages."""
+"""Nodes and messages of the in-process Grids."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from fedpisa.flower.messages import Broadcast
 
 
 class InProcessGrid(EngineGrid, ABC):
-    """A Flower Grid whose nodes are clients in this process, answering at once.
+    """A Flower Grid whose nodes are simulated clients that answer at once.
 
     Parameters
     ----------
     num_clients
-        ``N``; client ``i`` is node ``i + 2``, the server is node 1.
+        ``N``. Client ``i`` is node ``i + 2``; the server is node 1.
     """
 
     def __init__(self, num_clients: int) -> None:
@@ -33,14 +33,14 @@ class InProcessGrid(EngineGrid, ABC):
         """Return the clients' replies, in the order of the requests."""
 
     def set_run(self, run: Run) -> None:
-        """Set the run; the Grid itself has no use for it."""
+        """Set the run, which the Grid itself does not use."""
         self._run = run
 
     @property
     def run(self) -> Run:
-        """The run that was set."""
+        """The run given to `set_run`."""
         if self._run is None:
-            raise ValueError("this Grid belongs to no Flower run; call set_run first")
+            raise ValueError("the Grid has no Flower run: call set_run first")
         return self._run
 
     def get_node_ids(self) -> range:
@@ -48,14 +48,14 @@ class InProcessGrid(EngineGrid, ABC):
         return range(FIRST_CLIENT_NODE_ID, FIRST_CLIENT_NODE_ID + self.num_clients)
 
     def client_of(self, node_id: int) -> int:
-        """Return the client's number ``0 .. N-1`` of a node."""
+        """Return the number ``0 .. N-1`` of a node's client."""
         client_id = node_id - FIRST_CLIENT_NODE_ID
         if not 0 <= client_id < self.num_clients:
-            raise ValueError(f"there is no node {node_id}; this Grid has the nodes {self.get_node_ids()}")
+            raise ValueError(f"there is no node {node_id}: use one of {self.get_node_ids()}")
         return client_id
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        """Deliver messages and keep the replies; return the messages' numbers."""
+        """Deliver messages, keep the replies, and return the messages' ids."""
         numbered = []
         for message in messages:
             self._pushed += 1
@@ -65,11 +65,11 @@ class InProcessGrid(EngineGrid, ABC):
         return [message.metadata.message_id for message in numbered]
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """Return the replies to these messages, each once."""
+        """Return the replies to these messages; a reply can be pulled once."""
         return [self._replies.pop(number) for number in message_ids if number in self._replies]
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        """Deliver messages and return the replies; ``timeout`` has no effect, every client answers."""
+        """Deliver messages and return the replies; ``timeout`` is ignored, because every client answers."""
         return self.exchange(messages if isinstance(messages, Broadcast) else list(messages))

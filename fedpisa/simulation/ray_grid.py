@@ -1,8 +1,8 @@
-"""The Grid for clients in processes and machines of their own: the actors of Flower's simulation runtime, on Ray.
+"""The Grid for clients in other processes and machines: actors of Flower's simulation runtime on Ray.
 
-The server's side is that of every other Grid. What an actor needs travels with each message: the run's keys, from
-which it builds data and model once, and the client's context, which comes back with the reply. So any actor may answer
-for any client, nothing is lost with one, and a checkpoint is that of the loop.
+Each message carries all that an actor needs: the run's keys, from which the actor builds data and model once, and the
+client's context, which comes back with the reply. So any actor can run any client, no state is lost with an actor,
+and checkpoints are those of the loop engine.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from fedpisa.simulation.federation import Federation
 
 @final
 class RayGrid(ContextGrid):
-    """Runs a client app for every message in one of Ray's actors, as many at a time as fit.
+    """Runs a client app for every message in a Ray actor, as many at a time as fit.
 
-    Ray is started by the first message, and ended by `close`.
+    The first message starts Ray, and `close` ends it.
 
     Parameters
     ----------
@@ -42,7 +42,7 @@ class RayGrid(ContextGrid):
     Raises
     ------
     ValueError
-        If Ray is not installed, or the clients are to compute on a GPU of which they get nothing.
+        If Ray is not installed, or the device is a GPU and ``num-gpus`` is 0.
     """
 
     engine = "ray"
@@ -50,38 +50,38 @@ class RayGrid(ContextGrid):
     def __init__(self, config: RunConfig) -> None:
         if find_spec("ray") is None:
             raise ValueError(
-                'engine = "ray" needs the extra ray, run pip install \'fedpisa[ray]\'; or take engine = "auto"'
+                'engine = "ray" needs the extra ray: run pip install \'fedpisa[ray]\', or set engine = "auto"'
             )
         if config.device.startswith("cuda") and config.num_gpus == 0:
             raise ValueError(
-                f'device = "{config.device}" with engine = "ray" needs a part of a GPU for each client: set num-gpus, '
-                "such as 0.25 for four at a time"
+                f'device = "{config.device}" with engine = "ray" needs a share of a GPU for each client: set num-gpus, '
+                "such as 0.25 for four clients at a time"
             )
         folder = os.environ.get("FEDPISA_DATA") if config.data_dir is None else config.data_dir
-        there = {} if folder is None else {"data-dir": os.path.abspath(folder)}
-        if config.num_gpus == 0:  # and with auto an actor would take all GPUs that it sees
-            there["device"] = "cpu"
-        super().__init__(config.num_clients, to_run_config(NodeSettings(), config.replace(there)))
+        changes = {} if folder is None else {"data-dir": os.path.abspath(folder)}
+        if config.num_gpus == 0:  # with device = "auto" an actor would use any GPU that it sees
+            changes["device"] = "cpu"
+        super().__init__(config.num_clients, to_run_config(NodeSettings(), config.replace(changes)))
         self.config = config
         self._backend: Backend | None = None
 
     def exchange(self, requests: Broadcast | list[Message]) -> Iterable[Message]:
-        """Let the actors answer the messages.
+        """Run the client app for each message in the actors.
 
         Raises
         ------
         RuntimeError
-            If a client app fails, with the client and the cause.
+            If a client app fails; the error names the client and the cause.
         ValueError
-            If there is no cluster at the address, or no client fits on it.
+            If there is no Ray cluster at the address, or not a single client fits on it.
         """
         messages = list(requests)
         if not messages:
             return []
         if self._backend is None:
-            self._backend = self._started()
+            self._backend = self._start()
         backend = self._backend
-        # Contexts are made here, so that their order is that of the requests and not of the threads.
+        # Contexts are made before the threads start, so that their order is that of the requests.
         clients = [self.client_of(message.metadata.dst_node_id) for message in messages]
         contexts = [self.context(client_id) for client_id in clients]
 
@@ -102,28 +102,27 @@ class RayGrid(ContextGrid):
         return replies
 
     def close(self) -> None:
-        """End the actors, and Ray where it was started here."""
+        """End the actors, and Ray if this Grid started it."""
         if self._backend is not None:
             self._backend.terminate()
             self._backend = None
 
-    def _started(self) -> Backend:
+    def _start(self) -> Backend:
         config = self.config
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault(
-            "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"
-        )  # a warning about what is settled above
+        # Silences a warning about actors without a GPU, for which the device is set to the CPU above.
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         try:
             return start_ray(client_app, config.ray_address, config.num_cpus, config.num_gpus)
         except ConnectionError as error:
             raise ValueError(
                 f"ray-address = {config.ray_address!r}: there is no Ray cluster ({_cause(error)}); start one with "
-                "ray start --head, or leave the key out"
+                "ray start --head, or remove the key"
             ) from error
         except ValueError as error:
             raise ValueError(
                 f"num-cpus = {config.num_cpus:g}, num-gpus = {config.num_gpus:g}: not one client fits on the cluster "
-                f"({_cause(error)}); give each less"
+                f"({_cause(error)}); lower num-cpus or num-gpus"
             ) from error
 
 
@@ -148,7 +147,7 @@ def _federation(run_config: tuple[tuple[str, Value], ...]) -> Federation:
 
 
 def _encoded(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-    """Let arrays leave as bytes: a tensor would arrive on the device that it has here."""
+    """Send arrays as bytes: a tensor would be restored on the actor's device."""
     reply = call_next(message, context)
     if reply.has_content():
         reply.content = transport(reply.content)
@@ -157,7 +156,7 @@ def _encoded(message: Message, context: Context, call_next: ClientAppCallable) -
 
 
 def _cause(error: BaseException) -> str:
-    """Return the first line of the error that is below Ray's and Flower's."""
+    """Return the last line of the error that caused Ray's and Flower's errors."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -1,4 +1,4 @@
-"""The round loop: any Flower strategy on any Grid, one round at a time."""
+"""The round loop for any Flower strategy on any Grid."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from fedpisa.flower.messages import Broadcast, StackedReplies, count_bytes
 @final
 @dataclass(frozen=True)
 class Round:
-    """What one round left.
+    """The result of one round.
 
     Parameters
     ----------
     server_round
         1, 2, ...
     arrays
-        The global model after it.
+        The global model after the round.
     train_metrics, evaluate_metrics
-        What the strategy aggregated of the clients' metrics; ``None`` where it aggregated nothing.
+        The clients' metrics, aggregated by the strategy; ``None`` if it aggregates nothing.
     bytes_down, bytes_up
-        Bytes of the numbers in all arrays sent for training, and received.
+        Bytes of the numbers in all arrays sent and received for training.
     seconds
-        Time from the sampling to the new model, the clients' evaluation left out.
+        Seconds from the sampling of clients to the new model, without the clients' evaluation.
     """
 
     server_round: int
@@ -51,41 +51,41 @@ def rounds(
     *,
     first_round: int = 1,
 ) -> Iterator[Round]:
-    """Yield each round as it ends; the caller evaluates, records, stops.
+    """Yield each round when it ends.
 
-    The same calls in the same order as Flower's own `Strategy.start`.
+    The strategy's methods are called in the same order as by Flower's `Strategy.start`.
 
     Parameters
     ----------
     strategy
-        Fedpisa's or Flower's.
+        A strategy of fedpisa or Flower.
     grid
-        What carries the messages.
+        The Grid that delivers the messages.
     arrays
-        The model before the first of these rounds.
+        The global model before ``first_round``.
     num_rounds
         Number of the last round.
     timeout
         Seconds to wait for replies.
     first_round
-        Number of the first round, of a run that goes on.
+        Number of the first round; above 1 in a resumed run.
     """
     for server_round in range(first_round, num_rounds + 1):
         begin = time.perf_counter()
-        # Counted at once: clients and strategies may take the messages apart.
-        requests = _held(strategy.configure_train(server_round, arrays, ConfigRecord(), grid))
-        down = count_bytes(requests)
-        replies = _held(grid.send_and_receive(requests, timeout=timeout))
-        up = count_bytes(replies)
+        # Bytes are counted at once, because clients and strategies may change the messages.
+        requests = _reusable(strategy.configure_train(server_round, arrays, ConfigRecord(), grid))
+        bytes_down = count_bytes(requests)
+        replies = _reusable(grid.send_and_receive(requests, timeout=timeout))
+        bytes_up = count_bytes(replies)
         aggregated, train_metrics = strategy.aggregate_train(server_round, replies)
         arrays = arrays if aggregated is None else aggregated
         seconds = time.perf_counter() - begin
-        questions = list(strategy.configure_evaluate(server_round, arrays, ConfigRecord(), grid))
-        answers = grid.send_and_receive(questions, timeout=timeout) if questions else []
-        evaluate_metrics = strategy.aggregate_evaluate(server_round, answers)
-        yield Round(server_round, arrays, train_metrics, evaluate_metrics, down, up, seconds)
+        requests = list(strategy.configure_evaluate(server_round, arrays, ConfigRecord(), grid))
+        replies = grid.send_and_receive(requests, timeout=timeout) if requests else []
+        evaluate_metrics = strategy.aggregate_evaluate(server_round, replies)
+        yield Round(server_round, arrays, train_metrics, evaluate_metrics, bytes_down, bytes_up, seconds)
 
 
-def _held(messages: Iterable[Message]) -> Iterable[Message]:
-    """Return messages that can be read twice."""
+def _reusable(messages: Iterable[Message]) -> Iterable[Message]:
+    """Return messages that can be iterated over more than once."""
     return messages if isinstance(messages, Broadcast | StackedReplies) else list(messages)

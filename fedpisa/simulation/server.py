@@ -1,4 +1,4 @@
-"""A Flower server app on an in-process Grid."""
+"""Flower server apps on an in-process Grid."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ def run_server_app(
     grid: InProcessGrid,
     run_config: Mapping[str, bool | float | int | str] = {},
 ) -> Context:
-    """Run a server app to its end, as ``flwr run`` would, and return its context.
+    """Run a server app as ``flwr run`` does, and return its context.
 
     Parameters
     ----------
     server_app
         Any Flower server app.
     grid
-        Where its clients are: a `LoopGrid` runs any client app.
+        The Grid of the clients; a `LoopGrid` runs any client app.
     run_config
-        What the app finds in ``context.run_config``.
+        The app's ``context.run_config``.
 
     Examples
     --------

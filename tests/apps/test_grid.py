@@ -78,7 +78,7 @@ def test_the_server_waits_as_long_as_the_key_says(tmp_path: Path, nodes: Any) ->
 @pytest.mark.parametrize("key", [{"exact-diagnostics": True}, {"dropout": 0.1}, {"pace": "constant"}])
 def test_what_needs_simulated_clients_is_refused(tmp_path: Path, nodes: Any, key: dict[str, Any]) -> None:
     case = config(**key)
-    with pytest.raises(ValueError, match="leave it out where clients are real nodes"):
+    with pytest.raises(ValueError, match="remove the keys if clients are real nodes"):
         nodes.start(nodes.network(tmp_path, case), case, None)
 
 

@@ -1,4 +1,4 @@
-"""The bare loop does fedpisa's work: given the shuffles, both end in the same model."""
+"""The bare loop does the same work as fedpisa: with the same shuffles, both end with the same model."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def weights(simulation: Simulation) -> Tensor:
 @pytest.mark.parametrize("model", ["logistic", "mlp", "leaf-cnn"])
 def test_fedavg_is_the_same(bare: ModuleType, model: str) -> None:
     work = job(model, "fedavg")
-    simulation, its_model, data = in_both(bare, work)
+    simulation, bare_model, data = in_both(bare, work)
     rows = simulation.rows()
     next(rows)
     for server_round in (1, 2):
@@ -73,22 +73,22 @@ def test_fedavg_is_the_same(bare: ModuleType, model: str) -> None:
             for place, client in enumerate(cohort)
         }
         assert all(sorted(torch.cat(own).tolist()) == list(range(8)) for own in batches.values())
-        bare.fedavg_round(its_model, data, cohort, batches.__getitem__)
-        its = nn.utils.parameters_to_vector(its_model.parameters())
-        torch.testing.assert_close(its, weights(simulation), rtol=1e-9, atol=1e-12)
+        bare.fedavg_round(bare_model, data, cohort, batches.__getitem__)
+        params = nn.utils.parameters_to_vector(bare_model.parameters())
+        torch.testing.assert_close(params, weights(simulation), rtol=1e-9, atol=1e-12)
 
 
 def test_sisa_is_the_same(bare: ModuleType) -> None:
     work = job("mlp", "sisa")
-    simulation, its_model, data = in_both(bare, work)
-    sisa = bare.Sisa(its_model)
+    simulation, bare_model, data = in_both(bare, work)
+    sisa = bare.Sisa(bare_model)
     rows = simulation.rows()
     next(rows)
     for server_round in (1, 2, 3):
         next(rows)
         sisa.round(data, cohort_of(work, server_round))
-        its = nn.utils.parameters_to_vector(its_model.parameters())
-        torch.testing.assert_close(its, weights(simulation), rtol=1e-9, atol=1e-12)
+        params = nn.utils.parameters_to_vector(bare_model.parameters())
+        torch.testing.assert_close(params, weights(simulation), rtol=1e-9, atol=1e-12)
     assert len(sisa.states) > work.workload.per_round  # a client was in two rounds, or absent in one
 
 

@@ -1,4 +1,4 @@
-"""Measuring: jobs in processes of their own, their memory, and the table of it."""
+"""Measurements of jobs in separate processes: seconds, memory, and the table."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_a_slow_one_does_less_and_a_failure_is_told() -> None:
     assert table.seconds(summary([failed])[0]) == "failed"
 
 
-@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="the system does not tell")
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux's smaps_rollup")
 def test_memory_of_a_grandchild_counts() -> None:
     with subprocess.Popen(
         [sys.executable, "-c", PARENT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -92,7 +92,7 @@ def test_memory_of_a_grandchild_counts() -> None:
         with PeakMemory(process.pid) as memory:
             assert process.stdout.readline() == "there\n"
             now, pids = in_use(process.pid), [one.pid for one in tree(process.pid)]
-            time.sleep(3 * INTERVAL)  # the last look may have been while it was still taking its memory
+            time.sleep(3 * INTERVAL)  # the last sample may be from before the process had all its memory
             process.communicate("\n")
     assert len(pids) == 2
     assert os.getpid() not in pids

@@ -21,8 +21,8 @@ from fedpisa.cli.main import main
 from fedpisa.config.run import RunConfig, load_config
 from fedpisa.runs import runner
 from fedpisa.runs.console import RunConsole
+from fedpisa.runs.events import RoundFinished, RunFinished, RunStarted
 from fedpisa.runs.results import Result, RunDirectory, load_result
-from fedpisa.runs.runner import RoundFinished, RunFinished, RunStarted
 
 HEAVY = ("torch", "flwr", "pandas", "matplotlib", "sklearn", "torchvision", "scipy")
 

@@ -124,10 +124,10 @@ def test_exit_codes_of_signals(
         patch.setattr(Simulation, "rows", interrupted)
         assert main(["run", "-c", keys, "--out", str(directory)]) == code
     err = capfd.readouterr().err
-    assert "ending this round and writing a checkpoint; once more ends at once" in err
+    assert "ending this round and writing a checkpoint; a second signal ends at once" in err
     assert err.splitlines()[-1].endswith(f"go on with: fedpisa run --resume {directory}")
     assert main(["run", "--resume", str(directory)]) == 0
-    assert "going on after round 3" in capfd.readouterr().err
+    assert "resuming after round 3" in capfd.readouterr().err
 
 
 # ------------------------------------------------------------------------------------- disks and processes

@@ -63,8 +63,10 @@ def test_rows_and_columns() -> None:
     for number, one in clients.groupby("round"):
         train_loss = result.history["train_loss"][number]
         if number:
-            there = one.dropna()
-            assert np.average(there["train_loss"], weights=there["num_examples"]) == pytest.approx(train_loss)
+            present = one.dropna()
+            assert np.average(present["train_loss"], weights=present["num_examples"]) == pytest.approx(
+                train_loss
+            )
 
 
 def test_nothing_is_measured_unless_asked(tmp_path: Path) -> None:
@@ -125,7 +127,7 @@ class TestFiles:
     def test_without_pyarrow(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
         with pytest.raises(
-            ValueError, match=r"needs the extra parquet, run pip install 'fedpisa\[parquet\]'"
+            ValueError, match=r"needs the extra parquet: run pip install 'fedpisa\[parquet\]'"
         ):
             fedpisa.run(KEYS, tmp_path / "run")
         assert not (tmp_path / "run").exists()

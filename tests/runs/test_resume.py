@@ -1,4 +1,4 @@
-"""A run that was cut short goes on, and ends in the bytes of one that was not."""
+"""An interrupted run resumes and ends with the bytes of an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_a_snapshot_holds_only_clients_that_took_part() -> None:
 
 @pytest.mark.parametrize("algorithm", ["pisa", "iiadmm", "scaffold"])
 def test_a_snapshot_stays_as_it_is(algorithm: str) -> None:
-    """Rounds that follow write into what the server remembers of its clients; nothing that was kept changes."""
+    """Later rounds write into the server's memory of its clients and leave the snapshot unchanged."""
     config = runner.load_config({**SMALL, "algorithm": algorithm, "fraction-train": 0.5})
     simulation = Simulation(config)
     rows = simulation.rows()
@@ -118,7 +118,7 @@ def test_a_snapshot_stays_as_it_is(algorithm: str) -> None:
 
 
 def test_any_client_app_is_taken_up_again() -> None:
-    """Whatever records an app keeps in its context come back: arrays, numbers, texts, bytes, lists."""
+    """All records in an app's context come back: arrays, numbers, texts, bytes, lists."""
     from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
     from flwr.clientapp import ClientApp
 
@@ -166,7 +166,7 @@ def test_an_ended_run_keeps_one_checkpoint_and_goes_on_from_it(
         (file,) = (tmp_path / "run" / "checkpoint").iterdir()
         file.write_bytes(b"")
     run({"num-server-rounds": 10}, resume=tmp_path / "run")
-    assert ("begins again at round 0" in caplog.text) == damaged  # which costs time, and changes nothing
+    assert ("starts again at round 0" in caplog.text) == damaged  # which costs time, and changes nothing
     assert checkpoints(tmp_path / "run") == [10]
     run({**SMALL, "num-server-rounds": 10}, tmp_path / "long")
     assert_same(tmp_path / "run", tmp_path / "long")
@@ -179,9 +179,9 @@ def test_seconds_are_those_of_all_parts(tmp_path: Path) -> None:
     metadata = {**found.metadata, "seconds": 1000.0}
     checkpoint.write(file.parent, Checkpoint(found.server_round, found.tensors, metadata))
     assert run(resume=directory).client_tables == []
-    about = json.loads((directory / "run.json").read_text())
-    assert 1000 < about["seconds"] < 1100
-    assert [part["after_round"] for part in about["resumed"]] == [4]
+    info = json.loads((directory / "run.json").read_text())
+    assert 1000 < info["seconds"] < 1100
+    assert [part["after_round"] for part in info["resumed"]] == [4]
 
 
 # -------------------------------------------------------------------------------------- damaged checkpoints
@@ -214,7 +214,7 @@ def test_a_damaged_checkpoint_is_passed_over(
     run(resume=directory, on_event=lambda e: started.append(e.resumed) if isinstance(e, RunStarted) else None)
     assert started == [None if both else 2]
     assert f"{files[0].name} is damaged" in caplog.text
-    assert ("begins again at round 0" in caplog.text) == both
+    assert ("starts again at round 0" in caplog.text) == both
     assert_same(directory, tmp_path / "whole")
     assert checkpoints(directory) == [7]
 
@@ -265,7 +265,7 @@ def test_the_last_two_are_kept_and_leftovers_removed(tmp_path: Path) -> None:
         checkpoint.write(tmp_path, Checkpoint(number, {"w": torch.ones(2)}, {}))
         (tmp_path / f".round-{number}.partial").touch()
     assert [file.name.split("-")[1] for file in checkpoint.newest_first(tmp_path)] == ["6", "4"]
-    # Those of rounds that are made again go, whichever they were.
+    # Checkpoints of later rounds are removed, because those rounds are repeated.
     checkpoint.write(tmp_path, Checkpoint(5, {"w": torch.zeros(2)}, {}))
     assert [file.name.split("-")[1] for file in checkpoint.newest_first(tmp_path)] == ["5", "4"]
     assert len(list(tmp_path.iterdir())) == 2
@@ -300,18 +300,21 @@ def test_a_finished_run_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixt
     assert isinstance(result, Result)
     assert [type(event) for event in events] == [RunFinished]
     assert main(["run", "--resume", str(tmp_path / "run")]) == 0
-    assert "it had ended before, nothing was done" in capsys.readouterr().err
+    assert "the run had already ended, nothing was done" in capsys.readouterr().err
     assert {file: file.read_bytes() for file in before} == before
 
 
 def test_what_may_not_change_is_named(tmp_path: Path) -> None:
     directory = cut_short(SMALL, tmp_path / "cut", 3)
-    for change, name in (
-        ({"sigma": 9.0}, "sigma"),
-        ({"seed": 1, "num-clients": 6}, "num-clients, seed"),
-        ({"algorithm": "fedavg"}, "algorithm"),
+    for change, words in (
+        ({"sigma": 9.0}, "sigma was .* and is now 9.0; restore the old value,"),
+        (
+            {"seed": 1, "num-clients": 6},
+            "num-clients was 5 and is now 6, seed was .*; restore the old values,",
+        ),
+        ({"algorithm": "fedavg"}, "algorithm was "),
     ):
-        with pytest.raises(ValueError, match=f"^{name}.* cannot change so while a run goes on"):
+        with pytest.raises(ValueError, match=f"a run cannot resume with another configuration: .*{words}"):
             run(change, resume=directory)
     with pytest.raises(ValueError, match="num-server-rounds was 7 and is now 5"):
         run({"num-server-rounds": 5}, resume=directory)
@@ -338,5 +341,5 @@ def test_a_configuration_edited_under_a_run_is_seen(tmp_path: Path) -> None:
 def test_another_split_of_the_data_is_seen(tmp_path: Path) -> None:
     directory = cut_short(SMALL, tmp_path / "cut", 3)
     np.savez(directory / "partition.npz", **{str(client): np.arange(3) for client in range(5)})
-    with pytest.raises(ValueError, match="digits is split otherwise"):
+    with pytest.raises(ValueError, match="digits is split differently"):
         run(resume=directory)

@@ -1,4 +1,4 @@
-"""Trackers: what TensorBoard and MLflow hold is what the run's rows say."""
+"""TensorBoard and MLflow log the values of the run's rows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 import fedpisa
 from fedpisa.cli.main import main
-from fedpisa.runs.runner import Event, RoundFinished, RunFinished, RunStarted
+from fedpisa.runs.events import Event, RoundFinished, RunFinished, RunStarted
 from fedpisa.runs.tracking import MLflow, TensorBoard, Tracker, finite_metrics
 
 KEYS = {"algorithm": "pisa", "model": "logistic", "num-server-rounds": 3, "eval-every": 2, "num-clients": 4}
@@ -25,7 +25,7 @@ def needs(package: str) -> pytest.MarkDecorator:
 
 
 def expected(result: fedpisa.Result) -> dict[str, list[tuple[int, float]]]:
-    """Return every column as (round, value), without what was not measured."""
+    """Return the finite values of every column as (round, value)."""
     columns: dict[str, list[tuple[int, float]]] = {}
     for row in result.rows:
         for name, value in finite_metrics(row).items():
@@ -97,7 +97,7 @@ def test_tensorboard_holds_every_row(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 @needs("tensorboard")
 def test_tensorboard_shows_a_repeated_round_once(tmp_path: Path) -> None:
-    """A run that was killed after round 3 goes on from a checkpoint of round 1."""
+    """A run that was killed after round 3 resumes from a checkpoint of round 1."""
     result = fedpisa.run(KEYS)
     for rows in (result.rows, result.rows[2:]):
         tracker = TensorBoard(tmp_path)
@@ -173,7 +173,7 @@ def test_mlflow_without_a_store_makes_one_in_the_directory(
 
 @needs("mlflow")
 def test_mlflow_that_cannot_be_reached_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # no server listens there
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     tracker: Tracker = MLflow(tmp_path)
     with pytest.raises(ValueError, match=r"MLflow cannot write to .*set MLFLOW_TRACKING_URI"):

@@ -1,4 +1,4 @@
-"""Faults on purpose: they happen as often as asked, do what they say, and meet the server as real ones would."""
+"""Simulated faults: their rates, their effects, and the server's reaction."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def faulty(federation: Any, faults: Faults) -> Any:
 
 
 def only(monkeypatch: pytest.MonkeyPatch, **clients: set[int]) -> None:
-    """Make faults happen to these clients and to nobody else."""
+    """Make faults happen to these clients alone."""
     monkeypatch.setattr(
         Faults, "happens", lambda self, what, ids_S, server_round: np.isin(ids_S, list(clients.get(what, ())))
     )
@@ -47,7 +47,7 @@ def test_without_faults_it_is_as_if_nothing_stood_between(lab: Any, name: str, e
 
 @pytest.mark.parametrize("what", RATES)
 def test_each_happens_as_often_as_asked_and_by_itself(what: str) -> None:
-    """Binomial within five deviations; other faults, clients and rounds draw anew; company does not matter."""
+    """Counts are binomial within five deviations, independent of other faults, clients and rounds."""
     faults, ids = Faults(seed=3, **dict.fromkeys(RATES, 0.2)), np.arange(500)
     drawn = np.array([faults.happens(what, ids, t) for t in range(1, 41)])
     assert abs(drawn.mean() - 0.2) < 5 * np.sqrt(0.16 / drawn.size)
@@ -67,7 +67,7 @@ def test_each_happens_as_often_as_asked_and_by_itself(what: str) -> None:
 def test_what_they_do_to_client_and_server(
     lab: Any, engine: str, monkeypatch: pytest.MonkeyPatch, what: str, moves: bool, counted: int
 ) -> None:
-    """Of client 2 the server has nothing, and the client has moved or not; the others are as ever."""
+    """The server has no reply of client 2, whose state has changed or not; the other clients are unaffected."""
     only(monkeypatch, **{what: {2}})
     federation = faulty(lab.make(lab.Case("sisa", {}).build(), engine), Faults())
     federation.run(1)
@@ -106,7 +106,7 @@ def test_every_corruption_is_noticed(lab: Any, engine: str, corruption: Any) -> 
 def test_a_late_reply_of_an_increment_is_taken_back(
     lab: Any, engine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The rule for lost replies, by way of the faults: late is the same as never asked."""
+    """A late reply has the same effect as a lost request."""
     runs = []
     for what in ("late", "dropout"):
         with monkeypatch.context() as patch:
@@ -123,7 +123,7 @@ def test_a_late_reply_of_an_increment_is_taken_back(
 
 
 def test_the_clock_is_the_slowest_clients(lab: Any, engine: str) -> None:
-    """Steps times seconds per step; whoever takes longer than the server waits is dropped."""
+    """A client takes steps times seconds per step; the server drops clients that take longer than the timeout."""
     paces = np.array([1.0, 2.0, 0.5, 3.0, 1.0, 1.0])
     faults = Faults(pace=lambda ids_S, t: paces[ids_S], round_timeout=5.0)
     federation = faulty(lab.make(lab.Case("fedavg", {}).build(), engine), faults)
@@ -148,7 +148,7 @@ def test_a_run_with_a_clock_and_absent_clients() -> None:
     }  # fmt: skip
     history = fedpisa.run({**keys, "pace": "constant", "step-seconds": 3.0}).history
     replies = history["replies"].dropna()
-    # Over a period each client is there in three rounds of four, and the server waits for the others.
+    # Over a period each client is online in three rounds of four, and the server waits for the others.
     assert replies.mean() == pytest.approx(15, abs=0.01)
     assert set(history["simulated_seconds"].dropna()) == {50.0}
     always = fedpisa.run({**keys, "availability": "always", "online-share": None, "pace": "constant"}).history

@@ -1,4 +1,4 @@
-"""The Ray engine's own part, with actors that are functions of this process; `tests/e2e` has the real ones."""
+"""The Ray engine, with actors that are functions of this process; `tests/e2e` has real actors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SMALL = {
 
 
 class Actors:
-    """What Flower's backend does, without processes: a context goes out as a copy and comes back as another one."""
+    """Flower's backend without processes: an actor gets a copy of the context and returns it."""
 
     num_workers = 2
     running = 0
@@ -39,7 +39,7 @@ class Actors:
         Actors.running += 1
 
     def process_message(self, message: Message, context: Context) -> tuple[Message, Context]:
-        there = Context(
+        copy = Context(
             context.run_id,
             context.node_id,
             context.node_config,
@@ -47,7 +47,7 @@ class Actors:
             context.run_config,
         )
         with self.one_at_a_time:
-            return self.app()(message, there), there
+            return self.app()(message, copy), copy
 
     def terminate(self) -> None:
         Actors.running -= 1
@@ -70,7 +70,7 @@ def actors(monkeypatch: pytest.MonkeyPatch) -> type[Actors]:
     ids=["sisa", "scaffold", "faults"],
 )
 def test_it_is_the_loop_to_the_bit(keys: dict[str, object], actors: type[Actors], tmp_path: Path) -> None:
-    """Also when it was cut short and goes on, for which Ray is started anew."""
+    """A resumed run, for which Ray is started again, has the same bits, too."""
     config = {**SMALL, **keys}
     fedpisa.run({**config, "engine": "ray", "num-server-rounds": 2}, out=tmp_path / "run")
     on_ray = fedpisa.run({"num-server-rounds": 4}, resume=tmp_path / "run")

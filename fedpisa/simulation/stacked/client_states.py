@@ -1,4 +1,4 @@
-"""Where the clients' own tensors live in the stacked engine: keyed by client, written once per round, last."""
+"""The clients' states in the stacked engine."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from fedpisa.storage import client_rows
 
 @final
 class StackedStates:
-    """Every client's state along a first axis ``N``.
+    """The states of all clients, stacked along a first axis ``N``.
 
-    They are in memory, or, if all of them would take more than ``limit`` bytes, in files; see
-    `fedpisa.storage.client_rows`. A
-    client that never wrote takes no room in either: its state is the initial one.
+    The states are in memory, or in files if all of them take more than ``limit`` bytes; see
+    `fedpisa.storage.client_rows`. A client that has never taken part uses neither: its state is the initial one.
 
     Parameters
     ----------
@@ -26,9 +25,9 @@ class StackedStates:
     num_clients
         ``N``.
     incremental
-        Whether to keep a client's state from before its last round too, for `roll_back_unconfirmed`.
+        Whether to keep also each client's state from before its last round, for `roll_back_unconfirmed`.
     limit
-        Bytes.
+        Bytes that the states may take in memory.
 
     Examples
     --------
@@ -47,22 +46,22 @@ class StackedStates:
         limit: int = client_rows.UNLIMITED,
     ) -> None:
         row = sum(value.numel() * value.element_size() for value in initial.values()) * (1 + incremental)
-        # Together they fit or they do not; what is a few bytes per client is never worth a file.
+        # Either all tensors are in memory or all are in files, except tensors of at most 16 bytes per client.
         limit = client_rows.UNLIMITED if num_clients * row <= limit else min(limit, 16 * num_clients)
         self._initial = {name: value.clone() for name, value in initial.items()}
         self._starts_at_zero = {name: not bool(value.any()) for name, value in initial.items()}
         self._stacks = self._zeros(num_clients, limit)
         self._earlier = self._zeros(num_clients, limit) if incremental else {}
         device = next((value.device for value in initial.values()), None)
-        # The round that each row is of; 0 for a client that never took part.
+        # The last round of each client; 0 for a client that has never taken part.
         self._round_N = torch.zeros(num_clients, dtype=torch.int64, device=device)
 
     def read(self, ids_S: Tensor) -> dict[str, Tensor]:
-        """Return copies of the rows of these clients."""
+        """Return copies of these clients' states."""
         return {name: self._read(name, ids_S) for name in self._stacks}
 
     def roll_back_unconfirmed(self, ids_S: Tensor, confirmed_S: Tensor) -> None:
-        """Take back the last round of those whose reply in it was not confirmed; see `LocalUpdate.incremental`."""
+        """Undo the last round of clients whose reply the server did not receive; see `LocalUpdate.incremental`."""
         lost_S = self._round_N[ids_S] != confirmed_S
         lost = ids_S[lost_S]
         if not len(lost):
@@ -72,10 +71,10 @@ class StackedStates:
         self._round_N[lost] = confirmed_S[lost_S]
 
     def write(self, ids_S: Tensor, states_S: Arrays, server_round: int) -> None:
-        """Replace the rows of these clients."""
+        """Replace these clients' states."""
         if states_S.keys() != self._stacks.keys():
             raise ValueError(
-                f"the local update's state became {sorted(states_S)}; its init made {sorted(self._stacks)}: "
+                f"the local update returned the state {sorted(states_S)}, and its init {sorted(self._stacks)}: "
                 "return the same names from both"
             )
         for name, stack in self._earlier.items():
@@ -90,14 +89,14 @@ class StackedStates:
         return client_rows.weighted_sum(weights_N * (self._round_N > 0), stack).to(stack.dtype)
 
     def row(self, client_id: int) -> Arrays | None:
-        """Return one client's state; ``None`` if it was never written."""
+        """Return a client's state; ``None`` if the client has never taken part."""
         if not self._round_N[client_id]:
             return None
         ids_S = torch.tensor([client_id], device=self._round_N.device)
         return {name: rows_S[0] for name, rows_S in self.read(ids_S).items()}
 
     def snapshot(self) -> dict[str, Tensor]:
-        """Return what `restored` needs: the rows that were written, and the state that all others have.
+        """Return the states of clients that have taken part and the initial state, for `restored`.
 
         Examples
         --------
@@ -120,12 +119,12 @@ class StackedStates:
 
     @classmethod
     def restored(cls, kept: Arrays, num_clients: int, limit: int = client_rows.UNLIMITED) -> StackedStates:
-        """Return the states of a `snapshot`."""
+        """Return the states from a `snapshot`."""
         states = cls(_below(kept, "initial/"), num_clients, bool(_below(kept, "earlier/")), limit)
         states._round_N[kept["clients"]] = kept["rounds"]
-        for stack_of, prefix in ((states._stacks, "rows/"), (states._earlier, "earlier/")):
+        for stacks, prefix in ((states._stacks, "rows/"), (states._earlier, "earlier/")):
             for name, rows_S in _below(kept, prefix).items():
-                client_rows.write(stack_of[name], kept["clients"], rows_S)
+                client_rows.write(stacks[name], kept["clients"], rows_S)
         return states
 
     def _zeros(self, num_clients: int, limit: int) -> dict[str, Tensor]:
@@ -135,7 +134,7 @@ class StackedStates:
         }
 
     def _read(self, name: str, ids_S: Tensor) -> Tensor:
-        """Return rows, the initial state's for those that were never written."""
+        """Return copies of rows; a client that has never taken part has the initial state."""
         stack, initial = self._stacks[name], self._initial[name]
         rows_S = client_rows.read(stack, ids_S)
         if self._starts_at_zero[name]:

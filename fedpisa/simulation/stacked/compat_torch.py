@@ -1,8 +1,7 @@
-"""All that the package takes of PyTorch's private parts, and what takes its place where they may have changed.
+"""Private parts of PyTorch, and a public replacement for untested versions of PyTorch.
 
-Private is the short way out of `torch.func.vmap`: what is written for all stacked clients at once is called where one
-client is meant. `torch.autograd.Function` has the same way out, at a tenth of a millisecond a call: as much as all the
-rest of a small model's local step.
+The private functions leave `torch.func.vmap` for a moment: code for one client calls a function of all stacked clients.
+The public `torch.autograd.Function` does the same in 0.1 ms per call, as much as the rest of a small model's step.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ except ImportError:
     functorch = None
 
 TESTED: Final = ((2, 14), (2, 14))
-"""The lowest and the highest minor version of PyTorch whose private parts are used."""
+"""Lowest and highest minor version of PyTorch whose private parts are used."""
 _NAMES: Final = (
     "_add_batch_dim",
     "get_unwrapped",
@@ -38,14 +37,14 @@ _NAMES: Final = (
 
 @cache
 def private() -> bool:
-    """Whether PyTorch's private parts are used; warn once if not."""
+    """Return whether PyTorch's private parts are used; warn once if not."""
     lowest, highest = TESTED
     major, minor = (int(number) for number in re.findall(r"\d+", torch.__version__)[:2])
     if lowest <= (major, minor) <= highest and all(hasattr(functorch, name) for name in _NAMES):
         return True
     warnings.warn(
-        f"torch {torch.__version__} is not one that fedpisa's stacked engine is tuned for "
-        f"({lowest[0]}.{lowest[1]} to {highest[0]}.{highest[1]}): results are right, small models train more slowly",
+        f"fedpisa's stacked engine is tuned for torch {lowest[0]}.{lowest[1]} to {highest[0]}.{highest[1]}, not "
+        f"{torch.__version__}: results are right, but small models train more slowly",
         stacklevel=2,
     )
     return False
@@ -54,13 +53,13 @@ def private() -> bool:
 def of_all_clients(function: Callable[..., tuple[Tensor, Tensor]], *parts: Tensor) -> tuple[Tensor, Tensor]:
     """Return one client's part of a function of stacked tensors, inside `torch.func.vmap` or outside it.
 
-    Nothing is differentiated.
+    The result has no derivative.
 
     Parameters
     ----------
     function
-        Takes the parts of all ``S`` clients, ``(S, ...)``, and returns two tensors ``(S, ...)``. What the clients
-        share, and outside `vmap` everything, is ``(1, ...)``.
+        Function of tensors ``(S, ...)`` of all ``S`` clients that returns two tensors ``(S, ...)``. Arguments that
+        the clients share are ``(1, ...)``; outside `vmap`, all are.
     parts
         One client's arguments.
 
@@ -88,13 +87,13 @@ def of_all_clients(function: Callable[..., tuple[Tensor, Tensor]], *parts: Tenso
 
 
 def _alone(function: Callable[..., tuple[Tensor, Tensor]], *parts: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the function of one client as a stack of one."""
+    """Return the function's values for a single client."""
     first, second = function(*(part[None] for part in parts))
     return first[0], second[0]
 
 
 def _stacked(part: Tensor, level: int) -> Tensor:
-    """Return what a tensor is for all clients."""
+    """Return the tensor of all clients behind one client's tensor."""
     if not functorch.is_batchedtensor(part) or functorch.maybe_get_level(part) != level:
         return part[None]
     whole: Tensor = functorch.get_unwrapped(part)
@@ -107,16 +106,16 @@ class _OfAllClients(torch.autograd.Function):
 
     @staticmethod
     def forward(function: Callable[..., tuple[Tensor, Tensor]], *parts: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute one client's part."""
+        """Return one client's part."""
         return _alone(function, *parts)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        """Keep nothing: there is no derivative."""
+        """Save nothing: there is no derivative."""
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
-        """Compute the parts of all clients."""
+        """Return the parts of all clients."""
         function, *parts = arguments
         stacked = [
             part[None] if dim is None else part.movedim(dim, 0)

@@ -1,8 +1,7 @@
-"""SGD's local steps of stacked clients whose module is a chain of layers: no gradient is ever written down.
+"""SGD's local steps of stacked clients whose module is a chain of layers, without storing gradients.
 
-The gradient of a dense layer is a product of two matrices, and a product can add itself to the drift, or to the
-momentum: of a step there remain two looks at the model and one at what is added to. What comes out is what
-`SGDSteps.step` says.
+The gradient of a dense layer is a product of two matrices, which can be added to the drift or the momentum while it is
+computed. A step then reads the model twice and updates one vector. The result is that of `SGDSteps.step`.
 
 Shapes: ``S`` clients, ``P`` parameters, ``B`` samples.
 """
@@ -22,7 +21,7 @@ from fedpisa.tasks.losses import Loss
 
 
 def is_fusible(update: LocalUpdate) -> bool:
-    """Return whether an update's steps are those of `SGDSteps`, along the gradient of nothing but the loss."""
+    """Return whether an update takes the steps of `SGDSteps`, along the gradient of the loss alone."""
     if not isinstance(update, SGDSteps):
         return False
     return (
@@ -40,11 +39,10 @@ def take_fused_steps(
     work: Arrays,
     batches: Iterable[tuple[Tensor, Tensor, Tensor]],
 ) -> tuple[Arrays, Tensor]:
-    """Return the clients' working variables after their steps, and each client's losses, summed ``(S,)``.
+    """Return the clients' working variables after their steps, and the sum of each client's losses, ``(S,)``.
 
-    With ``a = weight-decay + proximal-weight`` and ``c = correction + weight-decay centre``, constant in a round, a
-    step is
-    ``drift <- (1 - learning-rate a) drift - learning-rate (g + c)``, or with momentum
+    With ``a = weight-decay + proximal-weight`` and ``c = correction + weight-decay centre``, both constant in a round,
+    a step is ``drift <- (1 - learning-rate a) drift - learning-rate (g + c)``, or with momentum
     ``m <- momentum m + g + c + a drift``, ``drift <- drift - learning-rate m``.
 
     Parameters
@@ -54,26 +52,26 @@ def take_fused_steps(
     down
         The broadcast.
     state, work
-        The clients' states and working variables, stacked; those with most steps first.
+        The clients' states and working variables, stacked; clients with more steps come first.
     batches
-        Of each step the features ``(S, B, ...)``, labels and weights ``(S, B)`` of the first clients, who take it: all
-        of them the first step.
+        Features ``(S, B, ...)``, labels and weights ``(S, B)`` of each step. All clients take the first step, and a
+        later step has the first ``S`` clients, those that are not done.
     """
     layout, rate, momentum = sequential.layout, update.learning_rate, update.momentum
-    # `float` waits for the device where the server sends the weight: once a round, not once a step.
+    # `float` waits for the device, so it is called once per round rather than once per step.
     proximal_weight = update.proximal_weight(down)
     decay = update.weight_decay + (0.0 if proximal_weight is None else float(proximal_weight))
     centre_SP, *constant_SP = vmap(lambda state, _: _fixed(update, down, state))(state, work["steps"])
     centre, constants = layout.unflatten(centre_SP), [layout.unflatten(rows_SP) for rows_SP in constant_SP]
 
-    # What is known to be zero before the first step is not read.
+    # The sum is uninitialised: the first step has beta = 0 and does not read it.
     sum_SP = work["drift"].new_empty(work["drift"].shape)
     drift_SP = torch.zeros_like(sum_SP) if momentum else sum_SP
     total, drift, point = map(layout.blocks, (sum_SP, drift_SP, torch.empty_like(sum_SP)))
     counts = {name: value.clone() for name, value in work.items() if name not in ("drift", "m")}
     loss_S = torch.zeros_like(counts["steps"])
     alpha, beta = (1.0, momentum) if momentum else (-rate, 1 - rate * decay)
-    active, begins = len(loss_S), True
+    active, first = len(loss_S), True
     for x, y_SB, weight_SB in batches:
         if len(x) < active:
             active = len(x)
@@ -81,13 +79,11 @@ def take_fused_steps(
                 {name: part[:active] for name, part in parts.items()}
                 for parts in (total, drift, point, centre, *constants)
             )
-        if not begins:
+        if not first:
             for name, v in point.items():
                 torch.add(centre[name], drift[name], out=v)
-        into = Sum(total, alpha, 0.0 if begins else beta)
-        loss_S[:active] += sequential.add_gradient(
-            centre if begins else point, x, y_SB, weight_SB, loss, into
-        )
+        into = Sum(total, alpha, 0.0 if first else beta)
+        loss_S[:active] += sequential.add_gradient(centre if first else point, x, y_SB, weight_SB, loss, into)
         for name, part in total.items():
             for constant in constants:
                 part.add_(constant[name], alpha=alpha)
@@ -97,13 +93,13 @@ def take_fused_steps(
                 drift[name].sub_(part, alpha=rate)
         for name, value in update.counted({name: value[:active] for name, value in counts.items()}).items():
             counts[name][:active] = value
-        begins = False
+        first = False
     moved = {"drift": drift_SP, "m": sum_SP} if momentum else {"drift": drift_SP}
     return {**counts, **{name: layout.rows(memory_SP) for name, memory_SP in moved.items()}}, loss_S
 
 
 def _fixed(update: SGDSteps, down: Arrays, state: Arrays) -> tuple[Tensor, ...]:
-    """Return a client's centre and, if anything is added to its gradients that does not depend on the drift, that."""
+    """Return a client's centre and, if there is one, the term ``c`` that is added to its gradients."""
     centre_P, correction_P = update.centre(down, state), update.correction(down, state)
     if not update.weight_decay:
         return (centre_P,) if correction_P is None else (centre_P, correction_P)

@@ -1,4 +1,4 @@
-"""The processor: a thread of PyTorch's for each core, and memory that stays where it is."""
+"""PyTorch's threads, and the C library's memory allocator."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _LARGE: Final = 2**30
 
 @contextmanager
 def one_thread_each(threads: int) -> Iterator[ThreadPoolExecutor]:
-    """Give a pool of threads in each of which PyTorch's operations run on that thread alone.
+    """Yield a pool of threads, each of which runs PyTorch's operations on a single thread.
 
     Examples
     --------
@@ -34,17 +34,13 @@ def one_thread_each(threads: int) -> Iterator[ThreadPoolExecutor]:
     >>> torch.get_num_threads() == before
     True
     """
-    before = torch.get_num_threads()
-    try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            yield pool
-    finally:
-        torch.set_num_threads(before)
+    with one_thread(), ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        yield pool
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Keep PyTorch's operations to one thread: sums in another order give other bits, and small ones only wait.
+    """Run PyTorch's operations on a single thread: sums keep their order, and small operations do not wait.
 
     Examples
     --------
@@ -68,13 +64,13 @@ def allocator() -> str:
 
 @cache
 def keep_freed_memory() -> bool:
-    """Have the C library keep what is freed for the next tensor, in large pages; return whether it does.
+    """Make the C library reuse freed memory, in large pages; return whether it does.
 
-    This is for a process that does nothing but train: it lasts, and other libraries' memory is kept, too.
+    The setting lasts until the process ends and affects other libraries, so it suits only a process that only trains.
 
-    By default glibc gives large blocks back to the system at once and takes new ones, page by page, for the
-    next result: where the stacked engine allocates the same few sizes again and again, a quarter of its time.
-    Vectors of a million numbers lie on thousands of small pages, whose addresses a processor cannot remember.
+    By default glibc returns large blocks to the system at once and gets new ones, page by page, for the next result.
+    This takes a quarter of the time of the stacked engine, which allocates the same few sizes again and again. A vector
+    of a million numbers covers thousands of small pages, more than a processor's address cache holds.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
@@ -82,7 +78,7 @@ def keep_freed_memory() -> bool:
     if not (libc.mallopt(_MMAP_MAX, 0) and libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)):
         return False
     libc.mallopt(_ARENA_MAX, 1)
-    # Addresses, not memory: a page is taken when it is first written to.
+    # This reserves addresses only: a page takes memory when it is first written to.
     libc.malloc.argtypes, libc.malloc.restype = (ctypes.c_size_t,), ctypes.c_void_p
     libc.free.argtypes = (ctypes.c_void_p,)
     block = libc.malloc(_LARGE)
