@@ -1,6 +1,6 @@
 """Protocol of a measured process: it prints a line after every round and its measurements at the end.
 
-A competitor's loop is a generator of rounds, which `report` times. The module needs only the standard library.
+A competitor's loop is a generator of rounds, which `report` times.
 """
 
 from __future__ import annotations

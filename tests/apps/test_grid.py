@@ -243,7 +243,7 @@ def test_the_server_measures_no_client_whose_samples_it_lacks(
     tmp_path: Path, nodes: Any, hospitals: dict[str, Any]
 ) -> None:
     own = hospitals["config"].replace({"per-client": True})
-    with pytest.raises(ValueError, match=r"per-client = true .* where clients are real nodes"):
+    with pytest.raises(ValueError, match=r"per-client = true .* if clients are real nodes"):
         nodes.start(nodes.network(tmp_path, own, data=hospitals["data"]), own, None, own_data=True)
 
 
