@@ -1,7 +1,7 @@
 """One page about many runs: which algorithm, at what cost, is it significant; and its tables as CSV and LaTeX.
 
-`runs` puts the runs in order, `statistics` and `findings` make the numbers, `curves` and `clients` what is drawn,
-`tables`, `text` and `summary` what is read, `page` puts all into one HTML file that needs nothing else.
+`runs` reads and groups the runs. `statistics` and `findings` compute the numbers. `curves` and `clients` prepare the
+figures. `tables`, `text` and `summary` write tables and sentences. `page` renders all into one HTML file.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import final
 @final
 @dataclass(frozen=True)
 class Written:
-    """What was written.
+    """Paths of a report's files.
 
     Parameters
     ----------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
 
@@ -26,14 +26,14 @@ AGREEMENT = 1e-3
 @final
 @dataclass(frozen=True, eq=False)
 class SplitPicture:
-    """A split's clients, as of one seed.
+    """The clients of one split at one seed.
 
     Parameters
     ----------
     split, seed
-        Which.
+        Number of the split, and the seed.
     statistics
-        Sizes, and counts of labels where the data are at hand.
+        Sizes, and counts of labels if the data could be loaded.
     deciles
         Whether the counts are of deciles of a regression's target.
     note
@@ -55,13 +55,13 @@ class Fairness:
     Parameters
     ----------
     group
-        Which.
+        The group of runs.
     by_seed
         Accuracies ``(N,)`` of each finished seed.
     source
-        Of what samples.
+        The samples on which the accuracies are measured.
     note
-        Why there are none.
+        The reason if accuracies are missing.
     """
 
     group: Group
@@ -72,7 +72,7 @@ class Fairness:
 
 @final
 class Data:
-    """The runs' data, each loaded once at most; says why where it cannot be.
+    """The runs' data, loaded on first use.
 
     Parameters
     ----------
@@ -95,9 +95,7 @@ class Data:
         if isinstance(self._found, str):
             return self._found
         dataset, partition = self._found
-        same = len(partition) == len(run.result.partition) and all(
-            np.array_equal(ours, its) for ours, its in zip(partition, run.result.partition, strict=True)
-        )
+        same = _same(partition, run.result.partition)
         return dataset if same else "the data at hand give another partition than partition.npz holds"
 
 
@@ -110,7 +108,7 @@ def _load(run: Run) -> tuple[Dataset, list[Indices]] | str:
 
 
 def picture(group_runs: Sequence[Run], split: int, data: Data) -> SplitPicture | None:
-    """Return the split of the least seed, ``None`` where no run has kept its partition."""
+    """Return the split at the smallest seed, or ``None`` if no run has kept its partition."""
     from fedpisa.datasets import heterogeneity
 
     kept = [run for run in group_runs if run.result.partition]
@@ -131,7 +129,7 @@ def picture(group_runs: Sequence[Run], split: int, data: Data) -> SplitPicture |
 
 
 def unlike_seeds(runs: Sequence[Run]) -> list[int]:
-    """Return the seeds whose runs, of one split, do not share one partition: no pairs of theirs are alike."""
+    """Return the seeds at which the runs of one split have different partitions and so cannot be paired."""
     first: dict[int, Run] = {}
     kept = [run for run in runs if run.result.partition]
     return sorted(
@@ -150,36 +148,29 @@ def _same(one: Sequence[NDArray[np.int64]], other: Sequence[NDArray[np.int64]]) 
 def fairness(collection: Collection, data: Data) -> list[Fairness]:
     """Return the final models' accuracies over the clients, for every group with a finished run."""
     found: dict[int, tuple[Group, dict[int, NDArray[np.float64]], list[str], list[str]]] = {}
-    for group, run in _in_order(collection):
+    finished = [(group, run) for group in collection.groups for run in group.finished.values()]
+    # Runs that share their data follow each other, so that the data are loaded once.
+    for group, run in sorted(finished, key=lambda pair: (pair[0].split, pair[1].seed)):
         _, by_seed, sources, notes = found.setdefault(id(group), (group, {}, [], []))
         kept = kept_accuracies(run)
         accuracies = evaluated_accuracies(run, data) if kept is None else kept
-        source = (
-            "each client's own training samples"
-            if kept is None
-            else "each client's own samples (clients.parquet)"
-        )
         if isinstance(accuracies, str):
             notes.append(accuracies)
-        else:
-            by_seed[run.seed] = accuracies
-            sources.append(source)
+            continue
+        by_seed[run.seed] = accuracies
+        samples = "training samples" if kept is None else "samples (clients.parquet)"
+        sources.append(f"each client's own {samples}")
     return [
         Fairness(group, by_seed, " and ".join(dict.fromkeys(sources)), "; ".join(dict.fromkeys(notes)))
         for group, by_seed, sources, notes in found.values()
     ]
 
 
-def _in_order(collection: Collection) -> Iterator[tuple[Group, Run]]:
-    """Yield the finished runs, those that share their data one after the other."""
-    pairs = [(group, run) for group in collection.groups for run in group.finished.values()]
-    yield from sorted(pairs, key=lambda pair: (pair[0].split, pair[1].seed))
-
-
 def kept_accuracies(run: Run) -> NDArray[np.float64] | None:
-    """Return what ``clients.parquet`` has of the last round in which clients were measured, by client.
+    """Return the accuracies ``(N,)`` of the last round in ``clients.parquet``.
 
-    ``None`` if the run has no such file, or its columns no accuracy.
+    Return ``None`` if there is no such file, if it has no accuracies, or if they are not of all clients in the
+    final round.
     """
     place = run.directory / "clients.parquet"
     # A folder holds a file for each evaluated round, named in their order: the last one is enough.
@@ -207,7 +198,7 @@ def kept_accuracies(run: Run) -> NDArray[np.float64] | None:
 
 
 def evaluated_accuracies(run: Run, data: Data) -> NDArray[np.float64] | str:
-    """Evaluate the model that a run has kept on each client's own training samples; a reason if that cannot be."""
+    """Return the kept model's accuracy on each client's training samples, or the reason if there is none."""
     found = data.of(run)
     if isinstance(found, str):
         return found
@@ -250,7 +241,7 @@ def _kept_model(run: Run, dataset: Dataset, parameters: Mapping[str, NDArray[Any
 
 
 def worst(accuracies: NDArray[np.float64]) -> float:
-    """Return the mean over the tenth of the clients, at least one, that are served worst.
+    """Return the mean accuracy of the worst tenth of the clients, at least one client.
 
     Examples
     --------

@@ -50,7 +50,7 @@ LOSS = Measure("test_loss", "test loss", higher_is_better=False)
 @final
 @dataclass(frozen=True)
 class Target:
-    """An accuracy that a run is to reach, and who set it."""
+    """The accuracy to reach, and a note on its origin."""
 
     accuracy: float
     source: str
@@ -59,14 +59,14 @@ class Target:
 @final
 @dataclass(frozen=True, eq=False)
 class Cost:
-    """What the runs of a group that reached the target had spent by then.
+    """Cost of reaching the target, over the runs of a group.
 
     Parameters
     ----------
     reached, of
-        How many of how many finished runs.
+        Number of runs that reached the target, and of finished runs.
     rounds, megabytes, local_steps, seconds
-        Over those that reached it; ``None`` if none did. Bytes count both ways.
+        Estimates over the runs that reached it; ``None`` if none did. Bytes count both directions.
     """
 
     reached: int
@@ -80,7 +80,7 @@ class Cost:
 @final
 @dataclass(frozen=True, eq=False)
 class VariantResult:
-    """What one variant came to on one split; ``None`` where no run of it finished."""
+    """Results of one variant on one split; estimates are ``None`` if none of its runs finished."""
 
     group: Group
     final: Estimate | None
@@ -94,18 +94,18 @@ class VariantResult:
 @final
 @dataclass(frozen=True, eq=False)
 class SplitFindings:
-    """What was found on one split.
+    """Results on one split.
 
     Parameters
     ----------
     split
-        Its number.
+        Number of the split.
     measure
-        What is compared.
+        The measure that ranks the variants.
     target
-        What the costs are to reach, if anything.
+        The accuracy up to which costs are counted, if any.
     outcomes
-        The best first, those without a finished run last.
+        Results by variant: the best first, variants without a finished run last.
     comparisons
         Of each two variants, the one that ranks first less the other, corrected over all pairs of the split.
     """
@@ -125,7 +125,7 @@ class SplitFindings:
 @final
 @dataclass(frozen=True, eq=False)
 class Findings:
-    """Everything that was found.
+    """Results on all splits.
 
     Parameters
     ----------

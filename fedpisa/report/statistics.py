@@ -62,6 +62,14 @@ def estimate(values: Sequence[float]) -> Estimate | None:
     return Estimate(n, mean, sd, quantile * sd / math.sqrt(n))
 
 
+def scaled(value: Estimate | None, factor: float) -> Estimate | None:
+    """Return an estimate of the values times a factor."""
+    if value is None:
+        return None
+    sd, half = (None if part is None else factor * part for part in (value.sd, value.half_width))
+    return Estimate(value.n, factor * value.mean, sd, half)
+
+
 @final
 @dataclass(frozen=True)
 class Comparison:

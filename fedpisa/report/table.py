@@ -21,19 +21,19 @@ class Table:
     Parameters
     ----------
     name
-        Its files' name.
+        Name of the files, without suffix.
     title
-        What it shows.
+        Caption.
     note
-        How to read it.
+        Explanation under the table.
     frame
-        The numbers, one tidy row each: fractions, bytes and seconds, not rounded.
+        Unrounded numbers for the CSV file: fractions, bytes and seconds.
     head, rows
-        What readers see.
+        Column titles and cells, as text.
     texts
-        How many columns at the left are names.
+        Number of columns at the left that hold names; they are left-aligned.
     strong
-        Places ``(row, column)`` of ``rows`` to emphasise.
+        Cells ``(row, column)`` in bold.
     """
 
     name: str

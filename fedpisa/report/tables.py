@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, NamedTuple, TypeVar, final
+
+import numpy as np
+from numpy.typing import NDArray
 
 from fedpisa.report.clients import Fairness, worst
-from fedpisa.report.statistics import Estimate, estimate
+from fedpisa.report.findings import Findings, Measure, SplitFindings, VariantResult
+from fedpisa.report.statistics import Comparison, Estimate, estimate, scaled
 from fedpisa.report.table import Table, frame_of
 from fedpisa.report.text import NOTHING, difference, fixed, interval, number, p_value, spread, verdict
 
-if TYPE_CHECKING:
-    from fedpisa.report.findings import Findings, VariantResult
-
-ALL_SPLITS = "all splits"
+_Row = TypeVar("_Row")
 
 
 def overview(found: Findings) -> Table:
@@ -38,15 +40,13 @@ def overview(found: Findings) -> Table:
                 cells.append(NOTHING)
                 continue
             measure, outcome = place
-            final = outcome.final
-            few = f" (n = {final.n})" if final and final.n != most else ""
-            cells.append(spread(final, measure) + few if final else outcome.group.note or NOTHING)
+            few = f" (n = {value.n})" if (value := outcome.final) and value.n != most else ""
+            cells.append(spread(value, measure) + few if value else outcome.group.note or NOTHING)
             if best.get(split) == variant:
                 strong.add((i, 1 + split))
-            tidy.append({"variant": collection.variants[variant], "split": label, **_numbers("final", final)})
+            tidy.append({"variant": collection.variants[variant], "split": label, **_numbers("final", value)})
         if found.means:
-            mean = found.means.get(variant)
-            cells.append(number(mean, found.by_split[0].measure))
+            cells.append(number(found.means.get(variant), found.by_split[0].measure))
         rows.append([collection.variants[variant], *cells])
     head = ["algorithm", *collection.splits, *(["mean of the splits"] if found.means else [])]
     return Table(
@@ -63,247 +63,316 @@ def overview(found: Findings) -> Table:
 
 def accuracy(found: Findings) -> Table:
     """Return final and best values of every group, with their intervals."""
-    tidy, rows = [], []
-    for one in found.by_split:
-        for outcome in one.outcomes:
-            names = _names(found, outcome)
-            tidy.append(
-                {
-                    **names,
-                    "measure": one.measure.column,
-                    **_numbers("final", outcome.final),
-                    **_numbers("best", outcome.best),
-                    "not_finished": outcome.group.note,
-                }
-            )
-            n = str(outcome.final.n if outcome.final else 0)
-            rows.append(
-                [
-                    *names.values(),
-                    f"{n} ({outcome.group.note})" if outcome.group.note else n,
-                    spread(outcome.final, one.measure),
-                    interval(outcome.final, one.measure),
-                    spread(outcome.best, one.measure),
-                    interval(outcome.best, one.measure),
-                ]
-            )
-    head = ["split", "algorithm", "seeds", "final", "95% interval", "best round", "95% interval of the best"]
-    return Table(
+    return _table(
         "accuracy",
         f"Final and best {_measure_name(found)}",
         "Mean ± sample standard deviation (n − 1) over the finished seeds; Student's t interval of the mean, which may "
         "reach beyond 100% where a few seeds differ much. The best round is chosen on the test set, so it flatters "
         "every algorithm; compare the final values.",
-        frame_of(tidy),
-        head,
-        rows,
+        _ACCURACY,
+        _group_rows(found),
     )
 
 
 def significance(found: Findings) -> Table:
-    """Return every comparison, those pooled over the splits last."""
-    tidy, rows = [], []
-    measures = {one.split: one.measure for one in found.by_split}
-    families = [(found.collection.splits[o.split], measures[o.split], o.comparisons) for o in found.by_split]
+    """Return every comparison, the comparisons pooled over the splits last."""
+    variants = found.collection.variants
+    families = [(found.collection.splits[one.split], one.measure, one.comparisons) for one in found.by_split]
     if found.pooled:
-        families.append((ALL_SPLITS, found.by_split[0].measure, found.pooled))
-    for label, measure, comparisons in families:
-        for (first, second), one in comparisons.items():
-            pair = {
-                "split": label,
-                "first": found.collection.variants[first],
-                "second": found.collection.variants[second],
-            }
-            tidy.append(
-                {
-                    **pair,
-                    **_numbers("difference", one.difference),
-                    "t_p": one.t_p,
-                    "t_p_holm": one.t_holm,
-                    "wilcoxon_p": one.wilcoxon_p,
-                    "wilcoxon_p_holm": one.wilcoxon_holm,
-                    "verdict": verdict(one),
-                }
-            )
-            rows.append(
-                [
-                    *pair.values(),
-                    str(one.difference.n if one.difference else 0),
-                    difference(one.difference, measure),
-                    interval(one.difference, measure),
-                    p_value(one.t_p),
-                    p_value(one.t_holm),
-                    p_value(one.wilcoxon_p),
-                    p_value(one.wilcoxon_holm),
-                    verdict(one),
-                ]
-            )
-    head = [
-        "split",
-        "A",
-        "B",
-        "pairs",
-        "A − B",
-        "95% interval",
-        "t-test p",
-        "corrected",
-        "Wilcoxon p",
-        "corrected",
-        "verdict",
+        families.append(("all splits", found.by_split[0].measure, found.pooled))
+    rows = [
+        _PairRow(split, variants[first], variants[second], measure, comparison)
+        for split, measure, comparisons in families
+        for (first, second), comparison in comparisons.items()
     ]
-    unit = " in percentage points" if all(m.percent for m in measures.values()) else ""
-    return Table(
+    unit = " in percentage points" if all(one.measure.percent for one in found.by_split) else ""
+    return _table(
         "significance",
         f"Paired comparisons of the final {_measure_name(found)}{unit}",
         "Pairs are runs of the same seed: the same data, split and initial model. Two-sided tests; Holm's "
         "correction over all pairs of a split; the verdict is that of the corrected t-test at 5%. The "
         "interval is not corrected. Over all splits a pair is a seed on a split: that speaks of these splits alone.",
-        frame_of(tidy),
-        head,
+        _SIGNIFICANCE,
         rows,
         texts=3,
     )
 
 
 def cost(found: Findings) -> Table:
-    """Return what the target cost, and the whole run."""
-    tidy, rows = [], []
-    for one in found.by_split:
-        for outcome in one.outcomes:
-            names, own = _names(found, outcome), outcome.cost
-            more = f" ({outcome.group.note})" if outcome.group.note else ""
-            columns = {
-                "rounds": own and own.rounds,
-                "megabytes": own and own.megabytes,
-                "local_steps": own and own.local_steps,
-                "seconds": own and own.seconds,
-            }
-            tidy.append(
-                {
-                    **names,
-                    "target": one.target.accuracy if one.target else None,
-                    "reached": own.reached if own else None,
-                    "of": own.of if own else None,
-                    **_merged(_numbers(name, value) for name, value in columns.items()),
-                    **_numbers("total_megabytes", outcome.megabytes),
-                    **_numbers("total_seconds", outcome.seconds),
-                }
-            )
-            rows.append(
-                [
-                    *names.values(),
-                    f"{100 * one.target.accuracy:g}%" if one.target else NOTHING,
-                    f"{own.reached} of {own.of}{more}" if own else NOTHING,
-                    *(spread(value) for value in columns.values()),
-                    spread(outcome.megabytes),
-                    spread(outcome.seconds),
-                ]
-            )
-    head = ["split", "algorithm", "target", "seeds reached it", "rounds", "MB", "local steps"]
-    return Table(
+    """Return the cost to the target and the cost of the whole run, for every group."""
+    return _table(
         "cost",
         "Cost to the target, and of the whole run",
         "Mean ± standard deviation over the seeds that reached it, up to the first evaluated round that did; "
         "where not all did, the mean is of the faster ones. MB (10⁶ bytes) count both ways and all "
         "clients, local steps all clients; seconds are training time.",
-        frame_of(tidy),
-        [*head, "seconds", "MB, whole run", "seconds, whole run"],
-        rows,
+        _COST,
+        _group_rows(found),
     )
 
 
 def fairness(found: Findings, groups: Iterable[Fairness]) -> Table:
     """Return how evenly the final model serves the clients."""
     by_group = {id(one.group): one for one in groups}
-    tidy, rows = [], []
-    for one in found.by_split:
-        for outcome in one.ranked:
-            fair = by_group.get(id(outcome.group))
-            values = list(fair.by_seed.values()) if fair else []
-            names = _names(found, outcome)
-            own = {
-                "mean": estimate([float(v.mean()) for v in values]),
-                "worst_tenth": estimate([worst(v) for v in values]),
-                "deviation": estimate([float(v.std(ddof=1)) for v in values if len(v) > 1]),
-                "variance": estimate([float(v.var(ddof=1)) for v in values if len(v) > 1]),
-            }
-            missing = (fair.note if fair else "") or ("" if values else "missing")
-            tidy.append(
-                {
-                    **names,
-                    "samples": fair.source if fair else "",
-                    **_merged(_numbers(name, value) for name, value in own.items()),
-                    "missing": missing,
-                }
-            )
-            percent = [_scaled(own[name], 100) for name in ("mean", "worst_tenth", "deviation")]
-            rows.append(
-                [
-                    *names.values(),
-                    str(len(values)),
-                    *(fixed(value, 2) for value in percent),
-                    fixed(_scaled(own["variance"], 1e4), 1),
-                ]
-            )
-    head = ["split", "algorithm", "seeds", "mean", "worst 10%", "deviation", "variance (points²)"]
-    return Table(
+    rows = [
+        row._replace(fairness=by_group.get(id(row.result.group)))
+        for row in _group_rows(found)
+        if row.result.final is not None
+    ]
+    return _table(
         "clients",
         "Accuracy of the final model over the clients, in per cent",
         "Every client counts alike. The worst 10% are at least one client; deviation and variance are over a "
         "seed's clients (n − 1); ± is over seeds.",
-        frame_of(tidy),
-        head,
+        _FAIRNESS,
         rows,
     )
 
 
 def runs(found: Findings) -> Table:
-    """Return every run, also those that no number above is of."""
+    """Return every run, with those that are not counted in the other tables."""
     collection = found.collection
     measures = {one.split: one.measure for one in found.by_split}
-    tidy, rows = [], []
-    for group in collection.groups:
-        for run in group.runs:
-            measure = measures[group.split]
-            rounds = max((int(row["round"] or 0) for row in run.result.rows), default=0)
-            status = f"{run.status}, repeats a seed: not counted" if run in group.repeats else run.status
-            spent = run.result.total("bytes_up") + run.result.total("bytes_down")
-            own = {
-                "split": collection.splits[group.split],
-                "algorithm": collection.variants[group.variant],
-                "seed": run.seed,
-                "status": status,
-                "rounds": rounds,
-                "final": run.result.last(measure.column),
-                "best": measure.best_of(run),
-                "bytes": spent,
-                "seconds": run.result.total("seconds"),
-                "directory": str(run.directory),
-            }
-            tidy.append(own)
-            rows.append(
-                [
-                    *(str(own[name]) for name in ("split", "algorithm", "seed", "status", "rounds")),
-                    number(own["final"], measure),  # type: ignore[arg-type]
-                    number(own["best"], measure),  # type: ignore[arg-type]
-                    number(spent / 1e6),
-                    number(run.result.total("seconds")),
-                    str(run.directory),
-                ]
-            )
-    for directory, reason in collection.unreadable.items():
-        tidy.append({"status": f"unreadable: {reason}", "directory": str(directory)})
-        rows.append([NOTHING, NOTHING, NOTHING, f"unreadable: {reason}", *[NOTHING] * 5, str(directory)])
-    head = ["split", "algorithm", "seed", "status", "rounds", "final", "best", "MB", "seconds", "directory"]
-    return Table("runs", "Every run", "", frame_of(tidy), head, rows, texts=2)
+    rows: list[Mapping[str, Any]] = [
+        {
+            "measure": measures[group.split],
+            "split": collection.splits[group.split],
+            "algorithm": collection.variants[group.variant],
+            "seed": run.seed,
+            "status": run.status + ", repeats a seed: not counted" * (run in group.repeats),
+            "rounds": max((int(row["round"] or 0) for row in run.result.rows), default=0),
+            "final": run.result.last(measures[group.split].column),
+            "best": measures[group.split].best_of(run),
+            "bytes": run.result.total("bytes_up") + run.result.total("bytes_down"),
+            "seconds": run.result.total("seconds"),
+            "directory": run.directory,
+        }
+        for group in collection.groups
+        for run in group.runs
+    ]
+    rows += [
+        {"status": f"unreadable: {reason}", "directory": directory}
+        for directory, reason in collection.unreadable.items()
+    ]
+    return _table("runs", "Every run", "", _RUNS, rows)
 
 
-# ------------------------------------------------------------------------------------------------------ details
+# ----------------------------------------------------------------------------------------------------- columns
 
 
-def _names(found: Findings, outcome: VariantResult) -> dict[str, str]:
-    collection, group = found.collection, outcome.group
-    return {"split": collection.splits[group.split], "algorithm": collection.variants[group.variant]}
+@final
+@dataclass(frozen=True, eq=False)
+class _Column(Generic[_Row]):
+    """A column of a table: add one to a table's tuple to have it in the page, in CSV and in LaTeX.
+
+    Parameters
+    ----------
+    title
+        The heading.
+    text
+        Returns a row's cell as readers see it; without it, the column is only in the CSV file.
+    data
+        Returns a row's cells of the CSV file, by name.
+    """
+
+    title: str = ""
+    text: Callable[[_Row], str] | None = None
+    data: Callable[[_Row], Mapping[str, object]] = lambda row: {}
+
+
+class _GroupRow(NamedTuple):
+    """One variant on one split."""
+
+    split: str
+    algorithm: str
+    of_split: SplitFindings
+    result: VariantResult
+    fairness: Fairness | None = None
+
+    @property
+    def measure(self) -> Measure:
+        """The measure of the split."""
+        return self.of_split.measure
+
+    @property
+    def note(self) -> str:
+        """The note on runs that did not finish, such as `` (1 diverged)``."""
+        return f" ({self.result.group.note})" * bool(self.result.group.note)
+
+    @property
+    def accuracies(self) -> list[NDArray[np.float64]]:
+        """Accuracies ``(N,)`` over the clients, seed by seed."""
+        return list(self.fairness.by_seed.values()) if self.fairness else []
+
+
+class _PairRow(NamedTuple):
+    """Two variants on the same seeds."""
+
+    split: str
+    first: str
+    second: str
+    measure: Measure
+    comparison: Comparison
+
+
+def _table(
+    name: str, title: str, note: str, columns: Sequence[_Column[_Row]], rows: Sequence[_Row], texts: int = 2
+) -> Table:
+    shown = [(column.title, column.text) for column in columns if column.text]
+    return Table(
+        name,
+        title,
+        note,
+        frame_of([{key: v for column in columns for key, v in column.data(row).items()} for row in rows]),
+        [heading for heading, _ in shown],
+        [[text(row) for _, text in shown] for row in rows],
+        texts,
+    )
+
+
+def _value(
+    title: str, name: str, value: Callable[[_Row], Any], form: Callable[[Any], str] = str
+) -> _Column[_Row]:
+    """Return a column with one value in the CSV file."""
+    return _Column(title, lambda row: form(value(row)), lambda row: {name: value(row)})
+
+
+def _mean(
+    title: str,
+    name: str,
+    value: Callable[[_Row], Estimate | None],
+    form: Callable[[Estimate | None], str] = spread,
+) -> _Column[_Row]:
+    """Return a column with a mean over seeds, its deviation and its interval in the CSV file."""
+    return _Column(title, lambda row: form(value(row)), lambda row: _numbers(name, value(row)))
+
+
+def _with_interval(
+    title: str,
+    name: str,
+    value: Callable[[Any], Estimate | None],
+    form: Callable[[Estimate | None, Measure], str],
+    interval_title: str = "95% interval",
+) -> tuple[_Column[Any], _Column[Any]]:
+    """Return a column with a mean in the form of the row's measure, and a column with its interval."""
+    return (
+        _Column(title, lambda row: form(value(row), row.measure), lambda row: _numbers(name, value(row))),
+        _Column(interval_title, lambda row: interval(value(row), row.measure)),
+    )
+
+
+def _entry(name: str, title: str = "", form: Callable[[Any], str] = str) -> _Column[Mapping[str, Any]]:
+    """Return a column with an entry of the row, which may lack it."""
+    return _Column(
+        title or name,
+        lambda row: form(row[name]) if name in row else NOTHING,
+        lambda row: {name: row[name]} if name in row else {},
+    )
+
+
+def _to_target(title: str, name: str) -> _Column[_GroupRow]:
+    """Return a column with an attribute of the cost to the target."""
+    return _mean(title, name, lambda row: getattr(row.result.cost, name, None))
+
+
+def _over_clients(
+    title: str,
+    name: str,
+    measure: Callable[[NDArray[np.float64]], float],
+    least_clients: int = 1,
+    factor: float = 100,
+    digits: int = 2,
+) -> _Column[_GroupRow]:
+    """Return a column with a measure of the accuracies over a seed's clients."""
+
+    def value(row: _GroupRow) -> Estimate | None:
+        return estimate([float(measure(v)) for v in row.accuracies if len(v) >= least_clients])
+
+    return _mean(title, name, value, lambda found: fixed(scaled(found, factor), digits))
+
+
+_NAMES: tuple[_Column[_GroupRow], ...] = (
+    _value("split", "split", lambda row: row.split),
+    _value("algorithm", "algorithm", lambda row: row.algorithm),
+)
+
+_ACCURACY: tuple[_Column[_GroupRow], ...] = (
+    *_NAMES,
+    _Column(data=lambda row: {"measure": row.measure.column}),
+    _Column("seeds", lambda row: str(row.result.final.n if row.result.final else 0) + row.note),
+    *_with_interval("final", "final", lambda row: row.result.final, spread),
+    *_with_interval("best round", "best", lambda row: row.result.best, spread, "95% interval of the best"),
+    _Column(data=lambda row: {"not_finished": row.result.group.note}),
+)
+
+_SIGNIFICANCE: tuple[_Column[_PairRow], ...] = (
+    _value("split", "split", lambda row: row.split),
+    _value("A", "first", lambda row: row.first),
+    _value("B", "second", lambda row: row.second),
+    _Column("pairs", lambda row: str(row.comparison.difference.n if row.comparison.difference else 0)),
+    *_with_interval("A − B", "difference", lambda row: row.comparison.difference, difference),
+    _value("t-test p", "t_p", lambda row: row.comparison.t_p, p_value),
+    _value("corrected", "t_p_holm", lambda row: row.comparison.t_holm, p_value),
+    _value("Wilcoxon p", "wilcoxon_p", lambda row: row.comparison.wilcoxon_p, p_value),
+    _value("corrected", "wilcoxon_p_holm", lambda row: row.comparison.wilcoxon_holm, p_value),
+    _value("verdict", "verdict", lambda row: verdict(row.comparison)),
+)
+
+_COST: tuple[_Column[_GroupRow], ...] = (
+    *_NAMES,
+    _Column(
+        "target",
+        lambda row: f"{100 * row.of_split.target.accuracy:g}%" if row.of_split.target else NOTHING,
+        lambda row: {"target": row.of_split.target.accuracy if row.of_split.target else None},
+    ),
+    _Column(
+        "seeds reached it",
+        lambda row: f"{c.reached} of {c.of}{row.note}" if (c := row.result.cost) else NOTHING,
+        lambda row: {name: getattr(row.result.cost, name, None) for name in ("reached", "of")},
+    ),
+    _to_target("rounds", "rounds"),
+    _to_target("MB", "megabytes"),
+    _to_target("local steps", "local_steps"),
+    _to_target("seconds", "seconds"),
+    _mean("MB, whole run", "total_megabytes", lambda row: row.result.megabytes),
+    _mean("seconds, whole run", "total_seconds", lambda row: row.result.seconds),
+)
+
+_FAIRNESS: tuple[_Column[_GroupRow], ...] = (
+    *_NAMES,
+    _Column(data=lambda row: {"samples": row.fairness.source if row.fairness else ""}),
+    _Column("seeds", lambda row: str(len(row.accuracies))),
+    _over_clients("mean", "mean", np.mean),
+    _over_clients("worst 10%", "worst_tenth", worst),
+    _over_clients("deviation", "deviation", lambda v: v.std(ddof=1), least_clients=2),
+    _over_clients("variance (points²)", "variance", lambda v: v.var(ddof=1), 2, factor=1e4, digits=1),
+    _Column(
+        data=lambda row: {
+            "missing": (row.fairness.note if row.fairness else "") or "missing" * (not row.accuracies)
+        }
+    ),
+)
+
+_RUNS: tuple[_Column[Mapping[str, Any]], ...] = (
+    *(_entry(name) for name in ("split", "algorithm", "seed", "status", "rounds")),
+    _Column("final", lambda row: number(row.get("final"), row.get("measure")), _entry("final").data),
+    _Column("best", lambda row: number(row.get("best"), row.get("measure")), _entry("best").data),
+    _entry("bytes", "MB", lambda size: number(size / 1e6)),
+    _entry("seconds", form=number),
+    _entry("directory"),
+)
+
+
+# ----------------------------------------------------------------------------------------------------- details
+
+
+def _group_rows(found: Findings) -> list[_GroupRow]:
+    runs = found.collection
+    return [
+        _GroupRow(runs.splits[one.split], runs.variants[result.group.variant], one, result)
+        for one in found.by_split
+        for result in one.outcomes
+    ]
 
 
 def _numbers(name: str, value: Estimate | None) -> dict[str, float | None]:
@@ -319,17 +388,6 @@ def _numbers(name: str, value: Estimate | None) -> dict[str, float | None]:
     }
 
 
-def _merged(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    return {key: value for part in parts for key, value in part.items()}
-
-
-def _scaled(value: Estimate | None, factor: float) -> Estimate | None:
-    if value is None:
-        return None
-    sd, half = (None if part is None else factor * part for part in (value.sd, value.half_width))
-    return Estimate(value.n, factor * value.mean, sd, half)
-
-
 def _measure_name(found: Findings) -> str:
-    names = dict.fromkeys(one.measure.name + " (%)" * one.measure.percent for one in found.by_split)
-    return " or ".join(names)
+    names = (one.measure.name + " (%)" * one.measure.percent for one in found.by_split)
+    return " or ".join(dict.fromkeys(names))

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from fedpisa.report.findings import Measure
 
 NOTHING = "–"
-"""What stands where there is no number."""
+"""Placeholder of a missing number."""
 
 
 def number(value: float | None, measure: Measure | None = None) -> str:
@@ -30,7 +30,7 @@ def number(value: float | None, measure: Measure | None = None) -> str:
 
 
 def spread(value: Estimate | None, measure: Measure | None = None) -> str:
-    """Return ``mean ± sd``, the mean alone where there is one seed only.
+    """Return ``mean ± sd``, or the mean alone for a single seed.
 
     An accuracy has two digits; else the deviation has two significant ones, and the mean ends where it does.
 
@@ -53,7 +53,7 @@ def spread(value: Estimate | None, measure: Measure | None = None) -> str:
 
 
 def interval(value: Estimate | None, measure: Measure | None = None) -> str:
-    """Return the 95% interval as ``[low, high]``, which a single seed does not give."""
+    """Return the 95% interval as ``[low, high]``; a single seed has none."""
     if value is None or value.half_width is None:
         return NOTHING
     low, high = value.mean - value.half_width, value.mean + value.half_width
@@ -61,7 +61,7 @@ def interval(value: Estimate | None, measure: Measure | None = None) -> str:
 
 
 def difference(value: Estimate | None, measure: Measure) -> str:
-    """Return a difference with its sign; of accuracies in percentage points."""
+    """Return a difference with its sign; accuracies differ by percentage points."""
     if value is None:
         return NOTHING
     text = number(abs(value.mean), measure)
@@ -69,7 +69,7 @@ def difference(value: Estimate | None, measure: Measure) -> str:
 
 
 def fixed(value: Estimate | None, digits: int) -> str:
-    """Return ``mean ± sd`` with so many digits after the point."""
+    """Return ``mean ± sd`` with ``digits`` digits after the point."""
     if value is None:
         return NOTHING
     tail = "" if value.sd is None else f" ± {value.sd:.{digits}f}"
@@ -90,7 +90,7 @@ def p_value(p: float | None) -> str:
 
 
 def verdict(found: Comparison) -> str:
-    """Return what a comparison says."""
+    """Return the result of a comparison in words."""
     if found.difference is None:
         return "no seed in common"
     if found.difference.n < 2:
