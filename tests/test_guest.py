@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,13 @@ from fedpisa.simulation.stacked import compat_torch
 
 SMALL = {"num-server-rounds": 1, "num-clients": 5, "local-steps": 1, "batch-size": 16}
 MODEL = "tests.test_guest:with_dropout"
+IMAGES = {
+    "dataset": "fedpisa.bench.workloads:images",
+    "samples-per-client": 20,
+    "partitioner": "natural",
+    "model": "simple-cnn",
+}
+ray = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: pip install 'fedpisa[ray]'")
 
 
 def with_dropout(*, shape: tuple[int, ...], num_outputs: int) -> torch.nn.Module:
@@ -35,7 +43,14 @@ def with_dropout(*, shape: tuple[int, ...], num_outputs: int) -> torch.nn.Module
 def state() -> dict[str, object]:
     """Return what a process has for itself."""
     return {
-        "threads": torch.get_num_threads(),
+        "threads": (torch.get_num_threads(), torch.get_num_interop_threads()),
+        "deterministic": (
+            torch.are_deterministic_algorithms_enabled(),
+            torch.is_deterministic_algorithms_warn_only_enabled(),
+            torch.backends.cudnn.deterministic,
+            torch.backends.cudnn.benchmark,
+        ),
+        "gradients": torch.is_grad_enabled(),
         "handlers": [signal.getsignal(number) for number in sorted(signal.valid_signals())],
         "random": random.getstate(),
         "numpy": [str(part) for part in np.random.get_state()],  # noqa: NPY002
@@ -48,21 +63,24 @@ def state() -> dict[str, object]:
     }
 
 
-@pytest.mark.parametrize("engine", ["loop", "vmap"])
-@pytest.mark.parametrize("model", ["mlp", MODEL])
+@pytest.mark.parametrize("engine", ["loop", "vmap", pytest.param("ray", marks=ray)])
+@pytest.mark.parametrize("keys", [{"model": "mlp"}, {"model": MODEL}, IMAGES], ids=["mlp", "dropout", "cnn"])
 def test_a_run_leaves_the_process_as_it_was(
-    engine: str, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    engine: str, keys: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Where users start Python this is on the path; appended by a run, the current directory stays there.
     monkeypatch.syspath_prepend("")
-    run({**SMALL, "engine": engine, "model": model})  # what is imported stays imported
+    keys, fresh = {**SMALL, **keys, "engine": engine}, state()
+    run(keys)  # what is imported stays imported
     before, during = state(), list[object]()
 
     def listen(event: Event) -> None:
         during.append(state()["handlers"])
 
-    run({**SMALL, "engine": engine, "model": model}, tmp_path / "run", on_event=listen)
+    run(keys, tmp_path / "run", on_event=listen)
     after = state()
+    assert after["handlers"] == fresh["handlers"]
+    assert not os.environ.keys() & {"RAY_USAGE_STATS_ENABLED", "PYTHONBREAKPOINT"}
     assert {name for name in before if before[name] != after[name]} == set()
     assert during
     assert all(handlers == before["handlers"] for handlers in during)
@@ -76,7 +94,7 @@ import fedpisa
 from fedpisa.runs.process import own_process
 from contextlib import nullcontext
 with own_process() if sys.argv[1] == "own" else nullcontext():
-    fedpisa.run({"num-server-rounds": 1, "engine": "vmap"}, sys.argv[2])
+    fedpisa.run({"num-server-rounds": 1, "engine": "vmap", **json.loads(sys.argv[3])}, sys.argv[2])
 resident = lambda: int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 before = resident()
 x = numpy.ones(50_000_000)
@@ -91,9 +109,11 @@ print(json.dumps([resident() - before, peak - resident(), process]))
     not Path("/proc/self/statm").exists() or platform.libc_ver()[0] != "glibc",
     reason="memory is looked up in /proc, and tuned in glibc",
 )
-@pytest.mark.parametrize("whose", ["guest", "own"])
-def test_only_a_guest_gives_memory_back(whose: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", MEMORY, whose, str(tmp_path / "run")]
+@pytest.mark.parametrize(
+    ("whose", "keys"), [("guest", {}), ("guest", IMAGES), ("own", {})], ids=["guest", "guest-cnn", "own"]
+)
+def test_only_a_guest_gives_memory_back(whose: str, keys: dict[str, object], tmp_path: Path) -> None:
+    command = [sys.executable, "-c", MEMORY, whose, str(tmp_path / "run"), json.dumps(keys)]
     printed = subprocess.run(command, capture_output=True, text=True, check=True)
     kept, given_back, process = json.loads(printed.stdout)
     if whose == "guest":

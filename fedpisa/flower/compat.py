@@ -61,6 +61,11 @@ TRANSPORT_ERRORS = frozenset(
     (ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
 )
 """Codes of the replies that Flower makes itself when a message got lost."""
+_RAY_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # no warning about GPUs for clients that get none
+}
+"""What Ray is started with, unless the environment says otherwise."""
 
 
 def ensure_identity() -> None:
@@ -79,7 +84,7 @@ def stamp(message: Message, message_id: str) -> Message:
 def start_ray(app: Callable[[], ClientApp], address: str | None, num_cpus: float, num_gpus: float) -> Backend:
     """Return Flower's Ray backend, with as many actors for an app as fit.
 
-    The driver's handler of SIGTERM and its environment, which it and Ray replace, stay as they are.
+    The driver's handler of SIGTERM and its environment, which Flower and Ray change, are put back.
 
     Raises
     ------
@@ -96,7 +101,8 @@ def start_ray(app: Callable[[], ClientApp], address: str | None, num_cpus: float
     if address is not None:
         where["address"] = address
     resources: dict[str, Any] = {"num_cpus": num_cpus, "num_gpus": num_gpus}
-    handler, path = signal.getsignal(signal.SIGTERM), os.environ.get("PYTHONPATH")
+    handler, environment = signal.getsignal(signal.SIGTERM), dict(os.environ)
+    os.environ.update(_RAY_ENVIRONMENT | environment)
     try:
         backend = RayBackend({"init_args": where, "client_resources": resources})
         try:
@@ -107,10 +113,9 @@ def start_ray(app: Callable[[], ClientApp], address: str | None, num_cpus: float
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)
-        if path is None:
-            os.environ.pop("PYTHONPATH", None)
-        else:
-            os.environ["PYTHONPATH"] = path
+        for name in os.environ.keys() - environment.keys():
+            del os.environ[name]
+        os.environ.update(environment)
     return backend
 
 

@@ -8,6 +8,7 @@ and checkpoints are those of the loop engine.
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -104,14 +105,13 @@ class RayGrid(ContextGrid):
     def close(self) -> None:
         """End the actors, and Ray if this Grid started it."""
         if self._backend is not None:
+            state = random.getstate()
             self._backend.terminate()
+            random.setstate(state)  # Flower and Ray draw from the global generator
             self._backend = None
 
     def _start(self) -> Backend:
         config = self.config
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        # Silences a warning about actors without a GPU, for which the device is set to the CPU above.
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         try:
             return start_ray(client_app, config.ray_address, config.num_cpus, config.num_gpus)
         except ConnectionError as error:

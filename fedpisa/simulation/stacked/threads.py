@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import mmap
 import platform
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
-from typing import Final
+from typing import Final, final
 
 import torch
+from torch import Tensor
 
 # From glibc's malloc.h.
 _TRIM_THRESHOLD: Final = -1
@@ -60,6 +62,32 @@ def allocator() -> str:
     """Return ``"tuned"`` after `keep_freed_memory`, otherwise ``"default"``."""
     tuned = keep_freed_memory.cache_info().currsize and keep_freed_memory()
     return "tuned" if tuned else "default"
+
+
+@final
+class Scratch:
+    """The stacked engine's own memory, kept from round to round, for what no other part of a run gets to see.
+
+    Of a tensor of more than 32 MB glibc, left alone, gives the pages back as soon as it is freed: of ten clients'
+    vectors of a million numbers a fifth of SGD's round is the system's work to make new ones.
+
+    Examples
+    --------
+    >>> scratch, like = Scratch(), torch.zeros(())
+    >>> first, second = (scratch.empty("point", (2, 3), like).fill_(value) for value in (1.0, 2.0))
+    >>> first.tolist()
+    [[2.0, 2.0, 2.0], [2.0, 2.0, 2.0]]
+    """
+
+    def __init__(self) -> None:
+        self._memory: dict[str, Tensor] = {}
+
+    def empty(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """Return the memory of a name as a tensor without values, of the type and on the device of ``like``."""
+        memory, size = self._memory.get(name), math.prod(shape)
+        if memory is None or len(memory) < size or (memory.dtype, memory.device) != (like.dtype, like.device):
+            memory = self._memory[name] = like.new_empty(size)
+        return memory[:size].view(shape)
 
 
 @cache
