@@ -11,6 +11,7 @@ import subprocess
 import sys
 import warnings
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -63,14 +64,19 @@ def state() -> dict[str, object]:
     }
 
 
-@pytest.mark.parametrize("engine", ["loop", "vmap", pytest.param("ray", marks=ray)])
-@pytest.mark.parametrize("keys", [{"model": "mlp"}, {"model": MODEL}, IMAGES], ids=["mlp", "dropout", "cnn"])
+@pytest.mark.parametrize(
+    ("where", "keys"),
+    [
+        *product(("loop", "vmap"), ({"model": "mlp"}, {"model": MODEL}, IMAGES)),
+        pytest.param("ray", IMAGES, marks=ray),
+    ],
+)
 def test_a_run_leaves_the_process_as_it_was(
-    engine: str, keys: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    where: str, keys: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Where users start Python this is on the path; appended by a run, the current directory stays there.
     monkeypatch.syspath_prepend("")
-    keys, fresh = {**SMALL, **keys, "engine": engine}, state()
+    keys, fresh = {**SMALL, **keys, "engine": where}, state()
     run(keys)  # what is imported stays imported
     before, during = state(), list[object]()
 

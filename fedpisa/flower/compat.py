@@ -5,16 +5,18 @@
 - `stamp`: Flower numbers a message when it is pushed to a SuperLink; an in-process Grid does it itself.
 - `TRANSPORT_ERRORS`: what Flower answers in the place of a node that is away.
 - `encode`, `decode`: a `RecordDict` as Flower's own bytes, and back.
-- `start_ray`: the part of Flower's simulation runtime that runs client apps in Ray's actors.
+- `start_ray`, `ray_as_guest`: the part of Flower's simulation runtime that runs client apps in Ray's actors.
 - `TensorArray`: an `Array` that holds a tensor and encodes it only when somebody asks for bytes.
 """
 
 from __future__ import annotations
 
 import os
+import random
 import signal
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
 from io import BytesIO
 from typing import Any, final
@@ -48,6 +50,7 @@ __all__ = [
     "ensure_identity",
     "payload_bytes",
     "stamp",
+    "ray_as_guest",
     "start_ray",
     "to_record",
     "to_tensor",
@@ -81,10 +84,24 @@ def stamp(message: Message, message_id: str) -> Message:
     return message
 
 
+@contextmanager
+def ray_as_guest() -> Iterator[None]:
+    """Give Ray its environment, and put back what it changes: that, the handler of SIGTERM, the generator `random`."""
+    handler, environment, state = signal.getsignal(signal.SIGTERM), dict(os.environ), random.getstate()
+    os.environ.update(_RAY_ENVIRONMENT | environment)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
+        for name in os.environ.keys() - environment.keys():
+            del os.environ[name]
+        os.environ.update(environment)
+        random.setstate(state)
+
+
 def start_ray(app: Callable[[], ClientApp], address: str | None, num_cpus: float, num_gpus: float) -> Backend:
     """Return Flower's Ray backend, with as many actors for an app as fit.
-
-    The driver's handler of SIGTERM and its environment, which Flower and Ray change, are put back.
 
     Raises
     ------
@@ -101,21 +118,13 @@ def start_ray(app: Callable[[], ClientApp], address: str | None, num_cpus: float
     if address is not None:
         where["address"] = address
     resources: dict[str, Any] = {"num_cpus": num_cpus, "num_gpus": num_gpus}
-    handler, environment = signal.getsignal(signal.SIGTERM), dict(os.environ)
-    os.environ.update(_RAY_ENVIRONMENT | environment)
-    try:
+    with ray_as_guest():
         backend = RayBackend({"init_args": where, "client_resources": resources})
         try:
             backend.build(app)
         except ValueError:
             backend.terminate()
             raise
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, handler)
-        for name in os.environ.keys() - environment.keys():
-            del os.environ[name]
-        os.environ.update(environment)
     return backend
 
 

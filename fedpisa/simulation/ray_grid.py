@@ -8,7 +8,6 @@ and checkpoints are those of the loop engine.
 from __future__ import annotations
 
 import os
-import random
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -23,7 +22,7 @@ from fedpisa.clients.client import Client
 from fedpisa.config.flower import NodeSettings, Value, read_run_config, to_run_config
 from fedpisa.config.run import RunConfig
 from fedpisa.flower.client_app import make_client_app
-from fedpisa.flower.compat import Backend, ensure_identity, start_ray
+from fedpisa.flower.compat import Backend, ensure_identity, ray_as_guest, start_ray
 from fedpisa.flower.messages import Broadcast
 from fedpisa.simulation.contexts import ContextGrid, transport
 from fedpisa.simulation.federation import Federation
@@ -105,9 +104,8 @@ class RayGrid(ContextGrid):
     def close(self) -> None:
         """End the actors, and Ray if this Grid started it."""
         if self._backend is not None:
-            state = random.getstate()
-            self._backend.terminate()
-            random.setstate(state)  # Flower and Ray draw from the global generator
+            with ray_as_guest():
+                self._backend.terminate()
             self._backend = None
 
     def _start(self) -> Backend:
