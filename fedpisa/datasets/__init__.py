@@ -1,4 +1,4 @@
-"""Federated data: sources, ways to split them among clients, and how unlike the clients are.
+"""Federated data: sources, partitioners that split them among clients, and measures of heterogeneity.
 
 `fedpisa.families.data` loads a data set and splits it by name.
 """

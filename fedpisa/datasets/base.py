@@ -1,4 +1,4 @@
-"""What a federated data set is: plain arrays, checked once."""
+"""The data of a run: checked arrays of training and test samples."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ Features: TypeAlias = NDArray[np.floating[Any]]
 """Samples first, then the shape of one sample: ``(n, *shape)``."""
 Targets: TypeAlias = NDArray[Any]
 """``(n,)``: int64 class labels, or float64 regression targets."""
+Samples: TypeAlias = tuple[Features, Targets]
+"""Features and targets of the same samples."""
 Indices: TypeAlias = NDArray[np.int64]
 """Sorted positions of one client's samples in the training set."""
 
@@ -20,19 +22,20 @@ Indices: TypeAlias = NDArray[np.int64]
 @final
 @dataclass(frozen=True, eq=False)
 class Generated:
-    """Clients whose samples are made whenever they are needed, and never kept: a million of them fit anywhere.
+    """Clients whose samples are generated on demand and never stored, so that a million clients fit into memory.
 
     Parameters
     ----------
     sizes_N
-        How many samples each client has, int64, at least 1.
+        Number of samples of each client, int64, at least 1.
     make
-        Returns samples, features and targets, given the client and the position of each (``0 .. n_i - 1``), both
-        ``(n,)``; the same ones whenever it is asked. `fedpisa.rng.hashed` gives random bits of that kind.
+        Function that returns the features and targets of samples, given the client and the position
+        (``0 .. n_i - 1``) of each sample, both ``(n,)``. Equal arguments give equal samples; `fedpisa.rng.hashed`
+        makes random bits of this kind.
     """
 
     sizes_N: NDArray[np.int64]
-    make: Callable[[NDArray[np.int64], NDArray[np.int64]], tuple[Features, Targets]]
+    make: Callable[[NDArray[np.int64], NDArray[np.int64]], Samples]
 
 
 @final
@@ -43,7 +46,7 @@ class Dataset:
     Parameters
     ----------
     name
-        The name by which the data was loaded.
+        Name of the data set.
     x_train, x_test
         Features, ``(n, *shape)``, float32 or float64, finite, already normalised.
     y_train, y_test
@@ -51,18 +54,18 @@ class Dataset:
     num_classes
         Number of classes; ``None`` for regression, whose loss is half the squared error.
     groups
-        The natural client of each training sample, ``(n,)`` int64; ``None`` where the data has none.
+        Natural client of each training sample, ``(n,)`` int64; ``None`` if the data has no natural clients.
     default_model
-        Name of the model to train when none is asked for.
+        Name of the model that a run trains if its configuration names none.
     classes
-        The classes' own names in the order of their numbers; ``None`` where the numbers are the names.
+        Class names in the order of the class numbers; ``None`` if the numbers serve as names.
     columns
-        The features' names in their order, where they come from a table.
+        Feature names in order, if the samples come from a table.
     generated
-        The clients, where these make their samples on the fly; ``x_train`` and ``y_train`` are then a few of them, to
-        show what they look like, and nothing is split.
+        Clients that generate their samples on demand. ``x_train`` and ``y_train`` then hold a few examples, and the
+        data is not split.
     ground_truth
-        What is known in closed form about the data, such as the optimum of a quadratic.
+        Quantities known in closed form, such as the optimum of a quadratic.
 
     Raises
     ------
@@ -91,6 +94,12 @@ class Dataset:
     generated: Generated | None = None
     ground_truth: Mapping[str, NDArray[np.float64] | float] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, name: str, train: Samples, test: Samples, **fields: Any) -> Dataset:
+        """Return the data set of two pairs of features and targets; ``fields`` are the other parameters."""
+        (x_train, y_train), (x_test, y_test) = train, test
+        return cls(name=name, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test, **fields)
+
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of one sample's features."""
@@ -98,12 +107,12 @@ class Dataset:
 
     @property
     def num_outputs(self) -> int:
-        """Outputs that a model of this data has: one per class, or one for regression."""
+        """Number of outputs of a model for this data: one per class, or one for regression."""
         return 1 if self.num_classes is None else self.num_classes
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The classes' names in the order of their numbers; none for regression."""
+        """Class names in the order of the class numbers; empty for regression."""
         return self.classes or tuple(str(number) for number in range(self.num_classes or 0))
 
     def __post_init__(self) -> None:
@@ -126,7 +135,7 @@ class Dataset:
 
 
 def _check_part(name: str, part: str, x: Features, y: Targets, num_classes: int | None) -> None:
-    """Raise a ValueError unless features and targets of one part are usable."""
+    """Raise a ValueError if features and targets of the training or the test part do not fit."""
     if len(x) == 0 or x.ndim < 2:
         raise ValueError(
             f"{name}: the {part} features have shape {x.shape}; give at least one sample, "
@@ -138,47 +147,41 @@ def _check_part(name: str, part: str, x: Features, y: Targets, num_classes: int 
         )
     if not np.issubdtype(x.dtype, np.floating):
         raise ValueError(f"{name}: {part} features are {x.dtype}; convert them to float32 or float64")
-    if not np.isfinite(x).all():
-        sample = int(np.nonzero(~np.isfinite(x))[0][0])
+    if num_classes is None and not np.issubdtype(y.dtype, np.floating):
+        raise ValueError(f"{name}: {part} regression targets are {y.dtype}; convert them to float64")
+    if num_classes is not None and y.dtype != np.int64:
+        raise ValueError(f"{name}: {part} labels are {y.dtype}; convert them to int64")
+    for what, values in (("feature", x), ("target", y)):
+        if not np.isfinite(values).all():
+            sample = int(np.nonzero(~np.isfinite(values))[0][0])
+            raise ValueError(
+                f"{name}: {part} sample {sample} has a NaN or infinite {what}; "
+                "remove the sample or fill in the value"
+            )
+    if num_classes is not None and (y.min() < 0 or y.max() >= num_classes):
+        sample = int(np.argmax((y < 0) | (y >= num_classes)))
         raise ValueError(
-            f"{name}: {part} sample {sample} has a NaN or infinite feature; "
-            "remove the sample or fill in the value"
+            f"{name}: label {y[sample]} of {part} sample {sample} is out of range; "
+            f"number the {num_classes} classes 0 to {num_classes - 1}"
         )
-    if num_classes is None:
-        if not np.issubdtype(y.dtype, np.floating):
-            raise ValueError(f"{name}: {part} regression targets are {y.dtype}; convert them to float64")
-        if not np.isfinite(y).all():
-            sample = int(np.argmin(np.isfinite(y)))
-            raise ValueError(
-                f"{name}: {part} sample {sample} has a NaN or infinite target; remove the sample"
-            )
-    else:
-        if y.dtype != np.int64:
-            raise ValueError(f"{name}: {part} labels are {y.dtype}; convert them to int64")
-        if y.min() < 0 or y.max() >= num_classes:
-            sample = int(np.argmax((y < 0) | (y >= num_classes)))
-            raise ValueError(
-                f"{name}: label {y[sample]} of {part} sample {sample} is out of range; "
-                f"number the {num_classes} classes 0 to {num_classes - 1}"
-            )
 
 
 def train_test_split(
     targets: Targets, test_fraction: float, rng: np.random.Generator
 ) -> tuple[Indices, Indices]:
-    """Split samples at random, class by class if the targets are labels.
+    """Split samples at random into a training and a test part, class by class if the targets are labels.
 
-    The test part has ``round(n * test_fraction)`` samples, shared among the classes by largest remainder;
-    a class never loses its last training sample.
+    The test part has ``round(n * test_fraction)`` samples. Largest remainders decide how many of them each class
+    gives; a class keeps at least one training sample.
 
     Parameters
     ----------
     targets
-        ``(n,)``; integers are split class by class, floats without regard to their value.
+        ``(n,)``; integers are class labels, floats are split without classes.
     test_fraction
-        Share of the samples in the test part.
+        Share of the samples in the test part, in (0, 1).
     rng
-        Generator of the split.
+        Generator that draws the split.
 
     Returns
     -------

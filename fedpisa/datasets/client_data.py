@@ -1,4 +1,4 @@
-"""The clients' samples: held once, client after client, or made whenever they are needed."""
+"""The clients' samples: stored once, sorted by client, or generated on demand."""
 
 from __future__ import annotations
 
@@ -19,12 +19,14 @@ if TYPE_CHECKING:
 @final
 @dataclass(frozen=True)
 class ClientData:
-    """All clients' samples, as contiguous tensors unless they are made on the fly; a client is a range of rows.
+    """The samples of all clients, sorted by client: each client has a range of rows.
+
+    The rows are contiguous tensors, or they are generated on demand.
 
     Parameters
     ----------
     x
-        Features ``(n, *shape)``, client after client.
+        Features ``(n, *shape)``, sorted by client.
     y
         Labels or targets ``(n,)``.
     begin_N
@@ -32,7 +34,7 @@ class ClientData:
     sizes_N
         Sample counts ``n_i``.
     generated
-        What makes the samples, where they are not kept; ``x`` and ``y`` are then the first one alone.
+        Generator of the samples, if they are not stored; ``x`` and ``y`` then hold only the first sample.
     """
 
     x: Tensor
@@ -50,7 +52,7 @@ class ClientData:
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
     ) -> ClientData:
-        """Gather the samples of a partition.
+        """Return the samples of a partition.
 
         Examples
         --------
@@ -62,14 +64,10 @@ class ClientData:
         """
         sizes_N = np.array([len(indices) for indices in partition], dtype=np.int64)
         order = np.concatenate([np.asarray(indices, dtype=np.int64) for indices in partition])
-        # Samples that lie client after client already are not copied.
+        # Samples that are already sorted by client are not copied.
         if not (np.array_equal(order, np.arange(len(x))) and x.flags.writeable and y.flags.writeable):
             x, y = x[order], y[order]
-        return cls(
-            *_tensors(x, y, dtype, device),
-            begin_N=np.cumsum(sizes_N) - sizes_N,
-            sizes_N=sizes_N,
-        )
+        return cls(*_tensors(x, y, dtype, device), np.cumsum(sizes_N) - sizes_N, sizes_N)
 
     @property
     def num_clients(self) -> int:
@@ -78,14 +76,14 @@ class ClientData:
 
     @property
     def num_samples(self) -> int:
-        """Samples of all clients."""
+        """Number of samples of all clients."""
         return int(self.sizes_N.sum())
 
     @classmethod
     def made_by(
         cls, generated: Generated, dtype: torch.dtype, device: torch.device | str = "cpu"
     ) -> ClientData:
-        """Keep nothing but who makes the samples.
+        """Return samples that are generated on demand.
 
         Examples
         --------
@@ -100,12 +98,12 @@ class ClientData:
         return cls(*first, np.cumsum(sizes_N) - sizes_N, sizes_N, generated)
 
     def client(self, client_id: int) -> tuple[Tensor, Tensor]:
-        """Return one client's features and labels, as views where they are kept."""
+        """Return one client's features and labels, as views if they are stored."""
         begin = int(self.begin_N[client_id])
         return self._range(begin, begin + int(self.sizes_N[client_id]))
 
     def samples(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the features ``(*index.shape, *shape)`` and labels of rows, however many axes their numbers have."""
+        """Return the features ``(*index.shape, *shape)`` and labels ``index.shape`` of the rows ``index``."""
         if self.generated is None:
             return rows(self.x, index), rows(self.y, index)
         row_n = index.flatten().cpu().numpy()
@@ -115,7 +113,7 @@ class ClientData:
         return x.view(*index.shape, *x.shape[1:]), y.view(index.shape)
 
     def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield all samples, client after client, not more than ``batch_size`` at a time."""
+        """Yield all samples, sorted by client, at most ``batch_size`` at a time."""
         for begin in range(0, self.num_samples, batch_size):
             yield self._range(begin, min(begin + batch_size, self.num_samples))
 
@@ -128,7 +126,7 @@ class ClientData:
 
 
 def rows(values: Tensor, index: Tensor) -> Tensor:
-    """Return ``values[index]``; copying whole rows takes half the time of looking up each of their numbers.
+    """Return ``values[index]``, in half the time because it copies whole rows.
 
     Examples
     --------

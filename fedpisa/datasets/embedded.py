@@ -1,4 +1,4 @@
-"""Real data that comes with the installation: no download, no file."""
+"""Real data that a dependency ships: nothing to download."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from fedpisa.rng import generator
 def digits(*, seed: int) -> Dataset:
     """Real 8x8 images of handwritten digits, 10 classes: 1,438 training and 359 test samples.
 
-    The UCI optical recognition test set as scikit-learn ships it. Pixels 0 to 16 are divided by 16; the
-    80/20 split is stratified and drawn from the seed.
+    The UCI optical recognition test set as scikit-learn ships it. Pixels 0 to 16 are divided by 16. The
+    seed draws the 80/20 split, which is stratified.
 
     References
     ----------
@@ -31,12 +31,4 @@ def digits(*, seed: int) -> Dataset:
     x = (pixels / 16.0).astype(np.float32).reshape(-1, 1, 8, 8)
     y = labels.astype(np.int64)
     train, test = train_test_split(y, 0.2, generator(seed, "digits-split"))
-    return Dataset(
-        name="digits",
-        x_train=x[train],
-        y_train=y[train],
-        x_test=x[test],
-        y_test=y[test],
-        num_classes=10,
-        default_model="mlp",
-    )
+    return Dataset.of("digits", (x[train], y[train]), (x[test], y[test]), num_classes=10, default_model="mlp")

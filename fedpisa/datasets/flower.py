@@ -1,4 +1,4 @@
-"""Flower's own partitioners, from the package flwr-datasets (extra ``datasets``)."""
+"""Partitioners of Flower's package flwr-datasets (extra ``datasets``)."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ def from_flwr_datasets(
     label_column: str = "label",
     columns: Mapping[str, NDArray[Any]] = MappingProxyType({}),
 ) -> list[Indices]:
-    """Split samples with a partitioner of ``flwr_datasets``.
+    """Split samples among clients with a partitioner of ``flwr_datasets``.
 
     Parameters
     ----------
     partitioner
         A new ``flwr_datasets.partitioner.Partitioner``, such as ``PathologicalPartitioner``.
     labels
-        Targets ``(n,)``, given to the partitioner as the column ``label_column``.
+        Targets ``(n,)``; the partitioner reads them as the column ``label_column``.
     label_column
-        Name of that column: what the partitioner got as ``partition_by``.
+        Name of the column of targets, equal to ``partition_by`` of the partitioner.
     columns
-        Further columns ``(n,)`` that it reads, such as the client of each sample for a natural split.
+        Further columns ``(n,)`` that the partitioner reads, such as the client of each sample for a natural split.
 
     Returns
     -------
@@ -44,7 +44,7 @@ def from_flwr_datasets(
         If the extra is not installed, or a client gets no sample.
     """
     try:
-        datasets = importlib.import_module("datasets")  # Hugging Face's: not among the type checker's stubs
+        datasets = importlib.import_module("datasets")  # Hugging Face's, which has no type stubs
     except ImportError as error:
         raise ValueError(
             "Flower's partitioners need the extra datasets; run pip install 'fedpisa[datasets]'"

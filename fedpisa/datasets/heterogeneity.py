@@ -1,4 +1,4 @@
-"""How unlike the clients of a partition are, in a few numbers."""
+"""Measures of the differences between the clients of a partition."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from fedpisa.datasets.base import Indices, Targets
 @final
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Heterogeneity:
-    """Indices of heterogeneity of N clients with n_i samples each, n in all, and C classes.
+    """Measures of heterogeneity of N clients with n_i samples each, n in all, and C classes.
 
-    ``p_i`` is the label distribution of client i and ``p = sum_i (n_i/n) p_i`` that of all together. The
-    label indices are ``None`` for regression.
+    ``p_i`` is the label distribution of client i, and ``p = sum_i (n_i/n) p_i`` is that of all clients together. The
+    measures of labels are ``None`` for regression.
 
     Parameters
     ----------
     sizes
         n_i, ``(N,)``.
     effective_clients
-        ``1 / sum_i (n_i/n)^2``: N for equal sizes, near 1 if one client has nearly everything.
+        ``1 / sum_i (n_i/n)^2``: N for equal sizes, near 1 if one client has nearly all samples.
     label_counts
         Samples of each client and class, ``(N, C)``.
     jensen_shannon
-        Mean over clients of the Jensen-Shannon distance between ``p_i`` and ``p``, in [0, 1]: the square root
-        of the divergence to base 2.
+        Mean over clients of the Jensen-Shannon distance between ``p_i`` and ``p``, in [0, 1]. The distance is
+        the square root of the divergence to base 2.
     hellinger
         Mean over clients of the Hellinger distance ``sqrt(1 - sum_c sqrt(p_i(c) p(c)))``, in [0, 1].
     earth_mover
-        ``sum_i (n_i/n) sum_c |p_i(c) - p(c)|``, in [0, 2]: weighted by size, as in Zhao et al., while the two
-        means above count every client alike.
+        ``sum_i (n_i/n) sum_c |p_i(c) - p(c)|``, in [0, 2]. Clients are weighted by size, as in Zhao et al.; in
+        the two means above all clients have equal weight.
 
     References
     ----------
@@ -51,14 +51,14 @@ class Heterogeneity:
 
 
 def heterogeneity(labels: Targets, partition: Sequence[Indices], num_classes: int | None) -> Heterogeneity:
-    """Measure how unlike the clients' sizes and label distributions are.
+    """Measure how much the clients' sizes and label distributions differ.
 
     Parameters
     ----------
     labels
         Targets of the training set, ``(n,)``.
     partition
-        Indices of each client; samples of no client do not count.
+        Indices of each client; samples that no client has are ignored.
     num_classes
         Number of classes, or ``None`` for regression.
 
@@ -98,7 +98,7 @@ def heterogeneity(labels: Targets, partition: Sequence[Indices], num_classes: in
 
 
 def _relative_entropy(p: NDArray[np.float64], q: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Kullback-Leibler divergence in bits along the last axis; ``q > 0`` wherever ``p > 0``."""
+    """Return the Kullback-Leibler divergence in bits along the last axis; ``q > 0`` where ``p > 0``."""
     ratio = np.divide(p, q, out=np.ones(np.broadcast_shapes(p.shape, q.shape)), where=p > 0)
     entropy: NDArray[np.float64] = np.sum(p * np.log2(ratio), axis=-1)
     return entropy

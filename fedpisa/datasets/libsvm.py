@@ -26,17 +26,18 @@ def libsvm(
 ) -> Dataset:
     """Read LIBSVM files: one sample per line, as ``label index:value ...``, indices from 0 or from 1.
 
-    Features are used as they are (the LIBSVM page offers scaled files) and stored densely as float32. Labels
-    become 0, 1, ... in increasing order, as the training file has them.
+    Features are not scaled (the LIBSVM page offers scaled files) and are stored densely as float32. The labels of the
+    training file become 0, 1, ... in increasing order.
 
     Parameters
     ----------
     train_file, test_file
         File names in ``data-dir``, or absolute paths.
     test_fraction
-        Share of the training file kept for testing if there is no test file (stratified, seeded).
+        Share of the training file that becomes the test set if there is no test file; the split is stratified and
+        drawn from the seed.
     regression
-        Take the labels as real targets.
+        Whether the labels are regression targets.
 
     Raises
     ------
@@ -47,8 +48,8 @@ def libsvm(
     parts = _read(paths, n_features=None)
     x, y = parts[0]
     if test_file is None:
-        by = y if regression else y.astype(np.int64)
-        train, test = train_test_split(by, test_fraction, generator(seed, "libsvm-split"))
+        targets = y if regression else y.astype(np.int64)
+        train, test = train_test_split(targets, test_fraction, generator(seed, "libsvm-split"))
         parts = [(x[train], y[train]), (x[test], y[test])]
     return _dataset("libsvm", parts, regression=regression, source=paths[-1])
 
@@ -56,7 +57,7 @@ def libsvm(
 def a9a(*, data_dir: Path) -> Dataset:
     """UCI Adult as LIBSVM's a9a: 123 binary features, income above 50,000 or not; 32,561 + 16,281 samples.
 
-    Features are 0 or 1 and used as they are; labels -1, +1 become 0, 1 (24 % are 1).
+    Features are 0 or 1. Labels -1 and +1 become 0 and 1 (24 % are 1).
 
     Raises
     ------
@@ -92,7 +93,7 @@ def _existing(path: Path) -> Path:
 
 
 def _read(paths: list[Path], n_features: int | None) -> list[_Part]:
-    """Read files into dense features of one common width, and raw labels."""
+    """Return dense features of equal width and unchanged labels of each file."""
     from sklearn.datasets import load_svmlight_files
 
     try:
@@ -108,32 +109,17 @@ def _read(paths: list[Path], n_features: int | None) -> list[_Part]:
 
 
 def _dataset(name: str, parts: list[_Part], *, regression: bool, source: Path) -> Dataset:
-    (x_train, y_train), (x_test, y_test) = parts
+    train, test = parts
     if regression:
-        return Dataset(
-            name=name,
-            x_train=x_train,
-            y_train=y_train,
-            x_test=x_test,
-            y_test=y_test,
-            num_classes=None,
-            default_model="linear",
-        )
-    classes = np.unique(y_train)
+        return Dataset.of(name, train, test, num_classes=None, default_model="linear")
+    classes = np.unique(train[1])
     if not np.array_equal(classes, np.round(classes)):
         raise ValueError(f"{source} has labels that are not whole numbers; set regression = true")
-    unknown = np.setdiff1d(y_test, classes)
+    unknown = np.setdiff1d(test[1], classes)
     if unknown.size:
         raise ValueError(
             f"{source} has label {unknown[0]:g}, which no training sample has; "
             "remove those samples or give a matching test file"
         )
-    return Dataset(
-        name=name,
-        x_train=x_train,
-        y_train=np.searchsorted(classes, y_train),
-        x_test=x_test,
-        y_test=np.searchsorted(classes, y_test),
-        num_classes=len(classes),
-        default_model="logistic",
-    )
+    numbered = [(x, np.searchsorted(classes, y)) for x, y in parts]
+    return Dataset.of(name, *numbered, num_classes=len(classes))

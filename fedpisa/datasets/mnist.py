@@ -1,4 +1,4 @@
-"""The 10,000-image half of MNIST, from its two original files."""
+"""MNIST's test half of 10,000 images, read from its two original files."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _MD5 = {
 def mnist_t10k(*, seed: int, data_dir: Path) -> Dataset:
     """Small real MNIST: the 10,000 images of its test half, split 8,000/2,000; 28x28, 10 classes.
 
-    Pixels are divided by 255 and normalised with mean 0.1307 and standard deviation 0.3081, as MNIST's are.
-    The split is stratified and drawn from the seed. The files are looked for in ``data-dir`` and then in
-    ``MNIST/raw`` below it, where ``mnist`` downloads them; their MD5 sums are checked.
+    Pixels are divided by 255 and normalised with MNIST's mean 0.1307 and standard deviation 0.3081. The seed draws
+    the split, which is stratified. The two files lie in ``data-dir`` or in ``MNIST/raw`` below it, where ``mnist``
+    downloads them. Their MD5 sums are checked.
 
     Raises
     ------
@@ -39,14 +39,8 @@ def mnist_t10k(*, seed: int, data_dir: Path) -> Dataset:
     x = ((images[:, None] / 255.0 - 0.1307) / 0.3081).astype(np.float32)
     y = labels.astype(np.int64)
     train, test = train_test_split(y, 0.2, generator(seed, "mnist-t10k-split"))
-    return Dataset(
-        name="mnist-t10k",
-        x_train=x[train],
-        y_train=y[train],
-        x_test=x[test],
-        y_test=y[test],
-        num_classes=10,
-        default_model="mlp",
+    return Dataset.of(
+        "mnist-t10k", (x[train], y[train]), (x[test], y[test]), num_classes=10, default_model="mlp"
     )
 
 

@@ -1,7 +1,7 @@
-"""Ways to deal training samples out to clients: pure functions of labels and a generator.
+"""Partitioners, which deal the training samples out to clients: pure functions of labels and a generator.
 
-A partitioner maps labels ``(n,)`` to one sorted int64 index array per client. Indices are disjoint and every
-client gets at least one sample; only ``labels_per_client`` can leave samples out.
+A partitioner maps labels ``(n,)`` to one sorted int64 index array per client. The arrays are disjoint, and every
+client gets at least one sample. Only ``labels_per_client`` can leave samples out.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from fedpisa.datasets.base import Features, Indices, Targets
 from fedpisa.typing import NonNegative, Positive, PositiveInt
 
-_ATTEMPTS = 1000  # of a Dirichlet split to give every client its minimum
+_MAX_DRAWS = 1000
+"""Draws of a Dirichlet split after which it is given up."""
 
 
 def iid(labels: Targets, num_clients: int, rng: np.random.Generator) -> list[Indices]:
@@ -28,9 +29,7 @@ def iid(labels: Targets, num_clients: int, rng: np.random.Generator) -> list[Ind
     [4, 3, 3]
     """
     n = _check(labels, num_clients)
-    owner = np.empty(n, np.int64)
-    owner[rng.permutation(n)] = np.repeat(np.arange(num_clients), _even(n, num_clients))
-    return _collect(owner, num_clients)
+    return _deal(np.zeros(n, np.int64), _even(n, num_clients)[None], rng)
 
 
 def label_dirichlet(
@@ -41,16 +40,16 @@ def label_dirichlet(
     dirichlet_alpha: Positive = 0.5,
     min_partition_size: PositiveInt = 10,
 ) -> list[Indices]:
-    """Deal each class out by its own Dirichlet draw over the clients, with NIID-Bench's balancing.
+    """Deal each class out by a Dirichlet draw over the clients, with NIID-Bench's balancing.
 
-    Class by class, ``p ~ Dir(dirichlet_alpha, ..., dirichlet_alpha)`` over the clients; ``p`` is set to zero
-    for clients that already have ``n / num_clients`` samples or more, scaled to sum 1, and the shuffled class
-    is cut at its cumulative sums. The whole draw is repeated until every client has its minimum.
+    Each class draws ``p ~ Dir(dirichlet_alpha, ..., dirichlet_alpha)`` over the clients. ``p`` is set to zero
+    for clients that already have ``n / num_clients`` samples or more, and scaled to sum 1. The shuffled class
+    is cut at the cumulative sums of ``p``. The whole draw is repeated until every client has its minimum.
 
     Parameters
     ----------
     dirichlet_alpha
-        Concentration: small gives each class to few clients, large to all alike.
+        Concentration: a small value gives each class to few clients, a large one gives all clients equal shares.
     min_partition_size
         Smallest number of samples of a client.
 
@@ -72,42 +71,38 @@ def label_dirichlet(
     (1000, True)
     """
     n = _check_classes(labels, num_clients)
-    _check_minimum(n, num_clients, min_partition_size)
     _, labels = np.unique(labels, return_inverse=True)
     class_sizes = np.bincount(labels)
-    fair_share = n / num_clients
-    best = 0
-    for _ in range(_ATTEMPTS):
+
+    def draw() -> NDArray[np.int64]:
         counts = np.zeros((len(class_sizes), num_clients), np.int64)
         sizes = np.zeros(num_clients, np.int64)
         for row, class_size in zip(counts, class_sizes, strict=True):
-            shares = rng.dirichlet(np.full(num_clients, dirichlet_alpha)) * (sizes < fair_share)
-            if not shares.sum() > 0:  # a tiny alpha gave all of the class to clients that are full
-                break
+            shares = rng.dirichlet(np.full(num_clients, dirichlet_alpha)) * (sizes < n / num_clients)
+            if not shares.sum() > 0:  # a tiny alpha gave the whole class to clients that are full
+                return np.zeros_like(counts)
             row[:] = _cut(shares, int(class_size))
             sizes += row
-        else:
-            best = max(best, int(sizes.min()))
-            if best >= min_partition_size:
-                return _deal(labels, counts, rng)
-    raise _unmet(best, num_clients, min_partition_size, dirichlet_alpha)
+        return counts
+
+    return _deal(labels, _draw_until(draw, n, num_clients, min_partition_size, dirichlet_alpha), rng)
 
 
 def client_dirichlet(
     labels: Targets, num_clients: int, rng: np.random.Generator, *, dirichlet_alpha: Positive = 0.5
 ) -> list[Indices]:
-    """Give each client its own Dirichlet draw over the classes; sizes differ by at most one.
+    """Give each client a mixture of classes drawn from a Dirichlet distribution; sizes differ by at most one.
 
-    Client i draws ``p_i ~ Dir(dirichlet_alpha * C * p)``, with ``p`` the global label distribution, so that
-    the clients' mean is ``p``; for balanced classes this is the symmetric Dirichlet. Its labels are drawn
-    from ``p_i`` without replacement: a class that runs out is left out of ``p_i``, and where nothing of
-    ``p_i`` is left the remaining samples are drawn alike. Clients draw in random order, and all samples are
-    dealt out: the last ones to draw are therefore nearer to what is left than to their ``p_i``.
+    Client i draws ``p_i ~ Dir(dirichlet_alpha * C * p)``, where ``p`` is the global label distribution and the mean
+    of ``p_i``; for balanced classes this is the symmetric Dirichlet. The client draws its labels
+    from ``p_i`` without replacement: a class without remaining samples is removed from ``p_i``. If ``p_i`` has no
+    class left, the client draws uniformly from the remaining samples. Clients draw in random order until all samples
+    are dealt out. The last clients therefore follow the remaining samples more than their ``p_i``.
 
     Parameters
     ----------
     dirichlet_alpha
-        Concentration: small gives each client few classes, large gives all the same mixture.
+        Concentration: a small value gives each client few classes, a large one gives all clients the same mixture.
 
     References
     ----------
@@ -145,9 +140,9 @@ def labels_per_client(
 ) -> list[Indices]:
     """Give each client samples of exactly K classes (NIID-Bench's #C = K).
 
-    Client i holds class ``i mod C`` and K - 1 further classes drawn at random; each class is shuffled and
-    split evenly among the clients that hold it. Samples of a class that no client holds are left out, which can
-    only happen with fewer clients than classes.
+    Client i holds class ``i mod C`` and K - 1 further classes drawn at random. Each class is shuffled and
+    split evenly among the clients that hold it. A class that no client holds is left out; this happens only with
+    fewer clients than classes.
 
     Parameters
     ----------
@@ -181,7 +176,7 @@ def labels_per_client(
         )
     clients = np.arange(num_clients)
     preference = rng.random((num_clients, num_classes))
-    preference[clients, clients % num_classes] = -1.0  # its own class comes first
+    preference[clients, clients % num_classes] = -1.0  # class i mod C comes first
     chosen = np.argsort(preference, axis=1)[:, :labels_per_client]
     holds = np.zeros((num_classes, num_clients), bool)
     holds[chosen, clients[:, None]] = True
@@ -204,7 +199,7 @@ def shards(
 ) -> list[Indices]:
     """Sort by label, cut into equal shards, and deal the shards out at random (McMahan et al.).
 
-    There are ``num_clients * shards_per_client`` shards, whose sizes differ by at most one; samples of the
+    There are ``num_clients * shards_per_client`` shards, whose sizes differ by at most one. Samples of the
     same label are in random order.
 
     Parameters
@@ -255,13 +250,13 @@ def quantity_dirichlet(
 ) -> list[Indices]:
     """Deal shuffled samples out in sizes drawn from a Dirichlet distribution (NIID-Bench's quantity skew).
 
-    ``q ~ Dir(dirichlet_alpha, ..., dirichlet_alpha)`` over the clients; the shuffled samples are cut at its
-    cumulative sums. The draw is repeated until every client has its minimum.
+    The sizes are those of the shuffled samples cut at the cumulative sums of
+    ``q ~ Dir(dirichlet_alpha, ..., dirichlet_alpha)``. The draw is repeated until every client has its minimum.
 
     Parameters
     ----------
     dirichlet_alpha
-        Concentration: small gives a few clients nearly everything, large gives equal sizes.
+        Concentration: a small value gives few clients nearly all samples, a large one gives equal sizes.
     min_partition_size
         Smallest number of samples of a client.
 
@@ -282,24 +277,20 @@ def quantity_dirichlet(
     (1000, True)
     """
     n = _check(labels, num_clients)
-    _check_minimum(n, num_clients, min_partition_size)
-    best = 0
-    for _ in range(_ATTEMPTS):
-        sizes = _cut(rng.dirichlet(np.full(num_clients, dirichlet_alpha)), n)
-        best = max(best, int(sizes.min()))
-        if best >= min_partition_size:
-            owner = np.empty(n, np.int64)
-            owner[rng.permutation(n)] = np.repeat(np.arange(num_clients), sizes)
-            return _collect(owner, num_clients)
-    raise _unmet(best, num_clients, min_partition_size, dirichlet_alpha)
+
+    def draw() -> NDArray[np.int64]:
+        return _cut(rng.dirichlet(np.full(num_clients, dirichlet_alpha)), n)[None]
+
+    counts = _draw_until(draw, n, num_clients, min_partition_size, dirichlet_alpha)
+    return _deal(np.zeros(n, np.int64), counts, rng)
 
 
 def feature_noise(
     labels: Targets, num_clients: int, rng: np.random.Generator, *, noise_std: NonNegative = 0.1
 ) -> list[Indices]:
-    """Deal the samples out evenly; client i's features then get noise that grows with i (NIID-Bench).
+    """Deal the samples out evenly; the noise of client i's features grows with i (NIID-Bench).
 
-    The indices are those of ``iid``; ``add_feature_noise`` makes the noise.
+    The indices are those of ``iid``. ``add_feature_noise`` adds the noise.
 
     Parameters
     ----------
@@ -328,12 +319,12 @@ def natural(
 ) -> list[Indices]:
     """Give each natural client of the data (writer, hospital, generated client) its own samples.
 
-    Clients are in the order of their group's number. Nothing is drawn.
+    Clients are in the order of their group numbers. The partition does not depend on the seed.
 
     Raises
     ------
     ValueError
-        If the data has no groups, or not as many as there are clients.
+        If the data has no groups, or if their number differs from ``num_clients``.
 
     Examples
     --------
@@ -345,7 +336,7 @@ def natural(
     _check(labels, num_clients)
     if groups is None:
         raise ValueError(
-            "partitioner natural needs data with natural clients and this data has none; "
+            "partitioner natural needs data with natural clients, and this data has none; "
             "use another partitioner, such as iid, or name a group-column"
         )
     values, owner = np.unique(groups, return_inverse=True)
@@ -360,11 +351,11 @@ def natural(
 def add_feature_noise(
     x: Features, partition: Sequence[Indices], rng: np.random.Generator, *, noise_std: float = 0.1
 ) -> Features:
-    """Return the features with Gaussian noise whose level grows with the client.
+    """Return the features with Gaussian noise whose level grows with the client number.
 
-    Client i of N gets noise of standard deviation ``noise_std * i / (N - 1)``: none for the first,
-    ``noise_std`` for the last, as in NIID-Bench's code (its paper writes a variance ``noise_std * i / N``).
-    The noise is drawn once, so that a sample looks the same in every round; the test set stays clean.
+    Client i of N gets noise of standard deviation ``noise_std * i / (N - 1)``, as in NIID-Bench's code; its paper
+    gives a variance of ``noise_std * i / N``. The first client gets no noise.
+    The noise is drawn once, so that a sample is the same in every round. The test set gets no noise.
 
     Parameters
     ----------
@@ -373,7 +364,7 @@ def add_feature_noise(
     partition
         Indices of each client.
     rng
-        Generator of the noise.
+        Generator that draws the noise.
     noise_std
         Standard deviation of the last client's noise.
 
@@ -394,11 +385,11 @@ def add_feature_noise(
 
 
 EFFECTS: Mapping[Callable[..., object], Callable[..., Features]] = {feature_noise: add_feature_noise}
-"""Partitioners whose clients also see changed features, and the function that changes them."""
+"""Partitioners that also change the clients' features, and the function that does so."""
 
 
 def _check(labels: Targets, num_clients: int) -> int:
-    """Return the number of samples, at least one per client."""
+    """Return the number of samples; raise a ValueError if they are fewer than the clients."""
     n = len(labels)
     if num_clients < 1:
         raise ValueError(f"num-clients = {num_clients}; set it to at least 1")
@@ -410,7 +401,7 @@ def _check(labels: Targets, num_clients: int) -> int:
 
 
 def _check_classes(labels: Targets, num_clients: int) -> int:
-    """Return the number of samples, whose targets must be class labels."""
+    """Do the same as `_check`, and raise a ValueError if the targets are not class labels."""
     if not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(
             "a partitioner by label needs class labels and this data has regression targets; "
@@ -419,39 +410,44 @@ def _check_classes(labels: Targets, num_clients: int) -> int:
     return _check(labels, num_clients)
 
 
-def _check_minimum(n: int, num_clients: int, minimum: int) -> None:
+def _draw_until(
+    draw: Callable[[], NDArray[np.int64]], n: int, num_clients: int, minimum: int, alpha: float
+) -> NDArray[np.int64]:
+    """Return the first drawn counts, one row per class, that give each client at least ``minimum`` samples."""
     if num_clients * minimum > n:
         raise ValueError(
             f"{n} samples cannot give each of {num_clients} clients min-partition-size = {minimum}; set "
             f"min-partition-size to at most {n // num_clients} or num-clients to at most {n // minimum}"
         )
-
-
-def _unmet(best: int, num_clients: int, minimum: int, alpha: float) -> ValueError:
+    best = 0
+    for _ in range(_MAX_DRAWS):
+        counts = draw()
+        best = max(best, int(counts.sum(axis=0).min()))
+        if best >= minimum:
+            return counts
     lower = f"lower min-partition-size to {best}, " if best else ""
-    return ValueError(
-        f"no draw of {_ATTEMPTS} with dirichlet-alpha = {alpha:g} gave each of {num_clients} clients "
+    raise ValueError(
+        f"no draw of {_MAX_DRAWS} with dirichlet-alpha = {alpha:g} gave each of {num_clients} clients "
         f"min-partition-size = {minimum} samples (the best gave {best}); {lower}raise dirichlet-alpha "
         "or lower num-clients"
     )
 
 
 def _even(n: int, parts: int) -> NDArray[np.int64]:
-    """Sizes of ``parts`` parts of ``n`` samples that differ by at most one, larger ones first."""
+    """Return the sizes of ``parts`` parts of ``n`` samples; they differ by at most one, larger ones first."""
     return n // parts + (np.arange(parts) < n % parts).astype(np.int64)
 
 
 def _cut(shares: NDArray[np.float64], n: int) -> NDArray[np.int64]:
-    """Sizes of the parts of ``n`` samples cut at the cumulative shares."""
+    """Return the sizes of the parts of ``n`` samples cut at the cumulative shares."""
     ends = np.cumsum(shares)
-    ends /= ends[
-        -1
-    ]  # exactly 1 from the last positive share on, so that rounding gives nothing to a zero share
+    # Division makes the end of the last positive share exactly 1: rounding gives no sample to a zero share after it.
+    ends /= ends[-1]
     return np.diff(np.floor(ends * n), prepend=0.0).astype(np.int64)
 
 
 def _deal(labels: Targets, counts: NDArray[np.int64], rng: np.random.Generator) -> list[Indices]:
-    """Give client i ``counts[k, i]`` random samples of class k; samples not counted stay out."""
+    """Give client i ``counts[k, i]`` random samples of class k; the remaining samples are left out."""
     num_classes, num_clients = counts.shape
     owner = np.full(len(labels), num_clients)
     shuffled = rng.permutation(len(labels))
@@ -465,9 +461,9 @@ def _deal(labels: Targets, counts: NDArray[np.int64], rng: np.random.Generator) 
 
 
 def _collect(owner: NDArray[np.int64], num_clients: int) -> list[Indices]:
-    """Sorted indices of each client from each sample's owner; owners beyond the last client are left out."""
+    """Return the sorted indices of each client; ``owner`` is each sample's client, or ``num_clients`` for none."""
     order = np.argsort(owner, kind="stable")
     ends = np.searchsorted(owner[order], np.arange(num_clients + 1))
     parts = [order[start:end] for start, end in pairwise(ends)]
-    assert all(len(part) for part in parts), "a client without samples"
+    assert all(len(part) for part in parts), "every client has a sample"
     return parts

@@ -1,4 +1,4 @@
-"""Generated data whose heterogeneity, and for quadratics whose solution, is known."""
+"""Synthetic data with known heterogeneity; the quadratics also have a known solution."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from fedpisa.datasets.base import Dataset
+from fedpisa.datasets.base import Dataset, Samples
 from fedpisa.rng import generator
 from fedpisa.typing import NonNegative, PositiveInt
 
@@ -27,9 +27,9 @@ def synthetic(
 
     For client k, with 60 features and 10 classes, ``u_k ~ N(0, a)``, ``B_k ~ N(0, b)``,
     ``W_k, b_k ~ N(u_k, 1)``, ``v_k ~ N(B_k, 1)``, ``x ~ N(v_k, diag(j^-1.2))`` and
-    ``y = argmax(W_k x + b_k)``. As in the code that made the published data sets, the second argument of
-    ``N`` is the standard deviation. Each client's samples are split 80/20 and the test parts are pooled;
-    the client is the sample's group, so the partitioner that belongs to it is ``natural``. Not normalised.
+    ``y = argmax(W_k x + b_k)``. As in the code of the published data sets, the second argument of
+    ``N`` is the standard deviation. Each client's samples are split 80/20, and the test parts are pooled. The
+    client is the sample's group: use the partitioner ``natural``. Features are not normalised.
 
     Parameters
     ----------
@@ -38,7 +38,7 @@ def synthetic(
     synthetic_beta
         b: how much the clients' inputs differ.
     synthetic_iid
-        Give every client the same model and inputs around 0 (Synthetic-IID); a and b then have no effect.
+        Whether all clients have the same model and inputs around 0 (Synthetic-IID); a and b then have no effect.
     size_log_mean, size_log_std
         Clients' sizes are ``size_minimum + floor(lognormal(size_log_mean, size_log_std))``.
     size_minimum
@@ -60,7 +60,8 @@ def synthetic(
     shared = generator(seed, "synthetic-iid")
     shared_weights = shared.normal(size=(features, classes)), shared.normal(size=classes)
 
-    trains, tests = [], []
+    trains: list[Samples] = []
+    tests: list[Samples] = []
     for client in range(num_clients):
         rng = generator(seed, "synthetic", client)
         size = size_minimum + int(rng.lognormal(size_log_mean, size_log_std))
@@ -72,20 +73,18 @@ def synthetic(
             weights = rng.normal(model_mean, 1.0, (features, classes))
             bias = rng.normal(model_mean, 1.0, classes)
         x = rng.normal(centre, x_std, (size, features))
-        y = np.argmax(x @ weights + bias, axis=1)  # samples are i.i.d.: the first ones are a random test part
+        y = np.argmax(
+            x @ weights + bias, axis=1
+        )  # samples are i.i.d., so the first ones are a random test part
         cut = max(1, round(0.2 * size))
         tests.append((x[:cut], y[:cut]))
         trains.append((x[cut:], y[cut:]))
-    return Dataset(
-        name="synthetic",
-        x_train=np.concatenate([x for x, _ in trains]),
-        y_train=np.concatenate([y for _, y in trains]),
-        x_test=np.concatenate([x for x, _ in tests]),
-        y_test=np.concatenate([y for _, y in tests]),
-        num_classes=classes,
-        groups=np.repeat(np.arange(num_clients), [len(y) for _, y in trains]),
-        default_model="logistic",
+    train, test = (
+        (np.concatenate([x for x, _ in parts]), np.concatenate([y for _, y in parts]))
+        for parts in (trains, tests)
     )
+    groups = np.repeat(np.arange(num_clients), [len(y) for _, y in trains])
+    return Dataset.of("synthetic", train, test, num_classes=classes, groups=groups)
 
 
 def quadratic(
@@ -96,18 +95,18 @@ def quadratic(
     condition: Annotated[float, Field(ge=1)] = 10.0,
     optimum_spread: NonNegative = 1.0,
 ) -> Dataset:
-    """Least squares of unequal clients that want different things; the common optimum is known exactly.
+    """Least squares of clients with different sizes and minimisers; the common optimum is known exactly.
 
     Client i has ``n_i = dimension * (1 + i mod 8)`` samples ``(a_j, b_j)`` and the loss
     ``f_i(w) = 1/(2 n_i) sum_j (a_j . w - b_j)^2 = 1/2 (w - w_i)' H_i (w - w_i)``. The eigenvalues of
-    ``H_i = A_i' A_i / n_i`` run geometrically from ``L_i / condition`` to ``L_i``, in directions of its own,
-    with ``L_i`` log-uniform in [1/2, 2]; its minimiser is ``w_i ~ N(c, optimum_spread^2 I)`` around a common
-    ``c ~ N(0, I)``. The test set is the training set. Everything is float64, not normalised; the model is
-    linear without bias and the partitioner ``natural``.
+    ``H_i = A_i' A_i / n_i`` run geometrically from ``L_i / condition`` to ``L_i``, with random eigenvectors and
+    ``L_i`` log-uniform in [1/2, 2]. The minimiser is ``w_i ~ N(c, optimum_spread^2 I)`` around a common
+    ``c ~ N(0, I)``. The test set is the training set. All arrays are float64 and not normalised. The model is
+    linear without bias; use the partitioner ``natural``.
 
-    ``ground_truth``: ``optimum`` ``(d,)`` minimises ``F = sum_i (n_i/n) f_i``, with value ``optimal-loss``;
-    ``client-optima`` ``(N, d)``; ``lipschitz`` and ``strong-convexity`` ``(N,)``, the largest and smallest
-    eigenvalue of every ``H_i``.
+    ``ground_truth`` holds ``optimum`` ``(d,)``, which minimises ``F = sum_i (n_i/n) f_i``, and its value
+    ``optimal-loss``; ``client-optima`` ``(N, d)``; ``lipschitz`` and ``strong-convexity`` ``(N,)``, the largest and
+    smallest eigenvalue of every ``H_i``.
 
     Parameters
     ----------
@@ -116,7 +115,7 @@ def quadratic(
     condition
         Condition number of every client's loss.
     optimum_spread
-        Standard deviation of the clients' minimisers; 0 makes all clients agree.
+        Standard deviation of the clients' minimisers; with 0 all clients have the same minimiser.
 
     Examples
     --------
@@ -144,12 +143,10 @@ def quadratic(
 
     x, y = np.concatenate(inputs), np.concatenate(targets)
     best = np.linalg.lstsq(x, y, rcond=None)[0]
-    return Dataset(
-        name="quadratic",
-        x_train=x,
-        y_train=y,
-        x_test=x,
-        y_test=y,
+    return Dataset.of(
+        "quadratic",
+        (x, y),
+        (x, y),
         num_classes=None,
         groups=np.repeat(np.arange(num_clients), [len(b) for b in targets]),
         default_model="linear",

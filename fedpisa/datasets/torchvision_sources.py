@@ -1,7 +1,7 @@
-"""Image data through torchvision, which downloads what is missing, shows progress and checks the checksum.
+"""Image data from torchvision, which downloads missing files, shows the progress and verifies the checksums.
 
-Pixels are divided by 255 and normalised per channel with the constants that each source names, which are the
-training set's mean and standard deviation.
+Pixels are divided by 255 and normalised per channel with the training set's mean and standard deviation, which each
+source's docstring gives.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from fedpisa.components.names import one_line
 from fedpisa.datasets.base import Dataset
 
 _TRAIN_AND_TEST: tuple[Mapping[str, object], ...] = ({"train": True}, {"train": False})
@@ -69,12 +70,12 @@ def emnist(
     """EMNIST: handwritten letters and digits, 28x28 grey, 10 to 62 classes, up to 697,932 + 116,323.
 
     Normalised with mean 0.1736 and standard deviation 0.3317 (those of ``byclass``) for all splits. The
-    files hold the images transposed; here they are upright. The classes of ``letters`` start at 0.
+    files hold transposed images, which are turned upright. The classes of ``letters`` are numbered from 0.
 
     Parameters
     ----------
     emnist_split
-        Which of the data set's six selections: ``balanced`` has 47 classes of equal size, ``byclass`` all 62.
+        Name of EMNIST's split: ``balanced`` has 47 classes of equal size, ``byclass`` has all 62 classes.
 
     References
     ----------
@@ -146,12 +147,12 @@ _Part = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
 
 def _torchvision_datasets() -> Any:
-    """Import torchvision's data sets, or explain in one line why that fails."""
+    """Import ``torchvision.datasets``, or raise a ValueError of one line."""
     try:
         from torchvision import datasets
     except (ImportError, RuntimeError) as error:
         raise ValueError(
-            f"torchvision cannot be imported ({_first_line(error)}): torch and torchvision do not match; "
+            f"torchvision cannot be imported ({one_line(error)}): torch and torchvision do not match; "
             "install both together: pip install --force-reinstall torch torchvision"
         ) from error
     return datasets
@@ -160,7 +161,7 @@ def _torchvision_datasets() -> Any:
 def _read(
     class_name: str, data_dir: Path, files: str, kinds: Sequence[Mapping[str, object]] = _TRAIN_AND_TEST
 ) -> list[_Part]:
-    """Return images and labels, as torchvision stores them, of the training and of the test part."""
+    """Return images and labels of the training and of the test part in torchvision's layout."""
     source = getattr(_torchvision_datasets(), class_name)
     try:
         parts = [source(data_dir, download=True, **kind) for kind in kinds]
@@ -169,7 +170,7 @@ def _read(
         *(zipfile.BadZipFile, tarfile.TarError, pickle.UnpicklingError),
     ) as error:
         raise ValueError(
-            f"{class_name} cannot be read from {data_dir} nor downloaded to it ({_first_line(error)}); "
+            f"{class_name} cannot be read from {data_dir} nor downloaded to it ({one_line(error)}); "
             f"connect to a network, put the original files there ({files}) in place of damaged ones, "
             "or set data-dir"
         ) from error
@@ -187,18 +188,9 @@ def _dataset(
     name: str, parts: Sequence[_Part], mean: Sequence[float], std: Sequence[float], num_classes: int
 ) -> Dataset:
     """Normalise pixels ``(n, height, width)`` or ``(n, channels, height, width)`` per channel."""
-    (x_train, y_train), (x_test, y_test) = (
-        (_normalise(images, mean, std), labels) for images, labels in parts
-    )
-    return Dataset(
-        name=name,
-        x_train=x_train,
-        y_train=y_train,
-        x_test=x_test,
-        y_test=y_test,
-        num_classes=num_classes,
-        default_model="mlp" if len(mean) == 1 else "simple-cnn",
-    )
+    train, test = ((_normalise(images, mean, std), labels) for images, labels in parts)
+    model = "mlp" if len(mean) == 1 else "simple-cnn"
+    return Dataset.of(name, train, test, num_classes=num_classes, default_model=model)
 
 
 def _normalise(images: NDArray[np.uint8], mean: Sequence[float], std: Sequence[float]) -> NDArray[np.float32]:
@@ -206,7 +198,3 @@ def _normalise(images: NDArray[np.uint8], mean: Sequence[float], std: Sequence[f
     x -= 255 * np.array(mean, np.float32)[:, None, None]
     x /= 255 * np.array(std, np.float32)[:, None, None]
     return x
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).partition("\n")[0].rstrip(":") or type(error).__name__
