@@ -1,1 +1,1 @@
-"""Files, client rows and checkpoints."""
+"""Atomic files, locks, rows of clients, tensor files and checkpoints."""

@@ -1,8 +1,8 @@
-"""Checkpoints: named tensors and metadata in one file that is either whole or recognised as damaged.
+"""Checkpoints: named tensors and metadata in one file, whose damage is detected.
 
-A checkpoint is a safetensors file whose metadata holds the metadata as JSON, and whose name holds the round and a
-digest of every byte, ``round-20-<digest>.safetensors``. It is written under another name, synchronised and
-renamed; the last two are kept, so that one that went bad is not the end, and the last one once the run has ended.
+A checkpoint is a safetensors file with the metadata as JSON in its header. Its name contains the round and a digest of
+all bytes: ``round-20-<digest>.safetensors``. It is written atomically. A run keeps its last two checkpoints, so that it
+can resume from the earlier one if the later one is damaged. When it ends, it keeps only the last one.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 KEPT: Final = 2
-"""Checkpoints that are kept while a run goes on."""
+"""Number of checkpoints that a run keeps until it ends."""
 _NAME: Final = re.compile(r"round-(\d+)-([0-9a-f]{32})\.safetensors")
 
 
 @final
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a run needs to go on.
+    """The state from which a run resumes.
 
     Parameters
     ----------
     server_round
-        The last round that is in it.
+        The last completed round.
     tensors
-        Everything that changes from round to round.
+        All tensors that change from round to round, by name.
     metadata
-        What JSON can say.
+        Values that JSON can express.
     """
 
     server_round: int
@@ -52,7 +52,7 @@ def write(directory: Path, checkpoint: Checkpoint) -> Path:
     Raises
     ------
     OSError
-        If it cannot be written; those that are there stay.
+        If the checkpoint cannot be written; earlier checkpoints stay.
 
     Examples
     --------
@@ -63,13 +63,13 @@ def write(directory: Path, checkpoint: Checkpoint) -> Path:
     ...     [read(file).tensors["w"].tolist() for file in newest_first(Path(folder))]
     [[1.0, 1.0, 1.0], [1.0, 1.0]]
     """
-    about = {
+    description = {
         "format": FORMAT,
         "round": checkpoint.server_round,
-        "names": list(checkpoint.tensors),  # a file sorts them
+        "names": list(checkpoint.tensors),  # in order, because safetensors sorts the tensors
         "facts": dict(checkpoint.metadata),
     }
-    content = encode(checkpoint.tensors, about)
+    content = encode(checkpoint.tensors, description)
     directory.mkdir(exist_ok=True)
     file = directory / f"round-{checkpoint.server_round}-{_digest(content)}.safetensors"
     replace_file(file, content)
@@ -79,7 +79,7 @@ def write(directory: Path, checkpoint: Checkpoint) -> Path:
 
 
 def keep_last(directory: Path) -> None:
-    """Remove all checkpoints but the last: enough for more rounds, and a study of many runs stays small."""
+    """Remove all checkpoints but the last, from which a finished run can be extended."""
     _remove_all_but(directory, set(newest_first(directory)[:1]))
 
 
@@ -91,7 +91,7 @@ def _remove_all_but(directory: Path, keep: Collection[Path]) -> None:
 
 
 def newest_first(directory: Path) -> list[Path]:
-    """Return the files of a directory that are checkpoints by their name, the last round's first."""
+    """Return the files of a directory with a checkpoint's name, sorted from the last round to the first."""
     files = directory.iterdir() if directory.is_dir() else ()
     return sorted((file for file in files if _NAME.fullmatch(file.name)), key=_round, reverse=True)
 
@@ -102,21 +102,20 @@ def read(file: Path) -> Checkpoint:
     Raises
     ------
     ValueError
-        If a byte of it is not what was written, or another version of fedpisa wrote it.
+        If the file is damaged, or a version of fedpisa with another format wrote it.
     """
     name = _NAME.fullmatch(file.name)
     content = file.read_bytes()
     if name is None or _digest(content) != name[2]:
         raise DamagedFileError(file)
-    about, tensors = decode(content, file)
-    require_format(about, file)
-    return Checkpoint(about["round"], {name: tensors[name] for name in about["names"]}, about["facts"])
+    description, tensors = decode(content, file)
+    require_format(description, file)
+    ordered = {name: tensors[name] for name in description["names"]}
+    return Checkpoint(description["round"], ordered, description["facts"])
 
 
 def _round(file: Path) -> int:
-    name = _NAME.fullmatch(file.name)
-    assert name is not None
-    return int(name[1])
+    return int(file.name.split("-")[1])
 
 
 def _digest(content: bytes) -> str:

@@ -1,7 +1,7 @@
-"""A row for every client: in memory while all of them fit, beyond it in a file.
+"""Stacks of one row per client, in memory or in a file.
 
-In memory a stack is any tensor ``(N, ...)``; in a file it is an `OnDisk`, a tensor without numbers. `read` and `write`
-read and write rows of either. A client that never wrote has a row of zeros, which takes no room in a file.
+In memory a stack is a tensor ``(N, ...)``. In a file it is an `OnDisk`, a tensor that has a shape but no values. `read`
+and `write` work on both. The row of a client that has never been written is zero and takes no space in a file.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from fedpisa.storage.row_file import RowFile
 
 UNLIMITED: Final = sys.maxsize
 ROWS: Final = 64
-"""Rows that are worked on at once, so that copies of another type stay small."""
-_LONG: Final = 2**15
-"""Numbers of a row from which rows are worked on one by one."""
-_SAID_OF_ANY: Final = {"__get__", "__len__", "__hash__", "dim", "size", "numel", "element_size"}
-"""What a tensor answers without its numbers; ``__get__`` are its attributes."""
-_NO_NUMBERS: Final = (
+"""Number of rows in one operation, which bounds the memory of float64 copies."""
+_LONG_ROW: Final = 2**15
+"""Row length from which one operation per row is faster."""
+_SHAPE_QUERIES: Final = {"__get__", "__len__", "__hash__", "dim", "size", "numel", "element_size"}
+"""Functions of a tensor that need no values; ``__get__`` reads an attribute."""
+_NO_VALUES: Final = (
     "clients' vectors are in a file: use client_rows.read and write for its rows, or raise state-memory"
 )
 
 
 @final
 class OnDisk(Tensor):
-    """A stack in a file: it has a shape and a type, and `read` and `write` know its numbers.
+    """A stack in a file: a tensor with a shape and a dtype, whose values `read` and `write` access.
 
     Raises
     ------
     ValueError
-        If anything is computed with it.
+        If an operation needs the values.
 
     Examples
     --------
@@ -50,22 +50,22 @@ class OnDisk(Tensor):
 
     @staticmethod
     def of(file: RowFile, shape: tuple[int, ...], dtype: torch.dtype) -> OnDisk:
-        """Return a file's rows as a stack."""
+        """Return the stack of a file's rows."""
         stack = torch.empty(shape, dtype=dtype, device="meta").as_subclass(OnDisk)
         stack.file = file
         return stack
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Answer what can be said without numbers."""
+        """Run functions that need no values, and raise a ValueError for all others."""
         if func is Tensor.__repr__:
             return f"OnDisk({tuple(args[0].shape)}, {args[0].dtype})"
-        if func.__name__ not in _SAID_OF_ANY:
-            raise ValueError(_NO_NUMBERS)
-        answer = super().__torch_function__(func, types, args, kwargs or {})  # type: ignore[no-untyped-call]
-        if isinstance(answer, Tensor):  # such as the transpose, which is an attribute
-            raise ValueError(_NO_NUMBERS)
-        return answer
+        if func.__name__ not in _SHAPE_QUERIES:
+            raise ValueError(_NO_VALUES)
+        result = super().__torch_function__(func, types, args, kwargs or {})  # type: ignore[no-untyped-call]
+        if isinstance(result, Tensor):  # an attribute with values, such as the transpose
+            raise ValueError(_NO_VALUES)
+        return result
 
 
 def zeros(shape: tuple[int, ...], like: Tensor, limit: int = UNLIMITED) -> Tensor:
@@ -73,8 +73,8 @@ def zeros(shape: tuple[int, ...], like: Tensor, limit: int = UNLIMITED) -> Tenso
 
     Examples
     --------
-    >>> here, there = (zeros((3, 2), torch.ones(()), limit) for limit in (24, 23))
-    >>> is_on_disk(here), is_on_disk(there), read(there, torch.tensor([2]))
+    >>> in_memory, in_file = (zeros((3, 2), torch.ones(()), limit) for limit in (24, 23))
+    >>> is_on_disk(in_memory), is_on_disk(in_file), read(in_file, torch.tensor([2]))
     (False, True, tensor([[0., 0.]]))
     """
     size = math.prod(shape) * like.element_size()
@@ -89,7 +89,7 @@ def is_on_disk(stack: Tensor) -> bool:
 
 
 def grown(stack: Tensor, length: int, limit: int = UNLIMITED) -> Tensor:
-    """Return a stack with rows of zeros added up to ``length``: clients may join while a run goes on.
+    """Return a stack extended to ``length`` rows by rows of zeros, for clients that join during a run.
 
     Examples
     --------
@@ -117,16 +117,16 @@ def read(stack: Tensor, ids_S: Tensor) -> Tensor:
 def write(stack: Tensor, ids_S: Tensor, rows_S: Tensor) -> Tensor:
     """Write rows, and return the stack.
 
-    Into a file they are written meanwhile: until the next call with this stack they must stay as they are.
+    A file is written in the background: do not change ``rows_S`` until the next call with the same stack.
 
     Raises
     ------
     OSError
-        If the disk of a stack in a file was too full for the rows of the call before, with the folder and the fix.
+        If the disk was too full for the rows of the previous call, with the folder and the fix.
     """
     if isinstance(stack, OnDisk):
         written_S = rows_S.to("cpu", stack.dtype).contiguous()
-        # What one client shares with the server, such as the model, is contiguous without being its own.
+        # The rows of a single client may share memory with the server's vectors, such as the model.
         written_S = written_S.clone() if len(ids_S) == 1 else written_S
         stack.file.write(ids_S.cpu().numpy(), _bytes(written_S))
         return stack
@@ -138,7 +138,7 @@ def write(stack: Tensor, ids_S: Tensor, rows_S: Tensor) -> Tensor:
 
 
 def weighted_sum(weights_N: Tensor, stack: Tensor) -> Tensor:
-    """Return ``sum_i weights_i row_i`` ``(P,)`` in float64; rows of weight 0 are not read.
+    """Return ``sum_i weights_i row_i`` ``(P,)`` in float64, without reading rows of weight 0.
 
     Examples
     --------
@@ -150,9 +150,9 @@ def weighted_sum(weights_N: Tensor, stack: Tensor) -> Tensor:
 
 
 def sum_of_rows(weights_S: Tensor, stack: Tensor, ids_S: Tensor) -> Tensor:
-    """Return ``sum_i weights_i row_(ids_i)`` ``(P,)`` in float64, without a copy of all these rows in it.
+    """Return ``sum_i weights_i row_(ids_i)`` ``(P,)`` in float64, without a float64 copy of all rows.
 
-    The same bits from memory and from a file.
+    Stacks in memory and in files give bit-equal sums.
 
     Examples
     --------
@@ -164,7 +164,7 @@ def sum_of_rows(weights_S: Tensor, stack: Tensor, ids_S: Tensor) -> Tensor:
         if not _one_by_one(stack, ids_S.device):
             total_P += weights_B.double() @ read(stack, ids_B).double()
             continue
-        # From memory a row is lent, not copied.
+        # Rows in memory need no copy.
         rows_BP = read(stack, ids_B) if is_on_disk(stack) else [stack[i] for i in ids_B.tolist()]
         for weight, row_P in zip(weights_B.tolist(), rows_BP, strict=True):
             total_P.add_(row_P, alpha=weight)
@@ -172,10 +172,10 @@ def sum_of_rows(weights_S: Tensor, stack: Tensor, ids_S: Tensor) -> Tensor:
 
 
 def _one_by_one(stack: Tensor, device: torch.device) -> bool:
-    """Return whether rows are worth a call each: all cores share it, where calls for several rows take one core."""
-    return device.type == "cpu" and math.prod(stack.shape[1:]) >= _LONG
+    """Return whether one operation per row is faster: it uses all cores, an operation on several rows only one."""
+    return device.type == "cpu" and math.prod(stack.shape[1:]) >= _LONG_ROW
 
 
 def _bytes(rows_S: Tensor) -> Any:
-    """Return the memory of rows, an array of bytes ``(S, row)``."""
+    """Return the memory of rows as an array of bytes ``(S, bytes of a row)``."""
     return rows_S.view(len(rows_S), math.prod(rows_S.shape[1:])).view(torch.uint8).numpy()

@@ -1,4 +1,4 @@
-"""Files that survive a crash of the process: replaced in one step, and locked by one process at a time."""
+"""Atomic writes, and directories that one process at a time may write."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Final, final
 from filelock import FileLock, Timeout
 
 LOCK: Final = ".lock"
-"""File that the process which writes a directory holds locked."""
+"""Name of a directory's lock file; the process that writes the directory holds the lock."""
 PARTIAL: Final = ".partial"
-"""How the names of files end that are being written."""
+"""Suffix of files that are not yet complete."""
 
 
 @final
@@ -23,16 +23,16 @@ class InUseError(ValueError):
 
 @final
 class OccupiedError(ValueError):
-    """There is something already where a result is to be written."""
+    """The place for a result is not empty."""
 
 
 def replace_file(file: Path, content: bytes) -> None:
-    """Write a file so that a reader finds the old content or the new one, never a part, also after a power cut.
+    """Write a file atomically: a reader finds the old content or the new one, even after a power cut.
 
     Raises
     ------
     OSError
-        With the file's name, if it cannot be written; the old content stays.
+        If the file cannot be written, with its name; the old content stays.
     """
     temporary = file.with_name(f".{file.name}{PARTIAL}")
     try:
@@ -43,20 +43,20 @@ def replace_file(file: Path, content: bytes) -> None:
         os.replace(temporary, file)
         sync(file.parent)
     except OSError as error:
-        with suppress(OSError):  # the error that is raised is the first one
+        with suppress(OSError):  # raise the first error
             temporary.unlink(missing_ok=True)
         raise named(error, file) from error
 
 
 def named(error: OSError, file: Path) -> OSError:
-    """Return the error with the name of the file that it is about: a failed write does not say."""
+    """Return the error with the name of its file, which an error of a write lacks."""
     return OSError(error.errno, error.strerror, os.fspath(file))
 
 
 def sync(path: Path) -> None:
-    """Wait until a file's content, or a folder's list of names, is on the disk."""
+    """Wait until the content of a file or the entries of a folder are on the disk."""
     if os.name == "nt" and path.is_dir():
-        return  # Windows opens no folders, and its renames are on the disk when they return
+        return  # Windows cannot open folders, and its renames are synchronous
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -65,25 +65,25 @@ def sync(path: Path) -> None:
 
 
 def is_leftover(name: str) -> bool:
-    """Return whether a file holds nothing that anyone would miss: a lock, or a part of a file."""
+    """Return whether a file holds no data of a run: a lock, or an incomplete file."""
     return name == LOCK or name.endswith(PARTIAL)
 
 
 @contextmanager
 def locked(directory: Path, *, wait: bool = False) -> Iterator[None]:
-    """Make a directory, and keep other processes from writing to it until the block ends or this process does.
+    """Create a directory, and hold its lock until the block or the process ends.
 
     Parameters
     ----------
     directory
-        The directory; parents are made.
+        The directory; missing parents are created.
     wait
-        Whether to wait for a process that holds it.
+        Whether to wait while another process holds the lock.
 
     Raises
     ------
     InUseError
-        If another process holds it, and the call does not wait.
+        If another process holds the lock, and ``wait`` is false.
 
     Examples
     --------

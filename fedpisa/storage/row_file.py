@@ -1,7 +1,7 @@
-"""Rows of bytes in a temporary file, written while others go on.
+"""Rows of bytes in a temporary file, written in the background.
 
-The file lies in the folder of the environment's ``TMPDIR``. It has no name any more once it is open, so nothing is left
-behind however a run ends. Shapes: ``N`` rows, ``S`` of them at a time.
+The file lies in the folder that the environment variable ``TMPDIR`` names. Its name is deleted as soon as it is open,
+so that the operating system frees it when the process ends. Shapes: ``N`` rows, ``S`` rows of one call.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ import numpy as np
 _LOG = getLogger("fedpisa")
 
 CACHED_SHARE: Final = 0.25
-"""Share of the machine's memory up to which a file is left to the system's cache."""
+"""Share of the machine's memory up to which a file uses the system's cache."""
 _PAGE: Final = 4096
 _PIECE: Final = 4 * 2**20
-"""Bytes that are written at once."""
-_ASKED_FOR: Final = 1024
-"""Rows that the disk is asked for at once."""
+"""Number of bytes in one write."""
+_READ_AHEAD: Final = 1024
+"""Number of rows that are requested from the disk in advance."""
 
 
 @final
 class RowFile:
-    """A file of rows in the order in which they were first written; a row that was never written is not in it.
+    """A file of rows in the order of their first write; rows that were never written take no space.
 
-    So the rows of clients that are new, which in a large federation are nearly all, are one piece. Where all rows
-    together might outgrow the machine's memory they are written by direct I/O (``O_DIRECT``), past the system's cache,
-    from which a row would be gone before its client comes again.
+    The rows of new clients, which are nearly all clients of a large federation, are thus contiguous. If the rows could
+    exceed `CACHED_SHARE` of the memory, direct I/O (``O_DIRECT``) writes them past the system's cache: the cache would
+    drop a row before its client takes part again.
 
     Parameters
     ----------
     num_rows
-        ``N``.
+        Number of rows ``N``.
     size
-        Bytes of a row.
+        Bytes per row.
     """
 
     def __init__(self, num_rows: int, size: int) -> None:
@@ -64,12 +64,12 @@ class RowFile:
                 finalize(self, os.close, direct)
         finally:
             os.unlink(name)
-        # From one row's beginning to the next one's: direct I/O begins and ends with a page, in memory as in the file.
+        # Bytes between the beginnings of two rows: direct I/O needs whole pages, in memory and in the file.
         self._pitch = -(-size // _PAGE) * _PAGE if self._direct else size
         needed, free = num_rows * self._pitch, shutil.disk_usage(self.folder).free
         if needed > free:
             _LOG.warning(
-                "clients' vectors may come to take %.0f GB in %s, with %.0f GB free: set TMPDIR to a larger folder",
+                "clients' vectors may need %.0f GB in %s, which has %.0f GB free: set TMPDIR to a larger folder",
                 needed / 1e9,
                 self.folder,
                 free / 1e9,
@@ -82,15 +82,15 @@ class RowFile:
         self._num_places = 0
         self._writer = ThreadPoolExecutor(1)
         self._written: Future[None] | None = None
-        # What is on its way into the file, or was a moment ago, by row.
+        # Rows of the last write by number; they may not be in the file yet.
         self._latest: dict[int, Any] = {}
 
     def grow(self, num_rows: int) -> None:
-        """Let there be more rows."""
+        """Raise the number of rows to ``num_rows``."""
         self._place_N = np.append(self._place_N, np.full(num_rows - len(self._place_N), -1))
 
     def read(self, ids_S: Any, rows_S: Any) -> None:
-        """Fill rows ``(S, size)``; those that were never written stay as they are."""
+        """Read rows into ``rows_S`` ``(S, size)``; entries of rows that were never written stay unchanged."""
         if self._written is not None and self._written.done():
             self._written.result()
         begin_S = self._place_N[ids_S] * self._pitch
@@ -101,8 +101,8 @@ class RowFile:
             elif begin >= 0:
                 in_file.append((begin, row))
         in_file.sort(key=itemgetter(0))
-        for first in range(0, len(in_file), _ASKED_FOR):
-            part = in_file[first : first + _ASKED_FOR]
+        for first in range(0, len(in_file), _READ_AHEAD):
+            part = in_file[first : first + _READ_AHEAD]
             if self._direct:
                 for begin, row in part:
                     os.posix_fadvise(self._reading, begin, len(row), os.POSIX_FADV_WILLNEED)
@@ -112,12 +112,12 @@ class RowFile:
                 os.posix_fadvise(self._reading, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def write(self, ids_S: Any, rows_S: Any) -> None:
-        """Begin to write rows ``(S, size)``; they must stay as they are until the next call, which waits for that.
+        """Start to write rows ``(S, size)``; do not change them until the next call, which waits for the end.
 
         Raises
         ------
         OSError
-            Here or when rows are next read, if those of the call before could not be written.
+            If the rows of the previous call could not be written; `read` raises it too.
         """
         if not len(ids_S):
             return
@@ -139,19 +139,19 @@ class RowFile:
             self._all_of(piece.reshape(-1), at, lambda rest, at: os.pwrite(self._writing, rest, at))
 
     def _all_of(self, rest: Any, at: int, move: Callable[[Any, int], int]) -> None:
-        """Read or write bytes that lie side by side: one call of the system's moves 2 GB at most."""
+        """Read or write contiguous bytes with repeated system calls, of which each moves at most 2 GB."""
         while len(rest):
             try:
                 moved = move(rest, at)
             except OSError as error:
-                text = f"clients' vectors cannot be kept ({error.strerror}): set TMPDIR to a folder with more room"
+                text = f"clients' vectors cannot be stored ({error.strerror}): set TMPDIR to a folder with more room"
                 raise OSError(error.errno, text, self.folder) from error
-            assert moved, "the file has all rows that were written"
+            assert moved, "the file contains all written rows"
             rest, at = rest[moved:], at + moved
 
 
 def _opened_direct(name: str) -> int | None:
-    """Open a file for direct I/O of whole pages, where system, folder and disk can do that."""
+    """Open a file for direct I/O of whole pages; return ``None`` if system, folder or disk do not support it."""
     if sys.platform != "linux":
         return None
     with suppress(OSError):
@@ -166,7 +166,7 @@ def _opened_direct(name: str) -> int | None:
 
 
 def pieces(places_S: Any, length: int) -> Iterator[tuple[int, int]]:
-    """Yield begin and end of rows whose places are side by side, ``length`` of them at most.
+    """Yield begin and end of runs of at most ``length`` rows with consecutive places.
 
     Examples
     --------

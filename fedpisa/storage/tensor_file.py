@@ -1,4 +1,4 @@
-"""The content of a file of named tensors: safetensors, whose metadata holds a description as JSON."""
+"""Encoding of named tensors and a description: safetensors with the description as JSON in its header."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ FORMAT: Final = 1
 
 @final
 class DamagedFileError(ValueError):
-    """The content of a file differs from what was written.
+    """A file does not have the content that was written to it.
 
     Parameters
     ----------
     file
-        The file.
+        Path of the file.
     """
 
     def __init__(self, file: Path) -> None:
         super().__init__(f"{file} is damaged")
 
 
-def encode(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> bytes:
-    """Return the content of a file.
+def encode(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> bytes:
+    """Return the bytes of a file with these tensors.
 
     Parameters
     ----------
     tensors
-        The tensors by name; safetensors sorts them.
-    about
-        The description, which JSON can express; its ``format`` is `FORMAT`.
+        Tensors by name; the file does not keep their order.
+    description
+        Values that JSON can express; the entry ``format`` is `FORMAT`.
 
     Examples
     --------
@@ -46,18 +46,18 @@ def encode(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> bytes:
     """
     from safetensors.torch import save
 
-    # Copies, because safetensors takes neither views nor tensors that share memory.
-    own = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
-    return save(own, metadata={"about": json.dumps(about)})
+    # safetensors accepts neither views nor tensors that share memory.
+    copies = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
+    return save(copies, metadata={"about": json.dumps(description)})
 
 
 def decode(content: bytes, file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return the description and the tensors of a file with this content.
+    """Return the description and the tensors of a file's bytes; ``file`` is its path for error messages.
 
     Raises
     ------
     DamagedFileError
-        If the content is not that of such a file. A changed byte within a tensor goes unnoticed: a digest shows it.
+        If the bytes are not those of such a file. A changed byte within a tensor is not detected.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load
@@ -65,13 +65,16 @@ def decode(content: bytes, file: Path) -> tuple[dict[str, Any], dict[str, Tensor
     try:
         tensors = load(content)
         length = int.from_bytes(content[:8], "little")
-        about = dict(json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["about"]))
+        description = dict(json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["about"]))
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise DamagedFileError(file) from error
-    return about, tensors
+    return description, tensors
 
 
-def require_format(about: Mapping[str, Any], file: Path) -> None:
-    """Raise a ValueError if another version of fedpisa wrote a file with this description."""
-    if about["format"] != FORMAT:
-        raise ValueError(f"{file} has the format {about['format']}, and this fedpisa reads {FORMAT}")
+def require_format(description: Mapping[str, Any], file: Path) -> None:
+    """Raise a ValueError if the description of a file names another format than `FORMAT`."""
+    if description["format"] != FORMAT:
+        raise ValueError(
+            f"{file} has the format {description['format']}, but this version of fedpisa reads format {FORMAT}: "
+            "use the version that wrote it"
+        )

@@ -1,4 +1,4 @@
-"""What is kept of every client, in memory or in files: the same bits, and no room for whoever never took part."""
+"""Rows of clients: the same bits in memory and in files, and no space for clients that never took part."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_in_files_everything_is_the_same(incremental: bool) -> None:
 
 
 def test_only_what_is_large_goes_into_a_file() -> None:
-    """All states together are beyond the limit; a few bytes per client are not worth a page each."""
+    """All states together exceed the limit; states of a few bytes per client stay in memory."""
     states = StackedStates({"dual": torch.zeros(100), "count": torch.zeros(())}, 50, limit=10_000)
     assert on_disk(states) == {"dual"}
     assert on_disk(StackedStates({"dual": torch.zeros(100)}, 50, limit=20_000)) == set()
@@ -86,7 +86,7 @@ def test_only_what_is_large_goes_into_a_file() -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="the system does not tell")
 def test_a_client_that_never_took_part_takes_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A terabyte of states, of which a megabyte is used, and no file that could be left behind."""
+    """A terabyte of states, of which a megabyte is used, and a file without a name."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     length, clients = 2**18, 10**6
     before = in_use(os.getpid()).resident
@@ -114,7 +114,7 @@ def test_memory_is_let_go_and_the_rows_stay() -> None:
 
 @pytest.fixture(params=["system's cache", "past it"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Rows in files as they are written where they fit into memory, and where all of them would not."""
+    """Write through the cache and by direct I/O."""
     monkeypatch.setattr(
         "fedpisa.storage.row_file.CACHED_SHARE", math.inf if request.param == "system's cache" else 0
     )
@@ -125,7 +125,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 @pytest.mark.parametrize("limit", [0, client_rows.UNLIMITED])
 @pytest.mark.usefixtures("way")
 def test_rows_are_written_read_and_summed(length: int, limit: int) -> None:
-    """In memory and in a file, short ones and those that are long enough to be worth a call each."""
+    """In memory and in a file, short rows and rows of one operation each."""
     generator = torch.Generator().manual_seed(0)
     stack, wanted = client_rows.zeros((9, length), torch.ones(()), limit), torch.zeros(9, length)
     for ids in (torch.tensor([8, 0, 3]), torch.tensor([3, 7]), torch.tensor([0, 2, 5, 8])):
@@ -146,7 +146,7 @@ def test_rows_are_written_read_and_summed(length: int, limit: int) -> None:
 
 @pytest.mark.usefixtures("way")
 def test_rows_are_right_at_any_time() -> None:
-    """Three hundred rounds of random clients: rows that are new, on their way, a moment old and old."""
+    """Three hundred rounds of random clients: new rows, rows being written, recent rows and old rows."""
     generator = torch.Generator().manual_seed(1)
     stack, wanted = client_rows.zeros((40, 5000), torch.ones(()), limit=0), torch.zeros(40, 5000)
     for _ in range(300):
@@ -159,7 +159,7 @@ def test_rows_are_right_at_any_time() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="no other system's cache can be passed by")
 @pytest.mark.parametrize("refused", ["nothing", "opening", "writing"])
 def test_what_outgrows_the_memory_goes_past_the_cache(refused: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whole pages, from where a page begins; and where folder or disk cannot do that, through the cache."""
+    """Direct I/O writes whole pages; without support for it, rows go through the cache."""
     direct, written = set(), []
     really_open, really_write = os.open, os.pwrite
     monkeypatch.setattr("fedpisa.storage.row_file.CACHED_SHARE", 0)
@@ -192,7 +192,7 @@ def test_what_outgrows_the_memory_goes_past_the_cache(refused: str, monkeypatch:
 
 
 def test_new_clients_rows_are_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However far apart their numbers are; one that comes again goes where it was."""
+    """New rows are contiguous for any client numbers; a rewritten row keeps its place."""
     written, real = [], os.pwrite
 
     def write(number: int, row: Any, begin: int) -> int:
@@ -211,7 +211,7 @@ def test_new_clients_rows_are_one_piece(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_stack_in_a_file_has_no_numbers() -> None:
-    """Whoever takes it for a tensor is told, instead of getting zeros."""
+    """An operation that needs values raises an error instead of returning zeros."""
     stack = client_rows.zeros((3, 4), torch.ones(()), limit=0)
     assert (stack.shape, len(stack), stack.dtype, stack.dim()) == ((3, 4), 3, torch.float32, 2)
     for use in (
@@ -236,7 +236,7 @@ def test_a_stack_in_a_file_has_no_numbers() -> None:
 
 @pytest.mark.parametrize("room", [0, 7])
 def test_a_full_disk_is_an_error_and_no_signal(room: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At once, or after the part of a row for which there is room; told by whichever call comes next."""
+    """The disk is full at once or within a row; the next call raises the error."""
     left = room
 
     def full(number: int, row: Any, begin: int) -> int:
@@ -269,7 +269,7 @@ def test_a_full_disk_is_an_error_and_no_signal(room: int, monkeypatch: pytest.Mo
 
 
 def test_rows_longer_than_a_call_of_the_systems_are_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Linux moves 2 GB in one call: here seven bytes."""
+    """Linux moves at most 2 GB in one call; here it is seven bytes."""
     write, read = os.pwrite, os.preadv
     monkeypatch.setattr("os.pwrite", lambda number, row, begin: write(number, row[:7], begin))
     monkeypatch.setattr("os.preadv", lambda number, rows, begin: read(number, [rows[0][:7]], begin))
@@ -299,7 +299,7 @@ def test_a_file_is_closed_when_its_stack_is_gone() -> None:
 
 
 def test_the_moving_sum_is_the_sum() -> None:
-    """Against all rows, summed anew after every round; a round of everybody in between drops it."""
+    """The sum equals that of all rows after every round; a round of all clients in between drops it."""
     layout, generator = ParamLayout((), (), ()), torch.Generator().manual_seed(0)
     server: dict[str, Tensor] = {}
     z_NP, weight_N = torch.zeros(9, 5), torch.zeros(9, dtype=torch.float64)
@@ -319,7 +319,7 @@ def test_the_moving_sum_is_the_sum() -> None:
 
 
 def test_a_run_goes_on_with_less_memory() -> None:
-    """The server's rows move into a file, also those that were in memory when the run was cut short."""
+    """The server's rows move into a file, even if the interrupted run had them in memory."""
     before, after = (
         Simulation(RunConfig.from_mapping({**KEYS, "algorithm": "iiadmm", "state-memory": memory}))
         for memory in (10**9, 0)
@@ -338,7 +338,7 @@ def test_a_run_goes_on_with_less_memory() -> None:
 
 @pytest.mark.parametrize("algorithm", ["sisa", "scaffold", "iiadmm", "scaffnew", "fedavg"])
 def test_a_run_is_the_same_and_goes_on(algorithm: str, tmp_path: Path) -> None:
-    """In memory, in files, and cut short after three rounds with either: bit for bit."""
+    """In memory, in files, and resumed after three rounds with either: bit for bit."""
     whole = run({**KEYS, "algorithm": algorithm}, tmp_path / "memory")
     files = run({**KEYS, "algorithm": algorithm, "state-memory": 0}, tmp_path / "files")
     run({**KEYS, "algorithm": algorithm, "state-memory": 0, "num-server-rounds": 3}, tmp_path / "short")
@@ -349,7 +349,7 @@ def test_a_run_is_the_same_and_goes_on(algorithm: str, tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_holds_those_who_took_part(tmp_path: Path) -> None:
-    """Of the server's vectors in a file too: the checkpoint is no larger than without one."""
+    """With the server's vectors in a file too, the checkpoint is no larger than without one."""
     sizes = []
     for memory in (0, 10**9):
         simulation = Simulation(RunConfig.from_mapping({**KEYS, "num-clients": 60, "state-memory": memory}))
