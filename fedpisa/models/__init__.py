@@ -1,1 +1,1 @@
-"""The networks by name; `fedpisa.families.models.build` makes them."""
+"""Networks; `fedpisa.families.models.build` builds one by its name."""

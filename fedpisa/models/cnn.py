@@ -1,4 +1,4 @@
-"""Small convolutional networks of the federated-learning literature."""
+"""Small convolutional networks from the literature on federated learning."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import nn
 def simple_cnn(shape: tuple[int, ...], num_outputs: int) -> nn.Module:
     """NIID-Bench's convolutional network: 6 and 16 filters of 5x5 with pooling, then 120 and 84 units.
 
-    As in [1]_, convolutions are not padded; each is followed by ReLU and 2x2 max-pooling.
+    As in [1]_, convolutions are not padded. Each is followed by ReLU and 2x2 max-pooling.
 
     Parameters
     ----------
@@ -46,8 +46,8 @@ def simple_cnn(shape: tuple[int, ...], num_outputs: int) -> nn.Module:
 def leaf_cnn(shape: tuple[int, ...], num_outputs: int) -> nn.Module:
     """Convolutional network of FedAvg and LEAF: 32 and 64 filters of 5x5 with pooling, then 512 units.
 
-    As in [1]_ and [2]_, convolutions keep the image's size and each is followed by ReLU and 2x2 max-pooling.
-    On 28x28 grey images with ten classes it has the 1,663,370 parameters of [1]_.
+    As in [1]_ and [2]_, convolutions keep the image's size. Each is followed by ReLU and 2x2 max-pooling.
+    For 28x28 grey images and ten classes the network has the 1,663,370 parameters of [1]_.
 
     Parameters
     ----------
@@ -85,7 +85,7 @@ def _image(model: str, shape: tuple[int, ...], smallest: int) -> tuple[int, int,
     if len(shape) != 3:
         raise ValueError(
             f"model {model!r} needs images (channels, height, width), and a sample has shape {shape}: "
-            "set model = 'mlp' or take a dataset of images"
+            "set model = 'mlp' or use a dataset of images"
         )
     channels, height, width = shape
     if min(height, width) < smallest:

@@ -1,7 +1,7 @@
-"""Models that are linear in their weights: convex problems.
+"""Models that are linear in their weights, with convex losses.
 
-Their weights start at zero, as is usual for a convex problem: the first loss is then known (``log(C)`` for C
-classes) and does not depend on the seed.
+The weights start at zero, as is usual for a convex problem. The first loss is then ``log(C)`` for C classes and does
+not depend on the seed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def linear(shape: tuple[int, ...], num_outputs: int, *, bias: bool = False) -> n
     num_outputs
         Number of outputs; 1 for a regression on one target.
     bias
-        Whether there is a constant term ``b``.
+        Whether to add a constant term ``b``.
 
     Examples
     --------
@@ -41,8 +41,8 @@ def linear(shape: tuple[int, ...], num_outputs: int, *, bias: bool = False) -> n
 def logistic(shape: tuple[int, ...], num_outputs: int, *, bias: bool = True) -> nn.Module:
     """Logistic regression on the flattened input, starting at zero.
 
-    With two classes there is one logit, that of class 1 (binary cross-entropy); with C > 2 classes there
-    are C (softmax cross-entropy).
+    Two classes have one logit, that of class 1 (binary cross-entropy). C > 2 classes have C logits (softmax
+    cross-entropy).
 
     Parameters
     ----------

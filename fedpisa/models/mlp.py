@@ -15,7 +15,7 @@ def mlp(
 ) -> nn.Module:
     """Multi-layer perceptron on the flattened input, with ReLU between its layers.
 
-    The default widths are those of FedAvg's "2NN" [1]_.
+    The default widths are those of the "2NN" of FedAvg [1]_.
 
     Parameters
     ----------
@@ -46,8 +46,8 @@ def mlp(
 def tabular_mlp(shape: tuple[int, ...], num_outputs: int) -> nn.Module:
     """NIID-Bench's multi-layer perceptron for tabular data: hidden widths 32, 16 and 8.
 
-    As in the code of [1]_, weights are drawn from a normal distribution with standard deviation 0.1, and
-    biases are 0.1.
+    As in the code of [1]_, weights start from a normal distribution with standard deviation 0.1, and biases start at
+    0.1.
 
     Parameters
     ----------

@@ -1,1 +1,1 @@
-"""What is learned, as functions of flat vectors."""
+"""Modules and losses as functions of flat vectors."""

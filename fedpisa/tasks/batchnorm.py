@@ -1,7 +1,7 @@
 """BatchNorm that leaves padding out of its statistics.
 
-Clients with unequal mini-batches are stacked by padding. A padded row must change neither the batch's
-statistics nor the running ones, so the layers are told which rows are real.
+Padding stacks clients whose mini-batches have unequal sizes. A padded row must change neither the batch statistics nor
+the running statistics, so `real_rows` gives the layers a mask of the real rows.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _mask_B: ContextVar[Tensor | None] = ContextVar("mask_B", default=None)
 
 @contextmanager
 def real_rows(mask_B: Tensor) -> Iterator[None]:
-    """Tell every `MaskedBatchNorm` inside which rows of the mini-batch are samples: ``mask_B`` ``(B,)`` of 0, 1."""
+    """Set the mask ``(B,)`` of every `MaskedBatchNorm` inside: 1 for a sample, 0 for padding."""
     token = _mask_B.set(mask_B)
     try:
         yield
@@ -34,14 +34,14 @@ def real_rows(mask_B: Tensor) -> Iterator[None]:
 class MaskedBatchNorm(nn.Module):
     r"""`torch.nn.BatchNorm{1,2,3}d` over the real rows of a padded mini-batch.
 
-    ``mean = sum_b m_b x_b / M``, ``var = sum_b m_b (x_b - mean)^2 / M``, ``M`` the number of real values
-    per channel; the running variance takes the unbiased estimate, as PyTorch's does. A single value per
-    channel, which PyTorch refuses, is normalised to zero and leaves the running variance's estimate at 0.
+    ``mean = sum_b m_b x_b / M`` and ``var = sum_b m_b (x_b - mean)^2 / M``, where ``M`` is the number of real values
+    per channel. The running variance uses the unbiased estimate, as in PyTorch. A single value per
+    channel, which PyTorch refuses, is normalised to zero, and its estimate of the running variance is 0.
 
     Parameters
     ----------
     source
-        The layer to replace; its parameters and buffers are taken over under their own names.
+        The layer to replace; the new layer has the same parameters and buffers under the same names.
 
     Examples
     --------
@@ -83,7 +83,7 @@ class MaskedBatchNorm(nn.Module):
         mask_B = x.new_ones(x.shape[0]) if mask_B is None else mask_B.to(x.dtype)
         mask = mask_B.view(-1, *(1,) * (x.dim() - 1))
         over = [0, *range(2, x.dim())]
-        # A mini-batch that is not there has statistics 0, not 0 / 0: its gradient is weighted by 0, and 0 * nan is nan.
+        # An empty mini-batch has statistics 0, not 0 / 0: its gradient is weighted by 0, and 0 * nan is nan.
         count = (mask_B.sum() * x[0, 0].numel()).clamp(min=1)
         mean = (x * mask).sum(over) / count
         deviation = (x - mean.view((1, -1) + (1,) * (x.dim() - 2))) * mask
@@ -109,7 +109,7 @@ def mask_batchnorms(module: nn.Module) -> nn.Module:
     """
     if _is_plain(module):
         return MaskedBatchNorm(module)
-    # A layer may stand under several names, and stays one layer.
+    # One layer may have several names; all of them get the same replacement.
     masked = {layer: MaskedBatchNorm(layer) for layer in module.modules() if _is_plain(layer)}
     for parent in list(module.modules()):
         for name, child in parent._modules.items():

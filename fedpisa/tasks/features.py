@@ -1,4 +1,4 @@
-"""Losses on a network's features: what enters its last layer.
+"""Losses on a network's features, which are the inputs of its last layer.
 
 Shapes: ``P`` parameters, ``B`` samples of a mini-batch, ``F`` features.
 """
@@ -15,17 +15,18 @@ from torch import Tensor, nn
 @final
 @dataclass(frozen=True)
 class FeatureLoss:
-    """A loss on the samples' features beside those that other parameters give, the anchors.
+    """A loss that compares the samples' features with their features under other parameters, the anchors.
 
-    It adds to a gradient, not to the loss that is reported, so that training losses stay comparable. No
-    gradient flows through the anchors.
+    The loss adds to the gradient but not to the reported training loss, which thus stays comparable. No gradient flows
+    through the anchors.
 
     Parameters
     ----------
     anchors
         Parameter vectors ``(P,)``.
     loss
-        Returns each sample's loss ``(B,)`` from its features ``(B, F)`` and those of each anchor ``(B, F)``.
+        Function that returns each sample's loss ``(B,)`` from its features ``(B, F)`` and its features under each
+        anchor ``(B, F)``.
     """
 
     anchors: Sequence[Tensor]
@@ -40,7 +41,7 @@ def with_features(module: nn.Module, call: Callable[[], Any]) -> tuple[Any, Tens
     Raises
     ------
     ValueError
-        If the layer with parameters that was defined last is not the one that is called last.
+        If the last defined layer with parameters is not called last.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Exact diagnostics: losses and gradients over all of the clients' samples."""
+"""Exact diagnostics: losses and gradients on all samples of the clients."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fedpisa.tasks.task import Task
 @final
 @dataclass(frozen=True)
 class FullObjective:
-    """The clients' mean losses ``f_i`` over all of their samples, in evaluation mode.
+    """The clients' mean losses ``f_i`` on all their samples, in evaluation mode.
 
     Parameters
     ----------
@@ -26,7 +26,7 @@ class FullObjective:
     buffers_Q
         The module's buffers.
     batch_size
-        Samples per pass; it bounds the memory and changes the result only by rounding.
+        Samples per pass; bounds the memory and changes the results only by rounding.
     """
 
     task: Task
@@ -36,9 +36,8 @@ class FullObjective:
 
     def client_loss(self, client_id: int, params_P: Tensor) -> float:
         """Return ``f_i``."""
-        return self.task.evaluate(params_P, self.buffers_Q, *self.data.client(client_id), self.batch_size)[
-            "loss"
-        ]
+        x, y = self.data.client(client_id)
+        return self.task.evaluate(params_P, self.buffers_Q, x, y, self.batch_size)["loss"]
 
     @torch.enable_grad()
     def value_and_gradient(self, params_P: Tensor, weights_N: Tensor) -> tuple[float, Tensor]:

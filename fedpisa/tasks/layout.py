@@ -1,4 +1,4 @@
-"""The bridge between a module and the flat vector that the algorithms work on.
+"""Conversion between a module's tensors and the flat vector of the algorithms.
 
 Shapes: ``P`` parameters, ``Q`` buffer entries.
 """
@@ -18,12 +18,12 @@ from torch import Tensor, nn
 @final
 @dataclass(frozen=True)
 class ParamLayout:
-    """Names, shapes and dtypes of a module's tensors, in the order in which they lie in a flat vector.
+    """Names, shapes and dtypes of a module's tensors, in the order of the flat vector.
 
     Parameters
     ----------
     names, shapes, dtypes
-        One entry per tensor, in the module's own order.
+        One entry per tensor, in the module's order.
 
     Examples
     --------
@@ -50,7 +50,7 @@ class ParamLayout:
 
     @classmethod
     def of_parameters(cls, module: nn.Module) -> ParamLayout:
-        """Return the layout of a module's trainable parameters; tied parameters appear once, frozen ones not at all."""
+        """Return the layout of a module's trainable parameters: tied parameters once, and no frozen parameters."""
         return cls.of((name, tensor) for name, tensor in module.named_parameters() if tensor.requires_grad)
 
     @property
@@ -65,7 +65,7 @@ class ParamLayout:
 
     @property
     def fingerprint(self) -> str:
-        """Short digest of names, shapes and dtypes: two vectors mix only if theirs agree."""
+        """Short digest of names, shapes and dtypes; vectors can be combined only if their digests are equal."""
         text = repr((self.names, self.shapes, tuple(map(str, self.dtypes))))
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
@@ -85,9 +85,10 @@ class ParamLayout:
         }
 
     def blocks(self, memory_SP: Tensor) -> dict[str, Tensor]:
-        """Share out the memory of a stack of vectors in another order: views ``(S, *shape)``, each of them contiguous.
+        """Return contiguous views ``(S, *shape)`` of the memory of a stack, one tensor's block after the other.
 
-        A stack of one is in this order anyway; any other is no stack of vectors meanwhile: see `rows`.
+        A stack of one vector has this order already. While the blocks are in use, a longer stack does not hold its
+        vectors as rows; `rows` returns them.
 
         Examples
         --------
@@ -104,7 +105,7 @@ class ParamLayout:
         }
 
     def rows(self, memory_SP: Tensor) -> Tensor:
-        """Return the stack of vectors ``(S, P)`` whose memory was shared out by `blocks`."""
+        """Return the vectors ``(S, P)`` from memory in the order of `blocks`."""
         if len(memory_SP) == 1:
             return memory_SP
         return torch.cat([block.flatten(1) for block in self.blocks(memory_SP).values()], 1)

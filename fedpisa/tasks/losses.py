@@ -1,4 +1,4 @@
-"""Losses of samples, and their slopes written out where no graph is wanted.
+"""Losses of samples, and their derivatives in closed form, which need no autograd graph.
 
 Shapes: ``S`` clients, ``B`` samples, ``F`` outputs of a sample.
 """
@@ -15,7 +15,7 @@ Loss = Literal["cross-entropy", "binary", "half-squared-error"]
 
 
 def sample_losses(loss: Loss, outputs: Tensor, y_B: Tensor) -> Tensor:
-    r"""Return each sample's loss ``(B,)`` of outputs ``(B, F)``.
+    r"""Return each sample's loss ``(B,)`` from the outputs ``(B, F)``.
 
     ``cross-entropy``: ``-log softmax(o)_y``; ``binary``: ``log(1 + exp(-(2 y - 1) o))`` of one logit;
     ``half-squared-error``: ``(o - y)^2 / 2``.
@@ -34,7 +34,7 @@ def sample_losses(loss: Loss, outputs: Tensor, y_B: Tensor) -> Tensor:
 
 
 def losses_and_gradients(loss: Loss, outputs_SFB: Tensor, y_SB: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Return `sample_losses` ``(S, B)`` and their derivatives by the outputs ``(S, F, B)``.
+    r"""Return `sample_losses` ``(S, B)`` and their derivatives with respect to the outputs ``(S, F, B)``.
 
     ``cross-entropy``: ``softmax(o) - e_y``; ``binary``: ``sigmoid(o) - y``; ``half-squared-error``: ``o - y``.
 
@@ -45,11 +45,9 @@ def losses_and_gradients(loss: Loss, outputs_SFB: Tensor, y_SB: Tensor) -> tuple
     """
     if loss == "cross-entropy":
         logs_SFB = torch.log_softmax(outputs_SFB, 1)
-        own_S1B = y_SB[:, None]
-        losses_SB = logs_SFB.gather(1, own_S1B)[:, 0].neg()
-        return losses_SB, logs_SFB.exp_().scatter_add_(
-            1, own_S1B, losses_SB.new_tensor(-1.0).expand_as(own_S1B)
-        )
+        y_S1B = y_SB[:, None]
+        losses_SB = logs_SFB.gather(1, y_S1B)[:, 0].neg()
+        return losses_SB, logs_SFB.exp_().scatter_add_(1, y_S1B, losses_SB.new_tensor(-1.0).expand_as(y_S1B))
     outputs_SB = outputs_SFB.reshape(y_SB.shape)
     losses_SB = sample_losses(loss, outputs_SB.flatten(), y_SB.flatten()).view(y_SB.shape)
     values_SB = outputs_SB.sigmoid() if loss == "binary" else outputs_SB

@@ -1,4 +1,4 @@
-"""What is learned: a module, its loss, and how both are called with flat vectors.
+"""A task: a module and its loss, called with flat vectors.
 
 Shapes: ``P`` parameters, ``Q`` buffer entries, ``B`` samples of a mini-batch, ``n`` samples in all.
 """
