@@ -1,4 +1,4 @@
-"""Federated learning under data heterogeneity: PISA and its competitors, simulated and deployed on Flower."""
+"""Federated learning on heterogeneous data: PISA and other algorithms, simulated and deployed with Flower."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used: ``import fedpisa`` itself stays quick."""
+    """Import a public name at its first use, so that ``import fedpisa`` stays fast."""
     if name not in _HOMES:
         raise AttributeError(f"module 'fedpisa' has no attribute {name!r}")
     value = getattr(import_module(f"fedpisa.{_HOMES[name]}"), name)
@@ -61,11 +61,11 @@ _MOVED = {
     "streams": "rng",
     "tracking": "runs.tracking",
 }
-"""Where the modules are now whose first paths the documentation has shown."""
+"""Documented paths of modules that have moved, and their new paths."""
 
 
 class _Moved(ModuleType):
-    """A module under its first path; what is taken from it comes from the new one, with a warning."""
+    """A module under its old path, which imports names from the new path with a warning."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):

@@ -1,4 +1,4 @@
-"""``python -m fedpisa``: the same as the command ``fedpisa``."""
+"""Run the command ``fedpisa`` as ``python -m fedpisa``."""
 
 from __future__ import annotations
 

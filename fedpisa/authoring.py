@@ -1,7 +1,6 @@
-"""What one writes an algorithm, a preconditioner, a model, a data set or a partitioner with: one import line.
+"""All names for authors of algorithms, preconditioners, models, data sets and partitioners, in one module.
 
-A part of one's own is named ``module:attribute`` wherever a name is taken. ``CONTRIBUTING.md`` says what each part has
-to be.
+A configuration names a user's component as ``module:attribute``. ``CONTRIBUTING.md`` describes each kind of component.
 """
 
 from fedpisa.clients.base import Arrays, Gradient, LocalResult, LocalUpdate, MiniBatches, scalar_like

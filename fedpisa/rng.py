@@ -1,7 +1,7 @@
-"""Named random streams: every random choice of a run comes from its seed, and from nothing else.
+"""Named random streams: the seed alone determines every random choice of a run.
 
-A stream is named by a word and some counters (round, client), so that what is drawn does not depend on
-the order in which an engine does its work.
+A word and counters, such as round and client, name a stream. The draws therefore do not depend on the order in which an
+engine works.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ def generator(seed: int, name: str, *counters: int) -> np.random.Generator:
     seed
         The run's seed.
     name
-        What is drawn: ``partition``, ``sampling``, ``batches``, ...
+        Purpose of the stream: ``partition``, ``sampling``, ``batches``, ...
     counters
-        What tells draws of one kind apart, such as the server round or the client.
+        Numbers that distinguish streams of one purpose, such as the server round or the client.
 
     Examples
     --------
@@ -61,9 +61,9 @@ def torch_seed(seed: int, name: str, *counters: int) -> int:
 
 @contextmanager
 def seeded(seed: int, name: str, *counters: int) -> Iterator[None]:
-    """Seed the global generators of torch, NumPy and `random` from a named stream, and put them back afterwards.
+    """Seed the global generators of torch, NumPy and `random` from a named stream, and restore them afterwards.
 
-    Models of the user's, dropout and Flower's strategies draw from them; nothing of fedpisa's does.
+    Users' models, dropout and Flower's strategies draw from these generators; fedpisa's own code does not.
 
     Examples
     --------
@@ -82,7 +82,7 @@ def seeded(seed: int, name: str, *counters: int) -> Iterator[None]:
     np.random.seed([key >> shift & 0xFFFFFFFF for shift in (0, 32, 64, 96)])  # noqa: NPY002
     devices = torch.cuda.is_available() or torch.backends.mps.is_available()
     try:
-        # Without a device there is one generator, and forking takes longer than a small round.
+        # Without a device torch has a single generator, and `fork_rng` takes longer than a small round.
         with torch.random.fork_rng() if devices else nullcontext():
             if devices:
                 torch.manual_seed(torch_seed(seed, name, *counters))
@@ -98,8 +98,8 @@ def seeded(seed: int, name: str, *counters: int) -> Iterator[None]:
 def hashed(key: int, *counters: np.ndarray | int) -> np.ndarray:
     """Return 64 random bits per entry of the broadcast ``counters``, each a pure function of its counters.
 
-    A chain of SplitMix64 finalisers (Steele, Lea and Flood 2014). It draws for many clients in one call
-    what it draws for each of them alone.
+    The bits come from a chain of SplitMix64 finalisers (Steele, Lea and Flood 2014). One call for many clients gives
+    the same bits as one call per client.
 
     Examples
     --------
@@ -123,9 +123,8 @@ def step_keys(seed: int, ids_S: np.ndarray, server_round: int, num_steps: int) -
     >>> bool((both[1] == step_keys(0, np.array([5]), 1, 2)[0]).all()), len(set(both.ravel()))
     (True, 4)
     """
-    return hashed(stream_key(seed, "steps"), ids_S[:, None], server_round, np.arange(num_steps)).view(
-        np.int64
-    )
+    key = stream_key(seed, "steps")
+    return hashed(key, ids_S[:, None], server_round, np.arange(num_steps)).view(np.int64)
 
 
 def _mix(bits: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Constrained types of hyper-parameters: a value outside its range is refused when it is read."""
+"""Constrained types of hyper-parameters; a configuration with a value outside the range is an error."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 @final
 @dataclass(frozen=True)
 class Step:
-    """A mark in the annotation of a hyper-parameter on which a schedule may act.
+    """A mark in the annotation of a hyper-parameter that a schedule may change.
 
     Parameters
     ----------
     inverse
-        Whether a step size is its inverse.
+        Whether the value is the inverse of a step size.
     key
-        What users call it; by default its own name.
+        Name of the key for users; by default the name of the hyper-parameter.
     """
 
     inverse: bool = False
@@ -43,22 +43,22 @@ class Step:
 
 
 StepSize = Annotated[Positive, Step()]
-"""A step size: a schedule multiplies it."""
+"""A step size, which a schedule multiplies."""
 InverseStepSize = Annotated[Positive, Step(inverse=True)]
-"""The inverse of a step size, or a part of it, as PISA's ``1 / (sigma + rho Q)``: a schedule divides it."""
+"""The inverse of a step size or a term of it, as in PISA's ``1 / (sigma + rho Q)``; a schedule divides it."""
 NonNegativeInverseStepSize = Annotated[NonNegative, Step(inverse=True)]
-"""The same where it may be zero."""
+"""An `InverseStepSize` that may be zero."""
 
 _UNITS: Final = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
 def bytes_of(size: object) -> int:
-    """Return a number of bytes that is written ``2000000000``, ``2GB`` or ``500 MB``.
+    """Return the number of bytes of a size such as ``2000000000``, ``2GB`` or ``500 MB``.
 
     Raises
     ------
     PydanticCustomError
-        If it is neither; a ValueError.
+        If ``size`` has another form; it is a ValueError.
 
     Examples
     --------

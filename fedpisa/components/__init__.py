@@ -1,8 +1,8 @@
-"""What a component is: a public function or a frozen dataclass that a configuration can name.
+"""Components: public functions and frozen dataclasses that a configuration can name.
 
-Its *keys* are its parameters, so that a signature is the only place where a key is written down. `describe` reads
-signatures, `values` checks the value of one key, `names` has the words for users. `fedpisa.families` finds components
-by name and builds them.
+The parameters of a component are its *keys*: its signature alone defines them. `describe` reads signatures, `values`
+checks the value of a key, and `names` converts names and values for users. `fedpisa.families` finds components by name
+and builds them.
 """
 
 from fedpisa.components.describe import (

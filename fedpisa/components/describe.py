@@ -1,4 +1,4 @@
-"""What a component is, and how a signature describes one: its parameters are its keys, its docstring what they mean."""
+"""Components and their keys, as signatures and docstrings describe them."""
 
 from __future__ import annotations
 
@@ -18,11 +18,10 @@ INJECTED: Final = frozenset(
         "rounds_done", "num_rounds", "clients_S", "server_round",
     }
 )  # fmt: skip
-"""Parameters that the run fills in where a signature names them; they are not keys."""
-
+"""Parameters that a run passes to a component by name; they are not keys."""
 
 PART: Final = "part"
-"""Family of a dataclass inside a component, which has no name of its own."""
+"""Family of a dataclass inside a component, which a configuration cannot name."""
 
 
 @final
@@ -32,16 +31,16 @@ class _Required:
 
 
 REQUIRED: Final = _Required()
-"""The default of a key that has none."""
+"""Marker of a key without default."""
 
 
 @final
 @dataclass(frozen=True)
 class Key:
-    """One thing that a configuration can set: its kebab-case name, annotation, default and meaning.
+    """A setting of a configuration: its kebab-case name, annotation, default and meaning.
 
-    An ``option`` is another library's: it lies in a table that is called like the key that chooses the component,
-    ``optimizer-options.betas`` for ``optimizer``.
+    An ``option`` is a parameter of another library's component. It belongs to the table of options of the key that
+    selects the component, such as ``optimizer-options.betas`` for ``optimizer``.
     """
 
     name: str
@@ -56,8 +55,9 @@ class Key:
 class Parameter:
     """One parameter of a component's factory.
 
-    It is a plain value (only ``key``), a component of another family that the key's value names (``key`` and
-    ``family``), a dataclass whose keys are the whole's own (only ``nested``), or injected (none of these).
+    It is one of four kinds: a plain value (``key`` alone), a component of another family that the key's value names
+    (``key`` and ``family``), a dataclass whose keys count as keys of the component (``nested`` alone), or an injected
+    parameter (none of these).
     """
 
     name: str
@@ -72,8 +72,7 @@ class Parameter:
 class Component:
     """A named part of a run.
 
-    ``read`` takes a finished object apart: it gives the arguments that the factory was called with. A
-    dataclass does without.
+    ``read`` returns the arguments that made an object of the factory. A dataclass needs no ``read``.
     """
 
     family: str
@@ -100,11 +99,11 @@ def inspect_component(
     Parameters
     ----------
     family, name
-        What the component is and what users call it.
+        Family of the component and its name for users.
     factory
         A function, a dataclass or another class. Its parameters are keys, except the injected ones.
     like
-        An object that the factory made, whose values become the defaults.
+        Object of the factory whose values become the defaults.
     injected
         Names of the parameters that are not keys.
 
@@ -116,7 +115,7 @@ def inspect_component(
     >>> component.summary, [parameter.key.name for parameter in component.parameters if parameter.key]
     ('Make a ring.', ['width'])
     """
-    # A dataclass inherits fields, and what is said about them.
+    # A dataclass inherits fields and their descriptions.
     texts = [_docstring(part) for part in reversed(getattr(factory, "__mro__", (factory,)))]
     docs = {parameter: doc for text in texts for parameter, doc in parameter_docs(text).items()}
     parameters = tuple(
@@ -138,10 +137,10 @@ def _parameter(name: str, annotation: object, default: object, doc: str) -> Para
     if isinstance(family, str):
         chosen = default if default is REQUIRED else name_of(default)
         return Parameter(name, Key(kebab(name), str, chosen, doc), family, default=default)
-    whole = annotation if dataclasses.is_dataclass(annotation) else type(default)
-    if isinstance(whole, type) and dataclasses.is_dataclass(whole):
+    part = annotation if dataclasses.is_dataclass(annotation) else type(default)
+    if isinstance(part, type) and dataclasses.is_dataclass(part):
         like = None if default is REQUIRED else default
-        return Parameter(name, nested=inspect_component(PART, name_of(whole), whole, like=like))
+        return Parameter(name, nested=inspect_component(PART, name_of(part), part, like=like))
     return Parameter(name, Key(kebab(name), annotation, default, doc))
 
 
@@ -154,13 +153,13 @@ def _signature(
         return
     try:
         signature = inspect.signature(factory)
-    except (TypeError, ValueError):  # a builtin that does not tell its parameters
+    except (TypeError, ValueError):  # a builtin without a signature
         return
     made_by = getattr(factory, "__init__", None) if isinstance(factory, type) else inspect.unwrap(factory)
     namespace = getattr(made_by, "__globals__", {})
     for name, parameter in signature.parameters.items():
         if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            # The annotation of an injected one is not needed, and may name what only type checkers import.
+            # The annotation of an injected parameter is not needed, and may name what only type checkers import.
             annotation = Any if name in injected else _evaluate(parameter.annotation, namespace, factory)
             yield name, annotation, REQUIRED if parameter.default is parameter.empty else parameter.default
 
@@ -187,7 +186,7 @@ def _evaluate(annotation: object, namespace: Mapping[str, object], factory: obje
         return annotation
     try:
         return eval(annotation, dict(namespace))
-    except Exception as error:  # an annotation is any expression
+    except Exception as error:  # an annotation can be any expression
         raise ValueError(
             f"the annotation {annotation!r} of {getattr(factory, '__name__', factory)} cannot be evaluated "
             f"({one_line(error)}): import what it names at the top of the module"
@@ -196,12 +195,12 @@ def _evaluate(annotation: object, namespace: Mapping[str, object], factory: obje
 
 def _docstring(part: object) -> str:
     text = inspect.cleandoc(getattr(part, "__doc__", None) or "")
-    # The docstring that a dataclass writes itself is only its signature.
+    # The generated docstring of a dataclass is only its signature.
     return "" if text.startswith(f"{getattr(part, '__name__', '')}(") else text
 
 
 def parameter_docs(text: str) -> dict[str, str]:
-    """Return what the "Parameters" section of a numpy-style docstring says about each parameter.
+    """Return the description of each parameter from the "Parameters" section of a numpy-style docstring.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Names and values as users write and read them."""
+"""Names and values in the form that users write and read."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 
 def kebab(name: str) -> str:
-    """Return the name that users see for a Python name.
+    """Return the kebab-case name of a Python name.
 
     Examples
     --------
@@ -19,7 +19,7 @@ def kebab(name: str) -> str:
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str:
-    """Return ``"; did you mean 'x'?"`` for the candidate nearest to a misspelt name, or nothing.
+    """Return ``"; did you mean 'x'?"`` for the candidate nearest to a misspelt name, or ``""`` if none is near.
 
     Examples
     --------
@@ -31,7 +31,7 @@ def nearest(name: str, candidates: Iterable[str]) -> str:
 
 
 def name_of(part: object) -> str:
-    """Return the component name of a class or an instance: its own ``name``, or else its class's.
+    """Return the component name of a class or an instance: its attribute ``name``, or else its class name.
 
     Examples
     --------
@@ -44,7 +44,7 @@ def name_of(part: object) -> str:
 
 
 def show(value: object) -> str:
-    """Return a value as an error message writes it."""
+    """Return the text of a value in an error message."""
     return {True: "true", False: "false"}[value] if isinstance(value, bool) else repr(value)
 
 

@@ -1,4 +1,4 @@
-"""The value of one key: checked against its annotation, and as TOML would hold it."""
+"""Values of keys: checks against the annotation, and conversion to TOML's types."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from fedpisa.components.names import show
 def check(key: Key, value: object) -> object:
     """Return a value converted to a key's annotation.
 
-    Numbers written as integers are fine for a float; ``true`` is not a number and neither is a string.
+    An integer is valid for a float. Neither a boolean nor a string is valid for a number.
 
     Raises
     ------
     ValueError
-        If the value does not fit, in one line that says what would.
+        If the value does not fit, with the values that do.
 
     Examples
     --------
@@ -40,7 +40,7 @@ def check(key: Key, value: object) -> object:
     if isinstance(given, float) and math.isnan(given):
         raise ValueError(f"key {key.name!r} = nan: must be a number")
     try:
-        # JSON's strict rules are right for TOML: integers do for floats, arrays for tuples, and that is all.
+        # The strict rules for JSON are right for TOML: they accept integers for floats and arrays for tuples.
         text = pydantic_core.to_json(given, inf_nan_mode="constants")
         return _adapter(key.annotation).validate_json(text, strict=True)
     except pydantic.ValidationError as error:
@@ -53,13 +53,13 @@ def check(key: Key, value: object) -> object:
 
 
 def _adapter(annotation: Any) -> pydantic.TypeAdapter[Any]:
-    if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
-        return pydantic.TypeAdapter(annotation)
-    return pydantic.TypeAdapter(annotation, config=pydantic.ConfigDict(arbitrary_types_allowed=True))
+    is_dataclass = isinstance(annotation, type) and dataclasses.is_dataclass(annotation)
+    config = None if is_dataclass else pydantic.ConfigDict(arbitrary_types_allowed=True)
+    return pydantic.TypeAdapter(annotation, config=config)
 
 
 def plain(value: object) -> object:
-    """Return a value as TOML would hold it: tuples as lists, NumPy's numbers as numbers, paths as strings.
+    """Return a value in TOML's types: tuples as lists, NumPy's numbers as numbers, paths as strings.
 
     Examples
     --------

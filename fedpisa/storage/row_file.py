@@ -75,9 +75,8 @@ class RowFile:
                 free / 1e9,
             )
         length = max(_PIECE // self._pitch, 1)
-        self._piece = np.frombuffer(mmap.mmap(-1, length * self._pitch), np.uint8).reshape(
-            length, self._pitch
-        )
+        memory_of_piece = mmap.mmap(-1, length * self._pitch)
+        self._piece = np.frombuffer(memory_of_piece, np.uint8).reshape(length, self._pitch)
         self._place_N = np.full(num_rows, -1)
         self._num_places = 0
         self._writer = ThreadPoolExecutor(1)

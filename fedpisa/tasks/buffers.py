@@ -1,7 +1,7 @@
-"""A module's buffers as one flat vector of the run's dtype, each value exact.
+"""Conversion between a module's buffers and a flat vector of the run's dtype, without loss of digits.
 
-Floating-point buffers are entries of the vector and are averaged. A complex number is two entries. Integers and
-booleans would lose digits as floats, so their bits are cut into pieces that every float holds exactly.
+A floating-point number is one entry of the vector, a complex number two. An integer or boolean would lose digits as a
+float; its bits are split into pieces that a float represents exactly.
 
 Shapes: ``Q`` entries, ``S`` clients.
 """
@@ -16,19 +16,21 @@ from typing import Final, final
 import torch
 from torch import Tensor, nn
 
+from fedpisa.tasks.layout import ParamLayout
+
 PIECE: Final = 22
-"""Bits of one piece: float32 holds integers of up to 24 bits."""
+"""Number of bits of one piece; float32 represents integers of up to 24 bits exactly."""
 
 
 @final
 @dataclass(frozen=True)
 class BufferLayout:
-    """Names, shapes and dtypes of a module's buffers, in the order in which they lie in the flat vector.
+    """Names, shapes and dtypes of a module's buffers, in the order of the flat vector.
 
     Parameters
     ----------
     names, shapes, dtypes
-        One entry per buffer, in the module's own order.
+        One entry per buffer, in the module's order.
 
     Examples
     --------
@@ -45,17 +47,13 @@ class BufferLayout:
 
     @classmethod
     def of(cls, module: nn.Module) -> BufferLayout:
-        """Return the layout of a module's buffers; a buffer under two names appears once."""
-        entries = [(name, tuple(buffer.shape), buffer.dtype) for name, buffer in module.named_buffers()]
-        return cls(
-            names=tuple(name for name, _, _ in entries),
-            shapes=tuple(shape for _, shape, _ in entries),
-            dtypes=tuple(dtype for _, _, dtype in entries),
-        )
+        """Return the layout of a module's buffers; a buffer with two names appears once."""
+        layout = ParamLayout.of(module.named_buffers())
+        return cls(layout.names, layout.shapes, layout.dtypes)
 
     @property
     def sizes(self) -> list[int]:
-        """Entries of each buffer."""
+        """Number of entries of each buffer."""
         return [prod(shape) * _entries(dtype) for shape, dtype in zip(self.shapes, self.dtypes, strict=True)]
 
     @property
@@ -69,16 +67,16 @@ class BufferLayout:
         return torch.cat(parts) if parts else torch.zeros(0, dtype=dtype)
 
     def unflatten(self, vector_Q: Tensor) -> dict[str, Tensor]:
-        """Return the buffers under the module's names; of a stack of vectors ``(S, Q)`` they are ``(S, *shape)``."""
+        """Return the buffers under the module's names; for a stack of vectors ``(S, Q)`` they are ``(S, *shape)``."""
         parts = torch.split(vector_Q, self.sizes, dim=-1)
         entries = zip(self.names, parts, self.shapes, self.dtypes, strict=True)
         return {name: _decode(part, shape, dtype) for name, part, shape, dtype in entries}
 
     def combine(self, weights_S: Tensor, vectors_SQ: Tensor) -> tuple[Tensor, tuple[str, ...]]:
-        """Return the clients' buffers as one vector ``(Q,)``, and the names of integer ones that differ.
+        """Return the clients' buffers as one vector ``(Q,)``, and the names of the integer buffers that differ.
 
-        Floating-point and complex buffers are averaged, ``sum_i weights_i b_i``. Integers and booleans, such as
-        counters, have no mean: their maximum over the clients is taken.
+        Floating-point and complex buffers are averaged: ``sum_i weights_i b_i``. Integers and booleans, such as
+        counters, have no mean; the result is their maximum over the clients.
 
         Examples
         --------
@@ -103,7 +101,7 @@ class BufferLayout:
         return torch.cat(parts), tuple(differing)
 
     def adopt(self, vector_Q: Tensor) -> Tensor:
-        """Return a kept vector in this layout: one of an older version had a single entry for each integer.
+        """Return a stored vector in this layout; older versions stored each integer as a single entry.
 
         Raises
         ------
@@ -127,14 +125,14 @@ class BufferLayout:
 
 
 def _entries(dtype: torch.dtype) -> int:
-    """Return how many entries of the flat vector a value of a dtype takes."""
+    """Return the number of entries per value of a dtype."""
     if dtype.is_floating_point:
         return 1
     return 2 if dtype.is_complex else -(-8 * dtype.itemsize // PIECE)
 
 
 def _encode(buffer: Tensor) -> Tensor:
-    """Return a buffer's values as floats or small integers, those of one value along a new last axis."""
+    """Return the entries of a buffer's values, floats or small integers, along a new last axis."""
     if buffer.is_floating_point():
         return buffer[..., None]
     if buffer.is_complex():
@@ -147,7 +145,7 @@ def _encode(buffer: Tensor) -> Tensor:
 
 
 def _decode(part: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Return what `_encode` was given; leading axes before the entries stay."""
+    """Invert `_encode` for a flat ``part`` of the vector; leading axes stay."""
     values = part.reshape(*part.shape[:-1], *shape, _entries(dtype))
     if dtype.is_floating_point:
         return values.squeeze(-1)

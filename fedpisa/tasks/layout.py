@@ -69,15 +69,13 @@ class ParamLayout:
         text = repr((self.names, self.shapes, tuple(map(str, self.dtypes))))
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
-    def flatten(self, tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> Tensor:
-        """Return the flat vector ``(P,)`` of ``tensors``, cast to ``dtype`` if given."""
+    def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Return the flat vector ``(P,)`` of ``tensors``."""
         parts = [tensors[name].reshape(-1) for name in self.names]
-        if dtype is not None:
-            parts = [part.to(dtype) for part in parts]
-        return torch.cat(parts) if parts else torch.zeros(0, dtype=dtype)
+        return torch.cat(parts) if parts else torch.zeros(0)
 
     def unflatten(self, vector_P: Tensor) -> dict[str, Tensor]:
-        """Return views of ``vector_P`` under the module's names; of a stack ``(S, P)`` they are ``(S, *shape)``."""
+        """Return views of ``vector_P`` under the module's names; for a stack ``(S, P)`` they are ``(S, *shape)``."""
         parts = torch.split(vector_P, self.sizes, dim=-1)
         return {
             name: part.view(vector_P.shape[:-1] + shape)

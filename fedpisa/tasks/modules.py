@@ -1,4 +1,4 @@
-"""What can be said about a module before it is called."""
+"""Properties of a module that are known before it is called."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _HOOKS: Final = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_ba
 def is_unchanged(layer: nn.Module) -> bool:
     """Return whether a call of the layer runs the ``forward`` of its class and nothing else.
 
-    Hooks, of the layer or of all modules, and attributes of the object that hide a method of its class change a call.
+    Two things change a call: a hook of the layer or of all modules, and an attribute that hides a method of the class.
 
     Examples
     --------
@@ -34,7 +34,7 @@ def is_unchanged(layer: nn.Module) -> bool:
 
 
 def in_dtype(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Cast a module's real floating-point tensors, and return it; others, complex ones too, stay as they are."""
+    """Cast a module's real floating-point tensors and return it; complex and other tensors stay unchanged."""
     return module.double() if dtype is torch.float64 else module.float()
 
 
@@ -53,9 +53,9 @@ def state_names(module: nn.Module) -> dict[str, str]:
 
 
 def places(module: nn.Module) -> Mapping[str, tuple[str, ...]]:
-    """Return, for each parameter and buffer by its first name, the names of all places that hold it.
+    """Return the names of all places that hold each parameter and buffer, by its first name.
 
-    A layer under two names is one place.
+    A layer with two names is one place.
 
     Examples
     --------

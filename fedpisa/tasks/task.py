@@ -30,8 +30,8 @@ class Task:
     Parameters
     ----------
     module
-        The network; its plain BatchNorms are replaced in place by layers that know padding, its own tensors
-        serve only as initial values.
+        The network. Its plain BatchNorms are replaced in place by `MaskedBatchNorm`; its tensors serve only as initial
+        values.
     num_classes
         Number of labels; ``None`` for regression.
     autocast
@@ -62,34 +62,31 @@ class Task:
             raise ValueError(
                 "the model has no trainable parameters: give it a layer that learns, or unfreeze one"
             )
-        if complex_names := [
-            name
-            for name, dtype in zip(self.layout.names, self.layout.dtypes, strict=True)
-            if not dtype.is_floating_point
-        ]:
-            raise ValueError(
-                f"parameter {complex_names[0]!r} is not real: keep real and imaginary part as two parameters"
-            )
+        for name, dtype in zip(self.layout.names, self.layout.dtypes, strict=True):
+            if not dtype.is_floating_point:
+                raise ValueError(
+                    f"parameter {name!r} is not real: keep real and imaginary part as two parameters"
+                )
 
     def loss(self, num_outputs: int) -> Loss:
-        """Return the loss that fits the number of outputs: one for two classes is a logit."""
+        """Return the loss for a number of outputs; a single output for two classes is a logit."""
         if self.num_classes is None:
             return "half-squared-error"
         return "binary" if self.num_classes == 2 and num_outputs == 1 else "cross-entropy"
 
     @property
     def mixes_samples(self) -> bool:
-        """Whether a mini-batch is more than its samples, because the module takes or keeps statistics of it."""
+        """Whether the outputs or buffers depend on several samples, as with BatchNorm's statistics."""
         return bool(self.buffer_layout.names) or any(
             isinstance(layer, MaskedBatchNorm) for layer in self.module.modules()
         )
 
     def initial_params(self) -> Tensor:
-        """Return the module's own parameters as a flat vector ``(P,)``."""
+        """Return the module's initial parameters as a flat vector ``(P,)``."""
         return self.layout.flatten({n: p.detach() for n, p in self.module.named_parameters()})
 
     def initial_buffers(self) -> Tensor:
-        """Return the module's own buffers as a flat vector ``(Q,)`` of the parameters' dtype."""
+        """Return the module's initial buffers as a flat vector ``(Q,)`` of the parameters' dtype."""
         dtype = self.layout.dtypes[0]
         return self.buffer_layout.flatten(dict(self.module.named_buffers()), dtype)
 
@@ -104,7 +101,7 @@ class Task:
     ) -> tuple[Tensor, Tensor]:
         """Return the samples' losses ``(B,)`` in training mode, and the buffers ``(Q,)`` after the pass.
 
-        ``extra`` adds to their derivatives alone; see `FeatureLoss`.
+        ``extra`` changes only the derivatives of the losses; see `FeatureLoss`.
         """
         if extra is None:
             outputs, buffers = self.outputs(params, buffers_Q, x, mask_B)
@@ -133,15 +130,15 @@ class Task:
     def _call(
         self, params: Mapping[str, Tensor], buffers_Q: Tensor, x: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the module's outputs and its buffers after the pass; both inputs stay as they are."""
-        # A forward pass may write into its input and its buffers: give it copies.
+        """Return the module's outputs and its buffers after the pass; the arguments stay unchanged."""
+        # A forward pass may write into its input and its buffers, so it gets copies.
         buffers = {name: b.clone() for name, b in self.buffer_layout.unflatten(buffers_Q).items()}
         tensors = {
             place: tensor
             for name, tensor in {**params, **buffers}.items()
             for place in self._places[f"module.{name}"]
         }
-        # Ties are resolved here: where a layer has two names, PyTorch would leave a borrowed tensor in the module.
+        # `_places` resolves ties: for a layer with two names, PyTorch would leave a substituted tensor in the module.
         outputs, after = functional_call(self._observed, tensors, (x.clone(),), tie_weights=False)
         if not isinstance(outputs, Tensor):
             mode = "training" if self.module.training else "evaluation"
@@ -154,10 +151,10 @@ class Task:
         return torch.autocast(x.device.type, torch.bfloat16, enabled=self.autocast)
 
     def features(self, params_P: Tensor, buffers_Q: Tensor, x: Tensor, mask_B: Tensor) -> Tensor:
-        """Return the samples' features ``(B, F)`` without noise: no dropout, and BatchNorms as in training.
+        """Return the samples' features ``(B, F)`` without dropout, and with BatchNorms as in training.
 
-        They take the mini-batch's statistics, because running ones are another model's; none are kept, and
-        nothing can be differentiated. See `with_features`.
+        BatchNorms use the mini-batch's statistics, because the running ones belong to another model, and do not update
+        the running ones. The features carry no gradient. See `with_features`.
         """
         self.module.eval()
         for layer in self.module.modules():
@@ -204,7 +201,7 @@ class Task:
 
 @final
 class _Observed(nn.Module):
-    """A module that also returns its buffers: a forward pass may bind them anew."""
+    """A module that also returns its buffers, which a forward pass may replace."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
