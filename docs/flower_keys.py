@@ -1,4 +1,4 @@
-"""Write the run keys into ``pyproject.toml``, which Flower takes no others than: ``python docs/flower_keys.py``."""
+"""Write the keys of a run into ``pyproject.toml``, where Flower looks for them: ``python docs/flower_keys.py``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HEAD = """\
 
 
 def text() -> str:
-    """Return the whole of ``pyproject.toml`` with its table as the components have it."""
+    """Return ``pyproject.toml`` with the table of keys up to date."""
     table = HEAD + "".join(f'{key} = "{UNSET}"\n' for key in all_keys())
     before = FILE.read_text(encoding="utf-8")
     return re.sub(r"^\[tool\.flwr\.app\.config\]\n(?:[^\[\n].*\n)*", lambda _: table, before, flags=re.M)

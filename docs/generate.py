@@ -19,53 +19,63 @@ from fedpisa.strategies.base import Algorithm
 HEAD = """\
 # Algorithms
 
-Generated from the docstrings by `python docs/generate.py`; edit those.
+This page is generated from the docstrings by `python docs/generate.py`. Edit the docstrings.
 
-Costs count vectors as long as the model, up and down per client and round; `N` is the number of clients, `K` that of
-local steps, of one mini-batch each unless `batches-per-round` says more. They are those of the default keys: what
-another preconditioner or optimizer keeps comes on top. `alpha_i` are the clients' weights, by default `n_i / n`.
+Costs count vectors as long as the model, up and down per client and round. `N` is the number of clients. `K` is the
+number of local steps, of one mini-batch each unless `batches-per-round` says more. The costs are those of the default
+keys; the memory of another preconditioner or optimizer comes on top. `alpha_i` are the clients' weights, by default
+`n_i / n`.
 
-Where a reply that is lost must not have moved its client, because the server adds uploads up (*incremental*), a client
-keeps its vectors twice: as they are, and as they were before its last round, until the server confirms that one.
+Some servers add uploads up (*incremental*). A lost reply must then not have moved its client. Such a client keeps its
+vectors twice, after and before its last round, until the server confirms that round.
 """
 SERVERS = """\
-Where the server's step is a mean of models (`fedavg`, `fedprox`, `localsgd`, `moon`), `server-strategy` names one of
-Flower's strategies that takes its place, or a class of your own by `module:Class`; `differential-privacy` names one of
-Flower's wrappers for central privacy. Their numbers are keys, those of strategies with the prefix `server-`. Clients
-are sampled and weighed as ever. The noise's standard deviation is `noise-multiplier * clipping-norm / |S|`, which is
-calibrated for clients that count alike, as in `localsgd`, and for a cohort `S` of which all reply: where some do not,
-each of the others counts for more than the noise hides. BatchNorm's buffers are averaged and do not pass through the
-strategy, so a model that has them is refused with privacy. No privacy budget is accounted for. Flower's FedAdam
-corrects the bias in round `t` as if it were `t + 1`; `qfed-avg` takes the clients' `learning-rate` for `1 / L`.
+For `fedavg`, `fedprox`, `localsgd` and `moon`, the server's step is a mean of models. `server-strategy` names one of
+Flower's strategies that takes its place, or your own class by `module:Class`. `differential-privacy` names one of
+Flower's wrappers for central privacy. Their arguments are keys; those of strategies have the prefix `server-`. Sampling
+and weights of clients stay the same.
+
+- The noise's standard deviation is `noise-multiplier * clipping-norm / |S|`. This is right if all clients have the same
+  weight, as in `localsgd`, and the whole cohort `S` replies. If some clients do not reply, each of the others counts
+  for more than the noise hides.
+- BatchNorm's buffers are averaged and do not pass through the strategy. With privacy, a model with buffers is refused.
+- No privacy budget is computed.
+- Flower's FedAdam corrects the bias in round `t` as if it were round `t + 1`.
+- `qfed-avg` takes the clients' `learning-rate` for `1 / L`.
 """
 SCHEDULES = """\
-The same keys for all algorithms: `schedule` names one of these, `warmup-rounds` W lets the factor rise by
-`r / (W + 1)` in round `r` before it begins, and `schedule-keys` says what the factor acts on. It multiplies a step
-size and divides the inverse of one. By default these are `learning-rate` (also that of `fedsgd`'s optimizer), or
-`sigma`, `rho` and `proximity` of an algorithm without a learning rate, whose step is `1 / (sigma + rho Q)` or
-`1 / (sigma + proximity)`. Only `schedule-keys` moves `server-learning-rate` and `server-step`. An algorithm of your own
-has its keys scheduled by their annotations: `StepSize` and `InverseStepSize` of `fedpisa.typing`.
+The same keys serve all algorithms. `schedule` names one of the schedules below. With `warmup-rounds` W, the factor
+first rises: it is `r / (W + 1)` in round `r`. `schedule-keys` names the keys that the factor acts on. It multiplies a
+step size and divides the inverse of one.
+
+- By default the factor acts on `learning-rate`, including that of `fedsgd`'s optimizer.
+- An algorithm without a learning rate has the step `1 / (sigma + rho Q)` or `1 / (sigma + proximity)`. There the factor
+  acts on `sigma`, `rho` and `proximity`.
+- `server-learning-rate` and `server-step` change only if `schedule-keys` names them.
+- In your own algorithm, annotate a key with `StepSize` or `InverseStepSize` of `fedpisa.typing`.
 
 PISA's own `gamma` comes first: the penalty of a round is what `gamma` gives, divided by the factor. The `gamma` of the
-paper's Table 7 moves `sigma` and `rho` together, so it is a `schedule` on `schedule-keys = "sigma, rho"` here. Client
-and server know the round, so nothing is sent. Algorithms that reach the optimum still do where the factor comes to
-rest.
+paper's Table 7 changes `sigma` and `rho` together; here it is a `schedule` on `schedule-keys = "sigma, rho"`. Client
+and server know the round, so nothing is sent. Algorithms that reach the optimum still do if the factor becomes
+constant.
 
-One of your own is a function `(rounds_done, num_rounds, *, keys) -> float`, named `module:function`.
+Your own schedule is a function `(rounds_done, num_rounds, *, keys) -> float`, named `module:function`.
 """
 KEYS = """\
 # Keys
 
-Generated from the docstrings by `python docs/generate.py`; edit those. `fedpisa list` prints the same.
+This page is generated from the docstrings by `python docs/generate.py`. Edit the docstrings. `fedpisa list` prints the
+same.
 
-A configuration is flat keys, the same in a TOML file, in `-c 'key=value key=value'` and in Flower's run config. The
-keys of the first table are the run's own. Some of them name a component, whose keys are then keys of the run too. Those
-of algorithms, preconditioners, schedules and server strategies are in [algorithms.md](algorithms.md), others below.
+A configuration is a flat table of keys. They are the same in a TOML file, in `-c 'key=value key=value'` and in Flower's
+run config. The first table lists the keys of every run. Some of them name a component, whose keys are then keys of the
+run too. [algorithms.md](algorithms.md) lists the keys of algorithms, preconditioners, schedules and server strategies.
+The other components are below.
 """
 OPTIONS = """\
-The key `optimizer` names a class of another library, whose own options are in a table, `optimizer-options`.
-`learning-rate`, `momentum`, `weight-decay` and `nesterov` are keys as anywhere else. `fedpisa list optimizers` prints
-the options that the installed versions have.
+The key `optimizer` names a class of another library. Its own options are in a table, `optimizer-options`.
+`learning-rate`, `momentum`, `weight-decay` and `nesterov` are ordinary keys. `fedpisa list optimizers` prints the
+options that the installed versions have.
 
 ```toml
 algorithm = "fedsgd"
@@ -74,13 +84,13 @@ learning-rate = 0.001
 optimizer-options = {betas = [0.5, 0.999], amsgrad = true}
 ```
 
-One option alone is `optimizer-options.betas=[0.5,0.999]` in `-c` and
-`optimizer-options.betas = [[0.5, 0.999], [0.9, 0.999]]` in a study's `[sweep]` and `[search]`. Flower's run config has
-no tables, so there the table is one text: `optimizer-options = "{betas = [0.5, 0.999]}"`.
+With `-c`, a single option is `optimizer-options.betas=[0.5,0.999]`. In a study's `[sweep]` and `[search]` it is
+`optimizer-options.betas = [[0.5, 0.999], [0.9, 0.999]]`. Flower's run config has no tables, so the table is one text
+there: `optimizer-options = "{betas = [0.5, 0.999]}"`.
 """
 NODES = """\
-Only with `flwr run` and `fedpisa deploy run`. There, `more` takes as text the keys of components that are your own,
-`more = "my-key=3"`, because Flower refuses a key that the app does not list.
+These keys exist only with `flwr run` and `fedpisa deploy run`. Flower refuses a key that the app does not list. The
+keys of your own components therefore go into the text `more`: `more = "my-key=3"`.
 """
 COSTS = re.compile(
     r"(?P<up>.+?) vectors? up, (?P<down>.+?) down, (?P<client>.+?) in the client, "
@@ -96,7 +106,7 @@ COLUMNS = {
 
 
 def sections(part: object) -> dict[str, str]:
-    """Return a docstring's sections by title: ``""`` is what comes before them, without the line of costs."""
+    """Return a docstring's sections by title; ``""`` is the text before them, without the line of costs."""
     text = inspect.cleandoc(getattr(part, "__doc__", None) or "")
     pieces = re.split(r"^(\S[^\n]*)\n-{3,}\n", text, flags=re.M)
     found = {"": pieces[0], **dict(zip(pieces[1::2], pieces[2::2], strict=True))}
@@ -108,20 +118,20 @@ def sections(part: object) -> dict[str, str]:
 
 
 def markdown(text: str) -> str:
-    """Return text with code as Markdown writes it."""
+    """Return the text with code in Markdown's syntax."""
     return text.replace("``", "`")
 
 
 def costs_of(component: Component) -> dict[str, str]:
-    """Return an algorithm's costs by column, empty where its docstring has no line of the fixed form."""
+    """Return an algorithm's costs by column; empty if its docstring has no line of costs."""
     match = COSTS.fullmatch(sections(component.factory).get("Costs", ""))
     return match.groupdict() if match else {}
 
 
 def own_keys(component: Component) -> Iterator[tuple[Key, str | None]]:
-    """Yield the keys of a component and of what it is made of, with the family of the part that one chooses.
+    """Yield the keys of a component and of its parts.
 
-    The keys of such a part are not its own.
+    A key that names a part comes with the part's family; the keys of that part are not included.
     """
     for parameter in component.parameters:
         if parameter.key:
@@ -138,18 +148,18 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 
 def key_table(component: Component) -> str:
-    """Return a table of keys, with defaults as TOML writes them."""
+    """Return a table of a component's keys, with defaults in TOML."""
     return key_rows(key for key, _ in own_keys(component))
 
 
 def key_rows(keys: Iterable[Key]) -> str:
-    """Return a table of keys, with defaults as TOML writes them."""
+    """Return a table of keys, with defaults in TOML."""
     rows = ((f"`{key.name}`", default(key), markdown(key.doc)) for key in keys)
     return table(("key", "default", "meaning"), rows)
 
 
 def default(key: Key) -> str:
-    """Return a key's default as TOML writes it."""
+    """Return a key's default in TOML."""
     if key.default is REQUIRED:
         return "needed"
     if key.default is None:
@@ -160,7 +170,7 @@ def default(key: Key) -> str:
 
 
 def ancestors(cls: type, base: type) -> list[type]:
-    """Return what a class inherits from below ``base``, itself first."""
+    """Return a class and its bases that are subclasses of ``base``, ``base`` excluded."""
     return [item for item in cls.__mro__ if issubclass(item, base) and item is not base]
 
 
@@ -185,13 +195,13 @@ def algorithm_section(component: Component) -> Iterator[str]:
     yield key_table(component)
     for key, family in own_keys(component):
         if family:
-            yield f"And the keys of the {family} that `{key.name}` names."
+            yield f"The keys of the {family} that `{key.name}` names are keys of the run too."
     if "References" in text:
         yield f"**References.** {text['References']}"
 
 
 def part_section(cls: type) -> Iterator[str]:
-    """Yield the paragraphs about a class that algorithms share."""
+    """Yield the paragraphs about a class that several algorithms use."""
     text = sections(cls)
     yield f"### {cls.__name__}"
     yield text[""]
@@ -211,7 +221,7 @@ def part_with_keys(component: Component) -> Iterator[str]:
 
 
 def page() -> str:
-    """Return the whole page."""
+    """Return the page of algorithms."""
     algorithms = available("algorithm")
     paragraphs = [HEAD.strip()]
     rows = []
@@ -225,11 +235,14 @@ def page() -> str:
         made: Any = component.factory()
         parts |= dict.fromkeys(ancestors(type(made), Algorithm)[1:])
         parts |= dict.fromkeys(ancestors(type(made.local_update), LocalUpdate))
-    paragraphs += ["## Servers and clients", "What the algorithms share; their keys are in the tables above."]
+    paragraphs += [
+        "## Servers and clients",
+        "Algorithms share these classes. Their keys are in the tables above.",
+    ]
     for cls in sorted(parts, key=lambda cls: cls.__name__):
         paragraphs += part_section(cls)
     paragraphs += ["## Preconditioners", sections(Preconditioner)[""]]
-    paragraphs.append("One of your own: see [preconditioner.md](preconditioner.md).")
+    paragraphs.append("To write your own, see [preconditioner.md](preconditioner.md).")
     for component in available("preconditioner").values():
         paragraphs += part_with_keys(component)
     paragraphs += ["## Server strategies", SERVERS.strip()]
@@ -247,11 +260,11 @@ def page() -> str:
 
 
 def keys_page() -> str:
-    """Return the page of keys: the run's own, and those of components that are on no other page."""
-    paragraphs = [KEYS.strip(), "## The run's own", key_rows(run_keys().values())]
+    """Return the page of keys: those of every run, and those of components that no other page lists."""
+    paragraphs = [KEYS.strip(), "## Keys of every run", key_rows(run_keys().values())]
     paragraphs += ["## Options of optimizers", OPTIONS.strip()]
     for family in ("dataset", "partitioner", "model", "pace", "availability"):
-        paragraphs.append(f"## What `{family}` names")
+        paragraphs.append(f"## Values of `{family}`")
         for name, component in available(family).items():
             keys = keys_of(component).values()
             paragraphs += [f"### {name}", markdown(component.summary), key_rows(keys) if keys else ""]
