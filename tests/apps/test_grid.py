@@ -251,7 +251,7 @@ def test_an_error_quotes_no_sample(tmp_path: Path, nodes: Any, hospitals: dict[s
     (tmp_path / "first.csv").write_text("a,b,c,sick\n1,2,3,Rosa Luxemburg\n4,5,6,no\n")
     network = nodes.network(tmp_path / "nodes", hospitals["config"], data=hospitals["data"])
     with pytest.raises(
-        ValueError, match="node 2 cannot take part: the node's own data cannot be used"
+        ValueError, match=r"node 2 cannot take part: the node's own data cannot be used"
     ) as error:
         nodes.start(network, hospitals["config"], None, own_data=True)
     assert "Rosa" not in str(error.value)
@@ -262,7 +262,7 @@ def test_columns_have_to_agree(
 ) -> None:
     (tmp_path / "first.csv").write_text("a,b,sick\n1,2,yes\n4,5,no\n")
     network = nodes.network(tmp_path / "nodes", hospitals["config"], data=hospitals["data"])
-    with pytest.raises(ValueError, match="node 2 cannot take part: .* its log says why"):
+    with pytest.raises(ValueError, match=r"node 2 cannot take part: .* its log says why"):
         nodes.start(network, hospitals["config"], None, own_data=True)
     assert "first.csv has no column 'c'" in caplog.text
 
