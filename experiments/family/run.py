@@ -1,8 +1,8 @@
 """Every algorithm on five splits of a small MNIST, under one budget; writes ``runs.csv`` and prints the tables.
 
-Each algorithm has six settings to choose from, `GRIDS`. On each split the one with the highest mean test
-accuracy over the last ten rounds of a run with seed 100 is taken; what is reported are new runs of it with
-the seeds 0, 1, 2. A run that ``runs.csv`` holds already is not repeated.
+Each algorithm has six settings, `GRIDS`. They are compared on each split by the mean test accuracy over the last
+ten rounds of a run with seed 100. The best setting is run again with the seeds 0, 1 and 2, and these runs are
+reported. Runs that ``runs.csv`` contains are not repeated.
 
     FEDPISA_DATA=/path/to/data OMP_NUM_THREADS=1 python experiments/family/run.py --jobs 2
 """
@@ -23,7 +23,7 @@ from statistics import mean, stdev
 import fedpisa
 
 STEPS, BATCH = 10, 64
-"""Mini-batch gradients of each client in each round, and their size: the same for everyone."""
+"""Mini-batch gradients of each client in each round, and their size: the same for all algorithms."""
 
 COMMON: Mapping[str, object] = {
     "dataset": "mnist-t10k",
@@ -46,8 +46,8 @@ SPLITS: Mapping[str, Mapping[str, object]] = {
 TUNING_SEED, SEEDS, TARGET, LAST = 100, (0, 1, 2), 0.9, 10
 
 Values = Mapping[str, object]
-_LOCAL: Values = {"local-steps": STEPS}  # as many steps, one mini-batch each
-_AT_ONCE: Values = {"batches-per-round": STEPS}  # one step with their mean, all at the global model
+_LOCAL: Values = {"local-steps": STEPS}  # that many steps of one mini-batch
+_AT_ONCE: Values = {"batches-per-round": STEPS}  # one step with the mean gradient at the global model
 _RATES = {"learning-rate": (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)}
 _RATE3 = {"learning-rate": (0.03, 0.1, 0.3)}
 _PISA = {"sigma": (0.3, 3.0), "rho": (3.0, 10.0, 30.0)}
@@ -76,11 +76,11 @@ GRIDS: Mapping[str, tuple[str, Values, Mapping[str, Sequence[float]]]] = {
     "pisa, 10 local steps": ("pisa", _LOCAL, _PISA),
     "sisa, 10 local steps": ("sisa", _LOCAL, _SISA),
 }
-"""From a row's name to the algorithm, its way of spending the budget, and its six settings."""
+"""For each row: the algorithm, how it spends the budget, and its six settings."""
 
 COLUMNS = ("row", "split", "settings", "seed", "status", "final", "last_rounds", "best", "rounds_to_target")
 Run = tuple[str, str, str, int]
-"""A row's name, a split's, the settings as JSON, the seed."""
+"""The row, the split, the settings as JSON, the seed."""
 
 
 def settings(row: str) -> list[str]:
@@ -90,13 +90,13 @@ def settings(row: str) -> list[str]:
 
 
 def measure(run: Run) -> dict[str, object]:
-    """Train once."""
+    """Return the row of `runs.csv` for one run."""
     row, split, chosen, seed = run
     algorithm, spending, _ = GRIDS[row]
     keys = {**COMMON, **SPLITS[split], **spending, **json.loads(chosen), "algorithm": algorithm, "seed": seed}
     result = fedpisa.run(keys)
     accuracies = result.history["test_accuracy"].tolist()
-    # A run that diverged ends early: the accuracy that its last finite model had is not worth comparing.
+    # A run that diverged ends early. The accuracy of its last finite model is not comparable.
     finished = result.status == "finished"
     return {
         "row": row,
@@ -112,7 +112,7 @@ def measure(run: Run) -> dict[str, object]:
 
 
 def train(runs: Iterable[Run], file: Path, jobs: int) -> dict[Run, dict[str, str]]:
-    """Return all measured runs, after measuring those that the file lacks."""
+    """Run what the file lacks, and return all its runs."""
     known = read(file)
     missing = [run for run in runs if run not in known]
     with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
@@ -126,7 +126,7 @@ def train(runs: Iterable[Run], file: Path, jobs: int) -> dict[Run, dict[str, str
 
 
 def read(file: Path) -> dict[Run, dict[str, str]]:
-    """Return the file's runs."""
+    """Return the runs in the file."""
     if not file.exists():
         return {}
     with file.open(newline="") as stream:
@@ -178,7 +178,7 @@ def table(split: str, runs: Mapping[Run, Mapping[str, str]]) -> Iterator[str]:
 
 
 def main() -> None:
-    """Run what is missing and print the tables."""
+    """Run what is missing, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes")
     parser.add_argument("--rows", nargs="*", default=list(GRIDS), choices=list(GRIDS), help="rows to run")

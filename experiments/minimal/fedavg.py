@@ -1,8 +1,8 @@
 """FedAvg (McMahan et al., 2017) on one page: `fedpisa/strategies/fedavg.py` in plain PyTorch.
 
 ``clients[i]`` holds the samples ``(x, y)`` of client i. ``batches(i, t)`` gives the positions of the samples of each
-local step of client i in round t = 1, 2, ...; ``cohort(t)`` gives the round's clients. By default each step takes all
-samples and each round takes all clients.
+local step of client i in round t = 1, 2, ...; ``cohort(t)`` gives the clients of round t. By default, each step uses
+all samples and each round uses all clients.
 """
 
 import torch

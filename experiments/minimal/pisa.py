@@ -1,8 +1,9 @@
 """PISA and SISA (arXiv 2502.10784) on one page: `fedpisa/strategies/{pisa,sisa}.py` in plain PyTorch.
 
 ``clients[i]`` holds the samples ``(x, y)`` of client i. ``batches(i, t)`` gives the positions of the samples of each
-local step of client i in round t = 1, 2, ...; ``cohort(t)`` gives the round's clients. By default each step takes all
-samples and each round takes all clients. An absent client counts with what it sent last. Numbers are the paper's.
+local step of client i in round t = 1, 2, ...; ``cohort(t)`` gives the clients of round t. By default, each step uses
+all samples and each round uses all clients. An absent client counts with its last upload. Equation numbers are the
+paper's.
 """
 
 import torch
@@ -17,7 +18,7 @@ def gradient(model, loss, w, x, y):
 def pisa(
     model, loss, clients, rounds, sigma=0.3, rho=10, lambda_=0, beta=None, steps=1, batches=None, cohort=None
 ):
-    """Return the global model after each round, as flat vectors: PISA's, or with ``beta`` SISA's (Scheme III)."""
+    """Return the global model after each round, as flat vectors. With ``beta`` it is SISA (Scheme III)."""
     w = parameters_to_vector(model.parameters()).detach()
     dual, moment = ([torch.zeros_like(w) for _ in clients] for _ in range(2))
     count, z, history = [0] * len(clients), {}, []
@@ -35,7 +36,7 @@ def pisa(
                     scale = (moment[i] / (1 - beta ** count[i])).sqrt() + 1e-8
                 v = v - (q + sigma * (v - w)) / (sigma + rho * scale)  # (2.13)
             dual[i] = dual[i] + sigma * (v - w)  # (2.14)
-            z[i] = v + dual[i] / sigma  # all that the client sends
+            z[i] = v + dual[i] / sigma  # the client's upload
         n = sum(len(clients[i][1]) for i in z)
         mean = sum(len(clients[i][1]) / n * z[i] for i in z)
         w = sigma * mean / (sigma + lambda_)  # (2.9)

@@ -1,8 +1,8 @@
 """SCAFFOLD (Karimireddy et al., 2020; option II) on one page: `fedpisa/strategies/scaffold.py` in plain PyTorch.
 
-``clients[i]`` holds the samples ``(x, y)`` of client i, ``weights[i]`` its weight, by default 1/N as in the paper.
+``clients[i]`` holds the samples ``(x, y)`` of client i, and ``weights[i]`` its weight, by default 1/N as in the paper.
 ``batches(i, t)`` gives the positions of the samples of each local step of client i in round t = 1, 2, ...;
-``cohort(t)`` gives the round's clients. By default each step takes all samples and each round takes all clients.
+``cohort(t)`` gives the clients of round t. By default, each step uses all samples and each round uses all clients.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""Run notebooks from top to bottom and store their outputs, without what depends on the machine or the day.
+"""Run notebooks from top to bottom and store their outputs, without metadata about the machine or the time.
 
 python experiments/notebooks/execute.py [FILE.ipynb ...]
 """
@@ -19,7 +19,7 @@ METADATA = {
 
 
 def execute(path: Path) -> None:
-    """Run one notebook in an empty folder and write it back."""
+    """Run one notebook in an empty folder, and save it with its outputs."""
     notebook = nbformat.read(path, as_version=4)
     with tempfile.TemporaryDirectory() as folder:
         resources = {"metadata": {"path": folder}}

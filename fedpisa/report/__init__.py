@@ -1,4 +1,4 @@
-"""One page about many runs: which algorithm, at what cost, is it significant; and its tables as CSV and LaTeX.
+"""A report that compares many runs: an HTML page, and its tables as CSV and LaTeX.
 
 `runs` reads and groups the runs. `statistics` and `findings` compute the numbers. `curves` and `clients` prepare the
 figures. `tables`, `text` and `summary` write tables and sentences. `page` renders all into one HTML file.
@@ -37,26 +37,26 @@ def write_report(
     load_data: bool = True,
     title: str | None = None,
 ) -> Written:
-    """Compare runs in one HTML page, and write its tables beside it, into the folder ``<page's name>-tables``.
+    """Compare runs in an HTML page, and write its tables into the folder ``<page's name>-tables`` beside it.
 
     Parameters
     ----------
     directories
-        Runs' directories, or folders that hold some at any depth, such as a study's.
+        Directories of runs, or directories that contain runs at any depth, such as a study's.
     out
-        The page, ``.html``; it and the tables are replaced if they exist.
+        File of the page, ``.html``. An existing page and its tables are replaced.
     target_accuracy
-        In [0, 1], for the costs; by default the runs' own ``target-accuracy`` if they agree, or else 95% of the
-        best final accuracy of each split.
+        Accuracy in (0, 1] up to which costs are counted. By default the runs' common ``target-accuracy``; if they have
+        none, 95% of the best final accuracy of each split.
     load_data
-        Whether to load the runs' data, which the picture of the labels and the accuracies by client need.
+        Whether to load the runs' data. The picture of the labels and the accuracies by client need them.
     title
-        The page's heading.
+        Heading of the page.
 
     Raises
     ------
     ValueError
-        If there is no run, the page's name has another suffix, or the target is no accuracy.
+        If there is no readable run, the page's name has another suffix, or the target is not an accuracy.
     """
     from fedpisa.report import clients, findings, page, runs, tables
 
@@ -65,7 +65,7 @@ def write_report(
         raise ValueError(f"a report's name must end in .html, not {file.name!r}: rename it")
     if target_accuracy is not None and not 0 < target_accuracy <= 1:
         raise ValueError(
-            f"a target of {target_accuracy:g} is no accuracy: give a fraction in (0, 1], such as 0.9"
+            f"a target of {target_accuracy:g} is not an accuracy: give a fraction in (0, 1], such as 0.9"
         )
     collection = runs.collect(directories)
     found = findings.find(collection, target_accuracy)

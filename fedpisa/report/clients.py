@@ -1,4 +1,4 @@
-"""The clients' side of a report: which labels each holds, and how well the final model serves each."""
+"""The clients of a report: the labels that each holds, and the final model's accuracy on each."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 WORST = 0.1
 """The share of the clients, at least one, whose mean accuracy is the worst 10%."""
 AGREEMENT = 1e-3
-"""By how much the test accuracy of a kept model may differ from what its run has measured last."""
+"""Tolerance between the test accuracy of a stored model and the last one that its run measured."""
 
 
 @final
@@ -35,7 +35,7 @@ class SplitPicture:
     statistics
         Sizes, and counts of labels if the data could be loaded.
     deciles
-        Whether the counts are of deciles of a regression's target.
+        Whether the labels are deciles of a regression's target.
     note
         Why there are no labels.
     """
@@ -86,7 +86,7 @@ class Data:
         self._found: tuple[Dataset, list[Indices]] | str = ""
 
     def of(self, run: Run) -> Dataset | str:
-        """Return the data as the run's clients saw them, or the reason why they are not at hand."""
+        """Return the run's data, or the reason why they are not available."""
         if not self._wanted:
             return "the data were not loaded (--no-data)"
         key = (sorted(run.split_keys.items(), key=str), run.keys.get("data-dir"), run.seed)
@@ -96,7 +96,7 @@ class Data:
             return self._found
         dataset, partition = self._found
         same = _same(partition, run.result.partition)
-        return dataset if same else "the data at hand give another partition than partition.npz holds"
+        return dataset if same else "the loaded data do not give the partition in partition.npz"
 
 
 def _load(run: Run) -> tuple[Dataset, list[Indices]] | str:
@@ -104,11 +104,11 @@ def _load(run: Run) -> tuple[Dataset, list[Indices]] | str:
         config = run.result.config
         return split_dataset(config, load_dataset(config))
     except (ValueError, OSError, ImportError, RuntimeError) as error:  # a user's own data may fail in any way
-        return f"the data are not at hand ({' '.join(str(error).split())})"
+        return f"the data are not available ({' '.join(str(error).split())})"
 
 
 def picture(group_runs: Sequence[Run], split: int, data: Data) -> SplitPicture | None:
-    """Return the split at the smallest seed, or ``None`` if no run has kept its partition."""
+    """Return the split at the smallest seed, or ``None`` if no run stored its partition."""
     from fedpisa.datasets import heterogeneity
 
     kept = [run for run in group_runs if run.result.partition]
@@ -149,7 +149,7 @@ def fairness(collection: Collection, data: Data) -> list[Fairness]:
     """Return the final models' accuracies over the clients, for every group with a finished run."""
     found: dict[int, tuple[Group, dict[int, NDArray[np.float64]], list[str], list[str]]] = {}
     finished = [(group, run) for group in collection.groups for run in group.finished.values()]
-    # Runs that share their data follow each other, so that the data are loaded once.
+    # Sorted so that runs with the same data are adjacent, and the data are loaded once.
     for group, run in sorted(finished, key=lambda pair: (pair[0].split, pair[1].seed)):
         _, by_seed, sources, notes = found.setdefault(id(group), (group, {}, [], []))
         kept = kept_accuracies(run)
@@ -189,16 +189,15 @@ def kept_accuracies(run: Run) -> NDArray[np.float64] | None:
         return None
     rows = frame[frame[names[0]].notna()]
     last = rows[rows["round"] == rows["round"].max()].sort_values("client")
-    # A model of an earlier round, or of a part of the clients, is not the final one's fairness.
-    final = max((int(row["round"] or 0) for row in run.result.rows), default=0)
-    if len(last) != run.result.config.num_clients or int(last["round"].max()) != final:
+    # An earlier round, or a part of the clients, does not describe the final model.
+    if len(last) != run.result.config.num_clients or int(last["round"].max()) != run.last_round:
         return None
     accuracies: NDArray[np.float64] = last[names[0]].to_numpy(dtype=np.float64)
     return accuracies
 
 
 def evaluated_accuracies(run: Run, data: Data) -> NDArray[np.float64] | str:
-    """Return the kept model's accuracy on each client's training samples, or the reason if there is none."""
+    """Return the stored model's accuracy on each client's training samples, or the reason if there is none."""
     found = data.of(run)
     if isinstance(found, str):
         return found
@@ -212,13 +211,13 @@ def evaluated_accuracies(run: Run, data: Data) -> NDArray[np.float64] | str:
     try:
         task, params_P, buffers_Q, dtype = _kept_model(run, found, parameters)
     except (ValueError, RuntimeError) as error:
-        return f"the kept model does not fit the configuration ({' '.join(str(error).split())[:200]})"
+        return f"the stored model does not fit the configuration ({' '.join(str(error).split())[:200]})"
     everything = [np.arange(len(found.y_test))]
     test = ClientData.of(found.x_test, found.y_test, everything, dtype)
     now = task.evaluate(params_P, buffers_Q, test.x, test.y)["accuracy"]
     then = run.result.last("test_accuracy")
     if then is not None and abs(now - then) > AGREEMENT:
-        return f"the kept model has test accuracy {now:.4f} on the data at hand, its run had {then:.4f}"
+        return f"the stored model has test accuracy {now:.4f} on the loaded data, its run measured {then:.4f}"
     clients = ClientData.of(found.x_train, found.y_train, run.result.partition, dtype)
     accuracies = [
         task.evaluate(params_P, buffers_Q, *clients.client(client))["accuracy"]

@@ -1,4 +1,4 @@
-"""Curves over seeds: at each round the mean and the sample deviation of what was measured and spent."""
+"""Curves over seeds: the mean and the sample deviation of each column at each round."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from fedpisa.report.runs import Collection, Group
 
 MOST_POINTS = 400
-"""Of a curve in the page; of more rounds every k-th is drawn, and the last."""
+"""Maximum points of a curve; of more rounds, every k-th and the last are drawn."""
 
 AXES: Mapping[str, str] = {
     "round": "server round",
@@ -41,17 +41,17 @@ RESIDUALS: Mapping[str, str] = {
 
 
 def chart(collection: Collection, columns: Mapping[str, str]) -> dict[str, Any]:
-    """Return what the page draws: the columns that any run has, and a series for each group that has one.
+    """Return the data that the page draws: the measured columns, and a series for each group.
 
-    Against bytes, steps and seconds a point stays a round: across lies the seeds' mean of what was spent until its
-    end, up their mean of the column.
+    Each point is a round. Its x is the seeds' mean of the bytes, steps or seconds up to the end of the round, its y
+    the seeds' mean of the column.
 
     Parameters
     ----------
     collection
         The runs.
     columns
-        Columns of the history, with the names that readers see.
+        Columns of the history, with their labels.
     """
     series = [one for group in collection.groups if (one := _series(group, columns)) is not None]
     found = {name for one in series for name in one["y"]}
@@ -70,39 +70,27 @@ def _series(group: Group, columns: Iterable[str]) -> dict[str, Any] | None:
     if not frames:
         return None
     rounds = sorted(set.intersection(*(set(frame.index.tolist()) for frame in frames)))
-    # A round that only some seeds have reached would mix their means: an unfinished curve ends with the shortest.
+    # The mean is over the same seeds at every round, so the curve ends with the shortest run.
     kept = np.asarray(_thinned(rounds))
     x = {}
     for axis in AXES:
-        spent = [_at(frame.index.to_numpy(), abscissa(frame, axis), kept) for frame in frames]
-        x[axis] = _rounded(np.mean(spent, axis=0))
+        values = [abscissa(f, axis)[np.searchsorted(f.index.to_numpy(), kept)] for f in frames]
+        x[axis] = _rounded(np.mean(values, axis=0))
     y, sd = {}, {}
     for column in columns:
         if not all(column in frame for frame in frames):
             continue
-        values = np.stack([frame.loc[kept, column].to_numpy(dtype=float) for frame in frames])
-        values[~np.isfinite(values)] = np.nan
-        if np.isnan(values).all():
+        measured = np.stack([frame.loc[kept, column].to_numpy(dtype=float) for frame in frames])
+        measured[~np.isfinite(measured)] = np.nan
+        if np.isnan(measured).all():
             continue
-        y[column] = _rounded(values.mean(axis=0))
+        y[column] = _rounded(measured.mean(axis=0))
         if len(frames) > 1:
-            sd[column] = _rounded(values.std(axis=0, ddof=1))
+            sd[column] = _rounded(measured.std(axis=0, ddof=1))
     if not y:
         return None
-    note = "" if group.finished else group.note
-    return {
-        "split": group.split,
-        "variant": group.variant,
-        "n": len(frames),
-        "note": note,
-        "x": x,
-        "y": y,
-        "sd": sd,
-    }
-
-
-def _at(rounds: NDArray[Any], spent: NDArray[np.float64], kept: NDArray[Any]) -> NDArray[np.float64]:
-    return spent[np.searchsorted(rounds, kept)]
+    about = {"split": group.split, "variant": group.variant, "n": len(frames)}
+    return {**about, "note": "" if group.finished else group.note, "x": x, "y": y, "sd": sd}
 
 
 def _thinned(rounds: Sequence[int]) -> list[int]:
@@ -112,5 +100,5 @@ def _thinned(rounds: Sequence[int]) -> list[int]:
 
 
 def _rounded(values: NDArray[np.float64]) -> list[float | None]:
-    """Return five significant digits, what a picture can show; JSON knows no NaN."""
+    """Return values with five significant digits, and ``None`` for NaN, which JSON lacks."""
     return [None if not np.isfinite(value) else float(f"{value:.5g}") for value in values.tolist()]

@@ -1,13 +1,14 @@
-"""The numbers of a report: of each group, and of each two variants on the same seeds."""
+"""The numbers of a report: estimates for each group, and comparisons of variants on the same seeds."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import TYPE_CHECKING, TypeVar, final
 
+from fedpisa.report.runs import total_bytes
 from fedpisa.report.statistics import Comparison, Estimate, compare, corrected, estimate
 
 if TYPE_CHECKING:
@@ -16,13 +17,13 @@ if TYPE_CHECKING:
 _Key = TypeVar("_Key")
 
 DEFAULT_TARGET = 0.95
-"""Of the best final accuracy, rounded down to a percent: the target where neither the user nor the runs have one."""
+"""Default target, as a fraction of the best final accuracy, rounded down to a percent."""
 
 
 @final
 @dataclass(frozen=True)
 class Measure:
-    """What the algorithms are ranked by."""
+    """A column of the history that ranks the algorithms."""
 
     column: str
     name: str
@@ -35,11 +36,12 @@ class Measure:
 
     def best_of(self, run: Run) -> float | None:
         """Return a run's best value over its rounds."""
-        values = finite_values(run, self.column)
-        return (max if self.higher_is_better else min)(values) if values else None
+        values = [row.get(self.column) for row in run.result.rows]
+        finite = (float(value) for value in values if value is not None and math.isfinite(value))
+        return (max if self.higher_is_better else min)(finite, default=None)
 
     def rank(self, mean: float) -> float:
-        """Return a number that is least for the best."""
+        """Return a sort key; the best mean has the smallest."""
         return -mean if self.higher_is_better else mean
 
 
@@ -107,7 +109,7 @@ class SplitFindings:
     outcomes
         Results by variant: the best first, variants without a finished run last.
     comparisons
-        Of each two variants, the one that ranks first less the other, corrected over all pairs of the split.
+        Comparison of each two variants, the higher-ranked minus the other, corrected over all pairs of the split.
     """
 
     split: int
@@ -130,26 +132,20 @@ class Findings:
     Parameters
     ----------
     collection
-        In what runs.
+        The runs.
     by_split
-        Split by split.
+        Results on each split.
     means
-        Of the variants that finished on all splits, the mean over the splits of their mean final value, the best
-        first; empty where there is one split only, or different measures.
+        Mean final value over the splits, for the variants that finished on all splits, the best first. Empty if there
+        is only one split, or if the splits have different measures.
     pooled
-        Their comparisons with pairs (seed, split).
+        Comparisons of these variants; a pair is a seed on a split.
     """
 
     collection: Collection
     by_split: Sequence[SplitFindings]
     means: Mapping[int, float] = field(default_factory=dict)
     pooled: Mapping[tuple[int, int], Comparison] = field(default_factory=dict)
-
-
-def finite_values(run: Run, column: str) -> list[float]:
-    """Return a column's values, where it was measured and finite."""
-    values = (row.get(column) for row in run.result.rows)
-    return [float(value) for value in values if value is not None and math.isfinite(value)]
 
 
 def find(collection: Collection, target_accuracy: float | None = None) -> Findings:
@@ -160,8 +156,8 @@ def find(collection: Collection, target_accuracy: float | None = None) -> Findin
     collection
         The runs.
     target_accuracy
-        In [0, 1]; by default what the runs have in common as ``target-accuracy``, or else `DEFAULT_TARGET` of the
-        best, split by split.
+        In [0, 1]. By default the runs' common ``target-accuracy``; if they have none, `DEFAULT_TARGET` times the best
+        accuracy of each split.
     """
     by_split = [
         _find_split(split, collection.of_split(split), target_accuracy)
@@ -194,7 +190,8 @@ def find(collection: Collection, target_accuracy: float | None = None) -> Findin
 
 
 def _find_split(split: int, groups: Sequence[Group], target_accuracy: float | None) -> SplitFindings:
-    measure = ACCURACY if any(finite_values(run, ACCURACY.column) for g in groups for run in g.runs) else LOSS
+    accuracies = (run.result.last(ACCURACY.column) for group in groups for run in group.runs)
+    measure = LOSS if all(value is None for value in accuracies) else ACCURACY
     finals = {id(group): _by_seed(group, lambda run: run.result.last(measure.column)) for group in groups}
     target = _target(groups, measure, [estimate(list(f.values())) for f in finals.values()], target_accuracy)
     outcomes = []
@@ -207,7 +204,7 @@ def _find_split(split: int, groups: Sequence[Group], target_accuracy: float | No
                 best=estimate(list(_by_seed(group, measure.best_of).values())),
                 final_by_seed=finals[id(group)],
                 cost=None if target is None else _cost(runs, measure.column, target.accuracy),
-                megabytes=estimate([_bytes(run) / 1e6 for run in runs]),
+                megabytes=estimate([total_bytes(run.result) / 1e6 for run in runs]),
                 seconds=estimate([run.result.total("seconds") for run in runs]),
             )
         )
@@ -229,19 +226,19 @@ def _target(
     groups: Iterable[Group],
     measure: Measure,
     finals: Iterable[Estimate | None],
-    asked: float | None,
+    target_accuracy: float | None,
 ) -> Target | None:
     if not measure.percent:
         return None
-    if asked is not None:
-        return Target(asked, "as asked for")
-    own = {run.result.config.target_accuracy for group in groups for run in group.runs}
-    if len(own) == 1 and (common := next(iter(own))) is not None:
+    if target_accuracy is not None:
+        return Target(target_accuracy, "as asked for")
+    targets = {run.result.config.target_accuracy for group in groups for run in group.runs}
+    if len(targets) == 1 and (common := next(iter(targets))) is not None:
         return Target(common, "the runs' target-accuracy")
     best = max((final.mean for final in finals if final), default=None)
     if best is None:
         return None
-    why = "the runs name different targets" if len(own) > 1 else "no target is named"
+    why = "the runs have different targets" if len(targets) > 1 else "the runs have no target"
     share = f"{DEFAULT_TARGET:.0%} of the best, as {why}"
     return Target(math.floor(100 * DEFAULT_TARGET * best + 1e-9) / 100, share)
 
@@ -256,22 +253,14 @@ def _spent_until(run: Run, column: str, target: float) -> tuple[float, float, fl
     reached = run.result.rounds_to(target, column)
     if reached is None:
         return None
-    rows = [row for row in run.result.rows if (row["round"] or 0) <= reached]
-
-    def total(name: str) -> float:
-        return math.fsum(row.get(name) or 0.0 for row in rows)
-
-    return reached, (total("bytes_up") + total("bytes_down")) / 1e6, total("local_steps"), total("seconds")
-
-
-def _bytes(run: Run) -> float:
-    return run.result.total("bytes_up") + run.result.total("bytes_down")
+    part = replace(run.result, rows=[row for row in run.result.rows if (row["round"] or 0) <= reached])
+    return reached, total_bytes(part) / 1e6, part.total("local_steps"), part.total("seconds")
 
 
 def _comparisons(
     order: Sequence[int], values: Mapping[int, Mapping[_Key, float]]
 ) -> dict[tuple[int, int], Comparison]:
-    """Compare each two variants on the keys that both have, the one that ranks first less the other."""
+    """Compare each two variants on their common keys, the higher-ranked minus the other."""
     pairs = list(combinations(order, 2))
     found = []
     for first, second in pairs:

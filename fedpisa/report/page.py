@@ -1,4 +1,4 @@
-"""The report as one HTML page: its texts and data put into the template, its style and script inside it."""
+"""The report as one HTML page: a template filled with texts and data, with its style and script inline."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+from markupsafe import Markup
 
 from fedpisa import __version__
 from fedpisa.report import curves, summary
 from fedpisa.report.clients import worst
+from fedpisa.report.runs import text_of
 
 if TYPE_CHECKING:
     from fedpisa.report.clients import Fairness, SplitPicture
@@ -19,11 +22,11 @@ if TYPE_CHECKING:
     from fedpisa.report.table import Table
 
 MOST_CLIENTS = 200
-"""Clients of a split that are pictured."""
+"""Maximum clients of a split in its picture."""
 MOST_PAIRS = 15
-"""Comparisons that are all shown at once; of more, those with the best first."""
+"""Comparisons up to which all are shown; of more, only those with the best variant."""
 QUANTILES = 101
-"""Values that picture a group's clients, where they are more."""
+"""Quantiles that represent a group of more clients than this."""
 
 
 def render(
@@ -38,17 +41,14 @@ def render(
     Parameters
     ----------
     found
-        The numbers.
+        Results on all splits.
     tables
-        By name.
+        Tables by name.
     pictures, fairness
-        The clients' side.
+        Label counts and accuracies of the clients.
     title
-        Its heading; it is escaped.
+        Heading of the page; it is escaped.
     """
-    from jinja2 import Environment, FunctionLoader, StrictUndefined
-    from markupsafe import Markup
-
     environment = Environment(
         autoescape=True,
         loader=FunctionLoader(_asset),
@@ -102,7 +102,7 @@ def render(
         residuals=bool(residuals["metrics"]),
         info=_info(collection),
         own_keys=_own_keys(collection),
-        common=[(name, _text(value)) for name, value in collection.common.items()],
+        common=[(name, text_of(value)) for name, value in collection.common.items()],
         version=__version__,
     )
 
@@ -130,15 +130,11 @@ def _picture(one: SplitPicture) -> dict[str, Any]:
 def _indices(one: SplitPicture) -> str:
     statistics = one.statistics
     clients = len(statistics.sizes)
-    parts = [
-        f"effective number of clients {statistics.effective_clients:.2f} of {clients}",
-        *(
-            [f"mean Jensen-Shannon distance to all labels {statistics.jensen_shannon:.3f}"]
-            if statistics.jensen_shannon is not None
-            else []
-        ),
-        *([f"the first {MOST_CLIENTS} of {clients} clients are drawn"] if clients > MOST_CLIENTS else []),
-    ]
+    parts = [f"effective number of clients {statistics.effective_clients:.2f} of {clients}"]
+    if statistics.jensen_shannon is not None:
+        parts.append(f"mean Jensen-Shannon distance to all labels {statistics.jensen_shannon:.3f}")
+    if clients > MOST_CLIENTS:
+        parts.append(f"the first {MOST_CLIENTS} of {clients} clients are drawn")
     return "; ".join(parts)
 
 
@@ -172,7 +168,7 @@ def _subtitle(collection: Collection) -> str:
 
 
 def _comparisons_of_best(table: Table) -> list[Sequence[str]]:
-    """Return the rows of each split's best, or all where they are few; a split's first row has its best first."""
+    """Return the comparisons with each split's best, which its first row names; all if they are few."""
     if len(table.rows) <= MOST_PAIRS:
         return list(table.rows)
     best: dict[str, str] = {}
@@ -198,19 +194,19 @@ def _curves_note(collection: Collection, chart: Mapping[str, Any]) -> str:
     single = {group.variant for group in collection.groups if len(group.drawn) == 1}
     if single:
         names = ", ".join(collection.variants[variant] for variant in sorted(single))
-        notes.append(f"One seed only, at least on one split: {names}.")
+        notes.append(f"Only one seed on at least one split: {names}.")
     if any(metric["id"] in ("objective", "gradient_norm") for metric in chart["metrics"]):
-        notes.append("The objective and its gradient are each algorithm's own, with its regularization.")
+        notes.append("The objective and its gradient include each algorithm's regularization.")
     rounds = max((len(run.result.rows) for run in collection.runs), default=0)
     if rounds > curves.MOST_POINTS:
-        notes.append(f"Of {rounds - 1} rounds one in {-(-rounds // curves.MOST_POINTS)} is drawn.")
+        notes.append(f"One in {-(-rounds // curves.MOST_POINTS)} of {rounds - 1} rounds is drawn.")
     return " ".join(notes)
 
 
 def _split_notes(collection: Collection, pictures: Iterable[SplitPicture]) -> list[str]:
     pictured = {one.split for one in pictures}
     missing = [
-        f"{label}: no run has kept its partition"
+        f"{label}: no run stored its partition"
         for split, label in enumerate(collection.splits)
         if split not in pictured
     ]
@@ -221,8 +217,7 @@ def _clients_note(fairness: Sequence[Fairness]) -> str:
     sources = dict.fromkeys(one.source for one in fairness if one.source)
     if not sources:
         return "No accuracies by client."
-    of = " or ".join(sources)
-    return f"Accuracy of the final model on {of}; every mark is a client, all seeds together."
+    return f"Accuracy of the final model on {' or '.join(sources)}; each mark is a client, of all seeds."
 
 
 def _client_notes(collection: Collection, fairness: Iterable[Fairness]) -> list[str]:
@@ -237,7 +232,7 @@ def _client_notes(collection: Collection, fairness: Iterable[Fairness]) -> list[
 def _info(collection: Collection) -> list[tuple[str, str]]:
     runs = collection.runs
     statuses = [run.status for run in runs] + ["unreadable"] * len(collection.unreadable)
-    statuses += ["not begun"] * len(collection.missing)
+    statuses += ["not started"] * len(collection.missing)
     counted = ", ".join(f"{statuses.count(status)} {status}" for status in dict.fromkeys(statuses))
     seconds = sum(run.result.total("seconds") for run in runs)
     return [
@@ -253,7 +248,7 @@ def _info(collection: Collection) -> list[tuple[str, str]]:
 
 
 def _distinct(runs: Iterable[Run], fact: str) -> str:
-    """Return a mapping of ``run.json`` in words; its variants if the runs differ."""
+    """Return an entry of ``run.json`` as text, with each different value if the runs differ."""
     found = []
     for run in runs:
         values = run.info.get(fact)
@@ -263,33 +258,26 @@ def _distinct(runs: Iterable[Run], fact: str) -> str:
 
 
 def _own_keys(collection: Collection) -> list[tuple[str, str]]:
-    """Return the keys of splits and variants that are not common to all runs, with every value that they take."""
+    """Return the keys of splits and variants that differ between runs, with all their values."""
     rows: list[tuple[str, str]] = []
     for split, label in enumerate(collection.splits):
-        runs = [run for group in collection.groups if group.split == split for run in group.runs]
+        runs = [run for group in collection.of_split(split) for run in group.runs]
         rows.append((label, _assignments([run.split_keys for run in runs], collection.differing)))
     for variant, label in enumerate(collection.variants):
         runs = [run for group in collection.groups if group.variant == variant for run in group.runs]
         rows.append((label, _assignments([run.variant_keys for run in runs], collection.differing)))
     other = [
-        {name: run.keys[name] for name in run.keys if _bookkeeping(run, name)} for run in collection.runs
+        {k: v for k, v in run.keys.items() if k not in run.split_keys and k not in run.variant_keys}
+        for run in collection.runs
     ]
-    rows.append(("what is measured or kept", _assignments(other, collection.differing)))
+    rows.append(("what is measured or stored", _assignments(other, collection.differing)))
     return [(label, keys) for label, keys in rows if keys]
-
-
-def _bookkeeping(run: Run, name: str) -> bool:
-    return name not in run.split_keys and name not in run.variant_keys
 
 
 def _assignments(mappings: Sequence[Mapping[str, object]], names: Iterable[str]) -> str:
     parts = []
     for name in names:
-        values = dict.fromkeys(_text(one[name]) for one in mappings if name in one)
+        values = dict.fromkeys(text_of(one[name]) for one in mappings if name in one)
         if values:
             parts.append(f"{name} = {' or '.join(values)}")
     return ", ".join(parts)
-
-
-def _text(value: object) -> str:
-    return {True: "true", False: "false"}[value] if isinstance(value, bool) else str(value)

@@ -1,9 +1,8 @@
-"""Runs put in order: which are seeds of one curve, which curves belong in one picture.
+"""Runs, grouped by split and variant.
 
-A *split* is what is learned and how it lies with the clients: the keys of the data set, the partitioner and the
-model, the number of clients and of those that take part. A *variant* is the rest: the algorithm, and those of its
-keys that tell it from others of its name on the same split. What one split and one variant share, apart from
-``seed``, is a *group*.
+A *split* is a learning problem: the keys of the data set, the partitioner and the model, ``num-clients`` and
+``fraction-train``. A *variant* is an algorithm with its keys; variants of the same name are labelled with the keys that
+differ between them on a split. The runs of one variant on one split form a *group*: they differ only in their seeds.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, final
 
@@ -20,7 +20,7 @@ from fedpisa.runs.results import Result, load_result
 from fedpisa.studies.study import STUDY_FILE, read_study
 
 FAMILIES = ("dataset", "partitioner", "model")
-"""Whose components' keys, with their names, make a split."""
+"""Families whose components, with their keys, define a split."""
 SETTING = (*FAMILIES, "num-clients", "fraction-train")
 BOOKKEEPING = frozenset(
     {
@@ -33,26 +33,26 @@ BOOKKEEPING = frozenset(
         "checkpoint-every",
     }
 )
-"""Keys that change what is measured or kept, and not what is trained."""
+"""Keys that change what is measured or stored, but not what is trained."""
 WRAPPERS = ("server-strategy", "differential-privacy")
-"""Keys that make another algorithm of the one that is named, unless they are ``none``."""
+"""Keys that change the algorithm unless they are ``none``."""
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One run's directory, less its model.
+    """A run without its model.
 
     Parameters
     ----------
     directory
-        Where it is.
+        The run's directory.
     result
-        What was loaded, without the parameters.
+        The result, without the parameters.
     info
-        ``run.json``: versions, machine, times.
+        Content of ``run.json``: versions, machine, times.
     name
-        The variant's name in the study that the run is part of, or else its algorithm.
+        The variant's name in the run's study; without a study, the algorithm.
     """
 
     directory: Path
@@ -67,8 +67,13 @@ class Run:
 
     @property
     def status(self) -> str:
-        """How it ended."""
+        """The run's status, such as ``finished``."""
         return self.result.status
+
+    @property
+    def last_round(self) -> int:
+        """Number of the last round."""
+        return max((int(row["round"] or 0) for row in self.result.rows), default=0)
 
     @cached_property
     def keys(self) -> dict[str, object]:
@@ -77,7 +82,7 @@ class Run:
 
     @cached_property
     def split_keys(self) -> dict[str, object]:
-        """The keys that say what is learned, and by whom."""
+        """The keys of the split: data, partition, model and clients."""
         names = set(SETTING)
         for family in FAMILIES:
             if family in self.keys:
@@ -87,7 +92,7 @@ class Run:
 
     @cached_property
     def variant_keys(self) -> dict[str, object]:
-        """The keys that say how."""
+        """The keys of the variant: the algorithm and how it trains."""
         left_out = BOOKKEEPING | self.split_keys.keys()
         return {name: value for name, value in self.keys.items() if name not in left_out}
 
@@ -100,13 +105,13 @@ class Group:
     Parameters
     ----------
     split, variant
-        Their numbers among the collection's.
+        Indices of the split and of the variant in the collection.
     finished
-        Finished runs by seed; the statistics are of these.
+        Finished runs by seed; the statistics use these only.
     others
-        Runs that diverged, were interrupted, failed or still go on.
+        Runs that diverged, were interrupted, failed or are still running.
     repeats
-        Further finished runs of a seed that is in ``finished`` already; they count once.
+        Finished runs whose seed is already in ``finished``; they are not counted.
     """
 
     split: int
@@ -117,17 +122,17 @@ class Group:
 
     @property
     def runs(self) -> list[Run]:
-        """All of them."""
+        """All runs of the group."""
         return [*self.finished.values(), *self.others, *self.repeats]
 
     @property
     def drawn(self) -> list[Run]:
-        """Those whose curves are drawn: the finished ones, or, where there is none, the others."""
+        """The runs whose curves are drawn: the finished ones or, if there are none, the others."""
         return list(self.finished.values()) or list(self.others)
 
     @property
     def note(self) -> str:
-        """What is to be said wherever the group is named, such as ``1 diverged``."""
+        """Counts of the runs that did not finish, such as ``1 diverged``."""
         statuses = [run.status for run in self.others]
         words = {"running": "unfinished"}
         return ", ".join(
@@ -138,22 +143,22 @@ class Group:
 @final
 @dataclass(frozen=True, eq=False)
 class Collection:
-    """Everything that a report is about.
+    """All runs of a report.
 
     Parameters
     ----------
     groups
-        By split, then by variant.
+        Groups, ordered by split and then by variant.
     splits, variants
-        Their labels, in order of appearance.
+        Labels, in order of appearance.
     unreadable
-        Directories that hold a configuration and no readable run, with the reason.
+        Directories and study files that cannot be read, with the reason.
     common
-        The keys, besides ``seed``, that have the same value in all runs.
+        Keys other than ``seed`` with the same value in all runs.
     differing
-        The others.
+        Keys other than ``seed`` with different values.
     missing
-        Runs of studies that have not begun.
+        Runs of studies that have not started.
     """
 
     groups: Sequence[Group]
@@ -166,7 +171,7 @@ class Collection:
 
     @property
     def runs(self) -> list[Run]:
-        """All runs that could be read."""
+        """All readable runs."""
         return [run for group in self.groups for run in group.runs]
 
     def of_split(self, split: int) -> list[Group]:
@@ -174,22 +179,18 @@ class Collection:
         return [group for group in self.groups if group.split == split]
 
 
-def find_runs(paths: Iterable[str | Path]) -> list[Path]:
-    """Return the run directories among and below some directories, each once.
-
-    Raises
-    ------
-    ValueError
-        If a path is no directory, or holds no run.
-    """
+def _find_runs(paths: Iterable[str | Path]) -> list[Path]:
+    """Return the run directories in some directories, at any depth and without duplicates."""
     found: dict[Path, Path] = {}
     for path in map(Path, paths):
         if not path.is_dir():
-            raise ValueError(f"{path} is not a directory: name a run's directory, or one that holds runs")
+            raise ValueError(
+                f"{path} is not a directory: give a run's directory, or a directory that contains runs"
+            )
         inside = sorted(file.parent for file in path.rglob("config.toml"))
         if not inside:
             raise ValueError(
-                f"there is no run in {path}, no config.toml at any depth: name another directory"
+                f"there is no run in {path}, no config.toml at any depth: give another directory"
             )
         for directory in inside:
             found.setdefault(directory.resolve(), directory)
@@ -197,12 +198,12 @@ def find_runs(paths: Iterable[str | Path]) -> list[Path]:
 
 
 def collect(paths: Iterable[str | Path]) -> Collection:
-    """Read the runs and put them in order.
+    """Read runs and group them.
 
     Parameters
     ----------
     paths
-        Directories of runs, or of folders that hold some at any depth, such as a study's.
+        Directories of runs, or directories that contain runs at any depth, such as a study's.
 
     Raises
     ------
@@ -210,25 +211,25 @@ def collect(paths: Iterable[str | Path]) -> Collection:
         If there is no readable run.
     """
     paths = list(paths)
-    directories = find_runs(paths)
+    directories = _find_runs(paths)
     names, missing, unreadable = _studies(directories, [Path(path).resolve() for path in paths])
     runs: list[Run] = []
     for directory in directories:
         try:
             runs.append(_load(directory, names.get(directory.resolve())))
         except (ValueError, OSError) as error:
-            # The cause says what is wrong with the run; that it is this run is said beside it.
+            # The cause alone: the directory is reported beside it.
             unreadable[directory] = " ".join(str(error.__cause__ or error).split())
     if not runs:
         reasons = "; ".join(unreadable.values())
-        raise ValueError(f"no run can be read, so there is nothing to report: {reasons}")
-    return arrange(runs, unreadable, missing)
+        raise ValueError(f"no run can be read: {reasons}: give the directory of a complete run")
+    return _arrange(runs, unreadable, missing)
 
 
 def _studies(
-    directories: Iterable[Path], asked: Sequence[Path]
+    directories: Iterable[Path], paths: Sequence[Path]
 ) -> tuple[dict[Path, str], list[str], dict[Path, str]]:
-    """Return the variants' names by run directory, the runs that have not begun, and studies that cannot be read."""
+    """Return variant names by run directory, the runs that have not started, and unreadable studies."""
     names: dict[Path, str] = {}
     missing: list[str] = []
     unreadable: dict[Path, str] = {}
@@ -244,8 +245,8 @@ def _studies(
             unreadable[file] = " ".join(str(error).split())
             continue
         names |= {(root / run.path): run.variant for run in planned}
-        # Who asks for a part of a study does not miss the rest.
-        if any(path == root or path in root.parents for path in asked):
+        # A report on a part of a study does not list the rest as missing.
+        if any(path == root or path in root.parents for path in paths):
             missing += [str(run) for run in planned if not (root / run.path / "run.json").is_file()]
     return names, missing, unreadable
 
@@ -253,13 +254,13 @@ def _studies(
 def _load(directory: Path, variant: str | None) -> Run:
     result = load_result(directory)
     info = json.loads((directory / "run.json").read_bytes())
-    # The parameters of many runs would fill the memory: who needs them reads them again, one by one.
+    # The parameters of many runs would fill the memory; `clients` reads them again, one by one.
     light = Result(result.config, result.rows, {}, result.partition, result.status, directory)
     return Run(directory, light, info, result.config.algorithm if variant is None else variant)
 
 
-def arrange(runs: Sequence[Run], unreadable: Mapping[Path, str], missing: Sequence[str] = ()) -> Collection:
-    """Group runs, and name splits and variants by what tells them apart."""
+def _arrange(runs: Sequence[Run], unreadable: Mapping[Path, str], missing: Sequence[str]) -> Collection:
+    """Group runs, and label splits and variants by the keys in which they differ."""
     by_split: dict[str, list[Run]] = {}
     for run in runs:
         by_split.setdefault(_frozen(run.split_keys), []).append(run)
@@ -300,14 +301,14 @@ def _frozen(keys: Mapping[str, object]) -> str:
 
 
 def _telling(name: str, splits: Sequence[Sequence[Run]]) -> list[str]:
-    """Return the keys that tell a name's variants apart: those whose value changes within a split.
+    """Return the keys that distinguish the variants of a name: those whose value changes within a split.
 
-    A key that changes only from split to split, such as a learning rate tuned for each, makes no other variant.
+    A key that changes only between splits, such as a learning rate tuned for each, does not make another variant.
     """
     named = [[run for run in members if run.name == name] for members in splits]
     for strict in (False, True):
         keys = [_varying([run.variant_keys for run in members], strict) for members in named]
-        found = list(dict.fromkeys(key for own in keys for key in own))
+        found = list(dict.fromkeys(chain(*keys)))
         if all(
             len({_variant_label(run, found) for run in members})
             == len({_frozen(run.variant_keys) for run in members})
@@ -318,10 +319,9 @@ def _telling(name: str, splits: Sequence[Sequence[Run]]) -> list[str]:
 
 
 def _varying(mappings: Sequence[Mapping[str, object]], strict: bool = True) -> list[str]:
-    """Return the keys that do not have one value in all mappings, in order of appearance.
+    """Return the keys with different values, in order of appearance.
 
-    Not strictly, a key that a mapping lacks is no difference: that a preconditioner's own keys go with its name
-    need not be said.
+    Unless ``strict``, mappings without the key are ignored: the keys of a preconditioner need no label beside its name.
     """
     names = {name: None for mapping in mappings for name in mapping}
     return [
@@ -332,22 +332,22 @@ def _varying(mappings: Sequence[Mapping[str, object]], strict: bool = True) -> l
 
 
 def _variant_label(run: Run, telling: Sequence[str]) -> str:
-    named = run.name != run.result.config.algorithm  # by its study, which knows what it is
+    named = run.name != run.result.config.algorithm  # named by its study
     wrapped = [name for name in WRAPPERS if not named and run.keys.get(name, "none") != "none"]
     shown = [name for name in dict.fromkeys([*wrapped, *telling]) if name in run.variant_keys]
-    own = [_assignment(name, run.variant_keys[name]) for name in shown]
-    return f"{run.name} ({', '.join(own)})" if own else run.name
+    labels = [_assignment(name, run.variant_keys[name]) for name in shown]
+    return f"{run.name} ({', '.join(labels)})" if labels else run.name
 
 
 def _split_labels(splits: Sequence[Mapping[str, object]]) -> list[str]:
-    """Return what tells the splits apart, or what the only one is."""
+    """Return labels with the keys in which the splits differ; a single split gets its main keys."""
     for strict in (False, True):
         shown = (
             set(_varying(splits, strict)) if len(splits) > 1 else {"dataset", "partitioner", "num-clients"}
         )
         labels = []
         for split in splits:
-            # The first key of a partitioner is the one it is about: name it with the partitioner.
+            # A partitioner's first key is its main one: show it with the partitioner.
             partitioner = families.find("partitioner", str(split["partitioner"]))
             main = list(families.keys_of(partitioner, split))[:1] if "partitioner" in shown else []
             names = sorted(split, key=lambda name: SETTING.index(name) if name in SETTING else len(SETTING))
@@ -362,4 +362,14 @@ def _assignment(name: str, value: object) -> str:
         return str(value)
     if name == "num-clients":
         return f"{value} clients"
-    return f"{name}={value if isinstance(value, str) else components.show(value)}"
+    return f"{name}={text_of(value)}"
+
+
+def text_of(value: object) -> str:
+    """Return a key's value as text, strings without quotes."""
+    return value if isinstance(value, str) else components.show(value)
+
+
+def total_bytes(result: Result) -> float:
+    """Return the bytes of all rounds, both directions."""
+    return result.total("bytes_up") + result.total("bytes_down")

@@ -1,4 +1,4 @@
-"""What a few seeds allow one to say: means with intervals, and paired comparisons."""
+"""Statistics over seeds: means with intervals, and paired comparisons."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import final
 import numpy as np
 
 LEVEL = 0.95
-"""Of the confidence intervals; differences are called significant at ``1 - LEVEL``."""
+"""Level of the confidence intervals; a difference is significant at ``1 - LEVEL``."""
 EXACT_PAIRS = 13
-"""Pairs up to which the signed-rank test enumerates all signs, so that ties do no harm."""
+"""Number of pairs up to which the signed-rank test enumerates all signs; it is then exact also with ties."""
 
 
 @final
@@ -25,7 +25,7 @@ class Estimate:
     n
         Number of values.
     mean
-        Their mean.
+        Mean of the values.
     sd
         Sample standard deviation, with ``n - 1``; ``None`` for a single value.
     half_width
@@ -56,7 +56,7 @@ def estimate(values: Sequence[float]) -> Estimate | None:
     mean = math.fsum(values) / n
     if n == 1:
         return Estimate(1, mean, None, None)
-    # Of equal values numpy's deviation can be a rounding error instead of nought.
+    # For equal values, numpy's deviation can be a rounding error instead of 0.
     sd = float(np.std(values, ddof=1)) if len(set(values)) > 1 else 0.0
     quantile = float(stats.t.ppf((1 + LEVEL) / 2, n - 1))
     return Estimate(n, mean, sd, quantile * sd / math.sqrt(n))
@@ -78,14 +78,14 @@ class Comparison:
     Parameters
     ----------
     difference
-        Of the first's values less the second's; ``None`` where they share no seed.
+        First minus second; ``None`` if they have no common seed.
     t_p
-        Two-sided p-value of the paired t-test; ``None`` for fewer than two pairs, or where all differences
-        are the same number, so that they show no spread to measure it by.
+        Two-sided p-value of the paired t-test; ``None`` for fewer than two pairs, or if all differences are equal
+        and not 0, because the deviation is then 0.
     wilcoxon_p
         Two-sided p-value of Wilcoxon's signed-rank test; ``None`` for fewer than two pairs.
     t_holm, wilcoxon_holm
-        The same after Holm's correction over the family of comparisons.
+        The p-values after Holm's correction over the family of comparisons.
     """
 
     difference: Estimate | None
@@ -101,7 +101,7 @@ class Comparison:
 
 
 def compare(first: Sequence[float], second: Sequence[float]) -> Comparison:
-    """Compare paired values; the correction for several comparisons is `corrected`'s.
+    """Compare paired values, without a correction for multiple comparisons.
 
     Examples
     --------
@@ -111,14 +111,14 @@ def compare(first: Sequence[float], second: Sequence[float]) -> Comparison:
     """
     from scipy import stats
 
-    # Values are fractions of a test set: differences that agree but for rounding are the same.
+    # Values are fractions of a test set; rounding removes floating-point noise from equal differences.
     differences = [round(a - b, 12) for a, b in zip(first, second, strict=True)]
     found = estimate(differences)
     if found is None or found.n < 2:
         return Comparison(found)
     if not any(differences):
         return Comparison(found, t_p=1.0, wilcoxon_p=1.0)
-    # Where all differences are alike, t is infinite: no evidence of size zero, but of a coarse measure.
+    # For equal differences t is infinite, which shows a coarse measure rather than strong evidence.
     t_p = None if len(set(differences)) == 1 else float(stats.ttest_1samp(differences, 0.0).pvalue)
     method = stats.PermutationMethod() if found.n <= EXACT_PAIRS else "auto"
     return Comparison(found, t_p, float(stats.wilcoxon(differences, method=method).pvalue))
@@ -135,7 +135,7 @@ def corrected(comparisons: Sequence[Comparison]) -> list[Comparison]:
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Return Holm's step-down corrected p-values; a test that could not be done counts in no family.
+    """Return p-values with Holm's step-down correction; ``None`` (no test) does not count in the family.
 
     Sorted, the i-th of m becomes ``max_{j <= i} min(1, (m - j + 1) p_j)``.
 
@@ -154,7 +154,7 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 
 def smallest_wilcoxon_p(n: int) -> float:
-    """Return the least two-sided p-value that ``n`` pairs can give, all differences of one sign: ``2^(1-n)``.
+    """Return the smallest two-sided p-value of the signed-rank test with ``n`` pairs, ``2^(1-n)``.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""The report's answer in words: which algorithm, is it significant, at what cost."""
+"""The report's answers in words: the best algorithm, the significance of its lead, and its cost."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
 @final
 @dataclass(frozen=True)
 class Answer:
-    """What is said of one split, or of all together.
+    """The answer for one split, or for all splits.
 
     Parameters
     ----------
     title
-        Of what.
+        The split.
     best
-        The variant that is ahead; empty where none can be ranked.
+        The best variant; empty if none can be ranked.
     value
         Its final accuracy or loss.
     sentences
-        The rest.
+        Significance and cost, in sentences.
     caution
-        What the number of pairs does not allow to say.
+        A limit of the tests that the number of pairs implies.
     """
 
     title: str
@@ -42,23 +42,23 @@ class Answer:
 
 
 def answers(found: Findings) -> list[Answer]:
-    """Return an answer for each split, and first the one over all splits if there are several."""
+    """Return an answer for each split; with several, the one for all splits comes first."""
     splits = [_of_split(found, one) for one in found.by_split]
     return [_overall(found), *splits] if found.means else splits
 
 
 def cautions(found: Sequence[Answer]) -> list[str]:
-    """Return what several answers have to add alike, once."""
+    """Return the cautions of the answers without duplicates."""
     return list(dict.fromkeys(one.caution for one in found if one.caution))
 
 
 def warnings(found: Findings) -> list[str]:
-    """Return what has to be known before any number is used."""
+    """Return what a reader must know before using any number."""
     collection = found.collection
     lines = [
         f"{collection.variants[group.variant]} on {collection.splits[group.split]}: {group.note}"
         + (
-            f"; its numbers are of the {_count(len(group.finished), 'finished run')} alone"
+            f"; its numbers use only the {_count(len(group.finished), 'finished run')}"
             if group.finished
             else ""
         )
@@ -73,12 +73,12 @@ def warnings(found: Findings) -> list[str]:
         if unlike:
             seeds = ", ".join(map(str, unlike))
             lines.append(
-                f"{label}: the runs of seed {seeds} do not share one partition, so they are no pairs"
+                f"{label}: the runs of seed {seeds} have different partitions, so they cannot be paired"
             )
     if collection.missing:
-        lines.append(f"{_count(len(collection.missing), 'run')} not begun: {'; '.join(collection.missing)}")
+        lines.append(f"{_count(len(collection.missing), 'run')} not started: {'; '.join(collection.missing)}")
     if "num-server-rounds" in collection.differing:
-        lines.append("the runs differ in num-server-rounds: final values are those of different budgets")
+        lines.append("the runs differ in num-server-rounds: their final values have different budgets")
     versions_of = [run.info.get("versions") for run in collection.runs]
     versions = {str(one.get("fedpisa")) for one in versions_of if isinstance(one, dict)}
     if len(versions) > 1:
@@ -113,9 +113,7 @@ def _of_split(found: Findings, one: SplitFindings) -> Answer:
     final = best.final
     assert final is not None
     if final.sd is None:
-        sentences = [
-            f"Final {measure.name} of a single seed: without a second one there is neither deviation nor interval."
-        ]
+        sentences = [f"Final {measure.name} of a single seed: a deviation and an interval need a second one."]
     else:
         assert final.half_width is not None
         low, high = final.mean - final.half_width, final.mean + final.half_width
@@ -133,7 +131,7 @@ def _of_split(found: Findings, one: SplitFindings) -> Answer:
         others = [outcome.group.variant for outcome in ranked[1:]]
         sentences += _behind(found, best.group.variant, others, one.comparisons)
     else:
-        sentences.append("No other algorithm finished here, so there is nothing to compare.")
+        sentences.append("No other algorithm finished on this split.")
     sentences += _costs(found, one)
     name, value = collection.variants[best.group.variant], _value(final.mean, measure)
     return Answer(title, name, value, sentences, caution)
@@ -142,12 +140,12 @@ def _of_split(found: Findings, one: SplitFindings) -> Answer:
 def _compared(
     found: Findings, measure: Measure, second: int, one: Comparison, mean: float, pooled: bool = False
 ) -> tuple[list[str], str]:
-    """Return how the best stands to the next, and a caution where the pairs are few."""
+    """Return the comparison of the best with the next, and a caution if the pairs are few."""
     name, n = found.collection.variants[second], one.difference.n if one.difference else 0
     next_is = f"Next is {name}, {_value(mean, measure)}"
     pairs = f"{n} pairs (seed, split)" if pooled else f"{_count(n, 'common seed')}"
     if one.difference is None or n < 2:
-        return [f"{next_is}; whether that is more than chance cannot be tested with {pairs}."], ""
+        return [f"{next_is}; a test is not possible with {pairs}."], ""
     if one.t_p is None:
         gap = difference(one.difference, measure)
         return [f"{next_is}; the difference is {gap} in each of {pairs}, which a t-test cannot judge."], ""
@@ -161,17 +159,17 @@ def _compared(
         ranks = f"Wilcoxon's signed-rank test, which assumes no normal differences: p {_equals(one.wilcoxon_holm)}."
         return [test, ranks], ""
     return [test], (
-        f"With {n} pairs no rank test can give p below {least:g}: what is called significant on them rests on the "
-        "t-test, for which differences have to be about normal, and more seeds would tell more."
+        f"With {n} pairs no rank test can give p below {least:g}: significance rests on the t-test, which assumes "
+        "approximately normal differences. Run more seeds for a stronger test."
     )
 
 
 def _behind(
     found: Findings, best: int, others: Sequence[int], comparisons: Mapping[tuple[int, int], Comparison]
 ) -> list[str]:
-    """Return which of several others are behind by more than chance."""
+    """Return a sentence with the variants that are significantly behind the best."""
     tested = [v for v in others if comparisons[best, v].t_p is not None]
-    if len(tested) < 2:  # the next one has its own sentence
+    if len(tested) < 2:  # `_compared` describes the next one
         return []
     names = [found.collection.variants[v] for v in tested if comparisons[best, v].significant]
     return [f"Significantly behind it: {', '.join(names) or 'none of the others'}."]
@@ -194,10 +192,11 @@ def _costs(found: Findings, one: SplitFindings) -> list[str]:
     best = one.ranked[0]
     sentences = []
     if best in reached:
-        sentences.append(f"Cost to {goal} ({target.source}): {_spent(best)}{_share(best, ' of its seeds')}.")
+        share = f" ({c.reached} of {c.of} of its seeds)" if (c := best.cost) and c.reached < c.of else ""
+        sentences.append(f"Cost to {goal} ({target.source}): {_spent(best)}{share}.")
     else:
-        sentences.append(f"It never reaches the target of {goal} ({target.source}).")
-    # Cheapest among those that always get there: a mean over the lucky seeds alone is no cost to plan with.
+        sentences.append(f"The best does not reach the target of {goal} ({target.source}).")
+    # Only variants whose seeds all reach the target: a mean over some seeds would underestimate the cost.
     always = [o for o in reached if o.cost and o.cost.reached == o.cost.of]
     cheapest = min(always, key=_megabytes, default=None)
     if cheapest is not None and cheapest is not best:
@@ -205,10 +204,10 @@ def _costs(found: Findings, one: SplitFindings) -> list[str]:
     elif cheapest is best and len(always) > 1:
         follower = sorted(always, key=_megabytes)[1]
         name = variants[follower.group.variant]
-        sentences.append(f"No other needs fewer bytes; next is {name}: {_spent(follower)}.")
+        sentences.append(f"No other algorithm needs fewer bytes; next is {name}: {_spent(follower)}.")
     never = [variants[o.group.variant] for o in one.ranked if o.cost and not o.cost.reached]
     if never and best in reached:
-        sentences.append(f"Never there within the run: {', '.join(never)}.")
+        sentences.append(f"Never reached the target: {', '.join(never)}.")
     return sentences
 
 
@@ -220,11 +219,6 @@ def _spent(outcome: VariantResult) -> str:
     cost = outcome.cost
     assert cost is not None
     return f"{spread(cost.rounds)} rounds, {spread(cost.megabytes)} MB, {spread(cost.seconds)} s"
-
-
-def _share(outcome: VariantResult, words: str) -> str:
-    cost = outcome.cost
-    return f" ({cost.reached} of {cost.of}{words})" if cost and cost.reached < cost.of else ""
 
 
 def _value(mean: float, measure: Measure) -> str:

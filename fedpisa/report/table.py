@@ -1,14 +1,15 @@
-"""One table of the report: its numbers for CSV, and the same as text for the page and for LaTeX."""
+"""A table of the report: numbers for CSV, and text for the page and for LaTeX."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, final
+from typing import Generic, TypeVar, final
 
-if TYPE_CHECKING:
-    import pandas as pd
+import pandas as pd
+
+Row = TypeVar("Row")
 
 _LATEX = {"±": r"$\pm$", "−": "$-$", "–": "--", "²": "$^2$", "<": "$<$", "\ue000": r"\textbf{", "\ue001": "}"}
 
@@ -16,7 +17,7 @@ _LATEX = {"±": r"$\pm$", "−": "$-$", "–": "--", "²": "$^2$", "<": "$<$", "
 @final
 @dataclass(frozen=True, eq=False)
 class Table:
-    """One table.
+    """A table with a caption and a note.
 
     Parameters
     ----------
@@ -46,9 +47,7 @@ class Table:
     strong: frozenset[tuple[int, int]] = frozenset()
 
     def to_latex(self) -> str:
-        r"""Return a ``tabular`` of booktabs' rules, to be ``\input`` into a ``table``."""
-        import pandas as pd
-
+        r"""Return a ``tabular`` with booktabs' rules; ``\input`` it into a ``table``."""
         marked = [
             [f"\ue000{cell}\ue001" if (i, j) in self.strong else cell for j, cell in enumerate(row)]
             for i, row in enumerate(self.rows)
@@ -67,8 +66,37 @@ class Table:
         return [csv, tex]
 
 
-def frame_of(rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
-    """Return tidy rows as a data frame."""
-    import pandas as pd
+@final
+@dataclass(frozen=True, eq=False)
+class Column(Generic[Row]):
+    """A column of a table: add one to a table's tuple to have it in the page, in CSV and in LaTeX.
 
-    return pd.DataFrame(list(rows))
+    Parameters
+    ----------
+    title
+        The heading.
+    text
+        Returns a row's cell as readers see it; without it, the column is only in the CSV file.
+    data
+        Returns a row's cells of the CSV file, by name.
+    """
+
+    title: str = ""
+    text: Callable[[Row], str] | None = None
+    data: Callable[[Row], Mapping[str, object]] = lambda row: {}
+
+
+def table_of(
+    name: str, title: str, note: str, columns: Sequence[Column[Row]], rows: Sequence[Row], texts: int = 2
+) -> Table:
+    """Return the table with these columns and rows; see `Table` for the other parameters."""
+    shown = [(column.title, column.text) for column in columns if column.text]
+    return Table(
+        name,
+        title,
+        note,
+        pd.DataFrame([{key: v for column in columns for key, v in column.data(row).items()} for row in rows]),
+        [heading for heading, _ in shown],
+        [[text(row) for _, text in shown] for row in rows],
+        texts,
+    )

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, TypeVar, final
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from fedpisa.report.clients import Fairness, worst
 from fedpisa.report.findings import Findings, Measure, SplitFindings, VariantResult
+from fedpisa.report.runs import total_bytes
 from fedpisa.report.statistics import Comparison, Estimate, estimate, scaled
-from fedpisa.report.table import Table, frame_of
+from fedpisa.report.table import Column, Row, Table, table_of
 from fedpisa.report.text import NOTHING, difference, fixed, interval, number, p_value, spread, verdict
-
-_Row = TypeVar("_Row")
 
 
 def overview(found: Findings) -> Table:
-    """Return variants by splits, the table of a paper."""
+    """Return the final values: a row per variant, a column per split."""
     collection = found.collection
     places = {
         (outcome.group.variant, one.split): (one.measure, outcome)
@@ -52,8 +51,8 @@ def overview(found: Findings) -> Table:
     return Table(
         "overview",
         f"Final {_measure_name(found)}, mean ± standard deviation over {most} seed{'s' * (most != 1)}",
-        "The best of each split is bold. Whether it is so by more than chance is among the comparisons below.",
-        frame_of(tidy),
+        "The best of each split is bold. The comparisons below show whether its lead is significant.",
+        pd.DataFrame(tidy),
         head,
         rows,
         texts=1,
@@ -63,19 +62,19 @@ def overview(found: Findings) -> Table:
 
 def accuracy(found: Findings) -> Table:
     """Return final and best values of every group, with their intervals."""
-    return _table(
+    return table_of(
         "accuracy",
         f"Final and best {_measure_name(found)}",
         "Mean ± sample standard deviation (n − 1) over the finished seeds; Student's t interval of the mean, which may "
-        "reach beyond 100% where a few seeds differ much. The best round is chosen on the test set, so it flatters "
-        "every algorithm; compare the final values.",
+        "exceed 100% if a few seeds differ much. The best round is chosen on the test set and is therefore optimistic "
+        "for every algorithm; compare the final values.",
         _ACCURACY,
         _group_rows(found),
     )
 
 
 def significance(found: Findings) -> Table:
-    """Return every comparison, the comparisons pooled over the splits last."""
+    """Return all comparisons; those pooled over the splits come last."""
     variants = found.collection.variants
     families = [(found.collection.splits[one.split], one.measure, one.comparisons) for one in found.by_split]
     if found.pooled:
@@ -86,12 +85,12 @@ def significance(found: Findings) -> Table:
         for (first, second), comparison in comparisons.items()
     ]
     unit = " in percentage points" if all(one.measure.percent for one in found.by_split) else ""
-    return _table(
+    return table_of(
         "significance",
         f"Paired comparisons of the final {_measure_name(found)}{unit}",
         "Pairs are runs of the same seed: the same data, split and initial model. Two-sided tests; Holm's "
         "correction over all pairs of a split; the verdict is that of the corrected t-test at 5%. The "
-        "interval is not corrected. Over all splits a pair is a seed on a split: that speaks of these splits alone.",
+        "interval is not corrected. Over all splits a pair is a seed on a split; the result holds for these splits.",
         _SIGNIFICANCE,
         rows,
         texts=3,
@@ -100,12 +99,12 @@ def significance(found: Findings) -> Table:
 
 def cost(found: Findings) -> Table:
     """Return the cost to the target and the cost of the whole run, for every group."""
-    return _table(
+    return table_of(
         "cost",
         "Cost to the target, and of the whole run",
-        "Mean ± standard deviation over the seeds that reached it, up to the first evaluated round that did; "
-        "where not all did, the mean is of the faster ones. MB (10⁶ bytes) count both ways and all "
-        "clients, local steps all clients; seconds are training time.",
+        "Mean ± standard deviation over the seeds that reached the target, up to the first evaluated round that "
+        "did. If some seeds did not, the mean covers the faster ones only. MB (10⁶ bytes) are summed over both "
+        "directions and all clients, local steps over all clients; seconds are training time.",
         _COST,
         _group_rows(found),
     )
@@ -119,10 +118,10 @@ def fairness(found: Findings, groups: Iterable[Fairness]) -> Table:
         for row in _group_rows(found)
         if row.result.final is not None
     ]
-    return _table(
+    return table_of(
         "clients",
         "Accuracy of the final model over the clients, in per cent",
-        "Every client counts alike. The worst 10% are at least one client; deviation and variance are over a "
+        "All clients have the same weight. The worst 10% are at least one client; deviation and variance are over a "
         "seed's clients (n − 1); ± is over seeds.",
         _FAIRNESS,
         rows,
@@ -130,7 +129,7 @@ def fairness(found: Findings, groups: Iterable[Fairness]) -> Table:
 
 
 def runs(found: Findings) -> Table:
-    """Return every run, with those that are not counted in the other tables."""
+    """Return all runs, including those that the other tables leave out."""
     collection = found.collection
     measures = {one.split: one.measure for one in found.by_split}
     rows: list[Mapping[str, Any]] = [
@@ -140,10 +139,10 @@ def runs(found: Findings) -> Table:
             "algorithm": collection.variants[group.variant],
             "seed": run.seed,
             "status": run.status + ", repeats a seed: not counted" * (run in group.repeats),
-            "rounds": max((int(row["round"] or 0) for row in run.result.rows), default=0),
+            "rounds": run.last_round,
             "final": run.result.last(measures[group.split].column),
             "best": measures[group.split].best_of(run),
-            "bytes": run.result.total("bytes_up") + run.result.total("bytes_down"),
+            "bytes": total_bytes(run.result),
             "seconds": run.result.total("seconds"),
             "directory": run.directory,
         }
@@ -154,30 +153,10 @@ def runs(found: Findings) -> Table:
         {"status": f"unreadable: {reason}", "directory": directory}
         for directory, reason in collection.unreadable.items()
     ]
-    return _table("runs", "Every run", "", _RUNS, rows)
+    return table_of("runs", "Every run", "", _RUNS, rows)
 
 
 # ----------------------------------------------------------------------------------------------------- columns
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class _Column(Generic[_Row]):
-    """A column of a table: add one to a table's tuple to have it in the page, in CSV and in LaTeX.
-
-    Parameters
-    ----------
-    title
-        The heading.
-    text
-        Returns a row's cell as readers see it; without it, the column is only in the CSV file.
-    data
-        Returns a row's cells of the CSV file, by name.
-    """
-
-    title: str = ""
-    text: Callable[[_Row], str] | None = None
-    data: Callable[[_Row], Mapping[str, object]] = lambda row: {}
 
 
 class _GroupRow(NamedTuple):
@@ -215,36 +194,21 @@ class _PairRow(NamedTuple):
     comparison: Comparison
 
 
-def _table(
-    name: str, title: str, note: str, columns: Sequence[_Column[_Row]], rows: Sequence[_Row], texts: int = 2
-) -> Table:
-    shown = [(column.title, column.text) for column in columns if column.text]
-    return Table(
-        name,
-        title,
-        note,
-        frame_of([{key: v for column in columns for key, v in column.data(row).items()} for row in rows]),
-        [heading for heading, _ in shown],
-        [[text(row) for _, text in shown] for row in rows],
-        texts,
-    )
-
-
 def _value(
-    title: str, name: str, value: Callable[[_Row], Any], form: Callable[[Any], str] = str
-) -> _Column[_Row]:
+    title: str, name: str, value: Callable[[Row], Any], form: Callable[[Any], str] = str
+) -> Column[Row]:
     """Return a column with one value in the CSV file."""
-    return _Column(title, lambda row: form(value(row)), lambda row: {name: value(row)})
+    return Column(title, lambda row: form(value(row)), lambda row: {name: value(row)})
 
 
 def _mean(
     title: str,
     name: str,
-    value: Callable[[_Row], Estimate | None],
+    value: Callable[[Row], Estimate | None],
     form: Callable[[Estimate | None], str] = spread,
-) -> _Column[_Row]:
+) -> Column[Row]:
     """Return a column with a mean over seeds, its deviation and its interval in the CSV file."""
-    return _Column(title, lambda row: form(value(row)), lambda row: _numbers(name, value(row)))
+    return Column(title, lambda row: form(value(row)), lambda row: _numbers(name, value(row)))
 
 
 def _with_interval(
@@ -253,24 +217,24 @@ def _with_interval(
     value: Callable[[Any], Estimate | None],
     form: Callable[[Estimate | None, Measure], str],
     interval_title: str = "95% interval",
-) -> tuple[_Column[Any], _Column[Any]]:
+) -> tuple[Column[Any], Column[Any]]:
     """Return a column with a mean in the form of the row's measure, and a column with its interval."""
     return (
-        _Column(title, lambda row: form(value(row), row.measure), lambda row: _numbers(name, value(row))),
-        _Column(interval_title, lambda row: interval(value(row), row.measure)),
+        Column(title, lambda row: form(value(row), row.measure), lambda row: _numbers(name, value(row))),
+        Column(interval_title, lambda row: interval(value(row), row.measure)),
     )
 
 
-def _entry(name: str, title: str = "", form: Callable[[Any], str] = str) -> _Column[Mapping[str, Any]]:
+def _entry(name: str, title: str = "", form: Callable[[Any], str] = str) -> Column[Mapping[str, Any]]:
     """Return a column with an entry of the row, which may lack it."""
-    return _Column(
+    return Column(
         title or name,
         lambda row: form(row[name]) if name in row else NOTHING,
         lambda row: {name: row[name]} if name in row else {},
     )
 
 
-def _to_target(title: str, name: str) -> _Column[_GroupRow]:
+def _to_target(title: str, name: str) -> Column[_GroupRow]:
     """Return a column with an attribute of the cost to the target."""
     return _mean(title, name, lambda row: getattr(row.result.cost, name, None))
 
@@ -282,7 +246,7 @@ def _over_clients(
     least_clients: int = 1,
     factor: float = 100,
     digits: int = 2,
-) -> _Column[_GroupRow]:
+) -> Column[_GroupRow]:
     """Return a column with a measure of the accuracies over a seed's clients."""
 
     def value(row: _GroupRow) -> Estimate | None:
@@ -291,25 +255,25 @@ def _over_clients(
     return _mean(title, name, value, lambda found: fixed(scaled(found, factor), digits))
 
 
-_NAMES: tuple[_Column[_GroupRow], ...] = (
+_NAMES: tuple[Column[_GroupRow], ...] = (
     _value("split", "split", lambda row: row.split),
     _value("algorithm", "algorithm", lambda row: row.algorithm),
 )
 
-_ACCURACY: tuple[_Column[_GroupRow], ...] = (
+_ACCURACY: tuple[Column[_GroupRow], ...] = (
     *_NAMES,
-    _Column(data=lambda row: {"measure": row.measure.column}),
-    _Column("seeds", lambda row: str(row.result.final.n if row.result.final else 0) + row.note),
+    Column(data=lambda row: {"measure": row.measure.column}),
+    Column("seeds", lambda row: str(row.result.final.n if row.result.final else 0) + row.note),
     *_with_interval("final", "final", lambda row: row.result.final, spread),
     *_with_interval("best round", "best", lambda row: row.result.best, spread, "95% interval of the best"),
-    _Column(data=lambda row: {"not_finished": row.result.group.note}),
+    Column(data=lambda row: {"not_finished": row.result.group.note}),
 )
 
-_SIGNIFICANCE: tuple[_Column[_PairRow], ...] = (
+_SIGNIFICANCE: tuple[Column[_PairRow], ...] = (
     _value("split", "split", lambda row: row.split),
     _value("A", "first", lambda row: row.first),
     _value("B", "second", lambda row: row.second),
-    _Column("pairs", lambda row: str(row.comparison.difference.n if row.comparison.difference else 0)),
+    Column("pairs", lambda row: str(row.comparison.difference.n if row.comparison.difference else 0)),
     *_with_interval("A − B", "difference", lambda row: row.comparison.difference, difference),
     _value("t-test p", "t_p", lambda row: row.comparison.t_p, p_value),
     _value("corrected", "t_p_holm", lambda row: row.comparison.t_holm, p_value),
@@ -318,14 +282,14 @@ _SIGNIFICANCE: tuple[_Column[_PairRow], ...] = (
     _value("verdict", "verdict", lambda row: verdict(row.comparison)),
 )
 
-_COST: tuple[_Column[_GroupRow], ...] = (
+_COST: tuple[Column[_GroupRow], ...] = (
     *_NAMES,
-    _Column(
+    Column(
         "target",
         lambda row: f"{100 * row.of_split.target.accuracy:g}%" if row.of_split.target else NOTHING,
         lambda row: {"target": row.of_split.target.accuracy if row.of_split.target else None},
     ),
-    _Column(
+    Column(
         "seeds reached it",
         lambda row: f"{c.reached} of {c.of}{row.note}" if (c := row.result.cost) else NOTHING,
         lambda row: {name: getattr(row.result.cost, name, None) for name in ("reached", "of")},
@@ -338,25 +302,25 @@ _COST: tuple[_Column[_GroupRow], ...] = (
     _mean("seconds, whole run", "total_seconds", lambda row: row.result.seconds),
 )
 
-_FAIRNESS: tuple[_Column[_GroupRow], ...] = (
+_FAIRNESS: tuple[Column[_GroupRow], ...] = (
     *_NAMES,
-    _Column(data=lambda row: {"samples": row.fairness.source if row.fairness else ""}),
-    _Column("seeds", lambda row: str(len(row.accuracies))),
+    Column(data=lambda row: {"samples": row.fairness.source if row.fairness else ""}),
+    Column("seeds", lambda row: str(len(row.accuracies))),
     _over_clients("mean", "mean", np.mean),
     _over_clients("worst 10%", "worst_tenth", worst),
     _over_clients("deviation", "deviation", lambda v: v.std(ddof=1), least_clients=2),
     _over_clients("variance (points²)", "variance", lambda v: v.var(ddof=1), 2, factor=1e4, digits=1),
-    _Column(
+    Column(
         data=lambda row: {
             "missing": (row.fairness.note if row.fairness else "") or "missing" * (not row.accuracies)
         }
     ),
 )
 
-_RUNS: tuple[_Column[Mapping[str, Any]], ...] = (
+_RUNS: tuple[Column[Mapping[str, Any]], ...] = (
     *(_entry(name) for name in ("split", "algorithm", "seed", "status", "rounds")),
-    _Column("final", lambda row: number(row.get("final"), row.get("measure")), _entry("final").data),
-    _Column("best", lambda row: number(row.get("best"), row.get("measure")), _entry("best").data),
+    Column("final", lambda row: number(row.get("final"), row.get("measure")), _entry("final").data),
+    Column("best", lambda row: number(row.get("best"), row.get("measure")), _entry("best").data),
     _entry("bytes", "MB", lambda size: number(size / 1e6)),
     _entry("seconds", form=number),
     _entry("directory"),

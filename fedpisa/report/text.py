@@ -1,4 +1,4 @@
-"""Numbers as readers see them, in the tables and in sentences."""
+"""Numbers as text, for the tables and for sentences."""
 
 from __future__ import annotations
 

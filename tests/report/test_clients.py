@@ -1,4 +1,4 @@
-"""The clients' side: labels, and accuracies of the kept model or of ``clients.parquet``."""
+"""The clients' side: labels, and accuracies of the stored model or of ``clients.parquet``."""
 
 from __future__ import annotations
 
@@ -81,10 +81,10 @@ def test_missing_and_other_data_are_told(run: Run) -> None:
     (run.directory / "config.toml").write_text(config.replace('"digits"', '"a9a"') + 'data-dir = "nowhere"\n')
     reason = clients.Data().of(collect([run.directory]).runs[0])
     assert isinstance(reason, str)
-    assert reason.startswith("the data are not at hand (")
+    assert reason.startswith("the data are not available (")
     (run.directory / "config.toml").write_text(config.replace("seed = 0", "seed = 1"))
     reason = clients.Data().of(collect([run.directory]).runs[0])
-    assert reason == "the data at hand give another partition than partition.npz holds"
+    assert reason == "the loaded data do not give the partition in partition.npz"
 
 
 def test_another_model_than_the_runs_is_told(run: Run) -> None:
@@ -92,7 +92,7 @@ def test_another_model_than_the_runs_is_told(run: Run) -> None:
     metrics.write_text(metrics.read_text().replace('"test_accuracy": 0.', '"test_accuracy": 0.0'))
     reason = clients.evaluated_accuracies(collect([run.directory]).runs[0], clients.Data())
     assert isinstance(reason, str)
-    assert "its run had 0.0" in reason
+    assert "its run measured 0.0" in reason
     (run.directory / "model.safetensors").unlink()
     assert clients.evaluated_accuracies(run, clients.Data()) == "there is no model.safetensors"
 

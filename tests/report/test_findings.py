@@ -58,8 +58,8 @@ def test_only_common_seeds_are_paired(write_run: WriteRun, tmp_path: Path) -> No
     (comparison,) = found.by_split[0].comparisons.values()
     assert comparison.difference is not None
     assert (comparison.difference.n, comparison.t_p) == (1, None)
-    assert "cannot be tested with 1 common seed." in text(found)
-    assert "of a single seed: without a second one there is neither deviation nor interval" in text(found)
+    assert "a test is not possible with 1 common seed." in text(found)
+    assert "of a single seed: a deviation and an interval need a second one" in text(found)
 
 
 def test_costs_to_the_target(write_run: WriteRun, tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_runs_that_did_not_finish_are_named_and_not_counted(write_run: WriteRun,
     assert finals == {"fedavg": pytest.approx(0.81), "sisa": pytest.approx(0.7), "fedprox": None}
     said = warnings(found)
     assert any(
-        "sisa" in line and "1 diverged; its numbers are of the 1 finished run alone" in line for line in said
+        "sisa" in line and "1 diverged; its numbers use only the 1 finished run" in line for line in said
     )
     assert any("fedprox" in line and "1 failed" in line for line in said)
 
@@ -164,4 +164,4 @@ def test_runs_of_a_seed_on_other_partitions_are_warned_of(write_run: WriteRun, t
     parts = [np.array([0]), np.arange(1, 5), np.arange(5, 6)]
     np.savez(tmp_path / "runs" / "sisa-1" / "partition.npz", **{str(i): part for i, part in enumerate(parts)})
     (line,) = warnings(find(collect([tmp_path])))
-    assert line.endswith("the runs of seed 1 do not share one partition, so they are no pairs")
+    assert line.endswith("the runs of seed 1 have different partitions, so they cannot be paired")

@@ -143,10 +143,10 @@ def test_names_stay_text(write_run: WriteRun, tmp_path: Path) -> None:
 
 def test_it_needs_no_data_and_says_so(written: Written, write_run: WriteRun, tmp_path: Path) -> None:
     text = Page(written.page).text
-    assert "the data at hand give another partition than partition.npz holds" in text
+    assert "the loaded data do not give the partition in partition.npz" in text
     run = write_run("lost", keys={"dataset": "a9a", "data-dir": "nowhere"})
     text = Page(write_report([run], tmp_path / "lost.html").page).text
-    assert "the data are not at hand (" in text
+    assert "the data are not available (" in text
     assert "No accuracies by client." in text
 
 
@@ -157,7 +157,7 @@ def test_runs_without_a_round_are_named(write_run: WriteRun, tmp_path: Path) -> 
     page = Page(write_report([run], tmp_path / "page.html").page)
     assert "No run finished, so there is nothing to rank." in page.text
     assert "1 unfinished" in page.text
-    assert "no run has kept its partition" in page.text
+    assert "no run stored its partition" in page.text
     assert page.data["curves"]["series"] == []
 
 
@@ -168,7 +168,7 @@ def test_many_rounds_are_thinned_and_the_last_kept(write_run: WriteRun, tmp_path
     assert len(one["x"]["round"]) == 335
     assert one["x"]["round"][-2:] == [999, 1001]
     assert one["x"]["bytes"][-1] == 3003
-    assert "Of 1001 rounds one in 3 is drawn." in page.text
+    assert "One in 3 of 1001 rounds is drawn." in page.text
 
 
 def test_the_same_runs_give_the_same_bytes(written: Written, tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_bad_requests_are_explained(write_run: WriteRun, tmp_path: Path) -> None
     run = write_run("a")
     with pytest.raises(ValueError, match=r"must end in \.html, not 'a\.pdf'"):
         write_report([run], tmp_path / "a.pdf")
-    with pytest.raises(ValueError, match="a target of 90 is no accuracy"):
+    with pytest.raises(ValueError, match="a target of 90 is not an accuracy"):
         write_report([run], tmp_path / "a.html", target_accuracy=90)
 
 

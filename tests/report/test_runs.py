@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import tomli_w
 
-from fedpisa.report.runs import Collection, collect, find_runs
+from fedpisa.report.runs import Collection, collect
 from fedpisa.studies.study import Study
 
 WriteRun = Callable[..., Path]
@@ -129,7 +129,7 @@ def test_unreadable_runs_are_kept_with_the_reason(write_run: WriteRun, tmp_path:
 
 def test_a_run_named_twice_is_one(write_run: WriteRun, tmp_path: Path) -> None:
     one = write_run("a")
-    assert find_runs([tmp_path, one, tmp_path / "runs"]) == [one]
+    assert [run.directory for run in collect([tmp_path, one, tmp_path / "runs"]).runs] == [one]
 
 
 def test_nothing_to_report_is_an_error(write_run: WriteRun, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The tables: numbers that are read back from CSV, LaTeX that compiles in the reader's head."""
+"""The tables: numbers in CSV, and LaTeX."""
 
 from __future__ import annotations
 
