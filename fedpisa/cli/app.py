@@ -1,8 +1,8 @@
-"""The command's root."""
+"""The root command."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import click
 import typer
@@ -10,12 +10,8 @@ from typer.core import TyperGroup
 
 from fedpisa.cli.deploy import app as deployment_commands
 
-if TYPE_CHECKING:
-    pass
-
-
 COMMANDS = ("demo", "run", "compare", "tune", "report", "plot", "partition", "list", "bench", "deploy")
-"""The commands as ``--help`` lists them."""
+"""The commands in the order of ``--help``."""
 
 
 class _InOrder(TyperGroup):

@@ -1,4 +1,4 @@
-"""``fedpisa bench``: what a round costs."""
+"""``fedpisa bench``: time and memory of a round."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedpisa.cli.app import app
-from fedpisa.cli.options import plain_table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class BenchAlgorithm(StrEnum):
-    """What ``fedpisa bench`` runs."""
+    """Algorithms of ``fedpisa bench``."""
 
     FEDAVG = "fedavg"
     SISA = "sisa"
@@ -29,21 +28,21 @@ class BenchAlgorithm(StrEnum):
 def bench(
     workloads: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[A] [B] [C] [D] [M]", help="Which workloads.", show_default="all"),
+        typer.Argument(metavar="[A] [B] [C] [D] [M]", help="Workloads to run.", show_default="all"),
     ] = None,
     algorithm: Annotated[
         list[BenchAlgorithm] | None, typer.Option(help="May be repeated.", show_default="both")
     ] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Processes of each kind.")] = 3,
+    repeats: Annotated[int, typer.Option(min=1, help="Processes per workload and algorithm.")] = 3,
     rounds: Annotated[
-        int | None, typer.Option(min=1, help="Rounds that are timed.", show_default="20, 4 for B")
+        int | None, typer.Option(min=1, help="Timed rounds.", show_default="20, 4 for B")
     ] = None,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads of PyTorch.", show_default="one for each core")
+        int | None, typer.Option(min=1, help="Threads of PyTorch.", show_default="one per core")
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="One process of each kind, three rounds.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="One process each, three rounds.")] = False,
     out: Annotated[
-        Path | None, typer.Option(help="A .json for the measurements.", show_default=False)
+        Path | None, typer.Option(help="A .json file for the measurements.", show_default=False)
     ] = None,
 ) -> None:
     """Measure this machine: seconds per round, memory and start-up of five workloads, each in its own process."""
@@ -70,6 +69,7 @@ def bench(
 def _figures_table(figures: Sequence[Figure]) -> Table:
     """Return a row per workload and algorithm."""
     from fedpisa.bench.table import digits, memory, seconds, startup
+    from fedpisa.runs.console import plain_table
 
     table = plain_table(
         "workload", "s per round (processes)", "memory, GB", "start to first round, s", "evaluation, s"

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Family(StrEnum):
-    """What ``fedpisa list`` can list."""
+    """Arguments of ``fedpisa list``."""
 
     KEYS = "keys"
     ALGORITHMS = "algorithms"
@@ -37,7 +37,7 @@ class Family(StrEnum):
 def list_(
     family: Annotated[Family | None, typer.Argument(help="What to list.", show_default="all")] = None,
 ) -> None:
-    """List a run's own keys, and algorithms, data sets, partitioners, models, ... with theirs."""
+    """List the keys of a run, and all algorithms, data sets, partitioners, models, ... with their keys."""
     from fedpisa.config.run import run_keys
     from fedpisa.families import available
 
@@ -53,7 +53,7 @@ def list_(
 
 
 def _describe(component: Component) -> None:
-    """Print a component's name and summary, and its keys with their defaults below."""
+    """Print a component's name and summary, and below them its keys with their defaults."""
     from fedpisa.families import keys_of
 
     table = f"{component.family}-options."

@@ -1,4 +1,4 @@
-"""The commands ``fedpisa deploy ...``; what is heavy is imported by the command that needs it."""
+"""The commands ``fedpisa deploy ...``; each imports the heavy packages that it needs."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedpisa.cli.options import File, Keys, read_keys
+
 if TYPE_CHECKING:
     from fedpisa.deployment.local import Deployment
 
 app = typer.Typer(
-    help="Run on Flower's SuperLink and real nodes: on this machine for a trial, or on machines of their own.",
+    help="Run on Flower's SuperLink and real nodes: on this machine for a trial, or on separate machines.",
     no_args_is_help=True,
 )
 
@@ -25,17 +27,17 @@ DEFAULT = Path("fedpisa-deployment")
 @app.command()
 def up(
     nodes: Annotated[
-        int, typer.Option(min=1, help="Number of nodes; each takes its part of the data set.")
+        int, typer.Option(min=1, help="Number of nodes; each gets one part of the data set.")
     ] = 3,
     data: Annotated[
         list[Path] | None,
-        typer.Option(help="A node's own table or folder of tables, in place of --nodes; once per node."),
+        typer.Option(help="A node's table or folder of tables; repeat for each node, instead of --nodes."),
     ] = None,
     folder: Folder = DEFAULT,
 ) -> None:
     """Start a SuperLink and nodes on this machine, with TLS and node authentication.
 
-    If the folder is there, what it describes is started again, with its keys, its nodes' states and its runs.
+    An existing folder is started again, with its keys, its nodes' states and its runs.
     """
     from fedpisa.deployment.local import Deployment, free_port
 
@@ -48,17 +50,17 @@ def up(
     typer.echo(f"folder: {deployment.folder}\n")
     typer.echo("Train:  fedpisa deploy run -c 'algorithm=sisa num-server-rounds=5'")
     typer.echo("End:    fedpisa deploy down\n")
-    typer.echo("The same on machines of their own, with the address under which they reach the SuperLink:")
+    typer.echo("To use separate machines, give the address at which they reach the SuperLink:")
     typer.echo(f"fedpisa deploy prepare --address HOST:PORT --nodes {len(deployment.nodes)}")
 
 
 @app.command()
 def prepare(
-    address: Annotated[str, typer.Option(help="Where nodes reach the SuperLink, host:port.")],
+    address: Annotated[str, typer.Option(help="Address at which nodes reach the SuperLink, host:port.")],
     nodes: Annotated[int, typer.Option(min=1, help="Number of nodes.")] = 3,
     folder: Folder = DEFAULT,
 ) -> None:
-    """Make certificates and keys for machines of their own, and print the commands to start there; nothing runs."""
+    """Create certificates and keys for separate machines, and print the commands to run there."""
     from fedpisa.deployment.local import Deployment
 
     deployment = Deployment.prepare(folder, address, _node_configs(nodes, None))
@@ -68,37 +70,32 @@ def prepare(
 
 @app.command()
 def run(
-    file: Annotated[
-        Path | None, typer.Argument(metavar="[FILE.toml]", help="Keys in a TOML file.", show_default=False)
-    ] = None,
-    config: Annotated[
-        list[str] | None,
-        typer.Option("-c", "--config", metavar="'key=value ...'", help="Keys, in place of the file's."),
-    ] = None,
+    file: File = None,
+    config: Keys = None,
     out: Annotated[
         Path | None,
         typer.Option(help="A new directory.", show_default="runs/<algorithm>-<dataset>-<seed>"),
     ] = None,
     resume: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Go on with a run that was cut short.", show_default=False),
+        typer.Option(metavar="DIR", help="Continue an interrupted run.", show_default=False),
     ] = None,
     folder: Folder = DEFAULT,
 ) -> None:
-    """Train on the nodes, and follow the run; the keys are those of fedpisa run."""
+    """Train on the nodes, and show the run's log; the keys are those of fedpisa run."""
     from fedpisa.config.flower import NodeSettings, read_run_config
-    from fedpisa.config.run import RunConfig, flatten, load_config, parse_overrides, read_toml
+    from fedpisa.config.run import RunConfig, flatten, load_config, read_toml
     from fedpisa.deployment.local import Deployment
     from fedpisa.runs.results import free_directory, require_free
     from fedpisa.runs.resume import changed
 
     deployment = Deployment.read(folder)
-    given: dict[str, object] = {}
-    for text in config or ():
-        given |= parse_overrides(text)
+    given = read_keys(config)
     if resume is not None:
         if file is not None or out is not None:
-            raise ValueError("--resume goes on with a run where it is: give neither a file nor --out with it")
+            raise ValueError(
+                "--resume continues a run in its directory: give neither a file nor --out with it"
+            )
         settings, changes = read_run_config(given)
         resolved = changed(load_config(resume / "config.toml"), {**changes, "checkpoint-every": 1})
         directory = resume.absolute()
@@ -114,13 +111,13 @@ def run(
     try:
         deployment.run(resolved, settings)
     except KeyboardInterrupt:
-        typer.echo(f"the run goes on, into {directory}; fedpisa deploy down ends it", err=True)
+        typer.echo(f"the run continues in {directory}: stop it with fedpisa deploy down", err=True)
         raise typer.Exit(130) from None
-    about = directory / "run.json"
-    status = json.loads(about.read_bytes())["status"] if about.is_file() else "not started"
+    info = directory / "run.json"
+    status = json.loads(info.read_bytes())["status"] if info.is_file() else "not started"
     if status != "finished":
-        go_on = f"; go on with: fedpisa deploy run --resume {directory}" if about.is_file() else ""
-        typer.echo(f"error: the run is {status}, its log says why{go_on}", err=True)
+        resume_with = f"; continue with: fedpisa deploy run --resume {directory}" if info.is_file() else ""
+        typer.echo(f"error: the run is {status}, see its log{resume_with}", err=True)
         raise typer.Exit(1)
     typer.echo(f"result: {directory}")
 
@@ -136,7 +133,7 @@ def status(folder: Folder = DEFAULT) -> None:
         state = f"running, process {process.pid}" if process.alive else "ended"
         typer.echo(f"{process.name:<12} {state}, log: {deployment.folder / process.name}.log")
     if not alive.get("superlink"):
-        typer.echo("the SuperLink does not run: start it with fedpisa deploy up")
+        typer.echo("the SuperLink is not running: start it with fedpisa deploy up")
         return
     for node in deployment.known_nodes():
         typer.echo(f"node {node['node-id']}: {node['status']}")
@@ -146,15 +143,15 @@ def status(folder: Folder = DEFAULT) -> None:
 
 @app.command()
 def down(folder: Folder = DEFAULT) -> None:
-    """End everything that up started; the folder stays, with keys, states and logs."""
+    """Stop everything that up started; the folder stays, with keys, states and logs."""
     from fedpisa.deployment.local import Deployment
 
     deployment = Deployment.read(folder)
-    typer.echo(f"{deployment.down()} processes ended; {deployment.folder} stays, start again with up")
+    typer.echo(f"{deployment.down()} processes stopped; {deployment.folder} stays, start again with up")
 
 
 def instructions(deployment: Deployment) -> Iterator[str]:
-    """Yield what to do on which machine."""
+    """Yield the instructions for each machine."""
     from fedpisa.deployment.certificates import CA, CERTIFICATE, KEY
     from fedpisa.deployment.local import CONNECTION
 

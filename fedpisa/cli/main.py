@@ -1,7 +1,6 @@
 """The command ``fedpisa``.
 
-``--help`` has to answer at once, so heavy packages (torch, flwr, pandas, matplotlib) are imported by the
-command that needs it, not here.
+Each command imports the heavy packages (torch, flwr, pandas, matplotlib) that it needs, so that ``--help`` is fast.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Parameters
     ----------
     arguments
-        What follows the command's name; ``sys.argv`` by default.
+        Arguments after the command's name; ``sys.argv`` by default.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words  # accepted anywhere, also after the command
@@ -38,14 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code: Any = app(words, prog_name="fedpisa", standalone_mode=False)
     except click.ClickException as error:
         return _fail(error.format_message(), error.exit_code)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         if debug:
             raise
-        return _fail(reason_of(error), 2)
-    except ValueError as error:
-        if debug:
-            raise
-        return _fail(str(error), 2)
+        return _fail(reason_of(error) if isinstance(error, OSError) else str(error), 2)
     return code if isinstance(code, int) else 0
 
 

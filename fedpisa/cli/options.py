@@ -1,4 +1,4 @@
-"""What the commands share: options, how an interruption or an error is told, a plain table."""
+"""Options of several commands, and their messages on interruptions and errors."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from fedpisa.config.run import RunConfig
     from fedpisa.runs.results import Result
 
@@ -27,7 +25,7 @@ Keys = Annotated[
         "-c",
         "--config",
         metavar="'key=value ...'",
-        help="Keys, in place of the file's; may be repeated.",
+        help="Keys that override the file's; may be repeated.",
         show_default=False,
     ),
 ]
@@ -35,7 +33,7 @@ Keys = Annotated[
 
 @contextmanager
 def interruptible(kept: Callable[[], str]) -> Iterator[None]:
-    """Say what is left after Ctrl-C or SIGTERM, and exit as a shell expects: with 128 and the signal's number."""
+    """After Ctrl-C or SIGTERM, report what was kept, and exit with 128 plus the signal's number."""
     try:
         yield
     except KeyboardInterrupt as error:
@@ -45,7 +43,7 @@ def interruptible(kept: Callable[[], str]) -> Iterator[None]:
 
 @contextmanager
 def keeping(directory: Path, go_on: str = "") -> Iterator[None]:
-    """Say what is left, and how to go on, after Ctrl-C, SIGTERM or a file that cannot be written."""
+    """After Ctrl-C, SIGTERM or a failed write, report what was kept and how to continue."""
     hint = f", go on with: {go_on}" if go_on else ""
     try:
         with interruptible(
@@ -63,7 +61,7 @@ def keeping(directory: Path, go_on: str = "") -> Iterator[None]:
 
 
 def refuse_diverged(result: Result) -> None:
-    """End the command with 1 if a run diverged."""
+    """Exit with 1 if a run diverged."""
     if result.status == "diverged":
         typer.echo(
             f"error: {result.config.algorithm} diverged, its rounds so far are kept in {result.directory}: "
@@ -74,14 +72,14 @@ def refuse_diverged(result: Result) -> None:
 
 
 def read_config(file: Path | None, assignments: Sequence[str] | None) -> RunConfig:
-    """Return the configuration of a file and the keys that take its keys' place."""
+    """Return the configuration of a file, overridden by the keys of ``-c`` options."""
     from fedpisa.config.run import load_config
 
     return load_config(file, read_keys(assignments))
 
 
 def read_keys(assignments: Sequence[str] | None) -> dict[str, object]:
-    """Return the keys of all ``-c`` options; later ones count."""
+    """Return the keys of all ``-c`` options; later ones override earlier ones."""
     from fedpisa.config.run import parse_overrides
 
     changes: dict[str, object] = {}
@@ -90,17 +88,6 @@ def read_keys(assignments: Sequence[str] | None) -> dict[str, object]:
     return changes
 
 
-def plain_table(first: str, *others: str) -> Table:
-    """Return a table without lines; all columns but the first are right-aligned."""
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column(first)
-    for name in others:
-        table.add_column(name, justify="right")
-    return table
-
-
 def reason_of(error: OSError) -> str:
-    """Return the file and what is wrong with it."""
+    """Return the file and the reason of the error."""
     return f"{error.filename}: {error.strerror}" if error.filename else str(error)

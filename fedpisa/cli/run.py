@@ -1,21 +1,19 @@
-"""``fedpisa demo`` and ``fedpisa run``: one run."""
+"""``fedpisa demo`` and ``fedpisa run``."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from fedpisa.cli.app import app
 from fedpisa.cli.options import File, Keys, keeping, read_config, read_keys, refuse_diverged
 from fedpisa.runs.tracking import Listener, Tracker, TrackerName, fan_out, make_tracker
-
-if TYPE_CHECKING:
-    pass
 
 
 @app.command()
@@ -25,7 +23,7 @@ def demo(
         typer.Option(help="A new directory.", show_default="fedpisa-demo, or the next free number"),
     ] = None,
 ) -> None:
-    """Compare FedAvg, LocalSGD and SISA on one non-IID split of real data, in less than a minute."""
+    """Compare FedAvg, LocalSGD, SISA and PISA on one non-IID split of real data, in less than a minute."""
     from rich.console import Console
 
     from fedpisa.runs.console import RunConsole
@@ -59,56 +57,41 @@ def run(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Go on with a run that was cut short, from its last checkpoint; -c num-server-rounds=... for more.",
+            help="Continue an interrupted run from its last checkpoint; -c num-server-rounds=... extends it.",
             show_default=False,
         ),
     ] = None,
     track: Annotated[
         list[TrackerName] | None,
-        typer.Option(help="Also follow the run in one of these; may be repeated.", show_default=False),
+        typer.Option(help="Also log the run to this tracker; may be repeated.", show_default=False),
     ] = None,
 ) -> None:
-    """Train, with live progress; without arguments SISA on the embedded data."""
-    if resume is not None:
-        _resume(resume, file, config, out, track or ())
-        return
-    settings = read_config(file, config)
+    """Train, with live progress; without arguments, SISA on the digits data."""
+    if resume is not None and (file is not None or out is not None):
+        raise ValueError("--resume continues a run in its directory: give neither a file nor --out with it")
+    given = read_config(file, config) if resume is None else read_keys(config)
     from fedpisa.runs.results import free_directory, require_free
-
-    name = f"{settings.algorithm}-{settings.dataset}-{settings.seed}"
-    directory = require_free(out) if out else free_directory(Path("runs") / re.sub(r"[^\w.-]+", "-", name))
     from fedpisa.runs.runner import run as train
 
+    if isinstance(given, dict):
+        assert resume is not None
+        directory, start = resume, partial(train, given, resume=resume)
+    else:
+        name = re.sub(r"[^\w.-]+", "-", f"{given.algorithm}-{given.dataset}-{given.seed}")
+        directory = require_free(out) if out else free_directory(Path("runs") / name)
+        start = partial(train, given, directory)
     with keeping(directory, f"fedpisa run --resume {directory}"), _following(directory, track or ()) as tell:
-        result = train(settings, directory, on_event=tell)
+        result = start(on_event=tell)
     refuse_diverged(result)
     typer.echo(f"result: {directory}")
 
 
 @contextmanager
 def _following(directory: Path, track: Sequence[TrackerName]) -> Iterator[Listener]:
-    """Show a run's events on the terminal, and pass them on to the trackers."""
+    """Show a run's events on the terminal, and send them to the trackers."""
     from fedpisa.runs.console import RunConsole
 
     trackers: list[Tracker] = [make_tracker(name, directory) for name in track]
     with ExitStack() as stack:
         console = stack.enter_context(RunConsole())
         yield fan_out([*(stack.enter_context(tracker) for tracker in trackers), console])
-
-
-def _resume(
-    directory: Path,
-    file: Path | None,
-    config: Sequence[str] | None,
-    out: Path | None,
-    track: Sequence[TrackerName],
-) -> None:
-    if file is not None or out is not None:
-        raise ValueError("--resume goes on with a run where it is: give neither a file nor --out with it")
-    from fedpisa.runs.runner import run as train
-
-    changes = read_keys(config)
-    with keeping(directory, f"fedpisa run --resume {directory}"), _following(directory, track) as tell:
-        result = train(changes, resume=directory, on_event=tell)
-    refuse_diverged(result)
-    typer.echo(f"result: {directory}")

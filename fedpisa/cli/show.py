@@ -1,4 +1,4 @@
-"""``fedpisa partition`` and ``fedpisa plot``: what can be looked at before and after a run."""
+"""``fedpisa partition`` and ``fedpisa plot``: show the split and the curves."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedpisa.cli.app import app
-from fedpisa.cli.options import File, Keys, plain_table, read_config
+from fedpisa.cli.options import File, Keys, read_config
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,15 +22,13 @@ if TYPE_CHECKING:
 
 
 MOST_ROWS = 25
-"""Clients that ``fedpisa partition`` lists one by one."""
-
-
+"""Clients up to which ``fedpisa partition`` lists each."""
 MOST_LABELS = 12
-"""Labels that it counts one by one."""
+"""Labels up to which ``fedpisa partition`` counts each."""
 
 
 class XAxis(StrEnum):
-    """What curves can be drawn against."""
+    """The x axis of curves."""
 
     ROUND = "round"
     BYTES = "bytes"
@@ -47,7 +45,7 @@ def partition(
         Path | None, typer.Option(help="Draw the split into a .png, .pdf or .svg.", show_default=False)
     ] = None,
 ) -> None:
-    """Show how a configuration splits the data among clients, and how unlike the clients are."""
+    """Show how a configuration splits the data among clients, and how heterogeneous the clients are."""
     settings = read_config(file, config)
     from rich.console import Console
 
@@ -74,26 +72,27 @@ def partition(
 
 
 def _clients_table(split: Heterogeneity) -> Table:
-    """Return a row per client: its size and, where they are few, how many samples of each label it holds."""
-    table = plain_table("client", "samples")
+    """Return a row per client: its size, and its samples of each label or, with many labels, their number."""
+    from fedpisa.runs.console import plain_table
+
     counts = split.label_counts
+    titles: list[str] = []
+    cells: list[list[str]] = [[]] * len(split.sizes)
     if counts is not None and counts.shape[1] <= MOST_LABELS:
-        for label in range(counts.shape[1]):
-            table.add_column(f"label {label}" if label == 0 else str(label), justify="right")
+        titles = ["label 0", *map(str, range(1, counts.shape[1]))]
+        cells = [[str(number) if number else "." for number in row] for row in counts]
     elif counts is not None:
-        table.add_column("labels", justify="right")
-    for client, size in enumerate(split.sizes):
-        cells: list[str] = []
-        if counts is not None and counts.shape[1] <= MOST_LABELS:
-            cells = [str(number) if number else "." for number in counts[client]]
-        elif counts is not None:
-            cells = [str((counts[client] > 0).sum())]
-        table.add_row(str(client), str(size), *cells)
+        titles, cells = ["labels"], [[str((row > 0).sum())] for row in counts]
+    table = plain_table("client", "samples", *titles)
+    for client, (size, row) in enumerate(zip(split.sizes, cells, strict=True)):
+        table.add_row(str(client), str(size), *row)
     return table
 
 
 def _indices_table(split: Heterogeneity) -> Table:
     """Return the heterogeneity indices, one per row, each with its range."""
+    from fedpisa.runs.console import plain_table
+
     sizes = split.sizes
     table = plain_table("index", "value", "range")
     table.add_row("samples per client, least / median / most", _three(sizes), "")
@@ -120,13 +119,13 @@ def _three(numbers: NDArray[np.int64]) -> str:
 def plot(
     runs: Annotated[
         list[Path],
-        typer.Argument(metavar="DIR...", help="Directories of runs, or a directory that holds them."),
+        typer.Argument(metavar="DIR...", help="Directories of runs, or a directory that contains runs."),
     ],
-    x: Annotated[XAxis, typer.Option(help="What to draw against; sums over the rounds.")] = XAxis.ROUND,
+    x: Annotated[XAxis, typer.Option(help="The x axis; all but round are running sums.")] = XAxis.ROUND,
     y: Annotated[
         list[str] | None,
         typer.Option(
-            help="A column of metrics.jsonl, one panel each; may be repeated.",
+            help="A column of metrics.jsonl; repeat for more panels.",
             show_default="test-accuracy (or test-loss) and train-loss",
         ),
     ] = None,
@@ -151,7 +150,7 @@ def plot(
 
 
 def _run_directories(paths: Sequence[Path]) -> Iterator[Path]:
-    """Yield each directory, or the runs in it if it is not a run itself."""
+    """Yield each run's directory, and the runs directly in any other directory."""
     for path in paths:
         inside = [] if (path / "config.toml").exists() else sorted(path.glob("*/config.toml"))
         yield from [file.parent for file in inside] or [path]

@@ -1,17 +1,14 @@
-"""``fedpisa compare``, ``tune`` and ``report``: many runs."""
+"""``fedpisa compare``, ``tune`` and ``report``: commands on many runs."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from fedpisa.cli.app import app
 from fedpisa.cli.options import interruptible
-
-if TYPE_CHECKING:
-    pass
 
 
 @app.command()
@@ -19,11 +16,13 @@ def compare(
     study: Annotated[Path, typer.Argument(metavar="STUDY.toml", help="A base, a sweep, variants and seeds.")],
     out: Annotated[
         Path | None,
-        typer.Option(help="The study's directory, new or to be completed.", show_default="studies/<file>"),
+        typer.Option(
+            help="The study's directory; existing runs are not repeated.", show_default="studies/<file>"
+        ),
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Runs at a time; the results do not depend on it.")] = 1,
 ) -> None:
-    """Carry out a study, or what is left of it: every variant at every point of the sweep, with every seed."""
+    """Run a study, or the rest of it: each variant at each point of the sweep, with each seed."""
     from rich.console import Console
 
     from fedpisa.studies.comparison import compare as compare_runs
@@ -33,7 +32,7 @@ def compare(
     directory = out or Path("studies") / study.stem
     runs = read_study(study).runs()
     stands = []
-    kept = f"everything so far is kept in {directory}, the same command goes on"
+    kept = f"all rounds so far are kept in {directory}, the same command continues"
     with interruptible(lambda: kept), StudyConsole(runs) as console:
         stands = compare_runs(study, directory, jobs=jobs, on_progress=console)
     terminal = Console(highlight=False, soft_wrap=True)
@@ -58,11 +57,13 @@ def tune(
     ],
     out: Annotated[
         Path | None,
-        typer.Option(help="The trials' directory, new or to be completed.", show_default="tuned/<name>"),
+        typer.Option(
+            help="The trials' directory; existing trials are not repeated.", show_default="tuned/<name>"
+        ),
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Trials at a time, each in its own process.")] = 1,
 ) -> None:
-    """Search the best values for every variant of a study, with the same number of trials for all."""
+    """Search the best values for each variant of a study, with the same number of trials for all."""
     from rich.console import Console
 
     from fedpisa.tuning.console import TuneConsole, at_the_end, table
@@ -71,7 +72,7 @@ def tune(
 
     plan = read_plan(study)
     directory = out or Path("tuned") / plan.study.name
-    kept = f"the trials so far are kept in {directory}, the same command goes on"
+    kept = f"the trials so far are kept in {directory}, the same command continues"
     with interruptible(lambda: kept), TuneConsole(plan) as console:
         standings = run_tuning(plan, directory, jobs=jobs, on_progress=console)
     terminal = Console(highlight=False, soft_wrap=True)
@@ -86,11 +87,11 @@ def tune(
     running = sum(one.counts["running"] for one in standings)
     missing = [str(one.subject) for one in standings if one.best is None]
     if running:
-        typer.echo(f"{running} trials are at work in another process, which writes the results", err=True)
+        typer.echo(f"{running} trials are running in another process, which writes the results", err=True)
     elif missing:
         typer.echo(f"no trial reached the end of {'; '.join(missing)}: there is no best.toml", err=True)
     else:
-        terminal.print(f"go on with: fedpisa compare {directory / 'best.toml'} --out DIR", markup=False)
+        terminal.print(f"next: fedpisa compare {directory / 'best.toml'} --out DIR", markup=False)
     if running or missing:
         raise typer.Exit(1)
 
@@ -99,18 +100,18 @@ def tune(
 def report(
     runs: Annotated[
         list[Path],
-        typer.Argument(metavar="DIR...", help="Directories of runs, or of a study: any that hold runs."),
+        typer.Argument(metavar="DIR...", help="Directories of runs, or of a study."),
     ],
     out: Annotated[
         Path,
         typer.Option(
-            help="The page, .html; its tables go beside it, into <name>-tables. Replaced if they exist."
+            help="The page, .html; its tables are in <name>-tables beside it. Existing ones are replaced."
         ),
     ] = Path("report.html"),
     target: Annotated[
         float | None,
         typer.Option(
-            help="Test accuracy, in (0, 1], that the costs are to reach.",
+            help="Test accuracy in (0, 1] up to which costs are counted.",
             show_default="the runs' target-accuracy, or 95% of the best",
         ),
     ] = None,
@@ -119,7 +120,7 @@ def report(
     ] = True,
     title: Annotated[str | None, typer.Option(help="The page's heading.", show_default=False)] = None,
 ) -> None:
-    """Compare runs in one HTML page that needs nothing else, and in tables as CSV and LaTeX."""
+    """Compare runs in one self-contained HTML page, and in tables as CSV and LaTeX."""
     from fedpisa.report import write_report
 
     written = write_report(runs, out, target_accuracy=target, load_data=data, title=title)

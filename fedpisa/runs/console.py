@@ -156,6 +156,15 @@ class RunConsole(Display):
             self._console.print(f"round {number:{width}}/{num_server_rounds}  {metrics}", markup=False)
 
 
+def plain_table(first: str, *others: str) -> Table:
+    """Return a table without lines; all columns but the first are right-aligned."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column(first)
+    for name in others:
+        table.add_column(name, justify="right")
+    return table
+
+
 def summary(result: Result) -> str:
     """Return the outcome of a run in one line."""
     rounds = max((int(row["round"] or 0) for row in result.rows), default=0)

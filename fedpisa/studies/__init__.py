@@ -1,1 +1,1 @@
-"""Studies: what a file asks for, its runs carried out by one process or several, and what came out."""
+"""Studies: read a study file, run it in one process or several, and summarize the results."""

@@ -1,7 +1,7 @@
-"""A study carried out: its runs begun, gone on with, or left alone because they are done; and what came out.
+"""Run a study: start, resume or skip each of its runs, and summarize the results.
 
-After an interruption the same command goes on: every run is a directory of its own with its own checkpoints
-and its own lock, and the study itself keeps nothing but ``study.toml``.
+After an interruption, the same command continues. Each run has a directory with its checkpoints and its lock; the
+study's only file beside them is ``study.toml``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MOST_NAMED = 4
-"""Runs, and differences, that one error message names."""
+"""Maximum runs, and maximum differences, in an error message."""
 
 
 def compare(
@@ -33,32 +33,30 @@ def compare(
     jobs: int = 1,
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> list[Progress]:
-    """Carry out a study, or what is left of it, and write its ``summary.csv``.
+    """Run a study, or the rest of it, and write its ``summary.csv``.
 
     Parameters
     ----------
     study
         A study, or the path of its file.
     out
-        The study's directory; ``studies/<name of the file>`` by default. One that holds a part of the study's runs
-        is completed.
+        The study's directory; ``studies/<name of the file>`` by default. Runs that it already has are not repeated.
     jobs
-        Runs at a time, each in a process of its own with one thread; what comes out does not depend on it.
+        Number of parallel processes, each with one thread. The results do not depend on it.
     on_progress
-        Told where each run stands, whenever that changes.
+        Called on each progress of a run.
 
     Returns
     -------
     list of Progress
-        Where each run stands at the end, in the study's order.
+        Final state of each run, in the study's order.
 
     Raises
     ------
     ValueError
-        If the study or one of its runs is unusable, or runs that are there have another configuration; nothing is
-        written then.
+        If the study or one of its runs is invalid, or existing runs have another configuration. Nothing is written.
     KeyboardInterrupt
-        After Ctrl-C or SIGTERM, once all runs at work have ended their round and written a checkpoint.
+        After Ctrl-C or SIGTERM, when all current runs have finished their round and written a checkpoint.
     """
     if isinstance(study, Study):
         content, name = study.to_toml().encode(), study.name
@@ -86,9 +84,9 @@ def compare(
 
     signum = None
     with one_thread():
-        # What another process was at is tried once more at the end: it may have ended, or have been ended.
-        for wanted in ("waiting", "elsewhere"):
-            left = [task for task in tasks if stands[task.number].state == wanted]
+        # Retry the runs of other processes at the end: those processes may have ended, or died.
+        for state in ("waiting", "elsewhere"):
+            left = [task for task in tasks if stands[task.number].state == state]
             if left and signum is None:
                 signum = share_out(left, jobs, note) if jobs > 1 else _one_by_one(left, note)
     with locked(directory, wait=True):
@@ -100,12 +98,12 @@ def compare(
 
 
 def check(runs: Sequence[StudyRun]) -> None:
-    """Check every run's configuration, its algorithm, and that the data can be read.
+    """Check each run's configuration and algorithm, and that its data can be loaded.
 
     Raises
     ------
     ValueError
-        Naming variant and point.
+        If a check fails; the error names the variant and the point.
     """
     read = set()
     for run in runs:
@@ -120,7 +118,7 @@ def check(runs: Sequence[StudyRun]) -> None:
 
 
 def _require_same(runs: Sequence[StudyRun], directory: Path) -> None:
-    """Refuse to go on with runs that were begun with other configurations."""
+    """Raise an error if existing runs have other configurations."""
     other, reasons = [], dict[str, None]()
     for run in runs:
         file = directory / run.path / "config.toml"
@@ -132,9 +130,9 @@ def _require_same(runs: Sequence[StudyRun], directory: Path) -> None:
                 reasons |= dict.fromkeys(different.values())
     if other:
         raise ValueError(
-            f"{len(other)} of the {len(runs)} runs in {directory} were begun with another configuration "
-            f"({_few(list(reasons))}): {_few(other)}: put the study back as it was, or give another directory "
-            "with --out, or remove those runs"
+            f"{len(other)} of the {len(runs)} runs in {directory} have another configuration "
+            f"({_few(list(reasons))}): {_few(other)}: restore the study, give another directory with "
+            "--out, or remove those runs"
         )
 
 
@@ -143,7 +141,7 @@ def _few(texts: Sequence[str]) -> str:
 
 
 def _one_by_one(tasks: Sequence[Task], note: Callable[[Progress], None]) -> int | None:
-    """Carry out runs in this process; return the signal that ended it, if one did."""
+    """Run the tasks in this process; return the signal that interrupted, if any."""
     for task in tasks:
         progress = run_task(task, note)
         note(progress)
@@ -152,15 +150,15 @@ def _one_by_one(tasks: Sequence[Task], note: Callable[[Progress], None]) -> int 
     return None
 
 
-# ----------------------------------------------------------------------------------------- what came out
+# ----------------------------------------------------------------------------------------------- summary
 
 
 def summary(results: Sequence[StudyResult]) -> pd.DataFrame:
-    """Return one row per variant and point: the mean and the deviation over the seeds of what was reached.
+    """Return a row per variant and point, with means and standard deviations over the seeds.
 
-    Columns: ``variant``, the swept keys, ``runs`` begun and ``finished``; of the finished ones ``final`` and ``best``
-    accuracy (without accuracy: the loss), ``rounds_to_target`` over those ``reached``. Deviations are those of a
-    sample, empty for one run.
+    Columns: ``variant``, the swept keys, the numbers of started ``runs`` and ``finished`` runs; over the finished runs
+    the ``final`` and ``best`` accuracy (or loss, if there is no accuracy); ``rounds_to_target`` over the runs that
+    ``reached`` it. Deviations are sample standard deviations, NaN for one run.
     """
     import pandas as pd
 
@@ -169,7 +167,7 @@ def summary(results: Sequence[StudyResult]) -> pd.DataFrame:
 
 
 def by_seed(results: Sequence[StudyResult]) -> list[list[StudyResult]]:
-    """Return the results in groups that differ in their seeds alone."""
+    """Return the results in groups that differ only in their seeds."""
     groups: dict[str, list[StudyResult]] = {}
     for one in results:
         groups.setdefault(repr((one.variant, one.point)), []).append(one)
@@ -181,13 +179,16 @@ def _row(group: Sequence[StudyResult], accuracy: bool) -> dict[str, Any]:
 
     finished = [one.result for one in group if one.result.status == "finished"]
     column = "test_accuracy" if accuracy else "test_loss"
-    targets = [(result, result.config.target_accuracy) for result in finished]
-    reached = [result.rounds_to(target) for result, target in targets if target is not None]
+    reached = [r.rounds_to(target) for r in finished if (target := r.config.target_accuracy) is not None]
     point = {
         key: str(value) if isinstance(value, list | bool) else value for key, value in group[0].point.items()
     }
-    counts = {"runs": len(group), "finished": len(finished)}
-    row: dict[str, Any] = {"variant": group[0].variant, **point, **counts}
+    row: dict[str, Any] = {
+        "variant": group[0].variant,
+        **point,
+        "runs": len(group),
+        "finished": len(finished),
+    }
     numbers = [number for number in reached if number is not None]
     values = {
         f"final_{column}": [result.last(column) for result in finished],

@@ -1,4 +1,4 @@
-"""What a study says while it is carried out: a live table on a terminal, a line per run elsewhere."""
+"""Progress of a study: a live table on a terminal, otherwise a line per run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from fedpisa.runs.console import LiveTable
+from fedpisa.runs.console import LiveTable, plain_table
 from fedpisa.studies.comparison import by_seed, summary
 from fedpisa.studies.workers import Progress
 
@@ -28,22 +28,22 @@ STYLES = {
     "elsewhere": "magenta",
     "waiting": "dim",
 }
-"""How each state looks, the order in which they are shown where there is no room for all runs."""
+"""Style of each state; if the terminal is too small for all runs, the first states have priority."""
 
 AT_WORK = ("waiting", "running", "stopping")
-"""States of runs that have not ended."""
+"""States of unfinished runs."""
 
 
 @final
 class StudyConsole(LiveTable):
-    """Shows where every run of a study stands; give it to ``fedpisa.compare`` as ``on_progress``.
+    """Show the state of all runs; pass it to ``fedpisa.compare`` as ``on_progress``.
 
     Parameters
     ----------
     runs
         The study's runs.
     console
-        Where to write; standard error by default.
+        Output; standard error by default.
 
     Examples
     --------
@@ -69,7 +69,7 @@ class StudyConsole(LiveTable):
             self._console.print(f"{text} ({progress.message})" if progress.message else text, markup=False)
 
     def _table(self) -> Table:
-        """Return all runs, or those that fit the terminal, the ones at work first."""
+        """Return all runs, or as many as the terminal has room for, running ones first."""
         counted: Counter[str] = Counter(stand.state for stand in self._stands)
         caption = ", ".join(f"{counted[state]} {state}" for state in STYLES if counted[state])
         if counted["stopping"]:
@@ -104,16 +104,13 @@ def _accuracy(progress: Progress) -> str:
 
 
 def table(results: Sequence[StudyResult]) -> Table:
-    """Return what a study found, a row per variant and point: means and deviations over the seeds."""
+    """Return the results of a study, a row per variant and point: means and deviations over the seeds."""
     rows = summary(results).to_dict("records")
     accuracy = bool(rows) and "final_test_accuracy_mean" in rows[0]
     column, form = ("test_accuracy", ".1%") if accuracy else ("test_loss", ".4g")
     keys = list(results[0].point) if results else []
     targets = {one.result.config.target_accuracy or 0 for one in results} - {0}
-    view = Table(box=None, pad_edge=False, header_style="bold")
-    view.add_column("variant")
-    for name in (*keys, "runs", f"final {column.removeprefix('test_')}", "best"):
-        view.add_column(name, justify="right")
+    view = plain_table("variant", *keys, "runs", f"final {column.removeprefix('test_')}", "best")
     timed = bool(targets)
     if timed:
         title = "rounds to target" if len(targets) > 1 else f"rounds to {targets.pop():.0%}"
@@ -130,7 +127,7 @@ def table(results: Sequence[StudyResult]) -> Table:
 
 
 def _mean(row: dict[Any, Any], name: str, form: str) -> str:
-    """Return ``mean ± deviation``; without the deviation where there is one run, a dash where there is none."""
+    """Return ``mean ± deviation``, the mean alone for one run, and a dash for none."""
     mean, deviation = row[f"{name}_mean"], row[f"{name}_std"]
     if math.isnan(mean):
         return "-"

@@ -1,4 +1,4 @@
-"""The demonstration: FedAvg, LocalSGD and SISA on one non-IID split of real data, under one budget."""
+"""The demonstration: FedAvg, LocalSGD, SISA and PISA on one non-IID split of real data, with the same budget."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from fedpisa.runs.events import Event
 
 STEPS = 10
-"""Gradient evaluations of each client in each round."""
+"""Gradient evaluations per client and round."""
 
 L2 = 1e-3
 """Coefficient of the objective's ``||w||^2 / 2``: FedAvg has it on the clients, PISA on the server."""
@@ -32,7 +32,7 @@ COMMON: Mapping[str, Any] = {
     "target-accuracy": 0.95,
     "exact-diagnostics": True,
 }
-"""What the runs share: data, split, model, initial weights, rounds, local steps."""
+"""Keys of all runs: data, split, model, initial weights, rounds, local steps."""
 
 ALGORITHMS: Mapping[str, Mapping[str, Any]] = {
     "fedavg": {"learning-rate": 0.3, "weight-decay": L2},
@@ -40,9 +40,9 @@ ALGORITHMS: Mapping[str, Mapping[str, Any]] = {
     "sisa": {"sigma": 0.03, "rho": 100.0, "lambda": L2},
     "pisa": {"sigma": 0.03, "rho": 3.0, "lambda": L2},
 }
-"""What each run adds, chosen by the objective at the end on two seeds: the learning rate among 0.01, 0.03, 0.1,
-0.3, 1; (sigma, rho) among nine pairs for SISA, of which (0.01, 30) ends 0.0005 lower but less smoothly, and six for
-PISA."""
+"""Keys of each algorithm, chosen by the final objective on two seeds. The learning rate is one of 0.01, 0.03, 0.1, 0.3
+and 1; (sigma, rho) is one of nine pairs for SISA and of six for PISA. SISA with (0.01, 30) ends 0.0005 lower, but its
+curve is less smooth."""
 
 BUDGET = (
     f"{COMMON['num-server-rounds']} rounds of {STEPS} full gradients per client, the same for all; one label per "
@@ -51,19 +51,19 @@ BUDGET = (
 
 
 def run_demo(out: str | Path, on_event: Callable[[Event], None] | None = None) -> dict[str, Result]:
-    """Train each algorithm into a directory of its own below ``out``, and draw ``convergence.png`` there.
+    """Train each algorithm into a subdirectory of ``out``, and draw ``convergence.png`` there.
 
     Parameters
     ----------
     out
-        A directory that does not exist or is empty.
+        A new or empty directory.
     on_event
-        Told what happens, as by `fedpisa.run`.
+        Called on each event, as in `fedpisa.run`.
 
     Returns
     -------
     dict
-        The runs by the name of their algorithm.
+        Result of each algorithm, by name.
 
     Raises
     ------
@@ -75,13 +75,13 @@ def run_demo(out: str | Path, on_event: Callable[[Event], None] | None = None) -
     from fedpisa.simulation.stacked.threads import one_thread
 
     directory = require_free(out)
-    with one_thread():  # 650 parameters are too few to share
+    with one_thread():  # 650 parameters do not profit from threads
         results = {
             name: run({"algorithm": name, **COMMON, **own}, directory / name, on_event=on_event)
             for name, own in ALGORITHMS.items()
         }
     target = COMMON["target-accuracy"]
-    # The gradient of the global objective vanishes at its optimum, and only there: a plateau is a bias.
+    # The gradient of the convex objective is 0 only at the optimum: a plateau above 0 is a bias.
     panels = ("test_accuracy", "gradient_norm")
     histories = {name: result.history for name, result in results.items()}
     plot_curves(histories, y=panels, path=directory / "convergence.png", target_accuracy=target)
@@ -90,28 +90,16 @@ def run_demo(out: str | Path, on_event: Callable[[Event], None] | None = None) -
 
 def table(results: Mapping[str, Result]) -> Table:
     """Return the comparison of the runs as a table for the terminal."""
-    from rich.table import Table
+    from fedpisa.runs.console import plain_table
 
     target = COMMON["target-accuracy"]
-    view = Table(box=None, pad_edge=False, header_style="bold")
-    view.add_column("algorithm")
-    titles = (
-        "final accuracy",
-        "best",
-        f"rounds to {target:.0%}",
-        "objective",
-        "its gradient",
-        "MB up",
-        "seconds",
+    to_target = f"rounds to {target:.0%}"
+    view = plain_table(
+        "algorithm", "final accuracy", "best", to_target, "objective", "its gradient", "MB up", "seconds"
     )
-    for title in titles:
-        view.add_column(title, justify="right")
     for name, result in results.items():
-        final, best, reached = (
-            result.last("test_accuracy"),
-            result.best("test_accuracy"),
-            result.rounds_to(target),
-        )
+        final, best = result.last("test_accuracy"), result.best("test_accuracy")
+        reached = result.rounds_to(target)
         view.add_row(
             name if result.status == "finished" else f"{name} ({result.status})",
             "-" if final is None else f"{final:.1%}",

@@ -1,4 +1,4 @@
-"""Processes that work for this one: begun anew, told to stop by its signals, and heard over pipes."""
+"""Worker processes: they are spawned, send messages over pipes, and stop on this process's signals."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from fedpisa.runs.signals import Stop, ignore_second_signal, postponed
 
 CONTEXT: multiprocessing.context.SpawnContext | multiprocessing.context.ForkContext
 CONTEXT = multiprocessing.get_context("spawn")
-"""How processes begin: anew, because a copy of one that has used torch's threads may hang."""
+"""Start method of the workers: spawn, because a fork of a process that has used torch's threads may hang."""
 
 
 class Worker:
-    """A process, and this one's end of a pipe to it.
+    """A process, and the parent's end of a pipe to it.
 
     Parameters
     ----------
     work
-        What the process does; it is given the other end of the pipe, and calls `become_worker` first.
+        Main function of the process. Its last argument is the other end of the pipe; it calls `become_worker` first.
     arguments
-        What else it is given, before the pipe.
+        Arguments of ``work`` before the pipe.
     """
 
     def __init__(self, work: Callable[..., None], *arguments: object) -> None:
-        self.pipe, theirs = CONTEXT.Pipe()
-        self.process = CONTEXT.Process(target=work, args=(*arguments, theirs), daemon=True)
+        self.pipe, child_end = CONTEXT.Pipe()
+        self.process = CONTEXT.Process(target=work, args=(*arguments, child_end), daemon=True)
         with _for_children():
             self.process.start()
-        theirs.close()  # so that the end of the process is the end of the pipe
+        child_end.close()  # the pipe then closes when the process ends
         self.told = False
 
     def stop(self) -> None:
-        """Have it end its round, or, the second time, end at once."""
+        """Stop the process after its round; a second call kills it."""
         if self.process.is_alive():
             self.process.kill() if self.told else self.process.terminate()
         self.told = True
@@ -49,12 +49,12 @@ W = TypeVar("W", bound=Worker)
 
 @final
 class Pool(Generic[W]):
-    """The workers that are at work, and how they end.
+    """A pool of workers.
 
     Parameters
     ----------
     kind
-        What the workers are.
+        Class of the workers.
     """
 
     def __init__(self, kind: Callable[..., W]) -> None:
@@ -64,17 +64,17 @@ class Pool(Generic[W]):
 
     @property
     def signum(self) -> int | None:
-        """The signal that came, if one did: no worker is to be added any more."""
+        """The signal that came, if any; after it, add no workers."""
         return self._stop.signum
 
     def begin(self, *arguments: object) -> W:
-        """Begin a worker, and return it."""
+        """Start a worker, and return it."""
         self.workers.append(self._kind(*arguments))
         return self.workers[-1]
 
     def hear(self) -> Iterator[tuple[W, Any]]:
-        """Wait, and yield the workers that have something to say with their message, ``None`` from one that ended."""
-        if self.signum is not None:  # one that was just being made was not there to be told
+        """Wait for messages, and yield each with its worker; the message is ``None`` if the worker has ended."""
+        if self.signum is not None:  # the signal may have come while a worker was being created
             for worker in self.workers:
                 if not worker.told:
                     worker.stop()
@@ -89,18 +89,18 @@ class Pool(Generic[W]):
             yield pipes[pipe], message
 
     def release(self, worker: W) -> None:
-        """Wait for a worker's end."""
+        """Remove a worker, and wait for its end."""
         self.workers.remove(worker)
         worker.process.join()
 
     @contextmanager
     def at_work(self, announce: Callable[[int], None] = lambda signum: None) -> Iterator[None]:
-        """Have signals stop the workers until the block ends; those that are left then are stopped.
+        """Stop all workers on Ctrl-C or SIGTERM, and at the end of the block.
 
         Parameters
         ----------
         announce
-            Told the first Ctrl-C or SIGTERM when it comes, before all workers are told to stop.
+            Called with the first signal, before the workers are stopped.
         """
 
         def stop_all(signum: int) -> None:
@@ -120,14 +120,14 @@ class Pool(Generic[W]):
 
 @contextmanager
 def _for_children() -> Iterator[None]:
-    """Have processes begin with one thread, and deaf to Ctrl-C: that is the parent's, who tells them by SIGTERM.
+    """Start processes with one thread, and with Ctrl-C and SIGTERM blocked.
 
-    That one waits until they `become_worker`.
+    Only the parent handles Ctrl-C; it sends SIGTERM to the workers. `become_worker` unblocks SIGTERM.
     """
     variables = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(dict.fromkeys(variables, "1"))
-    # Children inherit what is blocked; for this process a signal only waits.
+    # Children inherit the mask; in this process the signals are only delayed.
     blocked = {signal.SIGINT, signal.SIGTERM}
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, blocked) if os.name == "posix" else None
     try:
@@ -143,8 +143,8 @@ def _for_children() -> Iterator[None]:
 
 
 def become_worker() -> None:
-    """Begin to be a worker, which ends by SIGTERM, in a run after its round."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # forked, it has its parent's handler, which only notes it
+    """Set up this process as a worker, which SIGTERM ends; a run ends after its round."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a forked process inherits the parent's handler
     ignore_second_signal()
     if os.name == "posix":
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})

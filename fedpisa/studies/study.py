@@ -1,4 +1,4 @@
-"""A study: which runs it consists of, where they lie, and what they found.
+"""A study: its runs, their directories and their results.
 
 A study file has a base configuration, keys to sweep, named variants and seeds::
 
@@ -10,17 +10,17 @@ A study file has a base configuration, keys to sweep, named variants and seeds::
     [sweep]                          # every combination of these
     dirichlet-alpha = [0.1, 10]
 
-    [[variant]]                      # flat keys that differ from the base, under a name
+    [[variant]]                      # flat keys that differ from the base
     name = "sisa"
     algorithm = "sisa"
 
-    [[variant.at]]                   # where keys are to depend on the point
-    dirichlet-alpha = 0.1            # the sweep's keys say where, all of them or some,
-    sigma = 0.5                      # the others what
+    [[variant.at]]                   # keys that depend on the point
+    dirichlet-alpha = 0.1            # swept keys, all or some, select the points;
+    sigma = 0.5                      # the other keys hold there
 
-The tables ``[tune]``, ``[search]`` and ``search`` of a variant are those of `fedpisa.tuning`; only it heeds them.
+Only `fedpisa.tuning` uses the tables ``[tune]`` and ``[search]`` and a variant's ``search``.
 
-Its directory holds ``study.toml`` and each run's own directory ``runs/<variant>/<point>/seed-<seed>``.
+The study's directory has ``study.toml`` and the runs' directories ``runs/<variant>/<point>/seed-<seed>``.
 """
 
 from __future__ import annotations
@@ -54,15 +54,15 @@ class StudyRun:
     Parameters
     ----------
     variant
-        Its variant's name.
+        Name of the variant.
     point
-        The swept keys' values.
+        Values of the swept keys.
     seed
-        Its seed.
+        Seed of the run.
     keys
-        All of its keys: the base's, the variant's, the point's and the seed.
+        All keys: the base's, the variant's, the point's and the seed.
     path
-        Its directory, below that of the study.
+        Directory of the run, relative to the study's directory.
     """
 
     variant: str
@@ -78,7 +78,7 @@ class StudyRun:
         Raises
         ------
         ValueError
-            For a key or value that does not fit, naming variant and point.
+            If a key or value is invalid; the error names the variant and the point.
         """
         try:
             return RunConfig.from_mapping(self.keys)
@@ -92,18 +92,18 @@ class StudyRun:
 @final
 @dataclass(frozen=True)
 class StudyResult:
-    """What one run of a study found.
+    """The result of a run of a study.
 
     Parameters
     ----------
     variant
-        Its variant's name.
+        Name of the variant.
     point
-        The swept keys' values.
+        Values of the swept keys.
     seed
-        Its seed.
+        Seed of the run.
     result
-        The run, with any status.
+        Result of the run, with any status.
     """
 
     variant: str
@@ -115,22 +115,22 @@ class StudyResult:
 @final
 @dataclass(frozen=True)
 class Study:
-    """Runs that belong together: every variant at every point of the sweep, with every seed.
+    """A set of runs: each variant at each point of the sweep, with each seed.
 
     Parameters
     ----------
     name
-        What it is called.
+        Name of the study.
     base
         Keys of all runs.
     sweep
-        Lists of values; the points are their combinations.
+        Values of each swept key; the points are all combinations.
     variants
-        By name, the keys in which a variant differs from the base.
+        Keys of each variant that differ from the base, by name.
     seeds
-        The runs' seeds.
+        Seeds of the runs.
     at
-        By variant, keys that hold at some points only: which values of the sweep, and the keys.
+        Keys of a variant that hold at some points only: pairs of the swept values and the keys.
 
     Examples
     --------
@@ -158,19 +158,19 @@ class Study:
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], name: str = "study") -> Study:
-        """Return the study that a study file's tables describe.
+        """Return the study of a study file's tables.
 
         Parameters
         ----------
         values
-            What the file says.
+            Content of the file.
         name
-            The study's name if the file has none.
+            Name of the study if the file has none.
 
         Raises
         ------
         ValueError
-            If a table is not of its form, or a key is set in two that exclude each other.
+            If a table has the wrong form, or a key is set in two tables that exclude each other.
         """
         for key in values:
             if key not in (*_TABLES, *_TUNING):
@@ -198,11 +198,11 @@ class Study:
                     raise ValueError(f"key {key!r} is in {table} and in [sweep]: leave it in one of them")
         study_name = values.get("name", name)
         if not isinstance(study_name, str) or not study_name.strip():
-            raise ValueError(f"name = {study_name!r} is not a name: write a text")
+            raise ValueError(f"name = {study_name!r} is not a name: write a string")
         return cls(study_name, base, sweep, variants, _seeds(values.get("seeds", [0])), at)
 
     def points(self) -> list[dict[str, object]]:
-        """Return every combination of the swept values; without a sweep one empty point."""
+        """Return all combinations of the swept values; without a sweep, one empty point."""
         return [dict(zip(self.sweep, chosen, strict=True)) for chosen in product(*self.sweep.values())]
 
     def runs(self) -> list[StudyRun]:
@@ -224,12 +224,12 @@ class Study:
         ]
 
     def _keys_at(self, variant: str, point: Mapping[str, object]) -> dict[str, object]:
-        """Return the keys that a variant has at a point, in place of its others."""
+        """Return the keys of a variant that hold at a point; they override its other keys."""
         places = self.at.get(variant, ())
         return {k: v for where, keys in places if where.items() <= point.items() for k, v in keys.items()}
 
     def to_toml(self) -> str:
-        """Return the study as a file that `read_study` reads."""
+        """Return the study as TOML for `read_study`."""
         import tomli_w
 
         variants: list[dict[str, object]] = []
@@ -240,26 +240,26 @@ class Study:
         return tomli_w.dumps({"name": self.name, "seeds": list(self.seeds), **tables})
 
     def results(self, directory: str | os.PathLike[str]) -> list[StudyResult]:
-        """Return the runs that are there, with any status; those not begun are left out."""
-        begun = [(run, Path(directory) / run.path) for run in self.runs()]
+        """Return the results of all started runs, with any status."""
+        runs = [(run, Path(directory) / run.path) for run in self.runs()]
         return [
             StudyResult(run.variant, run.point, run.seed, load_result(path))
-            for run, path in begun
+            for run, path in runs
             if (path / "run.json").exists()
         ]
 
     def frame(self, directory: str | os.PathLike[str]) -> pd.DataFrame:
-        """Return the rounds of all runs below each other; see `frame`."""
+        """Return the rounds of all runs in one table; see `frame`."""
         return frame(self.results(directory))
 
 
 def read_study(file: str | os.PathLike[str]) -> Study:
-    """Return the study of a file; without a name of its own it is called like the file, or like its directory.
+    """Return the study of a file; its default name is that of the file, or of the directory of a ``study.toml``.
 
     Raises
     ------
     ValueError
-        If there is no such file, or it describes no study.
+        If the file does not exist, or is not a study.
     """
     path = Path(file)
     name = path.resolve().parent.name if path.name == STUDY_FILE else path.stem
@@ -270,29 +270,29 @@ def read_study(file: str | os.PathLike[str]) -> Study:
 
 
 def load_study(directory: str | os.PathLike[str]) -> list[StudyResult]:
-    """Return what the runs of a study found so far, in the study's order.
+    """Return the results of a study's started runs, in the study's order.
 
     Parameters
     ----------
     directory
-        What ``fedpisa compare`` wrote: a directory with a ``study.toml``.
+        Directory that ``fedpisa compare`` wrote; it has a ``study.toml``.
 
     Raises
     ------
     ValueError
-        If it is no study's directory, or a run in it cannot be read.
+        If the directory is not a study's, or a run in it cannot be read.
     """
     file = Path(directory) / STUDY_FILE
     if not file.is_file():
         raise ValueError(
             f"{directory} is not a study's directory, it has no {STUDY_FILE}: "
-            "name one that fedpisa compare has written"
+            "give a directory that fedpisa compare wrote"
         )
     return read_study(file).results(directory)
 
 
 def frame(results: Sequence[StudyResult]) -> pd.DataFrame:
-    """Return the rounds of all runs below each other, a run's variant, swept keys, seed and status in each row."""
+    """Return the rounds of all runs in one table; each row has the run's variant, swept keys, seed and status."""
     import pandas as pd
 
     parts = [
@@ -321,7 +321,7 @@ def _table(value: object, name: str) -> dict[str, object]:
 
 
 def _variants(tables: object) -> dict[str, dict[str, object]]:
-    """Return the variants' keys by name; a study without variants has one, called ``base``."""
+    """Return the keys of each variant by name; a study without variants has one, ``base``."""
     if not isinstance(tables, list):
         raise ValueError("variant is not a list of tables: write [[variant]]")
     variants: dict[str, dict[str, object]] = {}
@@ -332,7 +332,7 @@ def _variants(tables: object) -> dict[str, dict[str, object]]:
             raise ValueError(f'[[variant]] number {number} has no name: add name = "..."')
         keys.pop("search", None)
         if name in variants:
-            raise ValueError(f"two variants are called {name!r}: give each a name of its own")
+            raise ValueError(f"two variants are called {name!r}: give each a different name")
         variants[name] = keys
     return variants or {"base": {}}
 
@@ -340,7 +340,7 @@ def _variants(tables: object) -> dict[str, dict[str, object]]:
 def _places(
     variant: str, tables: object, sweep: Mapping[str, Sequence[object]]
 ) -> list[tuple[dict[str, object], dict[str, object]]]:
-    """Return where a variant has keys of its own, and which."""
+    """Return pairs of swept values and the keys that a variant has there."""
     name = f"[[variant.at]] of {variant!r}"
     if not isinstance(tables, list):
         raise ValueError(f"{name} is not a list of tables: write [[variant.at]]")
@@ -353,7 +353,7 @@ def _places(
                 raise ValueError(f"{name}: {key} = {chosen!r} is not in the sweep, which has {sweep[key]!r}")
         if not where or not keys:
             raise ValueError(
-                f"{name} needs a value of the sweep, and keys that hold there: add what is missing"
+                f"{name} needs a value of the sweep, and keys that hold there: it has {[*where, *keys]}"
             )
         places.append((where, keys))
     return places
@@ -374,14 +374,14 @@ def _assignments(point: Mapping[str, object]) -> Iterator[str]:
 
 
 def _cell(value: object) -> float | str:
-    """Return a value as a table's cell: a number as it is, anything else as text."""
+    """Return a value for a table: numbers unchanged, other values as text."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return value
     return components.show(value).strip("\"'")
 
 
 def _slug(text: str) -> str:
-    """Return a text as a folder's name.
+    """Return a folder name for a text.
 
     Examples
     --------
@@ -392,7 +392,7 @@ def _slug(text: str) -> str:
 
 
 def _distinct(names: Iterable[str]) -> list[str]:
-    """Return names with a number added to those that were there before.
+    """Return unique names: a repeated name gets a number.
 
     Examples
     --------

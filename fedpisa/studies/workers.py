@@ -1,4 +1,4 @@
-"""The runs of a study carried out, one by one or in several processes."""
+"""Run the tasks of a study, one by one or in several processes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ State = Literal[
 @final
 @dataclass(frozen=True)
 class Task:
-    """A run to carry out: its number in the study, its keys, its directory."""
+    """A run of a study: its index in the study, its keys and its directory."""
 
     number: int
     keys: Mapping[str, object]
@@ -37,22 +37,22 @@ class Task:
 @final
 @dataclass(frozen=True)
 class Progress:
-    """Where a run of a study stands.
+    """Progress of a run of a study.
 
     Parameters
     ----------
     number
-        The run's number in the study, from 0 on.
+        Index of the run in the study, from 0.
     state
-        ``stopping``: it ends after its round; ``elsewhere``: another process is at it.
+        ``stopping``: ends after its round; ``elsewhere``: another process is running it.
     server_round
-        The last round that is done.
+        Last completed round.
     accuracy
-        The last test accuracy.
+        Last test accuracy.
     message
-        Why it failed.
+        Reason of a failure.
     signum
-        The signal that interrupted it.
+        Signal that interrupted the run.
     """
 
     number: int
@@ -64,7 +64,7 @@ class Progress:
 
 
 def standing(task: Task) -> Progress:
-    """Return where a run stands before anything is done: ended, or ``waiting``."""
+    """Return the initial state of a task: ended, or ``waiting``."""
     path = Path(task.path)
     status = RunDirectory(path).info().get("status")
     if status in ("finished", "diverged"):
@@ -75,7 +75,7 @@ def standing(task: Task) -> Progress:
 
 
 def run_task(task: Task, tell: Callable[[Progress], None]) -> Progress:
-    """Begin a run, or go on with it, and return how it ended; an error is one of the ways."""
+    """Start or resume a run, and return its final state; an error gives ``failed``."""
     stand = Progress(task.number, "running")
 
     def listen(event: Event) -> None:
@@ -94,7 +94,7 @@ def run_task(task: Task, tell: Callable[[Progress], None]) -> Progress:
 
     try:
         config = RunConfig.from_mapping(task.keys)
-        return _ended(task.number, _begin_or_go_on(config, Path(task.path), listen))
+        return _ended(task.number, _start_or_resume(config, Path(task.path), listen))
     except InUseError:
         return Progress(task.number, "elsewhere")
     except KeyboardInterrupt as error:
@@ -104,11 +104,11 @@ def run_task(task: Task, tell: Callable[[Progress], None]) -> Progress:
         return replace(stand, state="failed", message=f"{type(error).__name__}: {one_line(error)}")
 
 
-def _begin_or_go_on(config: RunConfig, path: Path, listen: Callable[[Event], None]) -> Result:
+def _start_or_resume(config: RunConfig, path: Path, listen: Callable[[Event], None]) -> Result:
     from fedpisa.runs.runner import run
 
     if not (path / "config.toml").exists():
-        # Another process may begin it, and end, between the question and the answer.
+        # Another process may create the run after this check.
         with suppress(OccupiedError):
             return run(config, path, on_event=listen)
     return run(config, resume=path, on_event=listen)
@@ -127,12 +127,12 @@ def _ended(number: int, result: Result) -> Progress:
 
 @final
 class _Worker(Worker):
-    """A process that carries out one run after the other.
+    """A process that runs one task after the other.
 
     Parameters
     ----------
     note
-        Told where its runs stand.
+        Called on each progress of its runs.
     """
 
     def __init__(self, note: Callable[[Progress], None]) -> None:
@@ -142,14 +142,14 @@ class _Worker(Worker):
         self.stands: Progress | None = None
 
     def give(self, task: Task | None) -> None:
-        """Hand it a run, or tell it that there is no more."""
+        """Send a task to the process; ``None`` ends it."""
         self.task = task
         self.stands = None if task is None else Progress(task.number, "running")
-        with suppress(OSError):  # a process that ended is noticed where its answers are read
+        with suppress(OSError):  # `hear` reports a process that has ended
             self.pipe.send(task)
 
     def stop(self) -> None:
-        """Have it end its round and write a checkpoint, or, the second time, end at once."""
+        """Stop the process after its round and a checkpoint; a second call kills it."""
         ends_its_round = self.process.is_alive() and not self.told
         super().stop()
         if ends_its_round and self.stands is not None:
@@ -157,16 +157,16 @@ class _Worker(Worker):
 
 
 def share_out(tasks: Sequence[Task], jobs: int, note: Callable[[Progress], None]) -> int | None:
-    """Carry out runs in ``jobs`` processes; return the signal that ended it, if one did.
+    """Run tasks in parallel; return the signal that interrupted, if any.
 
     Parameters
     ----------
     tasks
         The runs.
     jobs
-        How many at a time.
+        Number of processes.
     note
-        Told where each run stands.
+        Called on each progress of a run.
     """
     waiting, pool = deque(tasks), Pool(_Worker)
     with pool.at_work():
@@ -179,7 +179,7 @@ def share_out(tasks: Sequence[Task], jobs: int, note: Callable[[Progress], None]
 
 
 def _hear(worker: _Worker, progress: Progress | None, pool: Pool[_Worker], waiting: deque[Task]) -> None:
-    """Note what a worker says, ``None`` if it has ended, and give it its next run."""
+    """Report a worker's progress, ``None`` if it has ended, and send its next task."""
     assert worker.task is not None
     if progress is None:
         message = f"its process ended with code {worker.process.exitcode}"
@@ -198,7 +198,7 @@ def _hear(worker: _Worker, progress: Progress | None, pool: Pool[_Worker], waiti
 
 @own_process()
 def _work(pipe: Connection) -> None:
-    """Be a worker, until there is no more to do or the parent is gone."""
+    """Run the tasks from the pipe, until ``None`` comes or the parent ends."""
     become_worker()
     import torch
 
@@ -208,12 +208,12 @@ def _work(pipe: Connection) -> None:
     def tell(progress: Progress) -> None:
         nonlocal gone
         try:
-            # The parent knows that it stops, and within a signal handler half a message may be under way.
+            # The parent knows this state, and the signal handler may interrupt another message.
             if not gone and progress.state != "stopping":
                 pipe.send(progress)
         except OSError:
             gone = True
-            signal.raise_signal(signal.SIGTERM)  # the parent is gone: end the round, and stop
+            signal.raise_signal(signal.SIGTERM)  # the parent has ended: stop after this round
 
     with suppress(EOFError):
         while not gone and (task := pipe.recv()):

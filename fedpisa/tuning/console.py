@@ -1,4 +1,4 @@
-"""What tuning says while it goes on: a live table on a terminal, a line per trial elsewhere."""
+"""Progress of a tuning: a live table on a terminal, otherwise a line per trial."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fedpisa import components
-from fedpisa.runs.console import LiveTable
+from fedpisa.runs.console import LiveTable, plain_table
 from fedpisa.tuning.metric import Metric, maximized
 from fedpisa.tuning.plan import Plan, Subject
 from fedpisa.tuning.space import Range
@@ -18,19 +18,19 @@ from fedpisa.tuning.trials import Trial
 from fedpisa.tuning.tune import Standing, TrialProgress
 
 EDGE: Final = 0.02
-"""How near to an end of its range, as a part of it, a value is at the end."""
+"""Distance to an end of a range, as a fraction of the range, within which a value is at the end."""
 
 
 @final
 class TuneConsole(LiveTable):
-    """Shows where the trials stand; give it to ``fedpisa.tuning.tune`` as ``on_progress``.
+    """Show the state of all trials; pass it to ``fedpisa.tuning.tune`` as ``on_progress``.
 
     Parameters
     ----------
     plan
-        What is tuned.
+        The plan.
     console
-        Where to write; standard error by default.
+        Output; standard error by default.
 
     Examples
     --------
@@ -48,7 +48,7 @@ class TuneConsole(LiveTable):
         """Show one change."""
         self._trials[progress.subject][progress.index] = progress
         if not self._on_screen() and progress.state != "running" and not progress.before:
-            ended = sum(one.state != "running" for its in self._trials for one in its.values())
+            ended = sum(one.state != "running" for trials in self._trials for one in trials.values())
             total = self._plan.trials * len(self._plan.subjects)
             reached = "" if progress.metric is None else f", {_shown(progress.metric, self._plan.metric)}"
             text = (
@@ -59,15 +59,14 @@ class TuneConsole(LiveTable):
 
     def _table(self) -> Table:
         keys = list(self._plan.study.sweep)
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        table.add_column("variant")
-        for name in (*keys, "trials", "pruned", "diverged", "failed", "best", "at work"):
-            table.add_column(name, justify="left" if name == "at work" else "right")
-        for subject, its in zip(self._plan.subjects, self._trials, strict=True):
-            states = [one.state for one in its.values()]
-            ended = [one.metric for one in its.values() if one.state == "finished" and one.metric is not None]
+        table = plain_table("variant", *keys, "trials", "pruned", "diverged", "failed", "best")
+        table.add_column("running")
+        for subject, progress in zip(self._plan.subjects, self._trials, strict=True):
+            trials = progress.values()
+            states = [one.state for one in trials]
+            ended = [one.metric for one in trials if one.state == "finished" and one.metric is not None]
             best = (max if maximized(self._plan.metric) else min)(ended, default=None)
-            working = [f"{one.index}: round {one.rounds}" for one in its.values() if one.state == "running"]
+            working = [f"{one.index}: round {one.rounds}" for one in trials if one.state == "running"]
             table.add_row(
                 escape(subject.variant),
                 *(escape(components.show(value)) for value in subject.point.values()),
@@ -80,12 +79,9 @@ class TuneConsole(LiveTable):
 
 
 def table(standings: Sequence[Standing], metric: Metric) -> Table:
-    """Return what came out, a row per variant and point: what it cost, and the best values."""
-    view = Table(box=None, pad_edge=False, header_style="bold")
-    view.add_column("variant")
+    """Return the outcome, a row per variant and point: trials, rounds, and the best values."""
     keys = list(standings[0].subject.point) if standings else []
-    for name in (*keys, "trials", "pruned", "rounds", metric.replace("_", " ")):
-        view.add_column(name, justify="right")
+    view = plain_table("variant", *keys, "trials", "pruned", "rounds", metric.replace("_", " "))
     view.add_column("best values", overflow="fold")
     for one in standings:
         counts, best = one.counts, one.best
@@ -96,13 +92,15 @@ def table(standings: Sequence[Standing], metric: Metric) -> Table:
             str(counts["pruned"]),
             f"{one.rounds:,}",
             "-" if best is None or best.metric is None else _shown(best.metric, metric),
-            "" if best is None else escape(", ".join(_assignments(best))),
+            ""
+            if best is None
+            else escape(", ".join(f"{key}={_short(value)}" for key, value in best.keys.items())),
         )
     return view
 
 
 def at_the_end(subject: Subject, best: Trial) -> list[str]:
-    """Return the searched keys whose best value lies at an end of its range: a better one may lie beyond.
+    """Return the searched keys whose best value is at an end of its range.
 
     Examples
     --------
@@ -119,10 +117,6 @@ def at_the_end(subject: Subject, best: Trial) -> list[str]:
             if min(place, 1 - place) <= EDGE:
                 found.append(key)
     return found
-
-
-def _assignments(trial: Trial) -> list[str]:
-    return [f"{key}={_short(value)}" for key, value in trial.keys.items()]
 
 
 def _short(value: object) -> str:

@@ -1,51 +1,50 @@
-"""What trials are ranked by."""
+"""Metrics that rank the trials."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal
 
 from fedpisa.runs.results import Row
 
 Metric = Literal[
     "test_accuracy", "best_test_accuracy", "test_loss", "train_loss", "objective", "rounds_to_target"
 ]
-METRICS: tuple[str, ...] = get_args(Metric)
 
 
 def maximized(metric: Metric) -> bool:
-    """Return whether more is better."""
+    """Return whether a higher value is better."""
     return metric.endswith("accuracy")
 
 
 def worst(metric: Metric) -> float:
-    """Return what a run is worth that diverged."""
+    """Return the metric of a diverged run."""
     return -math.inf if maximized(metric) else math.inf
 
 
 def column_of(metric: Metric) -> str:
-    """Return the column of the rounds that the metric is about."""
+    """Return the column of the history that the metric uses."""
     return metric if metric in ("test_loss", "train_loss", "objective") else "test_accuracy"
 
 
 def measure(
     metric: Metric, rows: Sequence[Row], num_server_rounds: int, target: float | None
 ) -> float | None:
-    """Return the metric of the rounds so far, ``None`` if it has not been measured.
+    """Return the metric after some rounds, or ``None`` if it was not measured.
 
-    It is the last value of a column, or of ``best_test_accuracy`` the largest. ``rounds_to_target`` is the first round
-    that reached ``target``; a run that has not is ranked behind all that have, by its best accuracy:
-    ``num_server_rounds + 1 - accuracy``.
+    The metric is the last value of its column; ``best_test_accuracy`` is the largest. ``rounds_to_target`` is the first
+    round that reached ``target``. A run that did not reach it gets ``num_server_rounds + 1 - best accuracy``, and so
+    ranks behind all runs that did.
 
     Parameters
     ----------
     metric
-        What is measured.
+        Name of the metric.
     rows
-        The rounds of one run.
+        Rounds of one run so far.
     num_server_rounds
-        How many there are to be.
+        Number of rounds of the whole run.
     target
         The run's ``target-accuracy``.
 

@@ -1,9 +1,10 @@
-"""Every trial of a tuning in one picture: what each value of each key reached."""
+"""A picture of all trials: the metric against each searched key."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,24 +22,24 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LOGARITHMIC: Final = 1e2
-"""Losses of which one is so many times another are drawn on a logarithmic axis."""
+"""Ratio of the largest to the smallest loss above which the axis is logarithmic."""
 OFF_THE_SCALE: Final = 1e4
-"""Losses that are so many times the least are drawn at the edge, so that the others can be told apart."""
+"""Ratio to the smallest loss above which a loss is drawn at the edge, so that the others remain distinguishable."""
 
 
 def plot_trials(plan: Plan, trials: Sequence[Sequence[Trial]], path: str | Path | None = None) -> Figure:
     """Draw the metric of all trials against each searched key: a row per variant, a colour per point.
 
-    Hollow marks were pruned, crosses at the edge diverged, failed or are off the scale, the ringed mark is the best.
+    Hollow marks are pruned trials. Crosses at the edge diverged, failed or are off the scale. A ring marks the best.
 
     Parameters
     ----------
     plan
-        What was tuned.
+        The plan.
     trials
-        The trials of each of its subjects.
+        Trials of each subject.
     path
-        Where to write the picture; not written by default.
+        File to write; by default no file is written.
     """
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -58,11 +59,11 @@ def plot_trials(plan: Plan, trials: Sequence[Sequence[Trial]], path: str | Path 
         axes = figure.subplots(len(variants), columns, squeeze=False, sharey=True)
         for row, variant in zip(axes, variants, strict=True):
             for ax, key in zip(row, keys[variant], strict=False):
-                for subject, its in zip(plan.subjects, trials, strict=True):
+                for subject, own_trials in zip(plan.subjects, trials, strict=True):
                     if subject.variant == variant and key in subject.space:
                         turn = points.index(_point(subject.point)) % len(COLOURS)
-                        best = best_of(its, plan.metric)
-                        _draw(ax, key, subject.space[key], its, best, plan, limit, turn)
+                        best = best_of(own_trials, plan.metric)
+                        _draw(ax, key, subject.space[key], own_trials, best, plan, limit, turn)
                 _scale(
                     ax, next(s.space[key] for s in plan.subjects if s.variant == variant and key in s.space)
                 )
@@ -117,7 +118,7 @@ def _draw(
 
 
 def _limit(plan: Plan, trials: Sequence[Sequence[Trial]]) -> float:
-    """Return the largest loss that is drawn at its place; infinite for accuracies."""
+    """Return the largest loss on the scale; infinite for accuracies."""
     reached = _reached(trials)
     if maximized(plan.metric) or not reached or min(reached) <= 0:
         return math.inf
@@ -129,12 +130,12 @@ def _fits(trial: Trial, limit: float) -> bool:
 
 
 def _reached(trials: Sequence[Sequence[Trial]]) -> list[float]:
-    metrics = [trial.metric for its in trials for trial in its if trial.metric is not None]
+    metrics = [trial.metric for trial in chain(*trials) if trial.metric is not None]
     return [metric for metric in metrics if math.isfinite(metric)]
 
 
 def _position(space: Space, value: object) -> float:
-    """Return where a value is drawn: at itself if it is a number, else at its place in the list."""
+    """Return the coordinate of a value: the number, or the index of another choice."""
     if isinstance(space, Choices) and not _numbers(space):
         return float(space.values.index(value))
     assert isinstance(value, int | float)
@@ -146,7 +147,7 @@ def _numbers(space: Choices) -> bool:
 
 
 def _scale(ax: Axes, space: Space) -> None:
-    """Give a key's axis its scale: logarithmic where the space is, or where its numbers span a decade."""
+    """Scale a key's axis: logarithmic if the range is, or if the choices span a decade."""
     from matplotlib.ticker import (
         FixedFormatter,
         FixedLocator,
@@ -170,12 +171,11 @@ def _scale(ax: Axes, space: Space) -> None:
         return
     ax.margins(x=0)
     low, high = space.low, space.high
-    if space.log:
-        ax.set_xlim(low * (low / high) ** 0.06, high * (high / low) ** 0.06)
-    else:
+    if not space.log:
         ax.set_xlim(low - 0.06 * (high - low), high + 0.06 * (high - low))
         ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=space.whole))
-    if space.log:
+    else:
+        ax.set_xlim(low * (low / high) ** 0.06, high * (high / low) ** 0.06)
         ax.set_xscale("log")
         ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if space.high / space.low < 1e2 else (1,)))
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -196,15 +196,15 @@ def _scale_metric(ax: Axes, plan: Plan, trials: Sequence[Sequence[Trial]]) -> No
 
 
 def _legend(figure: Figure, points: Sequence[str], trials: Sequence[Sequence[Trial]], limit: float) -> None:
-    """Say what the colours and the kinds of marks mean that are there."""
+    """Add a legend of the colours and marks in use."""
     from matplotlib.lines import Line2D
 
-    states = {trial.state for its in trials for trial in its}
+    states = {trial.state for trial in chain(*trials)}
     grey: dict[str, Any] = {"linestyle": "none", "color": "#444444", "markersize": 4.5}
     handles = [Line2D([], [], marker="o", label="trained to the end", **grey)]
     if "pruned" in states:
         handles.append(Line2D([], [], marker="o", markerfacecolor="none", label="pruned", **grey))
-    if any(not _fits(trial, limit) for its in trials for trial in its if trial.state != "running"):
+    if any(not _fits(trial, limit) for trial in chain(*trials) if trial.state != "running"):
         label = "diverged, failed" if math.isinf(limit) else "diverged, failed, off scale"
         handles.append(Line2D([], [], marker="x", label=label, **grey))
     handles.append(

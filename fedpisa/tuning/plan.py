@@ -1,14 +1,14 @@
-"""What is tuned, over which values, by which metric and at what cost: the tables that a study file adds for it.
+"""A tuning plan: the tables that a study file adds for tuning.
 
 ::
 
     [tune]
-    trials = 20                      # for every variant at every point of the sweep alike
+    trials = 20                      # of every variant at every point of the sweep
     metric = "test_accuracy"         # of the last round; see fedpisa/tuning/metric.py
     sampler = "tpe"                  # or random, grid
     pruner = "halving"               # or none
 
-    [search]                         # for the variants that have the key
+    [search]                         # of all variants that have the key
     learning-rate = {low = 0.001, high = 1, log = true}
 
     [[variant]]
@@ -38,7 +38,7 @@ from fedpisa.tuning.space import Range, Space, parse_space
 from fedpisa.typing import NonNegativeInt, PositiveInt
 
 TUNABLE: Final = ("fraction-train", "model")
-"""The run's own keys that can be searched; the others say what is learned, or are the budget."""
+"""The run's own keys that can be searched; the others define the problem or the budget."""
 
 
 @final
@@ -49,22 +49,22 @@ class Settings:
     Parameters
     ----------
     trials
-        Trials of every variant at every point of the sweep; a grid's own number by default.
+        Trials of every variant at every point of the sweep. A grid has its number of points by default.
     metric
-        What trials are ranked by.
+        Metric that ranks the trials.
     sampler
-        How values are chosen: ``tpe`` (the first third of the trials, at most ten, at random), ``random``, ``grid``.
+        ``tpe`` (the first third of the trials, at most ten, at random), ``random`` or ``grid``.
     pruner
-        ``halving``: asynchronous successive halving, see `rungs`; ``none``: every trial is trained to the end.
+        ``halving``: asynchronous successive halving, see `rungs`; ``none``: all trials are trained to the end.
     seed
         Seed of the sampler.
     seeds
-        Seeds of a trial's runs, over which the metric is averaged. None of the study's, so that the runs that are
-        reported are not those by which the values were chosen; by default one, the largest of the study's and one.
+        Seeds of a trial's runs, over which the metric is averaged. They must differ from the study's seeds, so that the
+        values are not chosen by the reported runs. The default is one seed, the study's largest plus 1.
     min_rounds
-        Rounds before the first trial is pruned; the ``reduction-factor`` squared-th part of all by default.
+        Rounds before the first rung; by default all rounds divided by ``reduction-factor`` squared.
     reduction_factor
-        One in how many goes on at each rung.
+        One in ``reduction-factor`` trials continues at each rung.
     """
 
     trials: PositiveInt | None = None
@@ -77,10 +77,11 @@ class Settings:
     reduction_factor: Annotated[int, Field(ge=2)] = 3
 
     def rungs(self, rounds: int) -> tuple[int, ...]:
-        """Return the rounds after which a trial goes on only if it is among the best.
+        """Return the rounds after which only the best trials continue.
 
-        They are ``min-rounds`` times the powers of ``reduction-factor`` (Li et al. 2020, ASHA), counted over all of a
-        trial's seeds. Of the trials that have come to a rung so far, the best in ``reduction-factor`` go on.
+        The rungs are ``min-rounds`` times the powers of ``reduction-factor`` (Li et al. 2020, ASHA). Rounds are counted
+        over all seeds of a trial. A trial continues if it is among the best ``1 / reduction-factor`` of the trials that
+        have reached the rung so far.
 
         Parameters
         ----------
@@ -107,20 +108,20 @@ class Settings:
 @final
 @dataclass(frozen=True)
 class Subject:
-    """What is tuned by itself: one variant at one point of the sweep.
+    """One variant at one point of the sweep; subjects are tuned separately.
 
     Parameters
     ----------
     variant
         The variant's name.
     point
-        The swept keys' values.
+        Values of the swept keys.
     path
         ``<variant>/<point>``, as in a study's directory.
     keys
-        All keys but the seed.
+        All keys except the seed.
     space
-        By key, the values to search.
+        Search space of each searched key.
     """
 
     variant: str
@@ -130,7 +131,7 @@ class Subject:
     space: Mapping[str, Space]
 
     def config(self, values: Mapping[str, object], seed: int) -> RunConfig:
-        """Return the configuration of a run with some values of the space."""
+        """Return the configuration of a run with the given values of searched keys."""
         return RunConfig.from_mapping({**self.keys, **values, "seed": seed})
 
     def __str__(self) -> str:
@@ -142,14 +143,14 @@ class Subject:
 @final
 @dataclass(frozen=True)
 class Plan:
-    """A study, what is tuned of it, and how.
+    """A study with its tuning settings and search spaces.
 
     Parameters
     ----------
     study
         The study.
     settings
-        Its table ``[tune]``, with ``trials`` and ``seeds`` filled in.
+        The study's table ``[tune]``, with ``trials`` and ``seeds`` filled in.
     subjects
         Every variant at every point, in the study's order.
 
@@ -173,19 +174,19 @@ class Plan:
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], name: str = "study") -> Plan:
-        """Return the plan that a study file's tables describe.
+        """Return the plan of a study file's tables.
 
         Raises
         ------
         ValueError
-            If a table is not of its form, a key cannot be searched by those it is meant for or does not take the ends
-            of its range, or the budgets would differ.
+            If a table has the wrong form, a variant lacks a searched key or rejects a value of its space, or the
+            budgets differ.
         """
-        return make_plan(Study.from_mapping(values, name), values)
+        return _make_plan(Study.from_mapping(values, name), values)
 
     @property
     def metric(self) -> Metric:
-        """What trials are ranked by."""
+        """Metric that ranks the trials."""
         return self.settings.metric
 
     @property
@@ -195,21 +196,21 @@ class Plan:
         return self.settings.trials
 
     def rounds(self, subject: Subject) -> int:
-        """Return how many rounds a trial has that is not pruned, over all its seeds."""
+        """Return the rounds of a complete trial, over all its seeds."""
         config = subject.config({}, self.settings.seeds[0])
         return config.num_server_rounds * len(self.settings.seeds)
 
     @cached_property
     def fingerprint(self) -> Mapping[PurePosixPath, Mapping[str, str]]:
-        """By subject, all that its trials depend on; ``trials`` itself may grow."""
-        of_all = {
+        """All settings that determine the trials of each subject, except ``trials``, which may grow."""
+        common = {
             f"[tune] {key.replace('_', '-')}": components.show(value)
             for key, value in vars(self.settings).items()
             if key not in ("trials", "seeds")
         } | {"[tune] seeds": components.show(list(self.settings.seeds))}
         return {
             subject.path: {
-                **of_all,
+                **common,
                 **{f"search {key}": repr(space) for key, space in subject.space.items()},
                 **{
                     key: components.show(value)
@@ -227,19 +228,18 @@ def read_plan(file: str | os.PathLike[str]) -> Plan:
     Raises
     ------
     ValueError
-        If there is no such file, or it describes no study that can be tuned; see `Plan.from_mapping`.
+        If the file does not exist, or is not a study that can be tuned; see `Plan.from_mapping`.
     """
     study = read_study(file)
     try:
-        return make_plan(study, read_toml(file))
+        return _make_plan(study, read_toml(file))
     except ValueError as error:
         raise ValueError(f"{Path(file)}: {error}") from error
 
 
-def make_plan(study: Study, values: Mapping[str, Any]) -> Plan:
-    """Return the plan of a study and its file's tables; see `Plan.from_mapping`."""
+def _make_plan(study: Study, values: Mapping[str, Any]) -> Plan:
     if "tune" not in values:
-        raise ValueError("there is no [tune] table: add one, with at least trials = 20, and [search]")
+        raise ValueError("there is no [tune] table: add [tune] with trials = 20, and [search]")
     settings = _settings(values["tune"], study.seeds)
     common = _spaces(values.get("search", {}), "[search]", study)
     own = {
@@ -256,7 +256,7 @@ def make_plan(study: Study, values: Mapping[str, Any]) -> Plan:
     return Plan(study, replace(settings, trials=_budget(settings, subjects)), subjects)
 
 
-def _settings(table: object, reported: Sequence[int]) -> Settings:
+def _settings(table: object, study_seeds: Sequence[int]) -> Settings:
     if not isinstance(table, Mapping):
         raise ValueError(f"[tune] is {table!r}: write a table of keys")
     keys = {components.kebab(key): value for key, value in table.items()}
@@ -265,12 +265,12 @@ def _settings(table: object, reported: Sequence[int]) -> Settings:
     component = components.inspect_component("table", "[tune]", Settings, injected=())
     settings = families.build(component, keys)
     assert isinstance(settings, Settings)
-    if shared := sorted(set(settings.seeds) & set(reported)):
+    if shared := sorted(set(settings.seeds) & set(study_seeds)):
         raise ValueError(
-            f"[tune] seeds = {list(settings.seeds)} shares {shared} with the study's seeds, by whose runs the "
-            "values would be chosen and judged: take others"
+            f"[tune] seeds = {list(settings.seeds)} shares {shared} with the study's seeds: take other "
+            "seeds, so that the reported runs do not choose the values"
         )
-    return settings if settings.seeds else replace(settings, seeds=(max(reported) + 1,))
+    return settings if settings.seeds else replace(settings, seeds=(max(study_seeds) + 1,))
 
 
 def _spaces(table: object, name: str, study: Study) -> dict[str, Space]:
@@ -281,9 +281,7 @@ def _spaces(table: object, name: str, study: Study) -> dict[str, Space]:
         if key in study.sweep:
             raise ValueError(f"{name} {key}: key {key!r} is in [sweep]: leave it in one of them")
         if key in run_keys() and key not in TUNABLE:
-            raise ValueError(
-                f"{name} {key}: key {key!r} says what is run, and is no choice: set it in [base]"
-            )
+            raise ValueError(f"{name} {key}: key {key!r} cannot be searched: set it in [base]")
         try:
             spaces[key] = parse_space(space)
         except ValueError as error:
@@ -296,7 +294,7 @@ def _subject(run: StudyRun, common: Mapping[str, Space], own: Mapping[str, Space
     spaces = {key: space for key, space in common.items() if config.accepts(key)} | dict(own)
     if not spaces:
         raise ValueError(
-            f"variant {run.variant!r} has nothing to search: name one of its keys in [search], or in its own search"
+            f"variant {run.variant!r} has nothing to search: add one of its keys to [search], or to its own search"
         )
     keys = {key: value for key, value in run.keys.items() if key != "seed"}
     subject = Subject(run.variant, run.point, run.path.relative_to("runs").parent, keys, {})
@@ -305,13 +303,13 @@ def _subject(run: StudyRun, common: Mapping[str, Space], own: Mapping[str, Space
         for key in spaces:
             if key in families.keys_of(component, config.to_mapping()):
                 raise ValueError(
-                    f"search {key}: key {key!r} of {component} says what is learned: set it in [base]"
+                    f"search {key}: key {key!r} of {component} defines the problem: set it in [base]"
                 )
     return replace(subject, space={key: _fitting(subject, key, space) for key, space in spaces.items()})
 
 
 def _fitting(subject: Subject, key: str, space: Space) -> Space:
-    """Return the space if the subject takes its ends or choices; a range becomes one of whole numbers if need be."""
+    """Check the values of a space; a range becomes one of whole numbers if the key needs them."""
 
     def check(value: object) -> None:
         try:
@@ -350,7 +348,7 @@ def _budget(settings: Settings, subjects: Sequence[Subject]) -> int:
             listed = ", ".join(f"{size:.0f} of {name}" for name, size in sizes.items())
             given = f" and trials = {settings.trials}" if settings.trials else ""
             raise ValueError(
-                f"the grids have different budgets: {listed}{given}: give all the same number of points"
+                f"the grids have different budgets: {listed}{given}: give all grids the same number of points"
             )
         return int(wanted.pop())
     if settings.trials is None:
@@ -372,8 +370,8 @@ def _grid(key: str, space: Space) -> Sequence[object]:
 
 
 def _check_metric(subjects: Sequence[Subject], metric: Metric) -> None:
-    """Check that the data can be read, and that the metric is measured on them."""
-    read = {}
+    """Check that the data can be loaded, and that they have the metric."""
+    num_classes = {}
     for subject in subjects:
         config = subject.config({}, 0)
         if metric == "objective" and not config.exact_diagnostics:
@@ -383,9 +381,9 @@ def _check_metric(subjects: Sequence[Subject], metric: Metric) -> None:
         keys = families.keys_of(families.find("dataset", config.dataset))
         data = {key: value for key, value in config.to_mapping().items() if key in keys}
         source = repr((config.dataset, config.data_dir, config.num_clients, data))
-        if source not in read:
-            read[source] = load_dataset(config).num_classes
-        if (maximized(metric) or metric == "rounds_to_target") and read[source] is None:
+        if source not in num_classes:
+            num_classes[source] = load_dataset(config).num_classes
+        if (maximized(metric) or metric == "rounds_to_target") and num_classes[source] is None:
             raise ValueError(
                 f"{metric} is not measured on {config.dataset!r}, a regression: take 'test_loss'"
             )

@@ -1,9 +1,10 @@
-"""What tuning leaves to read and to go on with: all trials, a picture of them, and the best values as TOML."""
+"""Files that tuning writes: all trials, a picture of them, and the best values as TOML."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,19 +21,19 @@ if TYPE_CHECKING:
 
 
 def write_results(plan: Plan, trials: Sequence[Sequence[Trial]], directory: Path) -> None:
-    """Write ``trials.csv`` and ``trials.png``; once the budget is spent ``best/`` and ``best.toml``, too.
+    """Write ``trials.csv`` and ``trials.png``, and after the last trial ``best/`` and ``best.toml``.
 
     Parameters
     ----------
     plan
-        What was tuned.
+        The plan.
     trials
-        The trials of each of its subjects.
+        Trials of each subject.
     directory
-        Where to write.
+        Folder to write to.
     """
-    replace_file(directory / "trials.csv", frame(plan, trials).to_csv(index=False).encode())
-    if any(trial.metric is not None for its in trials for trial in its):
+    replace_file(directory / "trials.csv", _frame(plan, trials).to_csv(index=False).encode())
+    if any(trial.metric is not None for trial in chain(*trials)):
         plot_trials(plan, trials, directory / "trials.png")
     files = _best_files(plan, trials) if is_complete(plan, trials) else {}
     for name, content in files.items():
@@ -44,56 +45,48 @@ def write_results(plan: Plan, trials: Sequence[Sequence[Trial]], directory: Path
 
 
 def _best_files(plan: Plan, trials: Sequence[Sequence[Trial]]) -> dict[str, str]:
-    """Return by name the files with the best values; ``best.toml`` only if there is a best of every subject."""
-    best = [best_of(its, plan.metric) for its in trials]
+    """Return the files with the best values; ``best.toml`` needs a best trial of every subject."""
+    best = [best_of(own_trials, plan.metric) for own_trials in trials]
     files = {
-        str(Path("best") / f"{subject.path}.toml"): best_config(subject, its)
-        for subject, its in zip(plan.subjects, best, strict=True)
-        if its is not None
+        str(Path("best") / f"{subject.path}.toml"): _best_config(subject, trial)
+        for subject, trial in zip(plan.subjects, best, strict=True)
+        if trial is not None
     }
     if len(files) == len(best):
-        head = f"# {plan.trials} trials each by {plan.metric}, on seeds that are not these; see trials.csv.\n"
-        study = best_study(plan, [its for its in best if its is not None])
+        head = f"# {plan.trials} trials each by {plan.metric}, on other seeds than these; see trials.csv.\n"
+        study = _best_study(plan, [trial for trial in best if trial is not None])
         files["best.toml"] = head + study.to_toml()
     return files
 
 
 def is_complete(plan: Plan, trials: Sequence[Sequence[Trial]]) -> bool:
-    """Return whether every subject has had its budget."""
-    return all(sum(trial.state != "running" for trial in its) == plan.trials for its in trials)
+    """Return whether all trials have ended."""
+    return all(sum(t.state != "running" for t in own_trials) == plan.trials for own_trials in trials)
 
 
-def best_config(subject: Subject, best: Trial) -> str:
-    """Return the configuration of a trial as ``fedpisa run`` reads it: every key but the seed."""
+def _best_config(subject: Subject, best: Trial) -> str:
+    """Return the configuration of a trial for ``fedpisa run``: all keys except the seed."""
     import tomli_w
 
     values = subject.config(best.keys, 0).to_mapping()
     return tomli_w.dumps(nest({key: value for key, value in values.items() if key != "seed"}))
 
 
-def best_study(plan: Plan, best: Sequence[Trial]) -> Study:
-    """Return the study with every variant's best values, point by point where there is a sweep.
-
-    Parameters
-    ----------
-    plan
-        What was tuned.
-    best
-        The best trial of each of its subjects.
-    """
+def _best_study(plan: Plan, best: Sequence[Trial]) -> Study:
+    """Return the study with each subject's best values, at each point of the sweep."""
     study = plan.study
     variants = {name: dict(keys) for name, keys in study.variants.items()}
     at = {name: list(study.at.get(name, ())) for name in variants}
-    for subject, its in zip(plan.subjects, best, strict=True):
+    for subject, trial in zip(plan.subjects, best, strict=True):
         if subject.point:
-            at[subject.variant].append((subject.point, its.keys))
+            at[subject.variant].append((subject.point, trial.keys))
         else:
-            variants[subject.variant].update(its.keys)
+            variants[subject.variant].update(trial.keys)
     return Study(study.name, study.base, study.sweep, variants, study.seeds, at)
 
 
-def frame(plan: Plan, trials: Sequence[Sequence[Trial]]) -> pd.DataFrame:
-    """Return one row per trial: its variant, swept keys and number, how it ended, and the searched keys."""
+def _frame(plan: Plan, trials: Sequence[Sequence[Trial]]) -> pd.DataFrame:
+    """Return a row per trial: variant, swept keys, index, state and searched keys."""
     import pandas as pd
 
     rows = [
@@ -108,8 +101,8 @@ def frame(plan: Plan, trials: Sequence[Sequence[Trial]]) -> pd.DataFrame:
             "error": trial.error,
             **{key: _cell(value) for key, value in trial.keys.items()},
         }
-        for subject, its in zip(plan.subjects, trials, strict=True)
-        for trial in its
+        for subject, own_trials in zip(plan.subjects, trials, strict=True)
+        for trial in own_trials
     ]
     columns = ["variant", *plan.study.sweep, "trial", "state", plan.metric, "rounds", "seconds", "error"]
     return pd.DataFrame(rows) if rows else pd.DataFrame(columns=columns)

@@ -1,4 +1,4 @@
-"""What a key may be tuned over: a range of numbers, or a list of choices."""
+"""Search spaces of a key: a range of numbers, or a list of choices."""
 
 from __future__ import annotations
 
@@ -25,20 +25,21 @@ class Range:
     Parameters
     ----------
     low, high
-        The ends.
+        Ends of the range.
     log
-        Whether ratios count rather than differences.
+        Whether to search on a logarithmic scale.
     step
-        Distance of neighbours; any number in between by default, any whole number if ``whole``.
+        Distance between neighbouring values; without it, the range is continuous, or has all whole numbers if
+        ``whole``.
     points
-        How many of them a grid has, evenly spread.
+        Number of evenly spaced values in a grid.
     whole
-        Whether only whole numbers are meant.
+        Whether the range has whole numbers only.
 
     Raises
     ------
     ValueError
-        If that is no range.
+        If the parameters do not define a range.
 
     Examples
     --------
@@ -58,7 +59,9 @@ class Range:
     def __post_init__(self) -> None:
         ends = (self.low, self.high)
         if not all(map(math.isfinite, ends)) or self.low >= self.high:
-            raise ValueError(f"low = {self.low} must be less than high = {self.high}, and both finite")
+            raise ValueError(
+                f"low = {self.low} must be less than high = {self.high}, and both must be finite"
+            )
         if self.log and self.low <= 0:
             raise ValueError(f"low = {self.low} must be positive where log = true")
         if self.step is not None:
@@ -72,7 +75,7 @@ class Range:
 
     @property
     def size(self) -> float:
-        """How many values there are; infinite where nothing keeps them apart."""
+        """Number of values; infinite for a continuous range."""
         if self.step is not None:
             return round((self.high - self.low) / self.step) + 1
         return self.high - self.low + 1 if self.whole else math.inf
@@ -83,7 +86,7 @@ class Range:
         Raises
         ------
         ValueError
-            If there are infinitely many, and ``points`` does not say how many to take.
+            If the range is continuous and has no ``points``.
         """
         if self.points is not None:
             spread = np.geomspace if self.log else np.linspace
@@ -97,13 +100,13 @@ class Range:
         return tuple(dict.fromkeys(map(round, values))) if self.whole else tuple(values)
 
     def fraction(self, value: float) -> float:
-        """Return where a value lies: 0 at ``low``, 1 at ``high``."""
+        """Return the relative position of a value: 0 at ``low``, 1 at ``high``."""
         if self.log:
             return math.log(value / self.low) / math.log(self.high / self.low)
         return (value - self.low) / (self.high - self.low)
 
     def distribution(self) -> BaseDistribution:
-        """Return the range as Optuna says it."""
+        """Return the range as an Optuna distribution."""
         from optuna.distributions import FloatDistribution, IntDistribution
 
         if self.whole:
@@ -123,7 +126,7 @@ class Range:
 @final
 @dataclass(frozen=True)
 class Choices:
-    """Values to choose from; of no order, even where they are numbers.
+    """An unordered list of values.
 
     Examples
     --------
@@ -136,27 +139,27 @@ class Choices:
 
     def __post_init__(self) -> None:
         if not self.values:
-            raise ValueError("there is nothing to choose from: list at least one value")
+            raise ValueError("there is nothing to choose from, []: list at least one value")
         if len(set(map(repr, self.values))) < len(self.values):
             raise ValueError(f"{list(self.values)!r} has a value twice: list each once")
 
     @property
     def size(self) -> float:
-        """How many values there are."""
+        """Number of values."""
         return len(self.values)
 
     def grid(self) -> tuple[object, ...]:
-        """Return the values, in their order."""
+        """Return the values in the given order."""
         return self.values
 
     def distribution(self) -> BaseDistribution:
-        """Return the choices as Optuna says them."""
+        """Return the choices as an Optuna distribution."""
         from optuna.distributions import CategoricalDistribution
 
         return CategoricalDistribution([self.encoded(value) for value in self.values])
 
     def encoded(self, value: object) -> Scalar:
-        """Return a value as Optuna stores it: what is no scalar as JSON."""
+        """Return a value as Optuna stores it: a scalar, or JSON."""
         return value if isinstance(value, bool | int | float | str) else json.dumps(value)
 
     def decoded(self, stored: Scalar) -> object:
@@ -168,12 +171,12 @@ Space = Range | Choices
 
 
 def parse_space(written: object) -> Space:
-    """Return the space that a study file writes: a table with ``low`` and ``high``, or a list.
+    """Return the space of an entry in a study file: a table with ``low`` and ``high``, or a list.
 
     Raises
     ------
     ValueError
-        If it is neither.
+        If the entry is neither.
 
     Examples
     --------
@@ -186,7 +189,7 @@ def parse_space(written: object) -> Space:
         return Choices(tuple(written))
     form = f"write a list of values, or a table of {', '.join(_FIELDS)} with at least low and high"
     if not isinstance(written, Mapping):
-        raise ValueError(f"{written!r} is no search space: {form}")
+        raise ValueError(f"{written!r} is not a search space: {form}")
     for name in written:
         if name not in _FIELDS:
             raise ValueError(f"unknown {name!r}: {form}")

@@ -1,9 +1,8 @@
 """Trials in SQLite, shared by all processes that tune in one directory.
 
-Each subject is an Optuna study. A trial's number in the budget, its ``index``, is given out under the directory's lock,
-with its values; the values depend on the plan's seed, the subject, the index and the trials that are there, and on
-nothing that a process remembers. A process at work holds its own lock until it ends, however it ends: a trial that is
-running while its process's lock is free was lost, and its index is given out again.
+Each subject is an Optuna study. A process claims a trial, with its index and its values, under the directory's lock.
+The values depend only on the plan's seed, the subject, the index and the stored trials. Each process holds a lock until
+it ends. If a trial is running and the lock of its process is free, the process died: the index is claimed again.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 DATABASE: Final = "tune.db"
 WORKERS: Final = "workers"
 ATTEMPTS: Final = 3
-"""How often a trial is begun whose process ends; then it counts as failed."""
+"""Attempts at a trial whose process dies; then the trial counts as failed."""
 TIMEOUT: Final = 60
 """Seconds to wait for another process's write."""
 
@@ -48,19 +47,19 @@ class Trial:
     Parameters
     ----------
     index
-        Its number in the subject's budget, from 0 on.
+        Index in the subject's budget, from 0.
     keys
-        The searched keys' values.
+        Values of the searched keys.
     state
-        ``running``, or how it ended.
+        ``running``, or how the trial ended.
     metric
-        What it reached: at the end, or where it was pruned; infinite if it diverged, ``None`` if it failed.
+        Metric at the end, or at the rung that pruned the trial; infinite if diverged, ``None`` if failed.
     rounds
-        Rounds that it trained, over all its seeds.
+        Trained rounds, over all seeds.
     seconds
-        How long it took.
+        Duration.
     error
-        Why it failed.
+        Reason of a failure.
     """
 
     index: int
@@ -75,7 +74,7 @@ class Trial:
 @final
 @dataclass
 class Claim:
-    """A trial that this process is to carry out, with its values of the searched keys; `Trials.claim` gives it."""
+    """A trial that this process has claimed, with its values of the searched keys; see `Trials.claim`."""
 
     subject: Subject
     index: int
@@ -84,24 +83,27 @@ class Claim:
     _ended: bool = field(default=False, repr=False)
 
     def is_hopeless(self, step: int, metric: float) -> bool:
-        """Return whether the trial is to be pruned, at a rung that it has come to."""
+        """Return whether to prune the trial at the rung that it has reached."""
         with _database_errors():
             self._trial.report(metric, step)
             return self._trial.should_prune()
 
     def end(self, state: State, metric: float | None, rounds: int, seconds: float, error: str) -> None:
-        """Write how it ended; see `Trial`."""
+        """Store how the trial ended; see `Trial` for the parameters."""
         from optuna.trial import TrialState
 
-        end = {"state": state, "metric": _text(metric), "rounds": rounds, "seconds": seconds, "error": error}
-        its = {"failed": TrialState.FAIL, "pruned": TrialState.PRUNED}.get(state, TrialState.COMPLETE)
+        text = None if metric is None else repr(metric)  # JSON has no infinity
+        end = {"state": state, "metric": text, "rounds": rounds, "seconds": seconds, "error": error}
+        stored = {"failed": TrialState.FAIL, "pruned": TrialState.PRUNED}.get(state, TrialState.COMPLETE)
         with _database_errors():
             self._ended = True
             self._trial.set_user_attr("end", end)
-            self._trial.study.tell(self._trial, metric if its == TrialState.COMPLETE else None, state=its)
+            self._trial.study.tell(
+                self._trial, metric if stored == TrialState.COMPLETE else None, state=stored
+            )
 
     def give_up(self) -> None:
-        """Leave the trial for another time, if it has not ended."""
+        """Release the trial, unless it has ended."""
         from optuna.trial import TrialState
 
         with _database_errors():
@@ -112,23 +114,26 @@ class Claim:
 
 @final
 class Trials:
-    """The trials of a plan in a directory, for as long as the ``with`` block lasts.
+    """The trials of a plan in a directory, within a ``with`` block.
 
     Parameters
     ----------
     plan
-        What is tuned.
+        The plan.
     directory
-        Where ``tune.db`` is, or is to be.
+        Folder of ``tune.db``.
 
     Raises
     ------
     ValueError
-        If Optuna is missing, the database cannot be used, or it holds trials of another plan.
+        If Optuna is not installed, the database cannot be used, or it has trials of another plan.
     """
 
     def __init__(self, plan: Plan, directory: Path) -> None:
-        require_optuna()
+        try:
+            import_module("optuna")
+        except ModuleNotFoundError as error:
+            raise ValueError("tuning needs the extra tune; run pip install 'fedpisa[tune]'") from error
         self._plan = plan
         self._directory = directory
         self._locks = ExitStack()
@@ -145,18 +150,18 @@ class Trials:
     ) -> None:
         self._locks.close()
         _forget(self._me)
-        with suppress(OSError):  # as long as others work it is not empty
+        with suppress(OSError):  # not empty while other processes work
             self._me.parent.rmdir()
 
     def claim(self) -> Claim | None:
-        """Return a trial of the subject that has the fewest, ``None`` if the budget has been given out."""
+        """Claim a trial of the subject with the fewest; return ``None`` if all trials are claimed."""
         with locked(self._directory, wait=True), _database_errors():
-            given_out = []
+            claimed = []
             for study in self._studies:
                 self._fail_lost(study)
-                given_out.append(set(self._latest(study)))
-            number = min(range(len(given_out)), key=lambda n: len(given_out[n]))
-            free = [index for index in range(self._plan.trials) if index not in given_out[number]]
+                claimed.append(set(self._latest(study)))
+            number = min(range(len(claimed)), key=lambda n: len(claimed[n]))
+            free = [index for index in range(self._plan.trials) if index not in claimed[number]]
             if not free:
                 return None
             subject, study = self._plan.subjects[number], self._studies[number]
@@ -166,20 +171,20 @@ class Trials:
             return Claim(subject, free[0], values, trial)
 
     def of(self, subject: Subject) -> list[Trial]:
-        """Return a subject's trials in the order of their index; those that were lost are left out."""
+        """Return a subject's trials, ordered by index, without those whose process died."""
         with locked(self._directory, wait=True), _database_errors():
             return self._of(subject)
 
     @contextmanager
     def standing_still(self) -> Iterator[list[list[Trial]]]:
-        """Yield the trials of all subjects; until the block ends no process begins another one, or is in here."""
+        """Yield the trials of all subjects; within the block, no other process claims a trial."""
         with locked(self._directory, wait=True):
             with _database_errors():
                 found = [self._of(subject) for subject in self._plan.subjects]
             yield found
 
     def disconnect(self) -> None:
-        """Close the database until it is used again: a connection must not be carried over into a forked process."""
+        """Close the connections, which a forked process must not inherit; the next use opens new ones."""
         self._engine.dispose()
 
     # -------------------------------------------------------------------------------------------- details
@@ -229,13 +234,13 @@ class Trials:
         ]
         if different:
             raise ValueError(
-                f"the trials of {subject} in {self._directory} are of another plan: {', '.join(different)}; put back "
-                "what it was, or give another directory with --out"
+                f"the trials of {subject} in {self._directory} are of another plan: {', '.join(different)}: restore "
+                "the plan, or give another directory with --out"
             )
         if extra := [index for index in self._latest(study) if index >= self._plan.trials]:
             raise ValueError(
                 f"{self._directory} has {max(extra) + 1} trials of {subject}, more than trials = {self._plan.trials}: "
-                "trials can grow, and not shrink"
+                "trials can only grow"
             )
 
     def _pruner(self, subject: Subject) -> optuna.pruners.BasePruner:
@@ -264,22 +269,20 @@ class Trials:
             startup = max(1, min(10, self._plan.trials // 3))
             study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup)
         trial = study.ask({key: one.distribution() for key, one in subject.space.items()})
-        study.sampler = (
-            at_random  # a grid's sampler would end the study when told the result of its only point
-        )
+        study.sampler = at_random  # GridSampler would stop the study after its only point
         return trial
 
     def _fail_lost(self, study: optuna.Study) -> None:
-        """End the trials whose process has ended."""
+        """Fail the running trials whose process died."""
         from optuna.trial import TrialState
 
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             worker = trial.user_attrs.get("claim", {}).get("worker")
-            if worker is None or not self._works(worker):
-                # It may have come to its end since it was read.
+            if worker is None or not self._is_alive(worker):
+                # The trial may have ended since it was read.
                 study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
 
-    def _works(self, worker: str) -> bool:
+    def _is_alive(self, worker: str) -> bool:
         path = self._directory / WORKERS / worker
         if path == self._me:
             return True
@@ -295,7 +298,7 @@ class Trials:
 
     @staticmethod
     def _latest(study: optuna.Study) -> dict[int, optuna.trial.FrozenTrial]:
-        """Return, by index, the trial that counts: not one that was lost, unless that happened too often."""
+        """Return the valid trial of each index: skip those whose process died, up to `ATTEMPTS`."""
         found: dict[int, optuna.trial.FrozenTrial] = {}
         lost: dict[int, int] = {}
         for trial in study.get_trials(deepcopy=False):
@@ -311,7 +314,7 @@ class Trials:
 
 
 def grid_point(space: Mapping[str, Any], index: int) -> dict[str, object]:
-    """Return one point of the grid, the last key's values first.
+    """Return a point of the grid; the last key varies fastest.
 
     Examples
     --------
@@ -321,14 +324,6 @@ def grid_point(space: Mapping[str, Any], index: int) -> dict[str, object]:
     """
     points: Sequence[tuple[object, ...]] = list(product(*(one.grid() for one in space.values())))
     return dict(zip(space, points[index], strict=True))
-
-
-def require_optuna() -> None:
-    """Raise a one-line error if Optuna is not installed."""
-    try:
-        import_module("optuna")
-    except ModuleNotFoundError as error:
-        raise ValueError("tuning needs the extra tune; run pip install 'fedpisa[tune]'") from error
 
 
 def _read(subject: Subject, index: int, found: optuna.trial.FrozenTrial) -> Trial:
@@ -343,20 +338,15 @@ def _read(subject: Subject, index: int, found: optuna.trial.FrozenTrial) -> Tria
 
 
 def _connect(file: Path) -> sqlite3.Connection:
-    """Open the database so that a write need not wait for the disk: a power cut may cost the last trials, no more."""
+    """Open the database with write-ahead logging; a power cut can lose the last trials only."""
     connection = sqlite3.connect(file, timeout=TIMEOUT, check_same_thread=False)
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = NORMAL")
     return connection
 
 
-def _text(metric: float | None) -> str | None:
-    """Return a number as text that gives the same number: JSON has no infinity."""
-    return None if metric is None else repr(metric)
-
-
 def _forget(worker: Path) -> None:
-    """Remove a worker's folder; what cannot be removed does no harm."""
+    """Remove a worker's folder; a leftover is harmless."""
     with suppress(OSError):
         (worker / LOCK).unlink(missing_ok=True)
         worker.rmdir()
@@ -364,7 +354,7 @@ def _forget(worker: Path) -> None:
 
 @contextmanager
 def _database_errors() -> Iterator[None]:
-    """Say in one line what is wrong with the database: a full disk, a folder that cannot be written, ..."""
+    """Raise database errors, such as a full disk, as errors in one line."""
     import sqlalchemy.exc
     from optuna.exceptions import StorageInternalError
 
@@ -378,11 +368,11 @@ def _database_errors() -> Iterator[None]:
 
 @final
 class DatabaseError(ValueError):
-    """The trials cannot be read or written."""
+    """An error in reading or writing the trials."""
 
 
 def best_of(trials: Sequence[Trial], metric: Metric) -> Trial | None:
-    """Return the best trial that was trained to the end, the first among equals; ``None`` if there is none."""
+    """Return the best finished trial, the first of equals, or ``None`` if no trial finished."""
     ended = [trial for trial in trials if trial.state == "finished" and trial.metric is not None]
     sign = -1 if maximized(metric) else 1
     return min(ended, key=lambda trial: (sign * (trial.metric or 0), trial.index), default=None)

@@ -1,4 +1,4 @@
-"""Tuning carried out: trials claimed, trained and written down, by one process or several."""
+"""Run a tuning: claim, train and store trials, in one process or several."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ from fedpisa.tuning.trials import Claim, DatabaseError, State, Trial, Trials, be
 @final
 @dataclass(frozen=True)
 class TrialProgress:
-    """Where a trial stands.
+    """Progress of a trial.
 
     Parameters
     ----------
     subject
-        The subject's number in the plan.
+        Index of the subject in the plan.
     index
-        The trial's number in the subject's budget.
+        Index of the trial in the subject's budget.
     state
-        ``running``, or how it ended.
+        ``running``, or how the trial ended.
     rounds
-        Rounds that are done, over all its seeds.
+        Completed rounds, over all seeds.
     metric
-        The metric so far.
+        Metric so far.
     message
-        Why it failed.
+        Reason of a failure.
     before
-        Whether it had ended before.
+        Whether the trial ended before this call of `tune`.
     """
 
     subject: int
@@ -60,16 +60,16 @@ class TrialProgress:
 @final
 @dataclass(frozen=True)
 class Standing:
-    """What has come out for one subject.
+    """Outcome of one subject.
 
     Parameters
     ----------
     subject
-        What was tuned.
+        The subject.
     trials
         Its trials so far.
     best
-        The best of those that were trained to the end, if there is one.
+        The best finished trial, if any.
     """
 
     subject: Subject
@@ -78,12 +78,12 @@ class Standing:
 
     @property
     def counts(self) -> Counter[State]:
-        """How many trials there are of each state."""
+        """Number of trials in each state."""
         return Counter(trial.state for trial in self.trials)
 
     @property
     def rounds(self) -> int:
-        """Rounds that were trained for all of its trials."""
+        """Trained rounds of all trials."""
         return sum(trial.rounds for trial in self.trials)
 
 
@@ -94,11 +94,11 @@ def tune(
     jobs: int = 1,
     on_progress: Callable[[TrialProgress], None] = lambda progress: None,
 ) -> list[Standing]:
-    """Search the best values of every variant at every point of a study, with the same number of trials for all.
+    """Search the best values of each variant at each point of a study, with the same number of trials for all.
 
-    The directory gets ``tune.db`` (Optuna's), ``trials.csv``, and when the budget is spent ``trials.png``,
+    Write ``tune.db`` (Optuna's), ``trials.csv`` and ``trials.png``, and after the last trial
     ``best/<variant>/<point>.toml`` for ``fedpisa run`` and ``best.toml`` for ``fedpisa compare``. After an
-    interruption the same call goes on; several processes may call it with the same directory.
+    interruption, the same call continues. Several processes may tune in the same directory.
 
     Parameters
     ----------
@@ -107,22 +107,22 @@ def tune(
     out
         The directory; ``tuned/<name of the file>`` by default.
     jobs
-        Trials at a time, each in a process of its own. With one the trials are the same every time; with more the
-        sampler ``tpe`` and the pruner see what has ended by then, which depends on the machine.
+        Number of parallel processes. With one, the trials are reproducible. With more, the sampler ``tpe`` and the
+        pruner depend on the order in which trials end.
     on_progress
-        Told where a trial stands, whenever that changes.
+        Called on each progress of a trial.
 
     Returns
     -------
     list of Standing
-        What came out for each subject, in the study's order.
+        Outcome of each subject, in the study's order.
 
     Raises
     ------
     ValueError
-        If the plan is unusable, Optuna is missing, or the directory has trials of another plan.
+        If the plan is invalid, Optuna is not installed, or the directory has trials of another plan.
     KeyboardInterrupt
-        After Ctrl-C or SIGTERM, once the trials at work have ended their round; they begin again when it goes on.
+        After Ctrl-C or SIGTERM, at the end of the current round. The next call restarts the running trials.
     """
     plan = study if isinstance(study, Plan) else read_plan(study)
     directory = Path("tuned") / plan.study.name if out is None else Path(out)
@@ -137,29 +137,25 @@ def tune(
             signum = _work(plan, trials, on_progress, _announce)
         else:
             signum = None
-            # The trial of a process of ours that was ended is begun again; a few times, then it counts as failed.
-            while signum is None and (left := _left(plan, trials)):
+            # If a worker dies, its trial starts again, up to `ATTEMPTS` times.
+            while signum is None and (left := sum(plan.trials - len(trials.of(s)) for s in plan.subjects)):
                 trials.disconnect()
                 signum = _share_out(plan, directory, min(jobs, left), on_progress)
-        # The process that ends last has seen the ends of all, so it writes the complete outcome.
+        # The last process to end sees all trials, so it writes the complete outcome.
         with trials.standing_still() as found:
             write_results(plan, found, directory)
     if signum is not None and not is_complete(plan, found):
         raise Interrupted(signum)
     return [
-        Standing(subject, its, best_of(its, plan.metric))
-        for subject, its in zip(plan.subjects, found, strict=True)
+        Standing(subject, own_trials, best_of(own_trials, plan.metric))
+        for subject, own_trials in zip(plan.subjects, found, strict=True)
     ]
 
 
-def _left(plan: Plan, trials: Trials) -> int:
-    return sum(plan.trials - len(trials.of(subject)) for subject in plan.subjects)
-
-
 def training(plan: Plan, claim: Claim, number: int = 0) -> Iterator[TrialProgress]:
-    """Train one trial, seed after seed, and yield where it stands after every round; an error is one of its ends.
+    """Train a trial, seed by seed, and yield its progress after each round; an error ends it as failed.
 
-    At a rung the trial's metric is the mean over the seeds that are done and the one that is being trained.
+    At a rung, the metric is the mean over the completed seeds and the current one.
     """
     from fedpisa.runs.simulation import Simulation
 
@@ -205,7 +201,7 @@ def training(plan: Plan, claim: Claim, number: int = 0) -> Iterator[TrialProgres
 def _work(
     plan: Plan, trials: Trials, tell: Callable[[TrialProgress], None], announce: Callable[[int], None]
 ) -> int | None:
-    """Carry out trials until none is left; return the signal that ended it, if one did."""
+    """Train trials until none is left; return the signal that interrupted, if any."""
     from fedpisa.simulation.stacked.threads import one_thread
 
     with one_thread(), postponed(announce) as stop:
@@ -225,23 +221,15 @@ def _work(
 
 
 def _announce(signum: int) -> None:
-    """Say that a signal came, past the console, which may just be writing: this is called within a signal's handler."""
+    """Report a signal; write directly, because the signal handler may interrupt the console."""
     os.write(2, b"\nending this round; once more ends at once\n")
 
 
 # ------------------------------------------------------------------------------------- several processes
 
 
-@final
-@dataclass(frozen=True)
-class _Fatal:
-    """Why a process cannot work at all."""
-
-    message: str
-
-
 def _share_out(plan: Plan, directory: Path, jobs: int, tell: Callable[[TrialProgress], None]) -> int | None:
-    """Have ``jobs`` processes work until none finds a trial; return the signal that ended it, if one did."""
+    """Train in ``jobs`` processes until no trial is left; return the signal that interrupted, if any."""
     any_trial, codes = False, list[int | None]()
     pool = Pool(Worker)
     with pool.at_work(_announce):
@@ -251,12 +239,12 @@ def _share_out(plan: Plan, directory: Path, jobs: int, tell: Callable[[TrialProg
             for worker, message in pool.hear():
                 if message is None:
                     codes.append(worker.process.exitcode)
-                elif isinstance(message, _Fatal):
-                    raise ValueError(message.message)
+                elif isinstance(message, str):
+                    raise ValueError(message)
                 else:
                     any_trial = True
                     tell(message)
-    # Those that ended by themselves found nothing left: other processes were quicker.
+    # Exit code 0: other processes had claimed all trials.
     if pool.signum is None and not any_trial and all(codes):
         raise ValueError(
             f"the processes of jobs ended with code {codes[0]} before they began a trial: take jobs = 1"
@@ -266,18 +254,18 @@ def _share_out(plan: Plan, directory: Path, jobs: int, tell: Callable[[TrialProg
 
 @own_process()
 def _be_worker(plan: Plan, directory: Path, pipe: Connection) -> None:
-    """Work until no trial is left, or the parent is gone."""
+    """Train trials and send their progress, until none is left or the parent ends; send an error as text."""
     become_worker()
 
     def tell(progress: TrialProgress) -> None:
         try:
             pipe.send(progress)
         except OSError:
-            signal.raise_signal(signal.SIGTERM)  # the parent is gone: end the round, and stop
+            signal.raise_signal(signal.SIGTERM)  # the parent has ended: stop after this round
 
     try:
         with Trials(plan, directory) as trials:
-            _work(plan, trials, tell, lambda signum: None)  # the parent has said it
+            _work(plan, trials, tell, lambda signum: None)  # the parent reports it
     except (ValueError, OSError) as error:
         with suppress(OSError):
-            pipe.send(_Fatal(one_line(error)))
+            pipe.send(one_line(error))

@@ -208,7 +208,7 @@ def test_a_configuration_edited_under_a_study_is_named(tmp_path: Path) -> None:
         ({"num-clients": 6}, "num-clients was 5 and is now 6"),
         ({"num-server-rounds": 2}, "num-server-rounds was 3 and is now 2"),
     ):
-        with pytest.raises(ValueError, match=r"3 of the 3 runs in .* were begun with another conf") as caught:
+        with pytest.raises(ValueError, match=r"3 of the 3 runs in .* have another conf") as caught:
             compare(study_of(**point, base=change), tmp_path)
         assert f"({reason}): runs/avg/dirichlet-alpha=10/seed-0, runs/sisa/" in str(caught.value)
     assert contents(tmp_path) == before
@@ -301,7 +301,7 @@ def test_a_signal_leaves_a_study_that_goes_on(
         patch.setattr(Simulation, "rows", interrupted)
         assert main(command) == code
     assert capfd.readouterr().err.splitlines()[-1] == (
-        f"interrupted: everything so far is kept in {tmp_path / 'out'}, the same command goes on"
+        f"interrupted: all rounds so far are kept in {tmp_path / 'out'}, the same command continues"
     )
     found = [(one.variant, one.result.status, len(one.result.rows)) for one in load_study(tmp_path / "out")]
     assert found == [("avg", "finished", 4), ("sisa", "interrupted", 3)]

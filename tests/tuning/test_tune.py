@@ -305,7 +305,7 @@ def test_ctrl_c_ends_the_round_and_the_same_command_goes_on(
     monkeypatch.setattr(console.TuneConsole, "__call__", listen_too)
     out = tmp_path / "out"
     assert main(["tune", str(file), "--out", str(out)]) == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "the same command continues" in capsys.readouterr().err
     ended = pd.read_csv(out / "trials.csv")
     assert 2 <= len(ended) < 10
     assert "running" not in set(ended.state)
@@ -416,7 +416,7 @@ def test_a_signal_ends_all_workers_after_their_round(
     with pytest.raises(ProcessLookupError):  # nobody is left, no zombie either
         os.killpg(child, 0)
     *said, last = [line for line in errors.read_text().splitlines() if line]
-    assert last == f"interrupted: the trials so far are kept in {out}, the same command goes on"
+    assert last == f"interrupted: the trials so far are kept in {out}, the same command continues"
     assert "ending this round; once more ends at once" in said
     assert all(line.startswith(("ending this round", "[ ", "[10/")) for line in said)
     assert len(pd.read_csv(out / "trials.csv")) < 10
