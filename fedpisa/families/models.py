@@ -83,7 +83,8 @@ def _check_output(component: Component, model: nn.Module, shape: tuple[int, ...]
     import torch
     from torch.nn.parameter import is_lazy
 
-    weight = next(model.parameters(), torch.zeros(()))
+    real = (weight for weight in model.parameters() if weight.is_floating_point())
+    weight = next(real, torch.zeros(()))
     x = torch.zeros(2, *shape) if is_lazy(weight) else weight.new_zeros((2, *shape))
     was_training = model.training
     try:

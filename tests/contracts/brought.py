@@ -36,7 +36,7 @@ class KeepsInput(Net):
 
 class WritesParameters(Net):
     def forward(self, x: Tensor) -> Any:
-        self.first.weight.data.clamp_(-0.01, 0.01)
+        self.first.weight.data.mul_(0.9)
         return super().forward(x)
 
 

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 import fedpisa
+from fedpisa.families.data import load, partition
 from fedpisa.runs.results import load_result
 from tests.contracts import brought
 
@@ -103,7 +104,9 @@ def test_results_can_be_pickled_and_copied() -> None:
 def test_a_partitioner_may_return_any_parts(name: str) -> None:
     result = run(partitioner=f"tests.contracts.brought:{name}")
     assert [len(part) for part in result.partition] == [480, 479, 479]
-    assert result.best("test_accuracy") > 0.3  # the labels are the data's own
+    data = load("digits")
+    partition(data, f"tests.contracts.brought:{name}", num_clients=3)
+    assert data.y_train.any()  # the partitioner wrote into a copy
 
 
 def table(path: Path, sign: float = 1.0) -> dict[str, Any]:
