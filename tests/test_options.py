@@ -16,8 +16,9 @@ from torch.testing import assert_close
 import fedpisa
 from fedpisa.cli.main import main
 from fedpisa.components import Component, Key, Parameter, inspect_component
+from fedpisa.config.flat_options import _warn_once
 from fedpisa.config.flower import NodeSettings, read_run_config, to_run_config
-from fedpisa.config.run import RunConfig, _warn_once, load_config, parse_overrides
+from fedpisa.config.run import RunConfig, load_config, override, parse_overrides
 from fedpisa.families import build, keys_of, owners, table
 from fedpisa.report.runs import Run, _telling
 from fedpisa.studies.study import Study, read_study
@@ -137,9 +138,44 @@ def test_flat_options_are_read_with_one_warning_that_says_the_new_line() -> None
     assert old.accepts("betas")
 
 
-def test_of_an_old_and_a_new_name_the_later_one_counts() -> None:
-    with pytest.warns(FutureWarning, match="eps is an option"):
-        assert CONFIG.replace({"eps": 0.5}) == CONFIG.replace({"optimizer-options.eps": 0.5})
+@pytest.mark.parametrize(
+    "text", ["eps = 0.5\noptimizer-options.eps = 0.1", "optimizer-options = {eps = 0.1}\neps = 0.5"]
+)
+def test_a_file_that_gives_an_option_under_both_names_is_refused(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text(f'algorithm = "fedsgd"\noptimizer = "adam"\n{text}\n')
+    message = r"^eps = 0.5 and optimizer-options.eps = 0.1 set the same option: remove eps$"
+    with pytest.raises(ValueError, match=message):
+        load_config(file)
+    study = tmp_path / "study.toml"
+    study.write_text(f'[base]\nalgorithm = "fedsgd"\noptimizer = "adam"\n{text}\n')
+    with pytest.raises(ValueError, match="set the same option: remove eps$"):
+        read_study(study).runs()[0].config.to_mapping()
+
+
+@pytest.mark.filterwarnings("ignore:eps is an option:FutureWarning")
+@pytest.mark.parametrize(
+    ("below", "above"), [("eps", "optimizer-options.eps"), ("optimizer-options.eps", "eps")]
+)
+def test_an_override_replaces_an_option_under_either_name(below: str, above: str, tmp_path: Path) -> None:
+    expected = RunConfig.from_mapping({**ADAM, "optimizer-options.eps": 0.5})
+    file = tmp_path / "run.toml"
+    file.write_text(f'algorithm = "fedsgd"\noptimizer = "adam"\n{below} = 0.1\n')
+    assert load_config(file, f"{above}=0.5") == expected
+    assert load_config({**ADAM, below: 0.1}).replace({above: 0.5}) == expected
+    variant = {"name": "v", above: 0.5}
+    study = Study.from_mapping({"base": {**ADAM, below: 0.1}, "variant": [variant]}, "s")
+    assert study.runs()[0].config == expected
+    swept = Study.from_mapping({"base": {**ADAM, below: 0.1}, "sweep": {above: [0.5]}}, "s")
+    assert swept.runs()[0].config == expected
+    tables = {"base": {**ADAM, below: 0.1}, "tune": {"sampler": "grid"}, "search": {above: [0.5, 0.7]}}
+    (subject,) = Plan.from_mapping(tables).subjects
+    assert subject.config({above: 0.5}, 0) == expected
+
+
+def test_a_flat_key_is_no_old_name_where_it_is_valid() -> None:
+    keys = {"algorithm": "sisa", "eps": 0.5, "optimizer-options.eps": 0.1}
+    assert override(keys, {"eps": 0.7}) == {**keys, "eps": 0.7}
 
 
 def test_an_old_run_is_read_and_resumed(tmp_path: Path) -> None:

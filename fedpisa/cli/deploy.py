@@ -84,7 +84,7 @@ def run(
 ) -> None:
     """Train on the nodes, and show the run's log; the keys are those of fedpisa run."""
     from fedpisa.config.flower import NodeSettings, read_run_config
-    from fedpisa.config.run import RunConfig, flatten, load_config, read_toml
+    from fedpisa.config.run import RunConfig, flatten, load_config, override, read_toml
     from fedpisa.deployment.local import Deployment
     from fedpisa.runs.results import free_directory, require_free
     from fedpisa.runs.resume import changed
@@ -101,7 +101,7 @@ def run(
         directory = resume.absolute()
         settings = NodeSettings("", str(directory), settings.node_data, settings.connect_timeout)
     else:
-        settings, keys = read_run_config(flatten(read_toml(file) if file else {}) | flatten(given))
+        settings, keys = read_run_config(override(flatten(read_toml(file) if file else {}), flatten(given)))
         resolved = RunConfig.from_mapping({"num-clients": len(deployment.nodes), **keys})
         name = f"{resolved.algorithm}-{resolved.dataset}-{resolved.seed}".replace(":", "-")
         directory = (require_free(out) if out else free_directory(Path("runs") / name)).absolute()

@@ -1,7 +1,7 @@
 """One run as flat, typed keys: the same in a TOML file, on the command line and in Flower's run config.
 
-The options of another library's class are in a table, ``optimizer-options = {betas = [0.5, 0.999]}``, or one by one:
-``optimizer-options.betas=[0.5,0.999]``.
+The options of another library's class form a table, ``optimizer-options = {betas = [0.5, 0.999]}``. They can also be
+given one by one: ``optimizer-options.betas=[0.5,0.999]``.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ import functools
 import os
 import re
 import tomllib
-import warnings
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final, Literal, Self, cast, final
 
 from fedpisa import components, families
 from fedpisa.components import Component, Key
+from fedpisa.config.flat_options import flat_names, in_tables, option_of
 from fedpisa.typing import Bytes, Fraction, NonNegative, NonNegativeInt, Positive, PositiveInt, Probability
 
 _CHOICES: Final = (
@@ -31,33 +31,34 @@ _CHOICES: Final = (
     "pace",
     "availability",
 )
-"""Run keys that name a component; they are also the families' names."""
+"""The run keys that name a component. Each is also the name of a family."""
 
 
 @final
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything that determines a run: its own keys, and those of the components that it names.
+    """Everything that determines a run: its own keys, and the keys of the components that it names.
 
-    The configuration is checked and completed when it is made, so that two that mean the same are equal and
-    `to_toml` is enough to repeat the run. ``None`` stands for the default.
+    The constructor checks the values and fills in the defaults. Configurations with the same meaning are therefore
+    equal, and `to_toml` is enough to repeat a run. ``None`` stands for the default.
 
     Parameters
     ----------
     algorithm
-        What is run: ``sisa``, ``pisa``, ``fedavg``, ... Everywhere, ``module:attribute`` names your own.
+        The algorithm: ``sisa``, ``pisa``, ``fedavg``, ... Here and in all other keys that name a component,
+        ``module:attribute`` names your own.
     dataset
-        What is learned from.
+        The data set.
     data_dir
-        Folder of the data files; by default the environment's ``FEDPISA_DATA``, or else ``data``.
+        Folder of the data files; by default the environment variable ``FEDPISA_DATA``, or else ``data``.
     model
-        What is trained; by default the one that suits the dataset.
+        The model; by default the one that suits the data set.
     num_clients
         Number of clients.
     partitioner
         How the training samples are split among the clients.
     seed
-        Seed of everything that is random.
+        Seed of all random numbers.
     num_server_rounds
         Number of rounds.
     fraction_train
@@ -65,68 +66,70 @@ class RunConfig:
     schedule
         How step sizes change with the round: ``constant``, ``step``, ``milestones``, ``linear``, ``cosine``.
     warmup_rounds
-        Rounds in which they rise, linearly, to their values; the schedule begins after them.
+        Number of rounds in which the step sizes rise linearly to their values. The schedule begins after them.
     schedule_keys
-        What the schedule acts on, separated by commas: by default ``learning-rate``; where there is none, all
-        there is of ``sigma``, ``rho`` and ``proximity``, which it divides. An algorithm of your own says it by
-        the types of its keys, ``StepSize`` and ``InverseStepSize``.
+        The keys that the schedule changes, separated by commas: by default ``learning-rate``, or those of ``sigma``,
+        ``rho`` and ``proximity`` that exist if the algorithm has no learning rate; the schedule divides these. The
+        annotations ``StepSize`` and ``InverseStepSize`` make the keys of your own algorithm schedulable. The options
+        in ``optimizer-options`` do not change with the round.
     server_strategy
-        Which of Flower's strategies takes the place of the server's step, where that is a mean of models:
-        ``fed-adam``, ``krum``, ...; ``none`` leaves the algorithm's own.
+        One of Flower's strategies to use instead of an averaging server step: ``fed-adam``, ``krum``, ...;
+        ``none`` keeps the algorithm's own step.
     differential_privacy
-        ``server-fixed-clipping`` or ``server-adaptive-clipping``: Flower's wrappers, which clip what the clients
-        changed and add noise to the model.
+        ``server-fixed-clipping`` or ``server-adaptive-clipping``: Flower's wrappers, which clip the clients' model
+        updates and add noise to the model.
     pace
-        How long simulated clients take: ``none``, ``constant``, ``lognormal``; gives ``simulated_seconds`` per round.
+        How long simulated clients take: ``none``, ``constant``, ``lognormal``. Adds ``simulated_seconds`` to each
+        round's metrics.
     availability
         When simulated clients can be reached: ``always``, ``on-off``.
     dropout, crash, late, nan, corrupt
-        Probabilities, per client and round, that a request is lost, that the client crashes at work, that its
-        reply comes too late, consists of NaN, or is damaged otherwise.
+        Probabilities per client and round: that a request is lost, that the client crashes while it works, that its
+        reply comes too late, that its reply consists of NaN, that its reply is damaged in another way.
     min_replies
-        Without so many valid replies the model stays as it is.
+        Number of valid replies that a round needs. With fewer, the model stays as it is.
     round_timeout
         Seconds that the server waits for replies.
     max_upload_norm
-        Largest norm of an array that is accepted from a client, as a multiple of ``1 + ||w||``.
+        Largest norm of an array that the server accepts from a client, as a multiple of ``1 + ||w||``.
     engine
-        ``loop``: one client at a time; ``vmap``: all at once; ``auto``: ``vmap`` where the model allows; ``ray``: in
-        the processes of Flower's simulation runtime, on this machine or on a Ray cluster.
+        ``loop``: one client at a time; ``vmap``: all at once; ``auto``: ``vmap`` where the model allows it; ``ray``:
+        in the processes of Flower's simulation runtime, on this machine or on a Ray cluster.
     num_cpus, num_gpus
-        What each client gets with ``engine = "ray"``, also less than 1: as many run at the same time as fit.
+        CPUs and GPUs per client with ``engine = "ray"``; fractions are allowed. They limit how many clients run at
+        the same time.
     ray_address
-        A Ray cluster that runs already, ``host:port`` or ``auto``; by default one is started on this machine.
+        Address of a running Ray cluster, ``host:port`` or ``auto``; by default a new one starts on this machine.
     device
         Where to compute: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
     dtype
         Floating-point type of the parameters and the data.
     autocast
-        ``bfloat16``: in training, layers compute with 16 bits where `torch.autocast` finds that safe; parameters,
-        gradients and evaluation stay as they are.
+        ``bfloat16``: in training, layers compute with 16 bits where `torch.autocast` considers it safe; parameters,
+        gradients and evaluation keep ``dtype``.
     state_memory
-        Bytes that the clients' states may take, and as many again what the server keeps of each client: a number, or
-        ``"2GB"``. More than that is kept in temporary files, in the folder of the environment's ``TMPDIR``.
+        Bytes of memory for the clients' states, and as many again for the values that the server keeps of each
+        client: a number, or ``"2GB"``. Larger ones are kept in temporary files in ``TMPDIR``.
     cohort_block
-        With ``vmap``, how many clients are computed at once: fewer take less memory; 0 for all, and half as many
-        whenever a device's memory proves too small.
+        Number of clients that ``vmap`` computes at once; fewer need less memory. 0 takes all, and halves the number
+        each time the device runs out of memory.
     eval_every
         Rounds between two evaluations on the test set; the last round is always evaluated.
     checkpoint_every
-        Rounds between two checkpoints in the run's directory; 0 writes them only at the end and when the run is
-        interrupted.
+        Rounds between two checkpoints in the run's directory; 0 writes one only at the end and on an interruption.
     target_accuracy
-        Test accuracy to report the first round of.
+        Test accuracy; the run reports the first round that reaches it.
     exact_diagnostics
-        Whether diagnostics use all of the clients' data instead of the round's mini-batches.
+        Whether diagnostics use all data of the clients instead of the round's mini-batches.
     per_client
-        Whether the model is also evaluated on each client's own samples, into ``clients.parquet``.
+        Whether to evaluate the model on each client's own samples too, into ``clients.parquet``.
     options
-        Values of the components' keys; those of a table such as ``optimizer-options`` as a mapping.
+        Values of the components' keys. A table such as ``optimizer-options`` is a mapping.
 
     Raises
     ------
     ValueError
-        For an unknown key or component, or a value that does not fit, in one line.
+        If a key or component is unknown, or a value does not fit.
 
     Examples
     --------
@@ -191,7 +194,7 @@ class RunConfig:
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, object]) -> Self:
-        """Make a configuration from flat keys, written ``num-clients`` or ``num_clients``.
+        """Return the configuration of flat keys, written ``num-clients`` or ``num_clients``.
 
         Examples
         --------
@@ -203,7 +206,7 @@ class RunConfig:
         return cls(**run, options={name: value for name, value in values.items() if name not in run_keys()})
 
     def to_mapping(self) -> dict[str, object]:
-        """Return all keys, flat and in kebab-case; those that are None are left out.
+        """Return all keys that are not None, flat and in kebab-case.
 
         Examples
         --------
@@ -213,7 +216,7 @@ class RunConfig:
         return {**self._run_values(), **flatten(self.options)}
 
     def to_toml(self) -> str:
-        """Return the configuration as TOML; reading that gives an equal one."""
+        """Return the configuration as a TOML file."""
         import tomli_w
 
         return tomli_w.dumps(nest(self.to_mapping()))
@@ -221,7 +224,7 @@ class RunConfig:
     def replace(self, changes: Mapping[str, object]) -> Self:
         """Return the configuration with some keys changed.
 
-        Where a component is replaced, the values of the old one's keys go with it.
+        A replaced component takes the values of its keys with it.
 
         Examples
         --------
@@ -236,48 +239,42 @@ class RunConfig:
         unchanged = [part for part in _chosen(values) if part.name == getattr(self, _snake(part.family))]
         kept = {*run_keys(), *(key for part in unchanged for key in families.keys_of(part, values))}
         old = {name: value for name, value in self.to_mapping().items() if name in kept}
-        return self.from_mapping(old | changes)
+        return self.from_mapping(override(old, changes))
 
     def accepts(self, key: str) -> bool:
-        """Return whether a key is one of the run's own, or of the components that it names.
+        """Return whether a key is one of the run's own keys, or of the keys of its components.
 
         Examples
         --------
         >>> RunConfig(algorithm="fedavg").accepts("learning-rate"), RunConfig(algorithm="fedavg").accepts("sigma")
         (True, False)
         """
-        values = self.to_mapping()
-        names = [name for part in _chosen(values) for name in families.keys_of(part, values)]
-        return key in {*run_keys(), *names, *_once_flat(names)}
+        valid = _valid_keys(self.to_mapping())
+        return key in valid or key in flat_names(valid)
 
-    # -------------------------------------------------------------------------------------------- details
+    def values_of(self, component: Component) -> dict[str, object]:
+        """Return the values of a component's keys; a key that is also a run key has the run's value."""
+        return _values_of(component, self.to_mapping())
 
     def _run_values(self) -> dict[str, object]:
         values = {name: getattr(self, _snake(name)) for name in run_keys()}
         return {name: value for name, value in values.items() if value is not None}
 
-    def values_of(self, component: Component) -> dict[str, object]:
-        """Return the values of a component's keys; a key that is also a run key has the run's value."""
-        values = self.to_mapping()
-        return {name: values[name] for name in families.keys_of(component, values) if name in values}
-
     def _resolved(self, options: Mapping[str, object]) -> dict[str, object]:
         """Return the values of all keys of the chosen components."""
         given = {name: value for name, value in options.items() if value is not None}
         values = self._run_values() | given
-        chosen = _chosen(values)
-        keys = [families.keys_of(component, values) for component in chosen]
-        valid = {*run_keys(), *(name for own in keys for name in own)}
-        given = _renamed(given, valid)
+        valid = _valid_keys(values)
+        given = in_tables(given, valid)
         values |= given
-        for name in given:
+        chosen = _chosen(values)
+        for name, value in given.items():
             if name not in valid or name in run_keys():
                 parts = [part for component in chosen for part in families.parts_of(component, values)]
-                raise ValueError(self._unknown(name, given[name], sorted(valid), parts))
+                raise ValueError(_key_error(name, value, sorted(valid), parts))
         resolved: dict[str, object] = {}
-        for component, own in zip(chosen, keys, strict=True):
-            its = families.resolve(component, {name: values[name] for name in own if name in values})
-            for name, value in its.items():
+        for component in chosen:
+            for name, value in families.resolve(component, _values_of(component, values)).items():
                 if resolved.setdefault(name, value) != value:
                     raise ValueError(
                         f"key {name!r} has two defaults, {components.show(resolved[name])} and, for "
@@ -285,46 +282,18 @@ class RunConfig:
                     )
         return {name: value for name, value in resolved.items() if name not in run_keys()}
 
-    @staticmethod
-    def _unknown(name: str, value: object, valid: list[str], chosen: list[Component]) -> str:
-        listed = f"valid keys: {', '.join(valid)}"
-        if isinstance(value, Mapping):
-            return f"[{name}] is a table, and keys are flat: write its keys without it"
-        if name in valid:
-            return f"key {name!r} is the run's own: set it once, and not among the options"
-        table, dot, option = name.partition(".")
-        tables = _once_flat(valid).values()
-        if options := [key.partition(".")[2] for key in tables if key.startswith(f"{table}.")]:
-            if not dot:
-                return f"key {name!r} = {components.show(value)}: must be a table of {', '.join(options)}"
-            fix = (
-                "; it is a key: write it without" if option in valid else components.nearest(option, options)
-            )
-            return f"unknown option {option!r} of {table}{fix} (options: {', '.join(options)})"
-        name = table
-        users = families.owners(name)
-        if not users:
-            return f"unknown key {name!r}{components.nearest(name, valid)} ({listed})"
-        if list(users) == ["model"] and all(part.family != "model" for part in chosen):
-            return f"key {name!r} is used by the models {', '.join(users['model'])}: set the key 'model' too"
-        return f"{families.used_elsewhere(name, chosen)}; {listed}"
 
-
+@functools.cache
 def run_keys() -> Mapping[str, Key]:
-    """Return the run's own keys, those of no component.
+    """Return the run's own keys, which belong to no component.
 
     Examples
     --------
     >>> run_keys()["num-clients"].default
     10
     """
-    return _run_keys()
-
-
-@functools.cache
-def _run_keys() -> Mapping[str, Key]:
-    keys = families.keys_of(components.inspect_component("run", "run", RunConfig, injected={"options"}))
-    return MappingProxyType(keys)
+    run = components.inspect_component("run", "run", RunConfig, injected={"options"})
+    return MappingProxyType(families.keys_of(run))
 
 
 def _chosen(values: Mapping[str, object]) -> list[Component]:
@@ -333,12 +302,46 @@ def _chosen(values: Mapping[str, object]) -> list[Component]:
     return [families.find(family, str(name)) for family, name in names.items() if name is not None]
 
 
+def _valid_keys(values: Mapping[str, object]) -> set[str]:
+    """Return the run's own keys and the keys of the components that ``values`` choose."""
+    return {*run_keys(), *(key for part in _chosen(values) for key in families.keys_of(part, values))}
+
+
+def _values_of(component: Component, values: Mapping[str, object]) -> dict[str, object]:
+    return {name: values[name] for name in families.keys_of(component, values) if name in values}
+
+
+def _key_error(name: str, value: object, valid: list[str], chosen: list[Component]) -> str:
+    """Return the error message for a key that is not valid among the options."""
+    listed = f"valid keys: {', '.join(valid)}"
+    if isinstance(value, Mapping):
+        return f"[{name}] is a table, and keys are flat: write its keys without it"
+    if name in valid:
+        return f"key {name!r} belongs to the run and is among the options too: remove it from the options"
+    table, dot, option = name.partition(".")
+    if options := [option_of(key) for key in valid if key.startswith(f"{table}.")]:
+        if not dot:
+            return f"key {name!r} = {components.show(value)}: must be a table of {', '.join(options)}"
+        fix = (
+            f"; it is a key: write it without {table}"
+            if option in valid
+            else components.nearest(option, options)
+        )
+        return f"unknown option {option!r} of {table}{fix} (options: {', '.join(options)})"
+    users = families.owners(table)
+    if not users:
+        return f"unknown key {table!r}{components.nearest(table, valid)} ({listed})"
+    if list(users) == ["model"] and all(part.family != "model" for part in chosen):
+        return f"key {table!r} is used by the models {', '.join(users['model'])}: set the key 'model' too"
+    return f"{families.used_elsewhere(table, chosen)}; {listed}"
+
+
 def _snake(name: str) -> str:
     return name.replace("-", "_")
 
 
 def flatten(values: Mapping[str, object], table: str = "") -> dict[str, object]:
-    """Return keys in kebab-case, what is in a table of options after the table's name and a dot.
+    """Return the keys in kebab-case, with the options of a table as ``table.option``.
 
     Raises
     ------
@@ -353,16 +356,16 @@ def flatten(values: Mapping[str, object], table: str = "") -> dict[str, object]:
     result: dict[str, object] = {}
     for name, value in values.items():
         key = table + name.rstrip("_").replace("_", "-")
-        inside = isinstance(value, Mapping) and key.endswith("-options")
-        for each, item in (flatten(cast(Any, value), f"{key}.") if inside else {key: value}).items():
-            if each in result:
-                raise ValueError(f"key {each!r} is given twice: give it once")
-            result[each] = item
+        is_table = isinstance(value, Mapping) and key.endswith("-options")
+        for flat_key, item in (flatten(cast(Any, value), f"{key}.") if is_table else {key: value}).items():
+            if flat_key in result:
+                raise ValueError(f"key {flat_key!r} is given twice: give it once")
+            result[flat_key] = item
     return result
 
 
 def nest(values: Mapping[str, object]) -> dict[str, Any]:
-    """Return flat keys with their options in tables, as a file has them.
+    """Return the keys with their options in tables, the reverse of `flatten`.
 
     Examples
     --------
@@ -379,32 +382,28 @@ def nest(values: Mapping[str, object]) -> dict[str, Any]:
     return result
 
 
-def _once_flat(keys: Iterable[str]) -> dict[str, str]:
-    """Return the keys that are options, by the flat names that they had."""
-    return {key.partition(".")[2]: key for key in keys if "." in key}
+def override(values: Mapping[str, object], *changes: Mapping[str, object]) -> dict[str, object]:
+    """Return flat keys with changes, of which later ones take precedence.
 
+    A change of an option also replaces the option's value under its other name, new or old; see
+    `fedpisa.config.flat_options`.
 
-def _renamed(given: Mapping[str, object], valid: Collection[str]) -> dict[str, object]:
-    """Return the values by the names that keys have now, with a warning that says them; of two the later one."""
-    once = _once_flat(valid)
-    names = {name: once[name] for name in given if name in once and name not in valid}
-    if names:
-        tables = nest({new: given[old] for old, new in names.items()})
-        now = [
-            f"{table} = {{{', '.join(f'{k} = {components.show(v)}' for k, v in values.items())}}}"
-            for table, values in tables.items()
-        ]
-        _warn_once(
-            f"{', '.join(names)} {'is an option' if len(names) == 1 else 'are options'} and no longer flat: "
-            f"write {' and '.join(now)}"
-        )
-    return {names.get(name, name): value for name, value in given.items()}
-
-
-@functools.cache
-def _warn_once(text: str) -> None:
-    """Warn once in a process, which reads a run's keys several times."""
-    warnings.warn(text, FutureWarning, stacklevel=1)
+    Examples
+    --------
+    >>> fedsgd = {"algorithm": "fedsgd", "optimizer": "adam"}
+    >>> override({**fedsgd, "eps": 1e-8}, {"optimizer-options.eps": 1e-4})
+    {'algorithm': 'fedsgd', 'optimizer': 'adam', 'optimizer-options.eps': 0.0001}
+    """
+    result = dict(values)
+    for change in changes:
+        both = result | change
+        pairs = [(option_of(key), key) for key in both if option_of(key) in both]
+        valid = _valid_keys(both) if pairs else set()
+        for flat, key in pairs:
+            if flat not in valid and (flat in change) != (key in change):
+                del both[key if flat in change else flat]
+        result = both
+    return result
 
 
 def load_config(
@@ -418,12 +417,12 @@ def load_config(
     source
         Path of a TOML file, a mapping of keys, a configuration, or None for the defaults.
     overrides
-        Keys that take precedence, as a mapping or as text; see `parse_overrides`.
+        Keys that take precedence over the source, as a mapping or as text; see `parse_overrides`.
 
     Raises
     ------
     ValueError
-        If the file cannot be read, or for an unknown key or a bad value.
+        If the file cannot be read, a key is unknown or given twice, or a value does not fit.
 
     Examples
     --------
@@ -434,7 +433,7 @@ def load_config(
     if isinstance(source, RunConfig):
         return source.replace(changes)
     values = source if isinstance(source, Mapping) else {} if source is None else read_toml(source)
-    return RunConfig.from_mapping(flatten(values) | changes)
+    return RunConfig.from_mapping(override(flatten(values), changes))
 
 
 def read_toml(path: str | os.PathLike[str]) -> dict[str, object]:
@@ -443,7 +442,7 @@ def read_toml(path: str | os.PathLike[str]) -> dict[str, object]:
     Raises
     ------
     ValueError
-        If there is no such file or it is not TOML.
+        If the file cannot be read or is not TOML.
     """
     try:
         with open(path, "rb") as file:
@@ -468,7 +467,7 @@ def parse_overrides(text: str) -> dict[str, object]:
     Raises
     ------
     ValueError
-        If the text is not of that form.
+        If the text does not have this form.
 
     Examples
     --------

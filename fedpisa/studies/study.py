@@ -35,7 +35,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Final, final
 
 from fedpisa import components
-from fedpisa.config.run import RunConfig, flatten, nest, read_toml
+from fedpisa.config.run import RunConfig, flatten, nest, override, read_toml
 from fedpisa.runs.results import Result, load_result
 
 if TYPE_CHECKING:
@@ -215,7 +215,7 @@ class Study:
                 variant,
                 point,
                 seed,
-                {**self.base, **keys, **point, **self._keys_at(variant, point), "seed": seed},
+                override(self.base, keys, point, self._keys_at(variant, point), {"seed": seed}),
                 PurePosixPath("runs", names[variant], slug, f"seed-{seed}"),
             )
             for variant, keys in self.variants.items()

@@ -30,7 +30,7 @@ from typing import Annotated, Any, Final, Literal, final
 from pydantic import Field
 
 from fedpisa import components, families
-from fedpisa.config.run import RunConfig, flatten, read_toml, run_keys
+from fedpisa.config.run import RunConfig, flatten, override, read_toml, run_keys
 from fedpisa.simulation.federation import build_algorithm, build_schedule, load_dataset
 from fedpisa.studies.study import Study, StudyRun, read_study
 from fedpisa.tuning.metric import Metric, maximized
@@ -132,7 +132,7 @@ class Subject:
 
     def config(self, values: Mapping[str, object], seed: int) -> RunConfig:
         """Return the configuration of a run with the given values of searched keys."""
-        return RunConfig.from_mapping({**self.keys, **values, "seed": seed})
+        return RunConfig.from_mapping(override(self.keys, values, {"seed": seed}))
 
     def __str__(self) -> str:
         return ", ".join(

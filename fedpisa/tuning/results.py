@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedpisa import components
-from fedpisa.config.run import nest
+from fedpisa.config.run import nest, override
 from fedpisa.storage.files import replace_file
 from fedpisa.studies.study import Study
 from fedpisa.tuning.picture import plot_trials
@@ -81,7 +81,9 @@ def _best_study(plan: Plan, best: Sequence[Trial]) -> Study:
         if subject.point:
             at[subject.variant].append((subject.point, trial.keys))
         else:
-            variants[subject.variant].update(trial.keys)
+            kept = override(subject.keys, trial.keys)
+            own = {key: value for key, value in variants[subject.variant].items() if key in kept}
+            variants[subject.variant] = own | dict(trial.keys)
     return Study(study.name, study.base, study.sweep, variants, study.seeds, at)
 
 

@@ -368,7 +368,7 @@ def test_wrong_keys_and_values_are_explained_in_one_line(values: dict[str, objec
 
 
 def test_a_run_key_is_no_option() -> None:
-    with pytest.raises(ValueError, match="key 'seed' is the run's own"):
+    with pytest.raises(ValueError, match="key 'seed' belongs to the run"):
         RunConfig(options={"seed": 1})
 
 

@@ -325,6 +325,10 @@ def test_what_a_schedule_acts_on_by_default(name: str, keys: tuple[str, ...]) ->
             "'sigma', which must not change.*asks for one sigma",
         ),
         ({"algorithm": "fedadmm", "schedule-keys": "server-step"}, "'server-step', which has no value"),
+        (
+            {"algorithm": "fedsgd", "schedule-keys": "optimizer-options.dampening"},
+            r"schedule-keys names 'optimizer-options.dampening', .*\(what can: learning-rate\)$",
+        ),
         ({"algorithm": "fedsgd", "optimizer": "rprop"}, "'rprop' adapts its step sizes itself"),
         ({"warmup-rounds": 10, "num-server-rounds": 10}, "warmup-rounds = 10 leaves no round"),
         ({"schedule": "constant", "schedule-end": 0.1}, "'schedule-end' is not used by schedule 'constant'"),
