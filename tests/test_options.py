@@ -149,15 +149,15 @@ def test_a_file_that_gives_an_option_under_both_names_is_refused(text: str, tmp_
         load_config(file)
     study = tmp_path / "study.toml"
     study.write_text(f'[base]\nalgorithm = "fedsgd"\noptimizer = "adam"\n{text}\n')
-    with pytest.raises(ValueError, match="set the same option: remove eps$"):
+    with pytest.raises(ValueError, match=r"set the same option: remove eps$"):
         read_study(study).runs()[0].config.to_mapping()
 
 
-@pytest.mark.filterwarnings("ignore:eps is an option:FutureWarning")
 @pytest.mark.parametrize(
     ("below", "above"), [("eps", "optimizer-options.eps"), ("optimizer-options.eps", "eps")]
 )
 def test_an_override_replaces_an_option_under_either_name(below: str, above: str, tmp_path: Path) -> None:
+    warnings.simplefilter("ignore", FutureWarning)
     expected = RunConfig.from_mapping({**ADAM, "optimizer-options.eps": 0.5})
     file = tmp_path / "run.toml"
     file.write_text(f'algorithm = "fedsgd"\noptimizer = "adam"\n{below} = 0.1\n')

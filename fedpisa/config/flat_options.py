@@ -46,7 +46,8 @@ def in_tables(values: Mapping[str, object], valid: Collection[str]) -> dict[str,
     ValueError
         If an option is given under both names.
     """
-    renamed = {old: new for old, new in flat_names(valid).items() if old in values and old not in valid}
+    names = flat_names(valid)
+    renamed = {old: names[old] for old in values if old in names and old not in valid}
     tables: dict[str, list[str]] = {}
     for old, new in renamed.items():
         if new in values:

@@ -396,7 +396,7 @@ def override(values: Mapping[str, object], *changes: Mapping[str, object]) -> di
     """
     result = dict(values)
     for change in changes:
-        both = result | change
+        both = {**result, **change}
         pairs = [(option_of(key), key) for key in both if option_of(key) in both]
         valid = _valid_keys(both) if pairs else set()
         for flat, key in pairs:
