@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -60,39 +60,59 @@ def torch_seed(seed: int, name: str, *counters: int) -> int:
 
 
 @contextmanager
-def seeded(seed: int, name: str, *counters: int) -> Iterator[None]:
-    """Seed the global generators of torch, NumPy and `random` from a named stream, and restore them afterwards.
-
-    Users' models, dropout and Flower's strategies draw from these generators; fedpisa's own code does not.
+def torch_seeded(seed: int, name: str, *counters: int) -> Iterator[None]:
+    """Seed torch's global generators from a named stream, and restore them afterwards.
 
     Examples
     --------
     >>> import torch
     >>> def draw():
-    ...     with seeded(0, "noise", 1):
-    ...         return random.random(), float(torch.rand(()))
+    ...     with torch_seeded(0, "noise", 1):
+    ...         return float(torch.rand(()))
     >>> draw() == draw()
     True
     """
     import torch
 
+    key = torch_seed(seed, name, *counters)
+    if torch.cuda.is_available() or torch.backends.mps.is_available():
+        with torch.random.fork_rng():
+            torch.manual_seed(key)
+            yield
+        return
+    # Without a device there is one generator, and forking takes longer than a small round.
+    before = torch.get_rng_state()
+    torch.default_generator.manual_seed(key)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before)
+
+
+@contextmanager
+def seeded(seed: int, name: str, *counters: int) -> Iterator[None]:
+    """Seed the global generators of torch, NumPy and `random` from a named stream, and restore them afterwards.
+
+    Users' models, dropout and Flower's strategies draw from these generators; fedpisa itself does not.
+
+    Examples
+    --------
+    >>> def draw():
+    ...     with seeded(0, "noise", 1):
+    ...         return random.random()
+    >>> draw() == draw()
+    True
+    """
     key = stream_key(seed, name, *counters)
-    before = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    before = random.getstate(), np.random.get_state()  # noqa: NPY002
     random.seed(key)
     np.random.seed([key >> shift & 0xFFFFFFFF for shift in (0, 32, 64, 96)])  # noqa: NPY002
-    devices = torch.cuda.is_available() or torch.backends.mps.is_available()
     try:
-        # Without a device torch has a single generator, and `fork_rng` takes longer than a small round.
-        with torch.random.fork_rng() if devices else nullcontext():
-            if devices:
-                torch.manual_seed(torch_seed(seed, name, *counters))
-            else:
-                torch.default_generator.manual_seed(torch_seed(seed, name, *counters))
+        with torch_seeded(seed, name, *counters):
             yield
     finally:
         random.setstate(before[0])
         np.random.set_state(before[1])  # noqa: NPY002
-        torch.set_rng_state(before[2])
 
 
 def hashed(key: int, *counters: np.ndarray | int) -> np.ndarray:

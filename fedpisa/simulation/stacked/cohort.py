@@ -20,7 +20,7 @@ from fedpisa.clients.batches import BatchIndices, Ints
 from fedpisa.clients.client import BUFFERS
 from fedpisa.clients.sgd import SGDSteps
 from fedpisa.datasets.client_data import ClientData
-from fedpisa.rng import seeded, step_keys
+from fedpisa.rng import step_keys, torch_seeded
 from fedpisa.simulation.stacked.compat_torch import of_all_clients
 from fedpisa.simulation.stacked.fused_sgd import is_fusible, take_fused_steps
 from fedpisa.simulation.stacked.gradients import StackedGradient
@@ -108,7 +108,8 @@ def run_cohort(
         return run(task, common, ids_S[rows_S], own, indices.rows(rows_S))
 
     if len(tasks) == 1:
-        with seeded(seed, "dropout", server_round, *([begin] if begin else [])):
+        # A module that draws from other generators is not stacked; see `differs`.
+        with torch_seeded(seed, "dropout", server_round, *([begin] if begin else [])):
             outcomes = [run_part(task, parts[0])]
     else:
         with one_thread_each(len(tasks)) as pool:
