@@ -322,7 +322,7 @@ def test_what_a_schedule_acts_on_by_default(name: str, keys: tuple[str, ...]) ->
         ({"schedule-keys": "sigm"}, "schedule-keys names 'sigm'.*did you mean 'sigma'.*sigma, rho"),
         (
             {"algorithm": "feddr", "schedule-keys": "sigma"},
-            "'sigma', which must not change.*asks for one sigma",
+            "'sigma', which must not change.*needs the same sigma in all rounds",
         ),
         ({"algorithm": "fedadmm", "schedule-keys": "server-step"}, "'server-step', which has no value"),
         (
@@ -337,15 +337,15 @@ def test_what_a_schedule_acts_on_by_default(name: str, keys: tuple[str, ...]) ->
         *(
             (
                 {"schedule": "milestones", "schedule-milestones": wrong},
-                f"schedule-milestones.* = .*: must be {rule}",
+                f"schedule-milestones.* = .*: {rule}",
             )
             for wrong, rule in (
-                ([], "rounds in ascending order, such as"),
-                ([90, 90], "rounds in ascending order, such as"),
-                ([120, 90], "rounds in ascending order, such as"),
-                ([0, 90], "greater than or equal to 1"),
-                ([0.5], "a valid integer"),
-                (90, "a valid array"),
+                ([], "give rounds in ascending order, such as"),
+                ([90, 90], "give rounds in ascending order, such as"),
+                ([120, 90], "give rounds in ascending order, such as"),
+                ([0, 90], "must be greater than or equal to 1"),
+                ([0.5], "must be a valid integer"),
+                (90, "must be a valid array"),
             )
         ),
         *(
