@@ -244,7 +244,7 @@ class Backwards(nn.Module):
 )
 def test_a_model_without_features_is_refused(module: nn.Module, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        with_features(module, dict(module.named_parameters()), torch.ones(5, 4))
+        with_features(module, lambda: module(torch.ones(5, 4)))
     assert not any(layer._forward_pre_hooks for layer in module.modules())
 
 

@@ -154,7 +154,7 @@ def three_parabolas(folder: Path) -> dict[str, object]:
     np.savez(path, x=x, y=y, groups=np.repeat([0, 1, 2], sizes), x_test=x[:1], y_test=y[:1])
     return {
         "dataset": "file", "data-file": str(path), "partitioner": "natural", "num-clients": 3,
-        "model": "linear", "batch-size": 64, "batches-per-round": "all", "algorithm": "pisa",
+        "model": "linear", "batch-size": 64, "batches-per-round": "all", "algorithm": "pisa", "regression": True,
     }  # fmt: skip
 
 

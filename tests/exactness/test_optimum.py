@@ -17,25 +17,25 @@ def curvature(lab: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the clients' Hessians ``H_i``, minimisers ``w_i*`` and weights ``n_i / n``."""
     clients = lab.clients_of(lab.QUADRATIC)
     hessians = np.array([client.hessian(np.zeros(6)) for client in clients])
-    facts = load_dataset(RunConfig.from_mapping(lab.QUADRATIC)).facts
-    return hessians, facts["client-optima"], lab.by_samples(clients)
+    ground_truth = load_dataset(RunConfig.from_mapping(lab.QUADRATIC)).ground_truth
+    return hessians, ground_truth["client-optima"], lab.by_samples(clients)
 
 
 def test_the_dataset_says_the_truth(lab: Any) -> None:
-    """``facts`` against Hessians and gradients computed from the samples."""
+    """``ground_truth`` against Hessians and gradients computed from the samples."""
     hessians, optima, alpha = curvature(lab)
-    facts = load_dataset(RunConfig.from_mapping(lab.QUADRATIC)).facts
+    ground_truth = load_dataset(RunConfig.from_mapping(lab.QUADRATIC)).ground_truth
     wanted = np.linalg.solve(
         np.einsum("n,nij->ij", alpha, hessians), np.einsum("n,nij,nj->i", alpha, hessians, optima)
     )
-    assert lab.relative(facts["optimum"], wanted) <= 1e-13
+    assert lab.relative(ground_truth["optimum"], wanted) <= 1e-13
     eigenvalues = np.linalg.eigvalsh(hessians)
-    assert eigenvalues[:, -1] == pytest.approx(facts["lipschitz"], rel=1e-12)
-    assert eigenvalues[:, 0] == pytest.approx(facts["strong-convexity"], rel=1e-12)
+    assert eigenvalues[:, -1] == pytest.approx(ground_truth["lipschitz"], rel=1e-12)
+    assert eigenvalues[:, 0] == pytest.approx(ground_truth["strong-convexity"], rel=1e-12)
     clients = lab.clients_of(lab.QUADRATIC)
     assert max(np.abs(c.gradient(w)).max() for c, w in zip(clients, optima, strict=True)) <= 1e-14
     loss = sum(a * client.value(wanted) for a, client in zip(alpha, clients, strict=True))
-    assert facts["optimal-loss"] == pytest.approx(loss, rel=1e-13)
+    assert ground_truth["optimal-loss"] == pytest.approx(loss, rel=1e-13)
     assert len({client.size for client in clients}) == 5
 
 

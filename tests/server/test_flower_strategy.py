@@ -289,7 +289,7 @@ def test_batch_norms_buffers_stay_with_the_mean(lab: Any, engine: str) -> None:
         ({"server-strategy": "fedadam"}, "unknown server-strategy 'fedadam'; did you mean 'fed-adam'"),
         (
             {"server-strategy": "qfed-avg", "warmup-rounds": 1, "num-server-rounds": 2},
-            "one learning rate in all",
+            "the same learning rate in all",
         ),
         ({"server-beta-1": 0.5}, "'server-beta-1' is not used by server-strategy 'krum'"),
         (
