@@ -35,7 +35,7 @@ class ReplySpec:
 
 
 def reply_spec(update: LocalUpdate, server_round: int, down: Arrays, layout: ParamLayout) -> ReplySpec:
-    """Return the reply_spec of a client's upload in a round.
+    """Return the names, shapes and metrics of a client's upload in a round.
 
     The update is run for one step on tensors that have a shape and no content.
 

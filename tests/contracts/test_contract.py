@@ -1,4 +1,4 @@
-"""What every algorithm keeps, whatever its keys: the table is in `tests/algorithms.py`, and finds them by itself."""
+"""The contract of all algorithms, for all of their keys; `tests/algorithms.py` lists the cases."""
 
 from __future__ import annotations
 

@@ -103,8 +103,9 @@ def run_cohort(
 
     def run_part(task: Task, rows_S: Ints) -> LocalResult:
         own = {name: _rows(value, rows_S) for name, value in states_S.items()}
-        own_gradient = sequential_gradient(task, data.x) if written_out else None
-        common = Common(update, data, seed, server_round, down, own_gradient, scratch)
+        # A thread's copy of the module has layers of its own.
+        gradient = sequential if task is tasks[0] or not written_out else sequential_gradient(task, data.x)
+        common = Common(update, data, seed, server_round, down, gradient, scratch)
         return run(task, common, ids_S[rows_S], own, indices.rows(rows_S))
 
     if len(tasks) == 1:

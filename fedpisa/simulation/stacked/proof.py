@@ -24,9 +24,10 @@ from fedpisa.datasets.client_data import ClientData
 from fedpisa.rng import generator, seeded
 from fedpisa.simulation.stacked.gradients import StackedGradient
 from fedpisa.simulation.stacked.sequential import SequentialGradient, sequential_gradient
+from fedpisa.tasks.modules import in_dtype
 from fedpisa.tasks.task import Task
 
-_SAMPLES: Final = 3
+_SAMPLES: Final = 6
 _NOISE: Final = ("p", "dropout", "drop_prob")
 """Attributes with which layers say how much they drop at random."""
 _TOLERANCE: Final = {torch.float64: 1e-8, torch.float32: 1e-3}
@@ -74,11 +75,13 @@ def differs(task: Task, data: ClientData, sequential: bool) -> str:
                 setattr(layer, name, 0.0)
     dtype = data.x.dtype
     try:
-        return _difference(Task(module.double(), task.num_classes), data, sequential, torch.float64)
+        return _difference(
+            Task(in_dtype(module, torch.float64), task.num_classes), data, sequential, torch.float64
+        )
     except RuntimeError:  # a tensor that is neither parameter nor buffer stays in the run's dtype
         if dtype is torch.float64:
             raise
-        return _difference(Task(module.to(dtype), task.num_classes), data, sequential, dtype)
+        return _difference(Task(in_dtype(module, dtype), task.num_classes), data, sequential, dtype)
 
 
 def _difference(task: Task, data: ClientData, sequential: bool, dtype: torch.dtype) -> str:
@@ -104,14 +107,15 @@ def _difference(task: Task, data: ClientData, sequential: bool, dtype: torch.dty
 def _case(task: Task, data: ClientData, dtype: torch.dtype) -> Case:
     """Return samples of the data, drawn from a stream of their own, and two points near the initial model."""
     rng = generator(0, "proof")
-    rows = torch.from_numpy(rng.integers(len(data.x), size=2 * _SAMPLES)).to(data.x.device)
+    rows = torch.from_numpy(np.resize(rng.permutation(len(data.x)), 2 * _SAMPLES)).to(data.x.device)
     x = data.x[rows].to("cpu", dtype).view(2, 1, _SAMPLES, *data.x.shape[1:])
     y = data.y[rows].cpu().view(2, 1, _SAMPLES, *data.y.shape[1:])
     weight = x.new_full((2, 1, _SAMPLES), 1 / _SAMPLES)
     weight[1, 0] = x.new_tensor([*[1 / (_SAMPLES - 1)] * (_SAMPLES - 1), 0.0])
     params_P = task.initial_params()
     noise_P = torch.from_numpy(rng.standard_normal(len(params_P))).to(params_P)
-    params_SP = torch.stack([params_P + 0.01 * noise_P, params_P * (1 + 0.01 * noise_P)])
+    # Far apart, so that no layer is silent at both points.
+    params_SP = torch.stack([params_P + 0.01 * noise_P, params_P + 0.5 * noise_P])
     y = y.to(dtype) if y.is_floating_point() else y
     return Case(params_SP, task.initial_buffers().expand(2, -1), x, y, weight)
 
