@@ -19,7 +19,7 @@ from fedpisa.components import Component, Key, Parameter, inspect_component
 from fedpisa.config.flat_options import _warn_once
 from fedpisa.config.flower import NodeSettings, read_run_config, to_run_config
 from fedpisa.config.run import RunConfig, load_config, override, parse_overrides
-from fedpisa.families import build, keys_of, owners, table
+from fedpisa.families import build, keys_of, lookup, owners
 from fedpisa.report.runs import Run, _telling
 from fedpisa.studies.study import Study, read_study
 from fedpisa.tuning.plan import Plan
@@ -292,9 +292,9 @@ def test_each_key_that_names_such_a_class_has_a_table_of_its_own(monkeypatch: py
         ),
         read=lambda tool: dict(tool.options),
     )  # fmt: skip
-    monkeypatch.setattr(table, "_FAMILIES", {"tool": lambda: [saw]})
-    monkeypatch.setattr(table, "_collected", table._collected.__wrapped__)
-    monkeypatch.setattr("fedpisa.families.values.FAMILIES", ("tool",))
+    monkeypatch.setattr(lookup, "_FAMILIES", {"tool": lambda: [saw]})
+    monkeypatch.setattr(lookup, "_collected", lookup._collected.__wrapped__)
+    monkeypatch.setattr("fedpisa.families.builder.FAMILIES", ("tool",))
     bench = inspect_component("dish", "bench", Bench)
     assert [*keys_of(bench)] == [
         "tool", "tool-options.teeth", "oil", "local-tool", "local-tool-options.teeth"

@@ -7,7 +7,7 @@ from logging import getLogger
 from flwr.app import Context, Message, MessageType, RecordDict
 from flwr.clientapp.typing import ClientAppCallable
 
-from fedpisa.apps.participant import participant_of, state_folder
+from fedpisa.apps.node import participant_of, state_folder
 from fedpisa.apps.records import NODE, RUN, RunRecord
 from fedpisa.apps.states import read_state
 from fedpisa.clients.client import Client

@@ -1,13 +1,12 @@
 """The families of components, and their members by name: algorithms, data sets, partitioners, models, ...
 
 There is no registry. A component is what a package of its *family* defines; ``module:attribute`` names a
-user's own. `table` finds components, `values` checks the values of their keys and builds them, `data` and
+user's own. `lookup` finds components, `builder` checks the values of their keys and builds them, `data` and
 `models` build data sets, partitions and models by name; the other modules describe components that other
 libraries define.
 """
 
-from fedpisa.families.table import FAMILIES, available, find
-from fedpisa.families.values import (
+from fedpisa.families.builder import (
     bind,
     build,
     checked_values,
@@ -17,6 +16,7 @@ from fedpisa.families.values import (
     resolve,
     used_elsewhere,
 )
+from fedpisa.families.lookup import FAMILIES, available, find
 
 __all__ = [
     "FAMILIES",

@@ -14,8 +14,8 @@ from fedpisa.components import kebab
 from fedpisa.datasets._own import as_dataset
 from fedpisa.datasets.base import Dataset, Indices
 from fedpisa.datasets.partitioners import EFFECTS
-from fedpisa.families.table import find
-from fedpisa.families.values import build, checked_values
+from fedpisa.families.builder import build, checked_values
+from fedpisa.families.lookup import find
 from fedpisa.rng import generator
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, final
 
 from fedpisa.report.clients import unlike_seeds
+from fedpisa.report.formatting import difference, number, p_value, spread
 from fedpisa.report.statistics import LEVEL, Comparison, smallest_wilcoxon_p
-from fedpisa.report.text import difference, number, p_value, spread
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from fedpisa.report.clients import Fairness, worst
 from fedpisa.report.findings import Findings, Measure, SplitFindings, VariantResult
+from fedpisa.report.formatting import NOTHING, difference, fixed, interval, number, p_value, spread, verdict
 from fedpisa.report.runs import total_bytes
 from fedpisa.report.statistics import Comparison, Estimate, estimate, scaled
 from fedpisa.report.table import Column, Row, Table, table_of
-from fedpisa.report.text import NOTHING, difference, fixed, interval, number, p_value, spread, verdict
 
 
 def overview(found: Findings) -> Table:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from fedpisa.apps.participant import NODE_KEYS
+from fedpisa.apps.node import NODE_KEYS
 from fedpisa.config.run import parse_overrides
 from fedpisa.deployment.local import Deployment, which
 

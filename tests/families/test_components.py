@@ -293,7 +293,7 @@ def test_resolve_gives_all_keys_and_is_enough_to_build_the_same(pizza: Component
 def test_wrong_values_are_explained(
     pizza: Component, monkeypatch: pytest.MonkeyPatch, values: dict[str, object], message: str
 ) -> None:
-    monkeypatch.setattr("fedpisa.families.values.FAMILIES", ("spice", "algorithm"))
+    monkeypatch.setattr("fedpisa.families.builder.FAMILIES", ("spice", "algorithm"))
     with pytest.raises(ValueError) as caught:  # noqa: PT011
         build(pizza, values)
     assert message in str(caught.value)

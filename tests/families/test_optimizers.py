@@ -246,7 +246,7 @@ def test_muon_leaves_vectors_to_adamw() -> None:
 def test_without_the_extra_its_names_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     torchs = {name: class_of(name) for name in NAMES}
     monkeypatch.setattr(optimizer, "optimizer_classes", lambda: torchs)
-    monkeypatch.setattr("fedpisa.families.table._collected", lambda family: dict.fromkeys(NAMES))
+    monkeypatch.setattr("fedpisa.families.lookup._collected", lambda family: dict.fromkeys(NAMES))
     for attempt in (lambda: find("optimizer", "lamb"), lambda: Optimizer("lamb", {})):
         with pytest.raises(
             ValueError, match=r"no optimizer 'lamb': .* pip install 'fedpisa\[optimizers\]'"

@@ -41,8 +41,8 @@ from fedpisa.simulation.grid import InProcessGrid
 from fedpisa.simulation.stacked.client_states import StackedStates
 from fedpisa.simulation.stacked.cohort import join, run_cohort
 from fedpisa.simulation.stacked.compat_torch import private
+from fedpisa.simulation.stacked.gradient_check import differs
 from fedpisa.simulation.stacked.gradients import StackedGradient
-from fedpisa.simulation.stacked.proof import differs
 from fedpisa.simulation.stacked.sequential import sequential_gradient
 from fedpisa.simulation.stacked.threads import Scratch
 from fedpisa.storage.client_rows import UNLIMITED

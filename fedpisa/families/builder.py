@@ -10,7 +10,7 @@ from typing import Any, Final
 from fedpisa.components.describe import PART, REQUIRED, Component, Key, Parameter, inspect_component
 from fedpisa.components.names import nearest, show
 from fedpisa.components.values import check, plain
-from fedpisa.families.table import FAMILIES, available, find
+from fedpisa.families.lookup import FAMILIES, available, find
 
 _NOTHING: Final[Mapping[str, object]] = MappingProxyType({})
 
