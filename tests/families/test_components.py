@@ -15,7 +15,7 @@ import pytest
 
 from fedpisa import components
 from fedpisa.components import REQUIRED, Component, Key, check, inspect_component, plain
-from fedpisa.families import FAMILIES, available, build, checked_values, find, keys_of, resolve, table
+from fedpisa.families import FAMILIES, available, build, checked_values, find, keys_of, lookup, resolve
 from fedpisa.typing import Fraction, NonNegative, Positive, PositiveInt
 
 # ------------------------------------------------------------------------------ toys of every kind
@@ -100,8 +100,8 @@ class Pizza:
 def _spices(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the toys' family known."""
     spices = [inspect_component("spice", components.name_of(cls), cls) for cls in (Salt, BlackPepper)]
-    monkeypatch.setattr(table, "_FAMILIES", {**table._FAMILIES, "spice": lambda: spices})
-    monkeypatch.setattr(table, "_collected", table._collected.__wrapped__)
+    monkeypatch.setattr(lookup, "_FAMILIES", {**lookup._FAMILIES, "spice": lambda: spices})
+    monkeypatch.setattr(lookup, "_collected", lookup._collected.__wrapped__)
 
 
 @pytest.fixture
