@@ -203,7 +203,7 @@ def test_flowers_run_config_has_one_text() -> None:
     assert RunConfig.from_mapping(read_run_config(values)[1]) == CONFIG
     values["optimizer-options"] = "{betas = [0.5, 0.999]}"
     assert RunConfig.from_mapping(read_run_config(values)[1]) == CONFIG
-    with pytest.raises(ValueError, match=r"'\{betas' is no table .*: write it as in TOML"):
+    with pytest.raises(ValueError, match=r"'\{betas' is not a table .*: write it as in TOML"):
         read_run_config({"optimizer-options": "{betas"})
 
 

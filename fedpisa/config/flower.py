@@ -1,4 +1,4 @@
-"""What `flwr run` is told: a run's flat keys, and a few that only a run on nodes has."""
+"""Flower's run config: a run's keys as flat values, and the keys that only a run on nodes has."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from fedpisa import families
 from fedpisa.config.run import RunConfig, nest, parse_overrides, run_keys
 
 UNSET: Final = ""
-"""The value of a key that is not given: Flower wants every key to have one."""
+"""The value of a key that is not set. Flower requires a value for every key."""
 MORE: Final = "more"
-"""The key that takes all others, as text: those of components that are a user's own."""
+"""The key whose text holds all other keys: those of the user's own components."""
 
 Value = bool | int | float | str
 
@@ -22,17 +22,17 @@ Value = bool | int | float | str
 @final
 @dataclass(frozen=True)
 class NodeSettings:
-    """The keys that a run on nodes has besides those of `RunConfig`.
+    """The keys of a run on nodes that a `RunConfig` does not have.
 
     Parameters
     ----------
     out
-        A new directory for the result, on the server; by default ``runs/<algorithm>-<dataset>-<seed>`` where the
-        SuperLink was started.
+        A new directory for the result, on the server. By default ``runs/<algorithm>-<dataset>-<seed>`` in the
+        folder where the SuperLink was started.
     resume
-        Directory of a run that was cut short, in place of ``out``.
+        Directory of an interrupted run, which the run continues. Replaces ``out``.
     node_data
-        ``partition``: a node takes its part of the data set; ``own``: it has samples of its own.
+        ``partition``: each node trains on its part of the data set. ``own``: each node trains on its own samples.
     connect_timeout
         Seconds to wait for the nodes before the first round.
     """
@@ -47,22 +47,22 @@ class NodeSettings:
             raise ValueError(f"node-data is {self.node_data!r}: set it to partition or own")
         if self.out and self.resume:
             raise ValueError(
-                f"out = {self.out} and resume = {self.resume} exclude each other: a run goes on where it is"
+                f"out = {self.out} and resume = {self.resume} exclude each other: a resumed run stays in its directory"
             )
         if isinstance(self.connect_timeout, str) or not self.connect_timeout > 0:
             raise ValueError(f"connect-timeout is {self.connect_timeout!r}: set it to seconds above 0")
 
 
 def read_run_config(values: Mapping[str, object]) -> tuple[NodeSettings, dict[str, object]]:
-    """Return what Flower's run config says: the settings of a run on nodes, and the keys of its `RunConfig`.
+    """Split Flower's run config into the settings of a run on nodes and the keys of its `RunConfig`.
 
-    A key with the value ``""`` is not given. Flower's values cannot be lists or tables: text that begins with ``[`` or
-    ``{`` is one, in TOML or in JSON.
+    The value ``""`` means that a key is not set. Flower's values cannot be lists or tables, so text that begins with
+    ``[`` or ``{`` is read as one, in TOML or in JSON.
 
     Raises
     ------
     ValueError
-        If a value of the settings does not fit. The other keys are checked by `RunConfig`.
+        If a setting has a bad value. `RunConfig` checks the other keys.
 
     Examples
     --------
@@ -95,7 +95,7 @@ def to_run_config(settings: NodeSettings, config: RunConfig) -> dict[str, Value]
 
 
 def all_keys() -> list[str]:
-    """Return all keys that a run can have: Flower refuses those that ``pyproject.toml`` does not list."""
+    """Return all keys of a run, for ``pyproject.toml``: Flower refuses a key that is not listed there."""
     parts = (part for family in families.FAMILIES for part in families.available(family).values())
     keys = (key for part in parts for key in families.keys_of(part).values() if not key.option)
     own = (key.name.partition(".")[0] for key in keys)
@@ -119,5 +119,5 @@ def _decoded(value: object) -> object:
     except tomllib.TOMLDecodeError as error:
         kind = "list" if value.startswith("[") else "table"
         raise ValueError(
-            f"{value!r} is no {kind} ({error}): write it as in TOML, [64, 32] or {{betas = [0.5, 0.999]}}"
+            f"{value!r} is not a {kind} ({error}): write it as in TOML, [64, 32] or {{betas = [0.5, 0.999]}}"
         ) from error

@@ -1,1 +1,1 @@
-"""A SuperLink and its nodes: certificates and keys, processes on this machine, commands for others."""
+"""A SuperLink and its nodes: certificates and keys, processes on this machine, commands for other machines."""

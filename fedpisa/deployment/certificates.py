@@ -1,4 +1,4 @@
-"""Certificates for the SuperLink and keys for the nodes, as Flower wants them."""
+"""Certificates for the SuperLink and keys for the nodes, in the formats that Flower reads."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ if TYPE_CHECKING:
     from cryptography.x509 import GeneralName
 
 CA, CERTIFICATE, KEY = "ca.crt", "server.pem", "server.key"
-"""Files of the certificate authority, and of the SuperLink's certificate and its key."""
+"""File names of the authority's certificate, the SuperLink's certificate and the SuperLink's key."""
 VALID: Final = timedelta(days=365)
 
 
 def make_certificates(folder: Path, hosts: Sequence[str]) -> None:
-    """Write a certificate authority's certificate, and one that it signs for a SuperLink on ``hosts``.
+    """Write the certificate of a new authority, and a certificate for a SuperLink that the authority signs.
 
-    The authority's own key is not kept: nothing else can be signed with it.
+    The authority's private key is not stored, so it cannot sign anything else.
 
     Parameters
     ----------
     folder
-        Where to; the SuperLink's key is readable for its user alone.
+        Where the files are written. Only the owner can read the SuperLink's key.
     hosts
         Names or addresses under which nodes reach the SuperLink.
     """
@@ -35,7 +35,7 @@ def make_certificates(folder: Path, hosts: Sequence[str]) -> None:
     from cryptography.hazmat.primitives.serialization import Encoding
     from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-    begin = datetime.now(UTC) - timedelta(minutes=5)  # clocks differ
+    begin = datetime.now(UTC) - timedelta(minutes=5)  # the nodes' clocks may be behind
 
     def builder(subject: str, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
         name, issuer = (
@@ -87,7 +87,7 @@ def make_certificates(folder: Path, hosts: Sequence[str]) -> None:
 
 
 def make_node_key(file: Path) -> None:
-    """Write a node's private key to ``file``, readable for its user alone, and the public one to ``file.pub``."""
+    """Write a node's private key to ``file``, which only the owner can read, and the public key to ``file.pub``."""
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 

@@ -1,4 +1,4 @@
-"""A SuperLink and nodes on this machine: what ``fedpisa deploy`` does."""
+"""A SuperLink and its nodes on this machine, for ``fedpisa deploy``."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ from fedpisa.deployment.processes import Process
 from fedpisa.storage.files import replace_file
 
 CONNECTION: Final = "local-deployment"
-"""What Flower's commands call the SuperLink."""
+"""The SuperLink's name in Flower's commands."""
 RECORD: Final = "deployment.json"
 PATIENCE: Final = 120.0
-"""Seconds that the SuperLink and the nodes have to come up."""
+"""Seconds to wait for the SuperLink and for the nodes."""
 
 
 @final
 @dataclass(frozen=True)
 class Deployment:
-    """A folder with everything that a SuperLink and its nodes need; only its user can read it.
+    """A folder with everything that a SuperLink and its nodes need. Only its owner can read it.
 
     Parameters
     ----------
     folder
         The folder.
     address
-        Where nodes and commands reach the SuperLink, ``host:port``.
+        The SuperLink's address for nodes and commands, ``host:port``.
     nodes
-        Every node's config.
+        The node config of each node.
     """
 
     folder: Path
@@ -50,7 +50,7 @@ class Deployment:
 
     @classmethod
     def prepare(cls, folder: Path, address: str, nodes: Sequence[Mapping[str, Value]]) -> Deployment:
-        """Make a folder with a certificate for ``address`` and a key for each of the nodes.
+        """Create a folder with a certificate for ``address`` and a key for each node.
 
         Raises
         ------
@@ -59,10 +59,10 @@ class Deployment:
         """
         host, _, port = address.rpartition(":")
         if not host or not port.isdigit():
-            raise ValueError(f"address {address!r} is not host:port")
+            raise ValueError(f"address {address!r} is not host:port: write it as 127.0.0.1:9092")
         folder = folder.absolute()
         if folder.exists():
-            raise ValueError(f"{folder} exists: name another one")
+            raise ValueError(f"{folder} exists: name another folder")
         folder.mkdir(parents=True, mode=0o700)
         make_certificates(folder, [host.strip("[]"), "localhost", "127.0.0.1"])
         for node in range(len(nodes)):
@@ -79,31 +79,31 @@ class Deployment:
 
     @classmethod
     def read(cls, folder: Path) -> Deployment:
-        """Return the deployment of a folder.
+        """Return the deployment in a folder.
 
         Raises
         ------
         ValueError
-            If there is none.
+            If the folder has no deployment.
         """
         file = folder.absolute() / RECORD
         if not file.is_file():
-            raise ValueError(f"there is no deployment in {folder}: start one with fedpisa deploy up")
+            raise ValueError(f"{folder} has no deployment: start one with fedpisa deploy up")
         about = json.loads(file.read_bytes())
         return cls(folder.absolute(), about["address"], tuple(about["nodes"]))
 
     @property
     def flower_home(self) -> Path:
-        """Flower's own folder, with the connection to the SuperLink."""
+        """Folder of Flower's settings, which contain the connection to the SuperLink."""
         return self.folder / "flower"
 
     def processes(self) -> list[Process]:
-        """Return the processes that were started."""
+        """Return the deployment's processes, including those that have ended."""
         about = json.loads((self.folder / RECORD).read_bytes())
         return [Process(**process) for process in about["processes"]]
 
     def write(self, started: Sequence[Process]) -> None:
-        """Write down what was started."""
+        """Write the deployment's record, with its processes."""
         about = {
             "address": self.address,
             "nodes": list(self.nodes),
@@ -114,7 +114,7 @@ class Deployment:
     # ------------------------------------------------------------------------------------------- commands
 
     def superlink_command(self) -> list[str]:
-        """Return the command of the SuperLink."""
+        """Return the command that starts the SuperLink."""
         host, _, port = self.address.rpartition(":")
         files = {"--ssl-ca-certfile": CA, "--ssl-certfile": CERTIFICATE, "--ssl-keyfile": KEY}
         return [
@@ -127,7 +127,10 @@ class Deployment:
         ]
 
     def node_command(self, node: int, port: int, more: Mapping[str, Value] = {}) -> list[str]:
-        """Return the command of a node, which talks to its own processes on ``port`` of the loopback address."""
+        """Return the command that starts a node.
+
+        On ``port`` of the loopback address the node talks to its child processes.
+        """
         config = {**more, **self.nodes[node]}
         pairs = " ".join(f"{key}={json.dumps(value)}" for key, value in config.items())
         return [
@@ -140,11 +143,11 @@ class Deployment:
         ]
 
     def register_command(self, node: int) -> list[str]:
-        """Return the command that lets a node in."""
+        """Return the command that registers a node's key with the SuperLink."""
         return ["flwr", "supernode", "register", str(self.folder / f"node-{node}.key.pub"), CONNECTION]
 
     def environment(self, home: Path | None = None) -> dict[str, str]:
-        """Return the environment of Flower's commands: this one, with what they need."""
+        """Return the environment of Flower's commands: this process's, with additions."""
         here = str(Path(sys.executable).parent)
         threads = max(1, (os.cpu_count() or 1) // max(1, len(self.nodes)))
         return {
@@ -156,12 +159,12 @@ class Deployment:
         }
 
     def flower(self, *words: str) -> str:
-        """Run one of Flower's commands and return what it says.
+        """Run a Flower command and return its output.
 
         Raises
         ------
         ValueError
-            If it fails, with what it says, or does not end.
+            If the command fails or runs longer than `PATIENCE` seconds. The message contains its output.
         """
         command = [which(words[0]), *words[1:]]
         try:
@@ -176,7 +179,7 @@ class Deployment:
             )
         except subprocess.TimeoutExpired as error:
             raise ValueError(
-                f"{' '.join(words[:3])} had no answer from {self.address} within {PATIENCE:g} s"
+                f"{' '.join(words[:3])} got no answer from {self.address} within {PATIENCE:g} s"
             ) from error
         if done.returncode:
             said = " ".join((done.stderr + done.stdout).split())
@@ -184,12 +187,14 @@ class Deployment:
         return done.stdout
 
     def ask(self, *words: str) -> dict[str, Any]:
-        """Run one of Flower's commands and return its answer; a failure is told there, and not by its exit status.
+        """Run a Flower command and return its answer, a JSON object.
+
+        Flower reports some failures in the answer only, with exit status 0.
 
         Raises
         ------
         ValueError
-            If it fails, with what it says.
+            If the command fails. The message contains the reason.
         """
         said = self.flower(*words, "--format", "json")
         answer: dict[str, Any] = json.loads(said[said.find("{") :] or "{}")
@@ -201,16 +206,21 @@ class Deployment:
     # ------------------------------------------------------------------------------------------- processes
 
     def up(self, tell: Callable[[str], None] = lambda text: None) -> None:
-        """Start the SuperLink and the nodes; on an error everything is ended.
+        """Start the SuperLink and the nodes. On an error, end all of them.
+
+        Parameters
+        ----------
+        tell
+            Receives a line of text after each step.
 
         Raises
         ------
         ValueError
-            If they run already, or one does not come up.
+            If they run already, or one of them does not start.
         """
         if running := [process.name for process in self.processes() if process.alive]:
             raise ValueError(
-                f"{', '.join(running)} of {self.folder} run already: fedpisa deploy down ends them"
+                f"{', '.join(running)} of {self.folder} run already: end them with fedpisa deploy down"
             )
         with self._ended_on_error():
             self.start_superlink()
@@ -236,7 +246,7 @@ class Deployment:
                 time.sleep(0.2)
 
     def start_node(self, node: int) -> Process:
-        """Start a node; it keeps its states in the deployment's folder unless it is told where."""
+        """Start a node. By default it keeps its states in the deployment's folder."""
         own = self.folder / f"node-{node}"
         (own / "flower").mkdir(parents=True, exist_ok=True)
         command = self.node_command(node, free_port(), {"state-dir": str(own / "state")})
@@ -251,12 +261,12 @@ class Deployment:
             time.sleep(0.5)
 
     def known_nodes(self) -> list[dict[str, Any]]:
-        """Return what the SuperLink says of the nodes that it lets in."""
+        """Return the nodes that are registered with the SuperLink, as it reports them."""
         known: list[dict[str, Any]] = self.ask("flwr", "supernode", "list", CONNECTION)["nodes"]
         return known
 
     def runs(self) -> list[dict[str, Any]]:
-        """Return what the SuperLink says of its runs."""
+        """Return the SuperLink's runs, as it reports them."""
         runs: list[dict[str, Any]] = self.ask("flwr", "list", CONNECTION)["runs"]
         return runs
 
@@ -267,7 +277,7 @@ class Deployment:
         subprocess.run(command, env=self.environment(), check=False)
 
     def down(self) -> int:
-        """End everything that was started, and what that started; return how many processes."""
+        """End the deployment's processes and their children; return the number of processes."""
         return processes.end(self.folder, self.processes())
 
     def _start(self, name: str, command: Sequence[str], environment: Mapping[str, str]) -> Process:
@@ -279,7 +289,7 @@ class Deployment:
     def _require(self, process: Process, deadline: float) -> None:
         if process.alive and time.monotonic() < deadline:
             return
-        why = "did not come up in time" if process.alive else "ended"
+        why = "did not start in time" if process.alive else "ended"
         log = self.folder / f"{process.name}.log"
         last = " ".join(log.read_text(errors="replace").split()[-60:])
         raise ValueError(f"{process.name} {why}, its log {log} ends with: {last}")
@@ -294,7 +304,7 @@ class Deployment:
 
 
 def write_app(folder: Path, run_config: Mapping[str, Value]) -> Path:
-    """Write a Flower app that does nothing but start the fedpisa that is installed on server and nodes."""
+    """Write a Flower app that starts the installed fedpisa on server and nodes."""
     import tomli_w
 
     from fedpisa import __version__
@@ -310,7 +320,7 @@ def write_app(folder: Path, run_config: Mapping[str, Value]) -> Path:
     project = {
         "name": "fedpisa-run",
         "version": __version__,
-        "description": "A run of the fedpisa that is installed",
+        "description": "A run of the installed fedpisa",
         "license": {"text": "Apache-2.0"},
         "dependencies": [],
     }
@@ -321,7 +331,7 @@ def write_app(folder: Path, run_config: Mapping[str, Value]) -> Path:
 
 
 def free_port() -> int:
-    """Return a port of the loopback address that is free now."""
+    """Return a free port of the loopback address. It may be taken before the caller uses it."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
@@ -329,15 +339,15 @@ def free_port() -> int:
 
 
 def which(command: str) -> str:
-    """Return the path of one of Flower's commands, which is beside this Python's.
+    """Return the path of a Flower command: beside this Python, or on the ``PATH``.
 
     Raises
     ------
     ValueError
-        If there is none.
+        If the command is not installed.
     """
     beside = Path(sys.executable).with_name(command)
     found = str(beside) if beside.exists() else shutil.which(command)
     if found is None:
-        raise ValueError(f"the command {command} is not there: it comes with flwr, install that")
+        raise ValueError(f"the command {command} is missing: it belongs to flwr, install flwr")
     return found

@@ -1,4 +1,4 @@
-"""Processes that go on after the command that started them, and that are found again and ended."""
+"""Background processes: they outlive the command that starts them, and a later command ends them."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from typing import Final, final
 import psutil
 
 MARK: Final = "FEDPISA_DEPLOYMENT"
-"""Variable in the environment of a deployment's processes, and of those that they start: its folder."""
+"""Environment variable of a deployment's processes and of their children. Its value is the deployment's folder."""
 GRACE: Final = 5.0
-"""Seconds that processes have to end by themselves."""
+"""Seconds between SIGTERM and SIGKILL."""
 
 
 @final
 @dataclass(frozen=True)
 class Process:
-    """A process that was started.
+    """A background process.
 
     Parameters
     ----------
     name
-        What it is called here.
+        Its name in the deployment.
     pid
-        Its number, which the system gives to another one when it has ended.
+        Its process number, which the system may reuse after its end.
     started
-        When it was started, as the system says it: with the number it is unique.
+        Its start time as the system reports it. Number and start time together are unique.
     """
 
     name: str
@@ -41,14 +41,14 @@ class Process:
 
     @property
     def alive(self) -> bool:
-        """Whether it runs."""
+        """Whether the process runs."""
         return started_at(self.pid) == self.started
 
 
 def start(
     name: str, command: Sequence[str], folder: Path, environment: Mapping[str, str], cwd: Path
 ) -> Process:
-    """Start a process in a session of its own; what it says goes to ``<name>.log`` in the deployment's folder."""
+    """Start a process in a new session, with its output in ``<name>.log`` in the deployment's folder."""
     with (folder / f"{name}.log").open("ab") as log:
         child = subprocess.Popen(
             list(command),
@@ -63,12 +63,12 @@ def start(
 
 
 def end(folder: Path, processes: Sequence[Process]) -> int:
-    """End the processes and those they started: asked first, and killed if they are still there after a while.
+    """End the processes and their children: with SIGTERM, and after `GRACE` seconds with SIGKILL.
 
     Returns
     -------
     int
-        How many had to be ended.
+        The number of processes that were ended.
     """
     for process in processes:
         if process.alive:
@@ -85,7 +85,7 @@ def end(folder: Path, processes: Sequence[Process]) -> int:
 
 
 def _all_of(folder: Path, processes: Sequence[Process]) -> set[int]:
-    """Return the processes that run: the started ones and, where the system tells (Linux), all with the mark."""
+    """Return the running processes: the started ones and, where environments can be read (Linux), the marked ones."""
     return {process.pid for process in processes if process.alive} | _marked(folder)
 
 
@@ -97,7 +97,7 @@ def _marked(folder: Path) -> set[int]:
 
 
 def _environment(process: psutil.Process) -> Mapping[str, str]:
-    """Return the environment with which a process was started; none if it has ended, or is another user's."""
+    """Return a process's initial environment, empty if it has ended or belongs to another user."""
     with suppress(psutil.Error):
         if process.status() != psutil.STATUS_ZOMBIE:
             environment: dict[str, str] = process.environ()
@@ -106,11 +106,11 @@ def _environment(process: psutil.Process) -> Mapping[str, str]:
 
 
 def started_at(pid: int) -> str | None:
-    """Return when a process was started, in seconds since the system was; ``None`` if it has ended."""
+    """Return a process's start time in seconds since the system's start, or ``None`` if it has ended."""
     with suppress(psutil.Error):
         process = psutil.Process(pid)
         if process.status() != psutil.STATUS_ZOMBIE:
-            # Both move with the system's clock, and the difference does not.
+            # A change of the system's clock moves both, but not their difference.
             return f"{process.create_time() - psutil.boot_time():.2f}"
     return None
 

@@ -1,4 +1,4 @@
-"""The keys of a component and of the parts it chooses: which there are, their values, and what they build."""
+"""List the keys of a component and of its parts, check their values, and build the component."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ _NOTHING: Final[Mapping[str, object]] = MappingProxyType({})
 
 
 def keys_of(component: Component, values: Mapping[str, object] = _NOTHING) -> dict[str, Key]:
-    """Return the keys of a component and of the parts that ``values`` choose, whose options are in a table.
+    """Return the keys of a component and of the parts that ``values`` choose.
+
+    The options of a part have the name of their table in front, as in ``optimizer-options.betas``.
 
     Examples
     --------
@@ -36,7 +38,7 @@ def keys_of(component: Component, values: Mapping[str, object] = _NOTHING) -> di
 
 
 def _part(parameter: Parameter, values: Mapping[str, object]) -> Component | None:
-    """Return the component that makes a parameter's value, for a parameter that is not a plain value."""
+    """Return the component that builds a parameter's value, or None for a plain value."""
     if parameter.family is None or parameter.key is None:
         return parameter.nested
     name = values.get(parameter.key.name)
@@ -78,14 +80,14 @@ def _with_defaults(component: Component, arguments: Mapping[str, object]) -> Com
 
 
 def checked_values(component: Component, values: Mapping[str, object]) -> dict[str, object]:
-    """Return the checked value of every key of a component, with defaults filled in.
+    """Check the values of a component's keys, and fill in the defaults.
 
-    ``None`` stands for the default.
+    The value ``None`` means the default.
 
     Raises
     ------
     ValueError
-        For an unknown key, a bad value, or a key without default that is not given.
+        For an unknown key, a bad value, or a missing key that has no default.
 
     Examples
     --------
@@ -126,7 +128,7 @@ def parts_of(component: Component, values: Mapping[str, object] = _NOTHING) -> l
 
 
 def owners(name: str) -> dict[str, list[str]]:
-    """Return, by family, the components that have a key, or a table of options, of that name.
+    """Return the components, by family, that have a key or a table of options with this name.
 
     Examples
     --------
@@ -145,7 +147,9 @@ def _flat_names(component: Component) -> set[str]:
 
 
 def used_elsewhere(name: str, chosen: Iterable[Component]) -> str:
-    """Say which components, other than the chosen ones, have a key of that name; empty if none has.
+    """Return an error text that names the components with a key of this name, or "" if there is none.
+
+    ``chosen`` are the run's components, which do not have the key.
 
     Examples
     --------
@@ -167,7 +171,7 @@ def used_elsewhere(name: str, chosen: Iterable[Component]) -> str:
 
 
 def resolve(component: Component, values: Mapping[str, object] = _NOTHING) -> dict[str, object]:
-    """Return the value of every key, defaults filled in, as TOML would hold it (``None`` is left out).
+    """Return the value of every key as TOML holds it, with defaults filled in and ``None`` left out.
 
     Examples
     --------
@@ -179,21 +183,21 @@ def resolve(component: Component, values: Mapping[str, object] = _NOTHING) -> di
 
 
 def _has_none(value: object) -> bool:
-    """Return whether a plain value holds a None, which TOML cannot write; only a default can."""
+    """Return whether a plain value contains None, which TOML cannot express. Only defaults do."""
     return value is None or (isinstance(value, list) and any(map(_has_none, value)))
 
 
 def build(component: Component, values: Mapping[str, object] = _NOTHING, **injected: object) -> Any:
-    """Make what a component describes: call its factory with the checked values of its keys.
+    """Build a component: call its factory with the checked values of its keys.
 
     Parameters
     ----------
     component
-        What to make.
+        The component to build.
     values
-        Values by key; keys that are left out, or ``None``, take their defaults.
+        Values by key. A key that is missing or ``None`` takes its default.
     injected
-        Values of the run that are handed over where a signature names them, such as ``seed``.
+        Values of the run, such as ``seed``, for the parameters of the same name.
 
     Raises
     ------
@@ -209,7 +213,7 @@ def build(component: Component, values: Mapping[str, object] = _NOTHING, **injec
 
 
 def bind(component: Component, values: Mapping[str, object] = _NOTHING) -> Callable[..., Any]:
-    """Check the values of a component's keys, and return what then makes it of injected values; see `build`.
+    """Check the values of a component's keys, and return a function of the injected values that builds it.
 
     Examples
     --------
@@ -232,5 +236,5 @@ def _make(component: Component, checked: Mapping[str, object], injected: Mapping
         elif parameter.name in injected:
             arguments[parameter.name] = injected[parameter.name]
         elif parameter.default is REQUIRED:
-            raise ValueError(f"{component} needs {parameter.name!r}, which is not known here")
+            raise ValueError(f"{component} needs {parameter.name!r}, which is not available here")
     return component.factory(**arguments)

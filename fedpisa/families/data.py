@@ -24,7 +24,7 @@ def load(
 ) -> Dataset:
     """Load a data set by name, or a user's own by ``module:callable``.
 
-    A user's callable gets those of ``seed``, ``data_dir``, ``num_clients`` that it names, and the options. It
+    A user's callable receives the options and those of ``seed``, ``data_dir`` and ``num_clients`` that it names. It
     returns a ``Dataset``, a map-style PyTorch data set (split 80/20, seeded), or a pair of PyTorch data sets:
     training and test.
 
@@ -80,8 +80,8 @@ def partition(
     Returns
     -------
     tuple
-        The data as the clients see it (the same, except that ``feature-noise`` changes the training features)
-        and each client's sorted indices into its training set.
+        The data as the clients see it, in which only ``feature-noise`` changes the training features, and each
+        client's sorted indices into the training set.
 
     Raises
     ------
@@ -99,7 +99,7 @@ def partition(
     made = build(
         component,
         keys,
-        # A partitioner of the user's may write into what it is given.
+        # A user's partitioner may write into its arguments.
         labels=dataset.y_train.copy(),
         groups=None if dataset.groups is None else dataset.groups.copy(),
         num_clients=num_clients,
@@ -116,7 +116,7 @@ def partition(
 
 
 def _parts(name: str, made: Any, num_clients: int) -> list[Indices]:
-    """Return a partitioner's parts as a list: it may give any iterable, or a mapping by client number."""
+    """Return a partitioner's parts as a list. It may return any iterable, or a mapping by client number."""
     if isinstance(made, Mapping):
         if sorted(made) != list(range(num_clients)):
             raise ValueError(
@@ -132,7 +132,7 @@ def _parts(name: str, made: Any, num_clients: int) -> list[Indices]:
 
 
 def _check_partition(name: str, parts: Sequence[Indices], num_clients: int, n: int) -> None:
-    """Raise a ValueError unless a partitioner, which can be a user's, kept to its contract."""
+    """Raise a ValueError unless every client has distinct, valid indices and no sample is used twice."""
     if len(parts) != num_clients:
         raise ValueError(
             f"partitioner {name} made {len(parts)} parts for {num_clients} clients; make one each"

@@ -1,4 +1,4 @@
-"""Flower's strategies and its wrappers for differential privacy by name, their numbers as keys."""
+"""Flower's strategies and its wrappers for differential privacy by name, with their numbers as keys."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WRAPPERS: Final = {
     "server-adaptive-clipping": "DifferentialPrivacyServerSideAdaptiveClipping",
 }
 
-# What fedpisa gives: the cohort is all that the strategy sees. It is never asked to evaluate.
+# The arguments that fedpisa sets. The strategy sees the cohort as all nodes, and never evaluates.
 _GIVEN: Final[Mapping[str, object]] = {
     "fraction_train": 1.0, "fraction_evaluate": 1.0, "min_train_nodes": 1, "min_evaluate_nodes": 1,
     "min_available_nodes": 1, "weighted_by_key": WEIGHT, "train_loss_key": "train-loss",
@@ -35,14 +35,14 @@ _TYPES: Final = (bool, int, float, float | None)
 
 
 def server_strategies() -> Iterator[Component]:
-    """Yield what takes the place of the server's step; `none` is the algorithm's own."""
-    yield Component("server-strategy", "none", lambda: None, "The algorithm's own step.")
+    """Yield the strategies that can replace the server's step, and `none`, which keeps the algorithm's step."""
+    yield Component("server-strategy", "none", lambda: None, "The algorithm's step.")
     for name in STRATEGIES:
         yield describe(getattr(flower, name), "server-strategy", kebab(name), "server-")
 
 
 def wrappers() -> Iterator[Component]:
-    """Yield what makes the model differentially private."""
+    """Yield the wrappers that make the model differentially private, and `none`."""
     yield Component("differential-privacy", "none", lambda: None, "No noise.")
     for name, cls in WRAPPERS.items():
         # Flower explains the keys of adaptive clipping with the client-side class alone.
@@ -53,7 +53,9 @@ def wrappers() -> Iterator[Component]:
 def describe(
     cls: Callable[..., object], family: str, name: str, prefix: str, sibling: object = None
 ) -> Component:
-    """Return a component whose keys are the class's numbers, with a prefix, and that makes what makes the object.
+    """Return a component whose keys are the numbers in a class's signature, with a prefix.
+
+    The component builds a factory, which makes the object from the arguments that fedpisa sets.
 
     Examples
     --------
@@ -86,7 +88,7 @@ def describe(
 
 
 def own_strategy(component: Component) -> Component:
-    """Return a user's own class described like Flower's."""
+    """Return the component of a user's strategy, described like Flower's."""
     described = describe(component.factory, component.family, component.name, "server-")
     return dataclasses.replace(described, summary=component.summary)
 
@@ -97,9 +99,9 @@ def combine(
     wrapper: Callable[..., Any] | None,
     num_sampled_clients: int,
 ) -> Callable[[], Strategy]:
-    """Return what makes the Flower strategy of the server, wrapped for privacy where that is asked for.
+    """Return a factory of the server's Flower strategy, with its wrapper for privacy if there is one.
 
-    The algorithm is that of round 1.
+    ``algorithm`` is that of round 1.
 
     Raises
     ------
@@ -114,8 +116,8 @@ def combine(
             if isinstance(part.factory, type) and issubclass(part.factory, ModelAveraging)
         ]  # fmt: skip
         raise ValueError(
-            f"server-strategy and differential-privacy take the place of a mean of models, and "
-            f"{type(algorithm).__name__} is more than that: use algorithm = {' or '.join(names)}"
+            f"server-strategy and differential-privacy replace a mean of models, and "
+            f"{type(algorithm).__name__} computes more than that: use algorithm = {' or '.join(names)}"
         )
     rate = algorithm.local_update.learning_rate
 

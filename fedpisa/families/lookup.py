@@ -1,4 +1,4 @@
-"""The families, and their components by name: what the packages define, and the user's own."""
+"""Find the components of a family by name: those that fedpisa's packages define, and a user's own."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fedpisa.components.names import kebab, name_of, nearest, one_line
 
 
 def available(family: str) -> dict[str, Component]:
-    """Return the components of a family by name; its modules are imported only now.
+    """Return the components of a family by name. The first call imports the family's modules.
 
     Parameters
     ----------
@@ -44,9 +44,9 @@ def _collected(family: str) -> Mapping[str, Component]:
 
 
 def find(family: str, name: str) -> Component:
-    """Return the component of that name, or the user's own for ``module:attribute``.
+    """Return the component of that name, or a user's component for ``module:attribute``.
 
-    A module of the user's may lie in the current directory.
+    A user's module may lie in the current directory.
 
     Raises
     ------
@@ -82,7 +82,7 @@ def _import_attribute(family: str, name: str) -> Any:
         sys.path.append(os.getcwd())
     try:
         found = operator.attrgetter(attribute)(importlib.import_module(module))
-    except Exception as error:  # a module of the user's may fail in any way
+    except Exception as error:  # a user's module may fail in any way
         raise ValueError(
             f"{family} {name!r} cannot be imported ({type(error).__name__}: {one_line(error)}): write "
             "'module:attribute', with the module installed or in the current directory"
@@ -99,7 +99,7 @@ def _modules(package: str) -> Iterator[ModuleType]:
 
 
 def _functions(family: str, modules: Iterable[ModuleType], returns: str) -> Iterator[Component]:
-    """Yield the public functions that the modules define and that say they return ``returns``."""
+    """Yield the public functions that the modules define and whose return annotation is ``returns``."""
     for module in modules:
         for name, function in vars(module).items():
             defined_here = inspect.isfunction(function) and function.__module__ == module.__name__
@@ -110,7 +110,7 @@ def _functions(family: str, modules: Iterable[ModuleType], returns: str) -> Iter
 
 
 def _final_classes(module: ModuleType, base: type) -> Iterator[type]:
-    """Yield the final subclasses of ``base`` that a module defines itself."""
+    """Yield the final subclasses of ``base`` that a module defines and does not only import."""
     for value in vars(module).values():
         defined_here = inspect.isclass(value) and value.__module__ == module.__name__
         if defined_here and issubclass(value, base) and getattr(value, "__final__", False):
@@ -194,7 +194,7 @@ def _missing_optimizer(name: str, known: Iterable[str]) -> None:
         raise ValueError(f"no optimizer {name!r}{optimizer.missing(name)}")
 
 
-# Where to look for a name that the family itself does not have.
+# Where to look for a name that the family does not have.
 _FALLBACKS: Final[Mapping[str, Callable[[str, Iterable[str]], Component | None]]] = {
     "model": _torchvision_model,
     "optimizer": _missing_optimizer,
@@ -207,5 +207,5 @@ def _own_server_strategy(component: Component) -> Component:
     return flower_strategies.own_strategy(component)
 
 
-# How a user's own part is described, where its signature alone does not say it.
+# How to describe a user's component where its signature is not enough.
 _OWN: Final[Mapping[str, Callable[[Component], Component]]] = {"server-strategy": _own_server_strategy}

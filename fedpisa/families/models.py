@@ -17,14 +17,14 @@ __all__ = ["build"]
 def build(name: str, shape: tuple[int, ...], num_outputs: int, seed: int, **options: object) -> nn.Module:
     """Return a model with initial weights that depend on ``seed`` and on nothing else.
 
-    The weights are drawn in float32 on the CPU, so that they do not depend on a run's dtype and device;
-    torch's global generator is left as it was. The model is in training mode.
+    The weights are drawn in float32 on the CPU, so they do not depend on a run's dtype and device. Torch's global
+    generator keeps its state. The model is in training mode.
 
     Parameters
     ----------
     name
-        ``logistic``, ``mlp``, ...; a model of torchvision's; or ``module:callable``, called with ``shape``
-        and ``num_outputs`` where its signature names them.
+        ``logistic``, ``mlp``, ...; a model of torchvision; or ``module:callable``, which receives ``shape`` and
+        ``num_outputs`` where its signature names them.
     shape
         Shape of one sample.
     num_outputs
@@ -90,7 +90,7 @@ def _check_output(component: Component, model: nn.Module, shape: tuple[int, ...]
     try:
         with torch.no_grad():
             output = model.eval()(x)
-    except Exception as error:  # a model of the user's may fail in any way
+    except Exception as error:  # a user's model may fail in any way
         raise ValueError(
             f"{component} cannot take a sample of shape {shape} ({' '.join(str(error).split())}): "
             "choose a model for this shape"

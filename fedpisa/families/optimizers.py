@@ -1,4 +1,4 @@
-"""The family ``optimizer``: each optimizer of the installed packages, its arguments as keys and options."""
+"""The family ``optimizer``: every optimizer of the installed packages, with its arguments as keys and options."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from pydantic import Field
 from fedpisa.components import REQUIRED, Component, Key, Parameter, kebab
 from fedpisa.strategies.optimizer import Optimizer, optimizer_classes
 
-# These choose how a step is computed, not which step is taken; and losses are not maximised.
+# Except for `maximize`, these do not change the step, only how it is computed. Losses are never maximised.
 _NOT_KEYS: Final = frozenset(
     {"params", "model", "model_sharding", "foreach", "fused", "capturable", "differentiable", "maximize"}
 )
 _KEYS: Final = {
     "lr": "learning-rate", "momentum": "momentum", "weight_decay": "weight-decay", "nesterov": "nesterov",
 }  # fmt: skip
-"""The arguments that are flat keys, which the clients' SGD has too; all others are options."""
+"""The arguments that are flat keys, because the clients' SGD has them too. All others are options."""
 
 
 def components() -> Iterator[Component]:
@@ -39,7 +39,7 @@ def components() -> Iterator[Component]:
         yield Component(
             "optimizer",
             name,
-            # A default argument, because a closure would see the loop's last name.
+            # A default argument, because a closure would see only the loop's last name.
             lambda _name=name, **options: Optimizer(_name, options),
             f"{'torch.optim' if cls.__module__.startswith('torch.') else 'pytorch_optimizer'}.{cls.__name__}",
             tuple(_parameters(cls)),

@@ -1,4 +1,4 @@
-"""Torchvision's classification models by name, such as ``resnet18``, from random initial weights."""
+"""Torchvision's classification models by name, such as ``resnet18``, with random initial weights."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ if TYPE_CHECKING:
 
 
 def find(name: str, ours: Iterable[str] = ()) -> Component | None:
-    """Return the component of torchvision's model of that name, or None if there is none.
+    """Return the component of torchvision's model with this name, or None if there is none.
 
     Parameters
     ----------
     name
-        Name in ``torchvision.models.list_models()``; ``-`` stands for ``_`` as well.
+        Name in ``torchvision.models.list_models()``, with ``-`` or ``_``.
     ours
         Names of the other models, for the error message.
 
     Raises
     ------
     ValueError
-        If torchvision cannot be imported, or if the name is nearly one of its models'.
+        If torchvision cannot be imported, or if the name looks like a misspelt one of its models.
     """
     models = _torchvision(f"unknown model {name!r}{nearest(name, ours)} (available: {', '.join(ours)})")
     names = models.list_models(module=models)
@@ -34,7 +34,7 @@ def find(name: str, ours: Iterable[str] = ()) -> Component | None:
             "model",
             name,
             lambda shape, num_outputs: _create(name, shape, num_outputs),
-            f"Torchvision's {found}, from random initial weights.",
+            f"Torchvision's {found}, with random initial weights.",
             (Parameter("shape"), Parameter("num_outputs")),
         )
     if not nearest(name, ours) and nearest(found, names):
@@ -63,7 +63,7 @@ def _create(name: str, shape: tuple[int, ...], num_outputs: int) -> nn.Module:
             "set model = 'mlp' or take a dataset of images"
         )
     found = name.replace("-", "_")
-    # The auxiliary heads of these two give several outputs while training.
+    # With auxiliary heads, these two have several outputs in training.
     options = {"aux_logits": False, "init_weights": True} if found in ("googlenet", "inception_v3") else {}
     model: nn.Module = _torchvision(f"model {name!r}").get_model(
         found, weights=None, num_classes=num_outputs, **options
@@ -74,7 +74,7 @@ def _create(name: str, shape: tuple[int, ...], num_outputs: int) -> nn.Module:
 
 
 def _see_grey(model: nn.Module, name: str) -> None:
-    """Make the first convolution take grey images, as if these were shown in all three channels."""
+    """Make the first convolution take a grey image, as if all three channels showed it."""
     from torch import nn
 
     path, first = next(((p, m) for p, m in model.named_modules() if isinstance(m, nn.Conv2d)), (None, None))

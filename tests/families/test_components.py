@@ -313,7 +313,7 @@ def test_missing_values_are_named() -> None:
     component = inspect_component("dataset", "read", read)
     with pytest.raises(ValueError, match=r"dataset 'read' needs the key 'file' \(Its name\)"):
         checked_values(component, {})
-    with pytest.raises(ValueError, match="dataset 'read' needs 'data_dir', which is not known here"):
+    with pytest.raises(ValueError, match="dataset 'read' needs 'data_dir', which is not available here"):
         build(component, {"file": "x"})
 
 
