@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from fedpisa.bench.protocol import job, report
-from fedpisa.runs.process import own_process
+from fedpisa.runs.process import own_process, reserved_heap
 
 
 @own_process()
+@reserved_heap()
 def main() -> None:
     """Run the job whose JSON is the first argument."""
     from fedpisa.config.run import RunConfig

@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fedpisa.simulation.stacked.threads import allocator
-
 if TYPE_CHECKING:
     from fedpisa.runs.simulation import Simulation
 
@@ -38,7 +36,7 @@ def provenance_of(simulation: Simulation) -> dict[str, object]:
         "versions": versions,
         "machine": machine,
         "engine": simulation.engine,
-        "process": {"allocator": allocator(), "threads": torch.get_num_threads()},
+        "process": {"threads": torch.get_num_threads()},
         "data": simulation.federation.data_digest(),
         "num_parameters": task.layout.size,
         "layout": task.layout.fingerprint,

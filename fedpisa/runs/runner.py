@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from fedpisa.config.run import RunConfig, load_config
 from fedpisa.runs.events import RoundFinished, RunFinished, Stopping
 from fedpisa.runs.per_client import Table, require_parquet
-from fedpisa.runs.process import is_own
+from fedpisa.runs.process import is_own, reserved_heap
 from fedpisa.runs.provenance import now, provenance_of
 from fedpisa.runs.results import Result, Row, RunDirectory, Status, load_result, require_free
 from fedpisa.runs.resume import changed, pick, require_same_data
@@ -88,12 +88,22 @@ def train(
 ) -> Result:
     """Run like `run`, with the simulation that ``simulation_of`` returns."""
     notify = fan_out(on_event)
-    if resume is not None:
+    with reserved_heap():
+        if resume is None:
+            return _begin(config, out, notify, simulation_of)
         if out is not None:
             raise ValueError(
                 f"out = {out} and resume = {resume} exclude each other: a run resumes in its directory, remove out"
             )
         return _resume(Path(resume), config, notify, simulation_of)
+
+
+def _begin(
+    config: RunConfig | Mapping[str, object] | str | os.PathLike[str] | None,
+    out: str | os.PathLike[str] | None,
+    notify: Listener,
+    simulation_of: Callable[[RunConfig], Simulation],
+) -> Result:
     config = load_config(config)
     if out is None:
         return _Run(simulation_of(config), notify).train()

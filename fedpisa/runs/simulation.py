@@ -19,7 +19,6 @@ from fedpisa.flower.compat import to_record, to_tensors
 from fedpisa.flower.engine_grid import EngineGrid
 from fedpisa.runs.events import RunStarted
 from fedpisa.runs.per_client import Table, evaluate_clients, table_of
-from fedpisa.runs.process import is_own
 from fedpisa.runs.results import Row
 from fedpisa.simulation.faults import FaultyGrid
 from fedpisa.simulation.federation import Federation, build_faults
@@ -28,7 +27,6 @@ from fedpisa.simulation.loop import LoopGrid
 from fedpisa.simulation.ray_grid import RayGrid
 from fedpisa.simulation.rounds import Round, rounds
 from fedpisa.simulation.stacked.grid import UnstackableError, VmapGrid
-from fedpisa.simulation.stacked.threads import keep_freed_memory
 from fedpisa.tasks.full_objective import FullObjective
 
 
@@ -68,8 +66,6 @@ class Simulation:
         self.model: ArrayRecord = self.strategy.start_from(self.federation.initial_model())
         self.server_round = 0
         self.diverged = False
-        if is_own() and self.engine == "vmap" and self.federation.device.type == "cpu":
-            keep_freed_memory()
 
     @property
     def engine(self) -> str:

@@ -25,7 +25,7 @@ from fedpisa.simulation.stacked.compat_torch import of_all_clients
 from fedpisa.simulation.stacked.fused_sgd import is_fusible, take_fused_steps
 from fedpisa.simulation.stacked.gradients import StackedGradient
 from fedpisa.simulation.stacked.sequential import SequentialGradient, sequential_gradient
-from fedpisa.simulation.stacked.threads import Scratch, one_thread_each
+from fedpisa.simulation.stacked.threads import one_thread_each
 from fedpisa.tasks.task import Task
 
 WORTH_A_THREAD: Final = 5_000_000
@@ -44,7 +44,6 @@ class Common(NamedTuple):
     server_round: int
     down: Mapping[str, Tensor]
     sequential: SequentialGradient | None
-    scratch: Scratch | None
 
 
 def run_cohort(
@@ -58,7 +57,6 @@ def run_cohort(
     states_S: Arrays,
     copies: Sequence[Task] = (),
     begin: int = 0,
-    scratch: Scratch | None = None,
     *,
     written_out: bool,
 ) -> LocalResult:
@@ -84,8 +82,6 @@ def run_cohort(
         into a module while it calls it.
     begin
         How many clients of the round came before these: what a module draws is not to be drawn again.
-    scratch
-        Memory for several clients' steps; not used where clients are computed one by one or by several threads.
     written_out
         Whether gradients are written out, which has been proved right for the module.
     """
@@ -98,14 +94,12 @@ def run_cohort(
     sequential = sequential_gradient(task, data.x) if written_out else None
     # A client whose convolutions are computed alone anyway has its vectors in the cache from step to step.
     run = _run_one_by_one if sequential is not None and sequential.body_names else _run_stacked
-    if run is not _run_stacked or len(tasks) > 1 or len(ids_S) == 1:
-        scratch = None
 
     def run_part(task: Task, rows_S: Ints) -> LocalResult:
         own = {name: _rows(value, rows_S) for name, value in states_S.items()}
         # A thread's copy of the module has layers of its own.
         gradient = sequential if task is tasks[0] or not written_out else sequential_gradient(task, data.x)
-        common = Common(update, data, seed, server_round, down, gradient, scratch)
+        common = Common(update, data, seed, server_round, down, gradient)
         return run(task, common, ids_S[rows_S], own, indices.rows(rows_S))
 
     if len(tasks) == 1:
@@ -172,7 +166,7 @@ def _run_stacked(
     task: Task, common: Common, ids_S: Ints, states_S: Arrays, indices: BatchIndices
 ) -> LocalResult:
     """Return the stacked outcome of clients that are ordered by their steps, those with most first."""
-    update, data, seed, server_round, down, sequential, _ = common
+    update, data, seed, server_round, down, sequential = common
     update, shared = update.at_round(server_round), dict(down)
     common = common._replace(update=update, down=shared)
     device, steps = data.x.device, int(indices.steps_S.max())
@@ -216,7 +210,7 @@ def _take_stretches(
 
 def _take_steps(task: Task, common: Common, states_S: Arrays, carry: Carry, batches: Batches) -> Carry:
     """Take any update's steps for all clients in one `vmap`."""
-    update, data, _, _, down, sequential, _ = common
+    update, data, _, _, down, sequential = common
 
     def of_one(state: Arrays, carry: Carry, batches: Batches) -> Carry:
         work, buffers_Q, loss, losses = carry
@@ -239,7 +233,7 @@ def _take_fused_steps(
     task: Task, common: Common, states_S: Arrays, carry: Carry, batches: Batches, steps_S: Ints
 ) -> Carry:
     """Take the steps of plain SGD; see `fedpisa.simulation.stacked.fused_sgd`."""
-    update, data, _, _, down, sequential, scratch = common
+    update, data, _, _, down, sequential = common
     assert sequential is not None
     assert isinstance(update, SGDSteps)
     work = vmap(lambda state, _: update.start(down, state))(states_S, carry.loss_S)
@@ -249,7 +243,7 @@ def _take_fused_steps(
         (*data.samples(rows_SB[:active]), weight_SB[:active])
         for rows_SB, weight_SB, active in zip(rows_KSB, weight_KSB, active_K, strict=True)
     )
-    work, loss_S = take_fused_steps(update, sequential, task.loss, down, states_S, work, samples, scratch)
+    work, loss_S = take_fused_steps(update, sequential, task.loss, down, states_S, work, samples)
     return carry._replace(work=work, loss_S=loss_S, losses_S=torch.from_numpy(steps_S).to(loss_S))
 
 

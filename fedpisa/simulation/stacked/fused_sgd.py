@@ -17,7 +17,6 @@ from torch.func import vmap
 from fedpisa.clients.base import Arrays, LocalUpdate
 from fedpisa.clients.sgd import SGDSteps
 from fedpisa.simulation.stacked.sequential import SequentialGradient, Sum
-from fedpisa.simulation.stacked.threads import Scratch
 from fedpisa.tasks.losses import Loss
 
 
@@ -39,7 +38,6 @@ def take_fused_steps(
     state: Arrays,
     work: Arrays,
     batches: Iterable[tuple[Tensor, Tensor, Tensor]],
-    scratch: Scratch | None = None,
 ) -> tuple[Arrays, Tensor]:
     """Return the clients' working variables after their steps, and the sum of each client's losses, ``(S,)``.
 
@@ -58,8 +56,6 @@ def take_fused_steps(
     batches
         Features ``(S, B, ...)``, labels and weights ``(S, B)`` of each step. All clients take the first step, and a
         later step has the first ``S`` clients, those that are not done.
-    scratch
-        The caller's memory for intermediate stacks; no returned tensor shares it.
     """
     layout, rate, momentum = sequential.layout, update.learning_rate, update.momentum
     # `float` waits for the device, so it is called once per round rather than once per step.
@@ -69,10 +65,8 @@ def take_fused_steps(
     centre, constants = layout.unflatten(centre_SP), [layout.unflatten(rows_SP) for rows_SP in constant_SP]
 
     # What is known to be zero before the first step is not read.
-    scratch = scratch or Scratch()
-    shape, like = work["drift"].shape, work["drift"]
-    sum_SP, point_SP = (scratch.empty(name, shape, like) for name in ("sum", "point"))
-    drift_SP = scratch.empty("drift", shape, like).zero_() if momentum else sum_SP
+    sum_SP, point_SP = (torch.empty_like(work["drift"]) for _ in range(2))
+    drift_SP = torch.zeros_like(sum_SP) if momentum else sum_SP
     total, drift, point = map(layout.blocks, (sum_SP, drift_SP, point_SP))
     counts = {name: value.clone() for name, value in work.items() if name not in ("drift", "m")}
     loss_S = torch.zeros_like(counts["steps"])

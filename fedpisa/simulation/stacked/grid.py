@@ -44,7 +44,6 @@ from fedpisa.simulation.stacked.compat_torch import private
 from fedpisa.simulation.stacked.gradient_check import differs
 from fedpisa.simulation.stacked.gradients import StackedGradient
 from fedpisa.simulation.stacked.sequential import sequential_gradient
-from fedpisa.simulation.stacked.threads import Scratch
 from fedpisa.storage.client_rows import UNLIMITED
 from fedpisa.strategies.base import ClientStates
 from fedpisa.tasks.task import Task
@@ -116,7 +115,6 @@ class VmapGrid(InProcessGrid):
         # PyTorch's own threads share the products of dense layers.
         alone = not on_cpu or self.path == "written-out" or draws(task, data)
         threads = 1 if alone else torch.get_num_threads()
-        self.scratch = Scratch() if on_cpu else None  # a GPU's freed memory is kept by PyTorch
         self.copies = [deepcopy(task) for _ in range(threads - 1)]
 
     @property
@@ -226,7 +224,6 @@ class VmapGrid(InProcessGrid):
                         own,
                         self.copies,
                         begin,
-                        self.scratch,
                         written_out=self.path != "stacked",
                     )
                 )

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import platform
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +11,7 @@ from torch import nn
 
 from fedpisa import families
 from fedpisa.simulation.stacked import cohort
-from fedpisa.simulation.stacked.threads import keep_freed_memory, one_thread_each
+from fedpisa.simulation.stacked.threads import one_thread_each
 
 
 @pytest.fixture
@@ -97,33 +93,3 @@ def test_an_error_in_a_thread_is_the_callers_and_threads_are_as_before(three_thr
     with pytest.raises(ValueError, match="in thread 0"), one_thread_each(2) as pool:
         list(pool.map(fail, range(2)))
     assert torch.get_num_threads() == 3
-
-
-def test_memory_is_kept_where_glibc_is() -> None:
-    assert keep_freed_memory() == (platform.libc_ver()[0] == "glibc")
-
-
-HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-
-
-@pytest.mark.skipif(
-    not HUGE_PAGES.exists() or "[never]" in HUGE_PAGES.read_text() or platform.libc_ver()[0] != "glibc",
-    reason="no transparent huge pages here",
-)
-def test_kept_memory_asks_for_large_pages() -> None:
-    """Whether it gets them is the system's affair; that the heap's range is marked is ours."""
-    program = """
-import re, torch
-from pathlib import Path
-from fedpisa.simulation.stacked.threads import keep_freed_memory
-keep_freed_memory()
-kept = torch.ones(16 * 2**20)
-within = 0
-for part in re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text(), flags=re.M)[1:]:
-    begin, end = (int(bound, 16) for bound in part.split()[0].split("-"))
-    if re.search("VmFlags:.* hg", part):
-        within += max(0, min(end, kept.data_ptr() + kept.nbytes) - max(begin, kept.data_ptr()))
-print(within)
-"""
-    printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert int(printed.stdout) >= 62 * 2**20, "all of it but for the first page"
