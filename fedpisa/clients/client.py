@@ -14,6 +14,7 @@ from fedpisa.clients.gradients import AutogradGradient
 from fedpisa.clients.step_sizes import UNSCHEDULED, StepSizeSchedule
 from fedpisa.datasets.client_data import rows
 from fedpisa.rng import seeded, step_keys
+from fedpisa.tasks.held import own_attributes
 from fedpisa.tasks.task import Task
 
 BUFFERS = "buffers"
@@ -64,7 +65,7 @@ class Client:
         down = dict(down)
         buffers_Q = down.pop(BUFFERS, down["params"].new_zeros(0))
         work, losses = update.start(down, state), []
-        with seeded(self.seed, "dropout", server_round, self.client_id):
+        with seeded(self.seed, "dropout", server_round, self.client_id), own_attributes(self.task.module):
             for index_CB, weight_CB, key in zip(index_KCB, weight_KCB, key_K, strict=True):
                 gradient = AutogradGradient(self.task, buffers_Q)
                 batch = MiniBatches(rows(self.x, index_CB), rows(self.y, index_CB), weight_CB, key)

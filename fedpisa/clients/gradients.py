@@ -9,7 +9,7 @@ Shapes: ``P`` parameters, ``Q`` buffer entries, ``C`` mini-batches, ``B`` sample
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
 
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fedpisa.clients.base import MiniBatches
 from fedpisa.tasks.features import FeatureLoss
+from fedpisa.tasks.held import Held
 from fedpisa.tasks.layout import ParamLayout
 from fedpisa.tasks.task import Task
 
@@ -36,59 +37,65 @@ class AutogradGradient:
         """Names and shapes of the parameters; see `Gradient`."""
         return self.task.layout
 
-    @torch.enable_grad()
     def __call__(
         self, params_P: Tensor, batch: MiniBatches, extra: FeatureLoss | None = None
     ) -> tuple[Tensor, Tensor]:
         """Return the mean loss ``()`` and gradient ``(P,)`` over the mini-batches; see `Gradient`."""
-        point_P = params_P.detach().requires_grad_()
-        total_P, total = torch.zeros_like(params_P), params_P.new_zeros(())
-        for _, loss in self._losses(point_P, batch, extra):
-            total_P += torch.autograd.grad(loss, point_P)[0]
-            total += loss.detach()
-        self.loss = total / batch.num_batches
+        total_P = torch.zeros_like(params_P)
+
+        def add(c: int, loss: Tensor, held: Held) -> None:
+            total_P.add_(held.gradient(loss))
+
+        self.loss = self._over_batches(params_P, batch, add, extra)
         return self.loss, total_P / batch.num_batches
 
-    @torch.enable_grad()
     def each(self, params_P: Tensor, batch: MiniBatches) -> tuple[Tensor, Tensor]:
         """Return the mean loss ``()`` and each mini-batch's gradient ``(C, P)``; see `Gradient`."""
-        point_P = params_P.detach().requires_grad_()
-        gradients_CP, total = params_P.new_zeros(len(batch.x), len(params_P)), params_P.new_zeros(())
-        for c, loss in self._losses(point_P, batch):
-            gradients_CP[c] = torch.autograd.grad(loss, point_P)[0]
-            total += loss.detach()
-        self.loss = total / batch.num_batches
+        gradients_CP = params_P.new_zeros(len(batch.x), len(params_P))
+
+        def put(c: int, loss: Tensor, held: Held) -> None:
+            gradients_CP[c] = held.gradient(loss)
+
+        self.loss = self._over_batches(params_P, batch, put)
         return self.loss, gradients_CP
 
-    @torch.enable_grad()
     def with_hessian(
         self, params_P: Tensor, batch: MiniBatches, vectors_RP: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the mean loss, gradient, and Hessian-vector products ``(R, P)``; see `Gradient`."""
-        point_P = params_P.detach().requires_grad_()
         total_P, total_RP = torch.zeros_like(params_P), torch.zeros_like(vectors_RP)
-        total = params_P.new_zeros(())
-        for _, loss in self._losses(point_P, batch):
-            (gradient_P,) = torch.autograd.grad(loss, point_P, create_graph=True)
+
+        def add(c: int, loss: Tensor, held: Held) -> None:
+            gradient_P = held.differentiable_gradient(loss)
             for r, vector_P in enumerate(vectors_RP):
                 # A loss that is linear in the parameters has a gradient that does not depend on them.
                 if gradient_P.requires_grad:
-                    total_RP[r] += torch.autograd.grad(gradient_P, point_P, vector_P, retain_graph=True)[0]
-            total_P += gradient_P.detach()
-            total += loss.detach()
-        self.loss = total / batch.num_batches
+                    total_RP[r] += held.product(gradient_P, vector_P)
+            total_P.add_(gradient_P.detach())
+
+        self.loss = self._over_batches(params_P, batch, add)
         return self.loss, total_P / batch.num_batches, total_RP / batch.num_batches
 
-    def _losses(
-        self, point_P: Tensor, batch: MiniBatches, extra: FeatureLoss | None = None
-    ) -> Iterator[tuple[int, Tensor]]:
-        """Yield the index and the mean loss of each non-empty mini-batch."""
+    @torch.enable_grad()
+    def _over_batches(
+        self,
+        params_P: Tensor,
+        batch: MiniBatches,
+        derive: Callable[[int, Tensor, Held], None],
+        extra: FeatureLoss | None = None,
+    ) -> Tensor:
+        """Call ``derive`` with the index and the mean loss of each non-empty mini-batch; return the mean of these."""
+        total = params_P.new_zeros(())
         for c, (x, y_B, weight_B) in enumerate(zip(*batch.samples, strict=True)):
             real = weight_B > 0
             if bool(real.any()):
-                params = self.task.layout.unflatten(point_P)
-                losses_B, buffers_Q = self.task.losses(
-                    params, self.buffers_Q, x[real], y_B[real], real[real], extra
-                )
+                # A backward pass may call the module again, so it belongs inside.
+                with self.task.holding(params_P, self.buffers_Q) as held:
+                    losses_B, buffers_Q = self.task.losses(
+                        None, self.buffers_Q, x[real], y_B[real], None, extra
+                    )
+                    loss = losses_B.mean()
+                    derive(c, loss, held)
                 self.buffers_Q = buffers_Q.detach()
-                yield c, losses_B.mean()
+                total += loss.detach()
+        return total / batch.num_batches

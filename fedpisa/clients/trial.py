@@ -16,6 +16,7 @@ from fedpisa.clients.gradients import AutogradGradient
 from fedpisa.components import one_line
 from fedpisa.rng import seeded
 from fedpisa.tasks.batchnorm import MaskedBatchNorm
+from fedpisa.tasks.held import own_attributes
 from fedpisa.tasks.task import Task
 
 
@@ -38,7 +39,7 @@ def require_trainable(task: Task, x: Tensor, y: Tensor) -> None:
     before_P = params_P.clone()
     x, y = (part.expand(1, 2, *part.shape[1:]) for part in (x, y))
     batch = MiniBatches(x, y, torch.full((1, 2), 0.5, dtype=before_P.dtype, device=x.device))
-    with seeded(0, "trial"):
+    with seeded(0, "trial"), own_attributes(task.module):
         try:
             AutogradGradient(task, task.initial_buffers().to(x.device))(params_P, batch)
         except ValueError:
@@ -99,10 +100,11 @@ def _has_statistics(task: Task, layers: Sequence[nn.Module], x: Tensor) -> bool:
         single |= inputs[0].numel() == inputs[0].shape[1]
 
     hooks = [layer.register_forward_pre_hook(note) for layer in layers]
-    params, mask_B = task.layout.unflatten(task.initial_params().to(x.device)), x.new_ones(1)
+    params_P, buffers_Q = task.initial_params().to(x.device), task.initial_buffers().to(x.device)
     try:
-        with torch.no_grad(), seeded(0, "trial"):
-            task.outputs(params, task.initial_buffers().to(x.device), x, mask_B)
+        held = task.holding(params_P, buffers_Q)
+        with torch.no_grad(), seeded(0, "trial"), own_attributes(task.module), held:
+            task.outputs(None, buffers_Q, x, None)
     except ValueError:  # PyTorch's own layers refuse a single value
         single = True
     finally:

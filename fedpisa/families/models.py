@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import TYPE_CHECKING
 
 from fedpisa import families
@@ -83,9 +84,12 @@ def _check_output(component: Component, model: nn.Module, shape: tuple[int, ...]
     import torch
     from torch.nn.parameter import is_lazy
 
-    real = (weight for weight in model.parameters() if weight.is_floating_point())
-    weight = next(real, torch.zeros(()))
-    x = torch.zeros(2, *shape) if is_lazy(weight) else weight.new_zeros((2, *shape))
+    real = [weight for weight in model.parameters() if weight.is_floating_point()]
+    lazy = any(is_lazy(weight) for weight in real)
+    widest = (
+        reduce(torch.promote_types, {weight.dtype for weight in real}) if real and not lazy else torch.float32
+    )
+    x = torch.zeros(2, *shape, dtype=widest, device=real[0].device if real and not lazy else None)
     was_training = model.training
     try:
         with torch.no_grad():

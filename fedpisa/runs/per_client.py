@@ -47,8 +47,11 @@ def evaluate_clients(
     >>> evaluate_clients(task, data, torch.ones(1), torch.zeros(0))
     {'loss': array([4.5 , 1.25])}
     """
-    with seeded(0, "evaluation"):
-        parts = [task.eval_losses(params_P, buffers_Q, x_B, y_B) for x_B, y_B in data.batches(batch_size)]
+    parts = []
+    with seeded(0, "evaluation"), torch.no_grad():
+        for x_B, y_B in data.batches(batch_size):
+            with task.holding(params_P, buffers_Q):
+                parts.append(task.eval_losses(x_B, y_B))
     columns = {"loss": [losses_B for losses_B, _ in parts]}
     if task.num_classes is not None:
         columns["accuracy"] = [correct_B for _, correct_B in parts]

@@ -26,7 +26,8 @@ from fedpisa.simulation.grid import InProcessGrid
 from fedpisa.simulation.loop import LoopGrid
 from fedpisa.simulation.ray_grid import RayGrid
 from fedpisa.simulation.rounds import Round, rounds
-from fedpisa.simulation.stacked.grid import UnstackableError, VmapGrid
+from fedpisa.simulation.stacked.gradient_check import UnstackableError
+from fedpisa.simulation.stacked.grid import VmapGrid
 from fedpisa.tasks.full_objective import FullObjective
 
 

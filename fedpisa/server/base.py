@@ -105,7 +105,7 @@ class ServerStrategy(Strategy, ABC):
 
     def start_from(self, arrays: ArrayRecord) -> ArrayRecord:
         """Make the server's state from an initial model, and return the model that is broadcast first."""
-        tensors = to_tensors(arrays, self.layout.dtypes[0], self.device)
+        tensors = to_tensors(arrays, self.layout.dtype, self.device)
         self.server = self.algorithm_at(0).init(tensors["params"], self.layout)
         self._buffers = {BUFFERS: tensors[BUFFERS]} if BUFFERS in tensors else {}
         return self._record()
@@ -140,7 +140,7 @@ class ServerStrategy(Strategy, ABC):
             if self.server is None or server_round == 1:
                 self.start_from(arrays)
             else:
-                tensors = to_tensors(arrays, self.layout.dtypes[0], self.device)
+                tensors = to_tensors(arrays, self.layout.dtype, self.device)
                 self.server = {**self.server, "params": tensors["params"]}
                 self._buffers = {name: tensors[name] for name in self._buffers}
         assert self.server is not None
@@ -170,7 +170,7 @@ class ServerStrategy(Strategy, ABC):
             )
         if isinstance(replies, StackedReplies):
             return replies, counts
-        return stack_replies(replies, self.layout.dtypes[0], self.device, self._client_of), counts
+        return stack_replies(replies, self.layout.dtype, self.device, self._client_of), counts
 
     def _combined(self, weights_S: Tensor, buffers_SQ: Tensor) -> Tensor:
         """Return the global model's buffers ``(Q,)``; log once where integers differ between clients."""

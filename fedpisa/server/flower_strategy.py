@@ -127,7 +127,7 @@ class FlowerStrategy(ServerStrategy):
                 f"{type(self.strategy).__name__} made no model of {len(stacked)} replies in round {server_round}: "
                 "let more clients take part, or tolerate fewer malicious ones"
             )
-        self.server = {"params": to_tensors(model, self.layout.dtypes[0], self.device)["params"]}
+        self.server = {"params": to_tensors(model, self.layout.dtype, self.device)["params"]}
         if BUFFERS in stacked.uploads_S:
             self._buffers = {BUFFERS: self._combined(weights_S, stacked.uploads_S[BUFFERS])}
         metrics = averaged(weights_S, stacked)

@@ -67,7 +67,7 @@ class ReplyFilter:
             server_round,
             {**wanted.upload, **{name: tuple(value.shape) for name, value in buffers.items()}},
             wanted.metrics | OF_EVERY_CLIENT,
-            layout.dtypes[0],
+            layout.dtype,
             self.max_upload_norm * (1 + norm(down["params"])),
         )
         kept: dict[int, Message] = {}

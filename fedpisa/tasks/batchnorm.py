@@ -21,8 +21,8 @@ _mask_B: ContextVar[Tensor | None] = ContextVar("mask_B", default=None)
 
 
 @contextmanager
-def real_rows(mask_B: Tensor) -> Iterator[None]:
-    """Set the mask ``(B,)`` of every `MaskedBatchNorm` inside: 1 for a sample, 0 for padding."""
+def real_rows(mask_B: Tensor | None) -> Iterator[None]:
+    """Set the mask ``(B,)`` of every `MaskedBatchNorm` inside: 1 for a sample, 0 for padding; ``None`` for no mask."""
     token = _mask_B.set(mask_B)
     try:
         yield
@@ -31,40 +31,23 @@ def real_rows(mask_B: Tensor) -> Iterator[None]:
 
 
 @final
-class MaskedBatchNorm(nn.Module):
+class MaskedBatchNorm(_BatchNorm):
     r"""`torch.nn.BatchNorm{1,2,3}d` over the real rows of a padded mini-batch.
 
     ``mean = sum_b m_b x_b / M`` and ``var = sum_b m_b (x_b - mean)^2 / M``, where ``M`` is the number of real values
     per channel. The running variance uses the unbiased estimate, as in PyTorch. A single value per
     channel, which PyTorch refuses, is normalised to zero, and its estimate of the running variance is 0.
 
-    Parameters
-    ----------
-    source
-        The layer to replace; the new layer has the same parameters and buffers under the same names.
+    A layer becomes one by `mask_batchnorms`.
 
     Examples
     --------
-    >>> layer = MaskedBatchNorm(nn.BatchNorm1d(1))
+    >>> layer = mask_batchnorms(nn.BatchNorm1d(1))
     >>> x = torch.tensor([[1.0], [3.0], [99.0]])
     >>> with real_rows(torch.tensor([1.0, 1.0, 0.0])):
     ...     layer(x)[:2].detach().round(decimals=3).flatten().tolist()
     [-1.0, 1.0]
     """
-
-    running_mean: Tensor | None
-    running_var: Tensor | None
-    num_batches_tracked: Tensor | None
-
-    def __init__(self, source: _BatchNorm) -> None:
-        super().__init__()
-        self.eps, self.momentum = source.eps, source.momentum
-        self.weight: nn.Parameter | None = source.weight
-        self.bias: nn.Parameter | None = source.bias
-        self.register_buffer("running_mean", source.running_mean)
-        self.register_buffer("running_var", source.running_var)
-        self.register_buffer("num_batches_tracked", source.num_batches_tracked)
-        self.train(source.training)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``x`` ``(B, C, ...)`` per channel."""
@@ -102,19 +85,15 @@ class MaskedBatchNorm(nn.Module):
 
 
 def mask_batchnorms(module: nn.Module) -> nn.Module:
-    """Replace every plain BatchNorm below ``module`` (or itself) by a `MaskedBatchNorm`; names stay.
+    """Make every plain BatchNorm of a module a `MaskedBatchNorm`, and return the module.
 
-    A layer is plain if calling it does what `torch.nn.BatchNorm1d`, ``2d`` or ``3d`` do and nothing more: it is of
+    The layer object stays, with its names and tensors: what refers to it, such as a list, goes on with it. A layer is
+    plain if calling it does what `torch.nn.BatchNorm1d`, ``2d`` or ``3d`` do and nothing more: it is of
     exactly that class, without hooks, and no attribute of the object replaces a method of the class.
     """
-    if _is_plain(module):
-        return MaskedBatchNorm(module)
-    # One layer may have several names; all of them get the same replacement.
-    masked = {layer: MaskedBatchNorm(layer) for layer in module.modules() if _is_plain(layer)}
-    for parent in list(module.modules()):
-        for name, child in parent._modules.items():
-            if child in masked:
-                setattr(parent, name, masked[child])
+    for layer in module.modules():
+        if _is_plain(layer):
+            layer.__class__ = MaskedBatchNorm
     return module
 
 

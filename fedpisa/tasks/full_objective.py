@@ -44,12 +44,12 @@ class FullObjective:
         """Return ``sum_i weights_i f_i`` and its gradient ``(P,)``."""
         sizes_N = torch.from_numpy(self.data.sizes_N).to(weights_N.device)
         weight_n = torch.repeat_interleave(weights_N / sizes_N, sizes_N).to(self.data.x)
-        point_P = params_P.detach().requires_grad_()
         value, gradient_P = 0.0, torch.zeros_like(params_P)
         batches, weights = self.data.batches(self.batch_size), torch.split(weight_n, self.batch_size)
         for (x_B, y_B), weight_B in zip(batches, weights, strict=True):
-            losses_B, _ = self.task.eval_losses(point_P, self.buffers_Q, x_B, y_B)
-            loss = losses_B @ weight_B
-            gradient_P += torch.autograd.grad(loss, point_P)[0]
+            with self.task.holding(params_P, self.buffers_Q) as held:
+                losses_B, _ = self.task.eval_losses(x_B, y_B)
+                loss = losses_B @ weight_B
+                gradient_P += held.gradient(loss)
             value += float(loss.detach())
         return value, gradient_P

@@ -54,9 +54,22 @@ class ParamLayout:
         return cls.of((name, tensor) for name, tensor in module.named_parameters() if tensor.requires_grad)
 
     @property
+    def dtype(self) -> torch.dtype:
+        """The real dtype of the flat vector."""
+        return self.dtypes[0].to_real()
+
+    @property
+    def real_shapes(self) -> list[tuple[int, ...]]:
+        """Shape of each tensor's part of the vector; a complex number is two real ones, along a last axis."""
+        return [
+            (*shape, 2) if dtype.is_complex else shape
+            for shape, dtype in zip(self.shapes, self.dtypes, strict=True)
+        ]
+
+    @property
     def sizes(self) -> list[int]:
-        """Number of entries of each tensor."""
-        return [prod(shape) for shape in self.shapes]
+        """Number of entries of each tensor in the vector."""
+        return [prod(shape) for shape in self.real_shapes]
 
     @property
     def size(self) -> int:
@@ -71,16 +84,21 @@ class ParamLayout:
 
     def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Return the flat vector ``(P,)`` of ``tensors``."""
-        parts = [tensors[name].reshape(-1) for name in self.names]
+        parts = [_real(tensors[name]).reshape(-1) for name in self.names]
         return torch.cat(parts) if parts else torch.zeros(0)
 
     def unflatten(self, vector_P: Tensor) -> dict[str, Tensor]:
-        """Return views of ``vector_P`` under the module's names; for a stack ``(S, P)`` they are ``(S, *shape)``."""
+        """Return views of ``vector_P`` under the module's names; for a stack ``(S, P)`` they are ``(S, *shape)``.
+
+        Complex tensors are copies.
+        """
         parts = torch.split(vector_P, self.sizes, dim=-1)
-        return {
+        views = {
             name: part.view(vector_P.shape[:-1] + shape)
-            for name, part, shape in zip(self.names, parts, self.shapes, strict=True)
+            for name, part, shape in zip(self.names, parts, self.real_shapes, strict=True)
         }
+        complex_ = [name for name, dtype in zip(self.names, self.dtypes, strict=True) if dtype.is_complex]
+        return views | {name: torch.complex(*views[name].unbind(-1)) for name in complex_}
 
     def blocks(self, memory_SP: Tensor) -> dict[str, Tensor]:
         """Return contiguous views ``(S, *shape)`` of the memory of a stack, one tensor's block after the other.
@@ -99,7 +117,7 @@ class ParamLayout:
         parts = torch.split(memory_SP.view(-1), [count * size for size in self.sizes])
         return {
             name: part.view(count, *shape)
-            for name, shape, part in zip(self.names, self.shapes, parts, strict=True)
+            for name, shape, part in zip(self.names, self.real_shapes, parts, strict=True)
         }
 
     def rows(self, memory_SP: Tensor) -> Tensor:
@@ -107,3 +125,8 @@ class ParamLayout:
         if len(memory_SP) == 1:
             return memory_SP
         return torch.cat([block.flatten(1) for block in self.blocks(memory_SP).values()], 1)
+
+
+def _real(tensor: Tensor) -> Tensor:
+    """Return a tensor, or the real and imaginary parts of a complex one along a new last axis."""
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Final
 
 import torch
 from torch import nn
 from torch.nn.modules import module as global_hooks
 
+_OF_ALL: Final = frozenset(vars(nn.Module()))
 _HOOKS: Final = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -34,8 +36,59 @@ def is_unchanged(layer: nn.Module) -> bool:
 
 
 def in_dtype(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Cast a module's real floating-point tensors and return it; complex and other tensors stay unchanged."""
-    return module.double() if dtype is torch.float64 else module.float()
+    """Cast a module's parameters and real floating-point buffers and return it; other buffers stay unchanged."""
+    module = module.double() if dtype is torch.float64 else module.float()
+    for parameter in module.parameters():
+        if parameter.is_complex():
+            parameter.data = parameter.data.to(dtype.to_complex())
+    return module
+
+
+def copy_of(module: nn.Module) -> nn.Module:
+    """Return a copy that shares no tensor with the module.
+
+    An attribute that a layer has computed, such as the weight of a pruned layer, has a graph, and PyTorch copies only
+    what has none; the copy has its values.
+
+    Raises
+    ------
+    ValueError
+        If the module's own way to copy itself returns shared tensors.
+
+    Examples
+    --------
+    >>> from torch.nn.utils import prune
+    >>> layer = prune.l1_unstructured(nn.Linear(2, 2), "weight", amount=1)
+    >>> copy_of(layer).weight_orig.data_ptr() == layer.weight_orig.data_ptr()
+    False
+    """
+    computed = [
+        value
+        for layer in module.modules()
+        for value in vars(layer).values()
+        if isinstance(value, torch.Tensor) and value.grad_fn is not None
+    ]
+    copy = deepcopy(module, {id(value): value.detach().clone() for value in computed})
+    own = {id(tensor) for tensor in [*module.parameters(), *module.buffers()]}
+    if any(id(tensor) in own for tensor in [*copy.parameters(), *copy.buffers()]):
+        raise ValueError("the copy shares its tensors")
+    return copy
+
+
+def plain_attributes(module: nn.Module) -> dict[str, object]:
+    """Return the layers' attributes that are numbers, texts or ``None``, without the mode of training.
+
+    Examples
+    --------
+    >>> plain_attributes(nn.Flatten())
+    {'start_dim': 1, 'end_dim': -1}
+    """
+    return {
+        f"{path}.{name}" if path else name: value
+        for path, layer in module.named_modules()
+        for name, value in vars(layer).items()
+        if isinstance(value, bool | int | float | complex | str) and name not in _OF_ALL
+    }
 
 
 def state_names(module: nn.Module) -> dict[str, str]:

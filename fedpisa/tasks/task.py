@@ -6,6 +6,7 @@ Shapes: ``P`` parameters, ``Q`` buffer entries, ``B`` samples of a mini-batch, `
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, final
 
@@ -17,6 +18,7 @@ from fedpisa.rng import seeded
 from fedpisa.tasks.batchnorm import MaskedBatchNorm, mask_batchnorms, real_rows
 from fedpisa.tasks.buffers import BufferLayout
 from fedpisa.tasks.features import FeatureLoss, with_features
+from fedpisa.tasks.held import Held, holding, own_attributes
 from fedpisa.tasks.layout import ParamLayout
 from fedpisa.tasks.losses import Loss, sample_losses
 from fedpisa.tasks.modules import places
@@ -62,11 +64,6 @@ class Task:
             raise ValueError(
                 "the model has no trainable parameters: give it a layer that learns, or unfreeze one"
             )
-        for name, dtype in zip(self.layout.names, self.layout.dtypes, strict=True):
-            if not dtype.is_floating_point:
-                raise ValueError(
-                    f"parameter {name!r} is not real: keep real and imaginary part as two parameters"
-                )
 
     def loss(self, num_outputs: int) -> Loss:
         """Return the loss for a number of outputs; a single output for two classes is a logit."""
@@ -87,31 +84,36 @@ class Task:
 
     def initial_buffers(self) -> Tensor:
         """Return the module's initial buffers as a flat vector ``(Q,)`` of the parameters' dtype."""
-        dtype = self.layout.dtypes[0]
-        return self.buffer_layout.flatten(dict(self.module.named_buffers()), dtype)
+        return self.buffer_layout.flatten(dict(self.module.named_buffers()), self.layout.dtype)
+
+    def holding(self, params_P: Tensor, buffers_Q: Tensor) -> AbstractContextManager[Held]:
+        """Let the module hold these values meanwhile: what is called with ``params = None`` uses them."""
+        return holding(self.module, self.layout, self.buffer_layout, params_P, buffers_Q)
 
     def losses(
         self,
-        params: dict[str, Tensor],
+        params: Mapping[str, Tensor] | None,
         buffers_Q: Tensor,
         x: Tensor,
         y_B: Tensor,
-        mask_B: Tensor,
+        mask_B: Tensor | None,
         extra: FeatureLoss | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return the samples' losses ``(B,)`` in training mode, and the buffers ``(Q,)`` after the pass.
 
-        ``extra`` changes only the derivatives of the losses; see `FeatureLoss`.
+        ``params = None`` stands for what the module holds; see `holding`. ``mask_B`` is 1 for a sample and 0 for
+        padding, or ``None`` without padding. ``extra`` changes only the derivatives of the losses; see `FeatureLoss`.
         """
         if extra is None:
             outputs, buffers = self.outputs(params, buffers_Q, x, mask_B)
         else:
+            held = params is None
+            anchors = [self.features(anchor_P, buffers_Q, x, mask_B, held=held) for anchor_P in extra.anchors]
             (outputs, buffers), features_BF = with_features(
                 self.module, lambda: self.outputs(params, buffers_Q, x, mask_B)
             )
         losses_B = sample_losses(self.loss(outputs.shape[-1]), outputs, y_B)
         if extra is not None:
-            anchors = (self.features(anchor_P, buffers_Q, x, mask_B) for anchor_P in extra.anchors)
             extra_B = extra.loss(features_BF.to(x.dtype), *anchors)
             losses_B = losses_B + (extra_B - extra_B.detach())
         if self.buffer_layout.names:
@@ -119,7 +121,7 @@ class Task:
         return losses_B, buffers_Q
 
     def outputs(
-        self, params: Mapping[str, Tensor], buffers_Q: Tensor, x: Tensor, mask_B: Tensor
+        self, params: Mapping[str, Tensor] | None, buffers_Q: Tensor, x: Tensor, mask_B: Tensor | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the module's outputs in training mode, and its buffers after the pass."""
         self.module.train()
@@ -128,18 +130,21 @@ class Task:
         return outputs.to(x.dtype), buffers
 
     def _call(
-        self, params: Mapping[str, Tensor], buffers_Q: Tensor, x: Tensor
+        self, params: Mapping[str, Tensor] | None, buffers_Q: Tensor, x: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the module's outputs and its buffers after the pass; the arguments stay unchanged."""
         # A forward pass may write into its input and its buffers, so it gets copies.
-        buffers = {name: b.clone() for name, b in self.buffer_layout.unflatten(buffers_Q).items()}
-        tensors = {
-            place: tensor
-            for name, tensor in {**params, **buffers}.items()
-            for place in self._places[f"module.{name}"]
-        }
-        # `_places` resolves ties: for a layer with two names, PyTorch would leave a substituted tensor in the module.
-        outputs, after = functional_call(self._observed, tensors, (x.clone(),), tie_weights=False)
+        if params is None:
+            outputs, after = self._observed(x.clone())
+        else:
+            buffers = {name: b.clone() for name, b in self.buffer_layout.unflatten(buffers_Q).items()}
+            tensors = {
+                place: tensor
+                for name, tensor in {**params, **buffers}.items()
+                for place in self._places[f"module.{name}"]
+            }
+            # `_places` resolves ties: for a layer with two names, PyTorch would leave a substituted tensor there.
+            outputs, after = functional_call(self._observed, tensors, (x.clone(),), tie_weights=False)
         if not isinstance(outputs, Tensor):
             mode = "training" if self.module.training else "evaluation"
             raise ValueError(
@@ -150,27 +155,38 @@ class Task:
     def _precision(self, x: Tensor) -> torch.autocast:
         return torch.autocast(x.device.type, torch.bfloat16, enabled=self.autocast)
 
-    def features(self, params_P: Tensor, buffers_Q: Tensor, x: Tensor, mask_B: Tensor) -> Tensor:
+    def features(
+        self, params_P: Tensor, buffers_Q: Tensor, x: Tensor, mask_B: Tensor | None, *, held: bool = False
+    ) -> Tensor:
         """Return the samples' features ``(B, F)`` without dropout, and with BatchNorms as in training.
 
         BatchNorms use the mini-batch's statistics, because the running ones belong to another model, and do not update
-        the running ones. The features carry no gradient. See `with_features`.
+        the running ones. The features carry no gradient. See `with_features`. The module holds ``params_P`` meanwhile
+        if ``held`` is true.
         """
+        if held:
+            with torch.no_grad(), self.holding(params_P, buffers_Q):
+                return self._features(None, buffers_Q, x, mask_B)
+        return self._features(self.layout.unflatten(params_P), buffers_Q, x, mask_B)
+
+    def _features(
+        self, params: Mapping[str, Tensor] | None, buffers_Q: Tensor, x: Tensor, mask_B: Tensor | None
+    ) -> Tensor:
         self.module.eval()
         for layer in self.module.modules():
             if isinstance(layer, MaskedBatchNorm):
                 layer.train()
-        params = self.layout.unflatten(params_P)
         with real_rows(mask_B), self._precision(x):
             _, features_BF = with_features(self.module, lambda: self._call(params, buffers_Q, x))
         return features_BF.detach().to(x.dtype)
 
-    def eval_losses(
-        self, params_P: Tensor, buffers_Q: Tensor, x: Tensor, y_B: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Return the samples' losses and whether each is classified correctly, both ``(B,)``, in evaluation mode."""
+    def eval_losses(self, x: Tensor, y_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the samples' losses and whether each is classified correctly, both ``(B,)``, in evaluation mode.
+
+        The module's own parameters and buffers are used; see `holding`.
+        """
         self.module.eval()
-        outputs, _ = self._call(self.layout.unflatten(params_P), buffers_Q, x)
+        outputs, _ = self._call(None, x.new_zeros(0), x)
         loss = self.loss(outputs.shape[-1])
         if loss == "cross-entropy":
             correct_B = outputs.argmax(-1) == y_B
@@ -191,9 +207,10 @@ class Task:
         """
         batch_size -= len(x) % batch_size == 1  # a single sample has no batch statistics
         totals = torch.zeros(2, dtype=torch.float64, device=x.device)
-        with seeded(0, "evaluation"):
+        with seeded(0, "evaluation"), own_attributes(self.module):
             for x_B, y_B in zip(torch.split(x, batch_size), torch.split(y, batch_size), strict=True):
-                losses_B, correct_B = self.eval_losses(params_P, buffers_Q, x_B, y_B)
+                with self.holding(params_P, buffers_Q):
+                    losses_B, correct_B = self.eval_losses(x_B, y_B)
                 totals += torch.stack([losses_B.sum(dtype=torch.float64), correct_B.sum(dtype=torch.float64)])
         loss, accuracy = (totals / len(x)).tolist()
         return {"loss": loss} if self.num_classes is None else {"loss": loss, "accuracy": accuracy}

@@ -123,7 +123,8 @@ def test_a_loss_without_curvature_has_zero_products() -> None:
         def losses(
             self, params: Any, buffers_Q: Tensor, x: Tensor, y_B: Tensor, mask_B: Tensor, extra: Any = None
         ) -> Any:
-            return (params["weight"] * x).reshape(-1), buffers_Q
+            weight = self.module.weight if params is None else params["weight"]
+            return (weight * x).reshape(-1), buffers_Q
 
     batch = MiniBatches(*(torch.ones(1, 2, dtype=torch.float64) for _ in range(2)), torch.full((1, 2), 0.5))
     for kind in GRADIENTS.values():

@@ -94,7 +94,7 @@ def _parameters(derivatives: Derivatives, *vectors_P: Tensor) -> Iterator[tuple[
     """Yield each parameter's shape and its parts of the vectors."""
     assert derivatives.layout is not None
     parts = (torch.split(vector_P, derivatives.layout.sizes) for vector_P in vectors_P)
-    return zip(derivatives.layout.shapes, *parts, strict=True)
+    return zip(derivatives.layout.real_shapes, *parts, strict=True)
 
 
 def orthogonal(matrix: Tensor) -> Tensor:

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import random
 import warnings
-from copy import deepcopy
-from typing import Final, NamedTuple
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final, NamedTuple, final
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import vmap
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from fedpisa.clients.base import MiniBatches
 from fedpisa.clients.gradients import AutogradGradient
@@ -24,23 +26,51 @@ from fedpisa.datasets.client_data import ClientData
 from fedpisa.rng import generator, seeded
 from fedpisa.simulation.stacked.gradients import StackedGradient
 from fedpisa.simulation.stacked.sequential import SequentialGradient, sequential_gradient
-from fedpisa.tasks.modules import in_dtype
+from fedpisa.tasks.held import own_attributes
+from fedpisa.tasks.modules import copy_of, in_dtype, plain_attributes
 from fedpisa.tasks.task import Task
 
-_SAMPLES: Final = 6
+_LARGE: Final = 1_000_000
+"""Parameters from which fewer samples are compared, because each of them takes its time."""
 _NOISE: Final = ("p", "dropout", "drop_prob")
 """Attributes with which layers say how much they drop at random."""
 _TOLERANCE: Final = {torch.float64: 1e-8, torch.float32: 1e-3}
 
 
+@final
+class UnstackableError(ValueError):
+    """A layer cannot run for stacked clients."""
+
+    def __init__(self, layer: str, cause: str) -> None:
+        super().__init__(
+            f'{layer} cannot run for stacked clients ({cause}); use engine = "loop", or replace the layer'
+        )
+
+
 class Case(NamedTuple):
-    """Two clients' points, buffers and mini-batches; the last row of the second client is padding."""
+    """Three clients' points, buffers and mini-batches; the later ones' have fewer samples and are padded."""
 
     params_SP: Tensor
     buffers_SQ: Tensor
     x: Tensor
     y_SCB: Tensor
     weight_SCB: Tensor
+
+
+def require_stackable(module: nn.Module) -> None:
+    """Refuse what no comparison of a few numbers can decide.
+
+    Raises
+    ------
+    UnstackableError
+        If a layer tracks statistics that padding would enter, or a parameter has a hook of its gradient.
+    """
+    for name, layer in module.named_modules():
+        if isinstance(layer, _InstanceNorm) and layer.track_running_stats:
+            raise UnstackableError(_named(name, layer), "its running statistics would count padding")
+    for name, parameter in module.named_parameters():
+        if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
+            raise UnstackableError(f"parameter {name!r}", "it has a hook of its gradient")
 
 
 def differs(task: Task, data: ClientData, sequential: bool) -> str:
@@ -60,38 +90,67 @@ def differs(task: Task, data: ClientData, sequential: bool) -> str:
 
     Raises
     ------
-    RuntimeError
-        If the module cannot be called in that way.
-    ValueError
-        If plain autograd cannot train the module either.
+    UnstackableError
+        If the module cannot be called for stacked clients, with the innermost layer that failed.
     """
     try:
-        module = deepcopy(task.module).cpu()
+        module = copy_of(task.module)
     except Exception as error:  # a copy runs code of the module's
-        return f"the module cannot be copied ({one_line(error)})"
-    for layer in module.modules():
+        return f"the module cannot be copied: {one_line(error)}"
+    # A copy may call layers of the module itself.
+    with own_attributes(task.module), task.holding(task.initial_params(), task.initial_buffers()):
+        return _of_copy(task, Task(module, task.num_classes, task.autocast), data, sequential)
+
+
+def _of_copy(task: Task, copy: Task, data: ClientData, sequential: bool) -> str:
+    if not _is_faithful(task, copy, data):
+        return "a copy of the module computes something else, as if it referred to the module's own tensors"
+    dtype, module = data.x.dtype, copy.module
+    if not sequential:
+        with seeded(0, "trial"), _named_errors(copy):
+            _two_steps(copy, _case(copy, data, dtype, data.x.device))
+    for layer in module.cpu().modules():
         for name in _NOISE:
             if isinstance(getattr(layer, name, None), float):
                 setattr(layer, name, 0.0)
-    dtype = data.x.dtype
     try:
-        return _difference(
-            Task(in_dtype(module, torch.float64), task.num_classes), data, sequential, torch.float64
-        )
-    except RuntimeError:  # a tensor that is neither parameter nor buffer stays in the run's dtype
+        double = Task(in_dtype(module, torch.float64), task.num_classes)
+        return _difference(double, data, sequential, torch.float64)
+    except (
+        RuntimeError,
+        UnstackableError,
+    ):  # a tensor that is neither parameter nor buffer stays in its dtype
         if dtype is torch.float64:
             raise
         return _difference(Task(in_dtype(module, dtype), task.num_classes), data, sequential, dtype)
 
 
+def _is_faithful(task: Task, copy: Task, data: ClientData) -> bool:
+    """Return whether a copy has the losses of the module itself, at a point where neither has been before."""
+    found = []
+    for one in (task, copy):
+        case = _case(one, data, data.x.dtype, data.x.device)
+        params_P, buffers_Q, x, y_CB, _ = (part[1] for part in case)
+        with (
+            torch.no_grad(),
+            seeded(0, "proof"),
+            own_attributes(one.module),
+            one.holding(params_P, buffers_Q),
+        ):
+            found.append(one.losses(None, buffers_Q, x[0], y_CB[0], None)[0])
+    return torch.allclose(found[0], found[1], rtol=1e-4, equal_nan=True)
+
+
 def _difference(task: Task, data: ClientData, sequential: bool, dtype: torch.dtype) -> str:
-    case = _case(task, data, dtype)
+    case = _case(task, data, dtype, torch.device("cpu"))
     written_out = sequential_gradient(task, case.x[0, 0]) if sequential else None
     if sequential and written_out is None:
         return "its structure"
     with seeded(0, "proof"):
         wanted = _one_by_one(task, case)
-    with seeded(0, "proof"):
+    if isinstance(wanted, str):
+        return wanted
+    with seeded(0, "proof"), _named_errors(task):
         before = _generators()
         got = _stacked(task, case, written_out)
         if before != _generators():
@@ -104,46 +163,96 @@ def _difference(task: Task, data: ClientData, sequential: bool, dtype: torch.dty
     return ""
 
 
-def _case(task: Task, data: ClientData, dtype: torch.dtype) -> Case:
-    """Return samples of the data, drawn from a stream of their own, and two points near the initial model."""
-    rng = generator(0, "proof")
-    rows = torch.from_numpy(np.resize(rng.permutation(len(data.x)), 2 * _SAMPLES)).to(data.x.device)
-    x = data.x[rows].to("cpu", dtype).view(2, 1, _SAMPLES, *data.x.shape[1:])
-    y = data.y[rows].cpu().view(2, 1, _SAMPLES, *data.y.shape[1:])
-    weight = x.new_full((2, 1, _SAMPLES), 1 / _SAMPLES)
-    weight[1, 0] = x.new_tensor([*[1 / (_SAMPLES - 1)] * (_SAMPLES - 1), 0.0])
+def _case(task: Task, data: ClientData, dtype: torch.dtype, device: torch.device) -> Case:
+    """Return samples of the data, drawn from a stream of their own, and three points about the initial model."""
+    rng, size = generator(0, "proof"), 5 if task.layout.size < _LARGE else 2
+    rows = torch.from_numpy(np.resize(rng.permutation(len(data.x)), 3 * size)).to(data.x.device)
+    x = data.x[rows].to(device, dtype).view(3, 1, size, *data.x.shape[1:])
+    y = data.y[rows].to(device).view(3, 1, size, *data.y.shape[1:])
+    y = y.to(dtype) if y.is_floating_point() else y
+    counts_S = torch.tensor([size, size - 1, 1], device=device)[:, None, None]
+    weight_SCB = (torch.arange(size, device=device) < counts_S).to(dtype) / counts_S
     params_P = task.initial_params()
     noise_P = torch.from_numpy(rng.standard_normal(len(params_P))).to(params_P)
-    # Far apart, so that no layer is silent at both points.
-    params_SP = torch.stack([params_P + 0.01 * noise_P, params_P + 0.5 * noise_P])
-    y = y.to(dtype) if y.is_floating_point() else y
-    return Case(params_SP, task.initial_buffers().expand(2, -1), x, y, weight)
+    # Far apart, so that no layer is silent at all of them.
+    params_SP = torch.stack([params_P + scale * noise_P for scale in (0.01, 0.5, -0.1)])
+    return Case(params_SP, task.initial_buffers().expand(3, -1), x, y, weight_SCB)
 
 
-def _one_by_one(task: Task, case: Case) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the two clients' losses, gradients and buffers by plain autograd, without padding."""
+def _one_by_one(task: Task, case: Case) -> tuple[Tensor, Tensor, Tensor] | str:
+    """Return the clients' losses, gradients and buffers by plain autograd, without padding, or what is against it."""
     rows = []
     for params_P, buffers_Q, x, y_CB, weight_CB in zip(*case, strict=True):
         real_B = weight_CB[0] > 0
         gradient = AutogradGradient(task, buffers_Q)
         batch = MiniBatches(x[:, real_B], y_CB[:, real_B], weight_CB[:, real_B])
-        rows.append((*gradient(params_P, batch), gradient.buffers_Q))
+        with own_attributes(task.module):
+            before = plain_attributes(task.module)
+            try:
+                rows.append((*gradient(params_P, batch), gradient.buffers_Q))
+            except Exception as error:  # a module of the user's may fail in any way
+                return f"plain autograd fails on a mini-batch of {len(batch.x[0])}: {one_line(error)}"
+            for name, value in plain_attributes(task.module).items():
+                if before.get(name) != value:
+                    return f"a call changes its attribute {name!r}, which is no buffer"
     losses_S, gradients_SP, buffers_SQ = (torch.stack(parts) for parts in zip(*rows, strict=True))
     return losses_S, gradients_SP, buffers_SQ
 
 
 def _stacked(task: Task, case: Case, written_out: SequentialGradient | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the same of both clients at once."""
+    """Return the same of all clients at once."""
 
     def of_one(params_P: Tensor, buffers_Q: Tensor, *batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         gradient = StackedGradient(task, buffers_Q, written_out)
         return (*gradient(params_P, MiniBatches(*batch)), gradient.buffers_Q)
 
-    with torch.no_grad(), warnings.catch_warnings():
-        # What has no batching rule runs one client after the other, with this warning in every round.
-        warnings.filterwarnings("error", "There is a performance drop", UserWarning)
+    with torch.no_grad():
         losses_S, gradients_SP, buffers_SQ = vmap(of_one, randomness="different")(*case)
     return losses_S, gradients_SP, buffers_SQ
+
+
+def _two_steps(task: Task, case: Case) -> None:
+    """Take two clients' steps on two samples as in a round: in the first step all clients share the model."""
+    params_P, parts = case.params_SP[0], (part[:2, :, :2] for part in case[2:])
+
+    def of_one(buffers_Q: Tensor, *batch: Tensor) -> Tensor:
+        first = StackedGradient(task, buffers_Q)
+        point_P = params_P - 0.01 * first(params_P, MiniBatches(*batch))[1]
+        return StackedGradient(task, first.buffers_Q)(point_P, MiniBatches(*batch))[1]
+
+    with torch.no_grad():
+        vmap(of_one, randomness="different")(case.buffers_SQ[:2], *parts)
+
+
+@contextmanager
+def _named_errors(task: Task) -> Iterator[None]:
+    """Turn what fails inside into an `UnstackableError` that names the innermost layer."""
+    entered: list[str] = []
+    hooks = []
+    for name, layer in task.module.named_modules():
+
+        def enter(layer: nn.Module, inputs: Any, name: str = name) -> None:
+            entered.append(_named(name, layer))
+
+        def leave(layer: nn.Module, inputs: Any, output: Any) -> None:
+            entered.pop()
+
+        hooks += [layer.register_forward_pre_hook(enter), layer.register_forward_hook(leave)]
+    try:
+        with warnings.catch_warnings():
+            # What has no batching rule runs one client after the other, with this warning in every round.
+            warnings.filterwarnings("error", "There is a performance drop", UserWarning)
+            yield
+    except Exception as error:  # a module of the user's may fail in any way
+        layer_name = entered[-1] if entered else "the model's loss or backward pass"
+        raise UnstackableError(layer_name, one_line(error)[:200]) from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _named(name: str, layer: nn.Module) -> str:
+    return f"{name or 'the model'} ({type(layer).__name__})"
 
 
 def _generators() -> object:

@@ -6,20 +6,16 @@ Shapes: ``S`` clients, ``P`` parameters, ``Q`` buffer entries, ``K`` local steps
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from copy import deepcopy
 from logging import getLogger
 from typing import Any, Literal, final
 
 import numpy as np
 import torch
 from flwr.app import Message, MessageType
-from torch import Tensor, nn
-from torch.func import vmap
-from torch.nn.modules.instancenorm import _InstanceNorm
+from torch import Tensor
 
-from fedpisa.clients.base import Arrays, LocalResult, LocalUpdate, MiniBatches
+from fedpisa.clients.base import Arrays, LocalResult, LocalUpdate
 from fedpisa.clients.batches import Ints
 from fedpisa.clients.client import Client
 from fedpisa.clients.step_sizes import UNSCHEDULED, StepSizeSchedule
@@ -41,27 +37,18 @@ from fedpisa.simulation.grid import InProcessGrid
 from fedpisa.simulation.stacked.client_states import StackedStates
 from fedpisa.simulation.stacked.cohort import join, run_cohort
 from fedpisa.simulation.stacked.compat_torch import private
-from fedpisa.simulation.stacked.gradient_check import differs
-from fedpisa.simulation.stacked.gradients import StackedGradient
+from fedpisa.simulation.stacked.gradient_check import UnstackableError, differs, require_stackable
 from fedpisa.simulation.stacked.sequential import sequential_gradient
 from fedpisa.storage.client_rows import UNLIMITED
 from fedpisa.strategies.base import ClientStates
+from fedpisa.tasks.held import own_attributes
+from fedpisa.tasks.modules import copy_of
 from fedpisa.tasks.task import Task
 
 _LOG = getLogger("fedpisa")
 
 Path = Literal["written-out", "one-by-one", "stacked"]
 """How gradients are computed: written out for all clients at once or for one after the other, or by `torch.func`."""
-
-
-@final
-class UnstackableError(ValueError):
-    """A layer cannot run for stacked clients."""
-
-    def __init__(self, layer: str, cause: str) -> None:
-        super().__init__(
-            f'{layer} cannot run for stacked clients ({cause}); use engine = "loop", or replace the layer'
-        )
 
 
 @final
@@ -115,7 +102,9 @@ class VmapGrid(InProcessGrid):
         # PyTorch's own threads share the products of dense layers.
         alone = not on_cpu or self.path == "written-out" or draws(task, data)
         threads = 1 if alone else torch.get_num_threads()
-        self.copies = [deepcopy(task) for _ in range(threads - 1)]
+        self.copies = [
+            Task(copy_of(task.module), task.num_classes, task.autocast) for _ in range(threads - 1)
+        ]
 
     @property
     def info(self) -> Mapping[str, object]:
@@ -249,17 +238,14 @@ def choose_path(task: Task, data: ClientData) -> tuple[Path, str]:
     UnstackableError
         If stacked clients would not get the gradients of plain autograd.
     """
+    require_stackable(task.module)
     sequential = sequential_gradient(task, data.x)
     reason = "the module is not a sequence of known layers"
     if sequential is not None:
         reason = differs(task, data, sequential=True)
         if not reason:
             return "one-by-one" if sequential.body_names else "written-out", ""
-    refuse_unstackable(task, data)
-    try:
-        difference = differs(task, data, sequential=False)
-    except (RuntimeError, UserWarning) as error:
-        difference = one_line(error)
+    difference = differs(task, data, sequential=False)
     if difference:
         raise UnstackableError("the model", difference)
     return "stacked", reason
@@ -267,54 +253,9 @@ def choose_path(task: Task, data: ClientData) -> tuple[Path, str]:
 
 def draws(task: Task, data: ClientData) -> bool:
     """Return whether the module draws random numbers in training, as dropout does."""
-    with seeded(0, "trial"), torch.no_grad():
+    with seeded(0, "trial"), torch.no_grad(), own_attributes(task.module):
         before = torch.get_rng_state()
         params, mask_B = task.layout.unflatten(task.initial_params()), data.x.new_ones(2)
         x, y_B = data.x[:1].expand(2, *data.x.shape[1:]), data.y[:1].expand(2)
         task.losses(params, task.initial_buffers(), x, y_B, mask_B)
         return not torch.equal(before, torch.get_rng_state())
-
-
-def refuse_unstackable(task: Task, data: ClientData) -> None:
-    """Try the module on two stacked clients of two samples.
-
-    Raises
-    ------
-    UnstackableError
-        With the innermost layer that failed and the fix.
-    """
-    entered: list[str] = []
-    hooks = []
-    for name, module in task.module.named_modules():
-        if isinstance(module, _InstanceNorm) and module.track_running_stats:
-            layer = f"{name or 'the model'} ({type(module).__name__})"
-            raise UnstackableError(layer, "its running statistics would count padding")
-
-        def enter(module: nn.Module, inputs: Any, name: str = name) -> None:
-            entered.append(f"{name or 'the model'} ({type(module).__name__})")
-
-        def leave(module: nn.Module, inputs: Any, output: Any) -> None:
-            entered.pop()
-
-        hooks += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
-    x = data.x[:1].expand(2, 1, 2, *data.x.shape[1:])
-    y = data.y[:1].expand(2, 1, 2)
-    weight = data.x.new_full((2, 1, 2), 0.5)
-    params = task.initial_params().to(data.x).expand(2, -1)
-    buffers = task.initial_buffers().to(data.x).expand(2, -1)
-
-    def gradient(params_P: Tensor, buffers_Q: Tensor, *batch: Tensor) -> Tensor:
-        return StackedGradient(task, buffers_Q)(params_P, MiniBatches(*batch))[1]
-
-    try:
-        with seeded(0, "trial"), warnings.catch_warnings():
-            # What has no batching rule runs one client after the other, with this warning in every round.
-            warnings.filterwarnings("error", "There is a performance drop", UserWarning)
-            vmap(gradient, randomness="different")(params, buffers, x, y, weight)
-    except (RuntimeError, UserWarning) as error:
-        layer = entered[-1] if entered else "the model's loss or backward pass"
-        cause = " ".join(str(error).split())[:200]
-        raise UnstackableError(layer, cause) from error
-    finally:
-        for hook in hooks:
-            hook.remove()

@@ -1,0 +1,111 @@
+"""A module's own tensors, which hold a run's values while the module is called.
+
+`torch.func.functional_call` puts other tensors into a module's places. What looks elsewhere for a parameter finds the
+old one: a list of parameters, a function that refers to one, a hook of the gradient, and `torch.utils.checkpoint`,
+which calls the module again during the backward pass. Here the module keeps its tensors, as in plain PyTorch, and each
+of them gets the memory of the values for a while.
+
+Shapes: ``P`` parameters, ``Q`` buffer entries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from fedpisa.tasks.buffers import BufferLayout
+from fedpisa.tasks.layout import ParamLayout
+
+
+@final
+class Held:
+    """A module that holds values; see `holding`."""
+
+    def __init__(self, module: nn.Module, layout: ParamLayout) -> None:
+        self.layout = layout
+        self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+
+    def gradient(self, loss: Tensor) -> Tensor:
+        """Return the derivatives of a loss as a flat vector ``(P,)``, 0 for what it does not depend on."""
+        loss.backward()  # type: ignore[no-untyped-call]
+        gradients = {}
+        for name, parameter in self.parameters.items():
+            found = parameter.grad
+            gradients[name] = torch.zeros_like(parameter) if found is None else found.to_dense()
+            parameter.grad = None
+        return self.layout.flatten(gradients)
+
+    def differentiable_gradient(self, loss: Tensor) -> Tensor:
+        """Return the same with a graph, for derivatives of derivatives."""
+        return self._derivatives(loss, None, create_graph=True)
+
+    def product(self, gradient_P: Tensor, vector_P: Tensor) -> Tensor:
+        """Return the Hessian's product with a vector ``(P,)``."""
+        return self._derivatives(gradient_P, vector_P, retain_graph=True)
+
+    def _derivatives(self, outputs: Tensor, weights: Tensor | None, **how: Any) -> Tensor:
+        found = torch.autograd.grad(
+            outputs, list(self.parameters.values()), weights, allow_unused=True, materialize_grads=True, **how
+        )
+        return self.layout.flatten(dict(zip(self.parameters, found, strict=True)))
+
+
+@contextmanager
+def holding(
+    module: nn.Module, layout: ParamLayout, buffer_layout: BufferLayout, params_P: Tensor, buffers_Q: Tensor
+) -> Iterator[Held]:
+    """Let a module's own tensors hold values meanwhile; derivatives are to be taken inside.
+
+    Parameters are not copied: a module that writes into them writes into ``params_P``. Buffers are.
+
+    Examples
+    --------
+    >>> module = nn.Linear(1, 1, bias=False)
+    >>> layout, buffers = ParamLayout.of_parameters(module), BufferLayout.of(module)
+    >>> with holding(module, layout, buffers, torch.tensor([3.0]), torch.zeros(0)) as held:
+    ...     held.gradient(module(torch.tensor([2.0])) ** 2)
+    tensor([24.])
+    """
+    held = Held(module, layout)
+    values = {**layout.unflatten(params_P.detach()), **buffer_layout.unflatten(buffers_Q.detach().clone())}
+    buffers = dict(module.named_buffers())
+    # A forward pass may bind another tensor to a buffer's name.
+    places = [(layer, dict(layer._buffers)) for layer in module.modules() if layer._buffers]
+    own = {name: tensor.data for name, tensor in {**held.parameters, **buffers}.items()}
+    try:
+        for name, tensor in {**held.parameters, **buffers}.items():
+            tensor.data = values[name]
+        yield held
+    finally:
+        for layer, named in places:
+            layer._buffers.clear()
+            layer._buffers.update(named)
+        for name, tensor in {**held.parameters, **buffers}.items():
+            tensor.data = own[name]
+            tensor.grad = None
+
+
+@contextmanager
+def own_attributes(module: nn.Module) -> Iterator[None]:
+    """Let what a module's layers keep as plain attributes be as before in the end, such as a count of calls.
+
+    Examples
+    --------
+    >>> module = nn.Identity()
+    >>> with own_attributes(module):
+    ...     module.calls = 1
+    >>> hasattr(module, "calls")
+    False
+    """
+    before = [(layer, dict(vars(layer))) for layer in module.modules()]
+    try:
+        yield
+    finally:
+        for layer, attributes in before:
+            attributes["training"] = layer.training
+            vars(layer).clear()
+            vars(layer).update(attributes)
