@@ -13,9 +13,12 @@ from flwr.serverapp import Grid
 from torch import Tensor
 
 from fedpisa.apps.records import NO_CLIENT, RUN, NodeRecord, RunRecord
+from fedpisa.components import printable
 from fedpisa.flower.compat import TRANSPORT_ERRORS, Run
 from fedpisa.flower.engine_grid import EngineGrid
 from fedpisa.flower.messages import CONFIG, SERVER_ROUND
+from fedpisa.server.limited_log import LimitedLog
+from fedpisa.server.reply_checks import MOST_EXAMPLES
 
 PAUSE: Final = 0.5
 """Seconds between two looks at what has arrived."""
@@ -54,6 +57,7 @@ class NodeGrid(EngineGrid):
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
         self.grid, self.nodes, self.run_record, self.pause = grid, dict(nodes), run_record, pause
+        self.log = LimitedLog()
 
     @classmethod
     def connect(
@@ -119,6 +123,11 @@ class NodeGrid(EngineGrid):
         return {node_id: node.client for node_id, node in self.nodes.items()}
 
     @property
+    def sizes_N(self) -> list[int]:
+        """The number of samples that each client reported before round 1."""
+        return [node.num_examples for node in sorted(self.nodes.values(), key=lambda node: node.client)]
+
+    @property
     def info(self) -> Mapping[str, object]:
         """The run's number, and each client's node and number of samples."""
         ordered = sorted(self.nodes.items(), key=lambda pair: pair[1].client)
@@ -169,7 +178,7 @@ class NodeGrid(EngineGrid):
             else:
                 exchange.send_again()
         for node_id in exchange.missing:
-            _LOG.warning("client %s did not reply within %g s", self.name_of(node_id), timeout)
+            exchange.warn(f"client {self.name_of(node_id)} did not reply within {timeout:g} s")
         return list(exchange.replies.values())
 
     def addressed(self, request: Message) -> Message:
@@ -207,6 +216,12 @@ class _Exchange:
         self.sent: dict[str, int] = {}
         self.started: dict[int, str] = self.grid.activations()
 
+    def warn(self, text: str) -> None:
+        """Log a text about the round of the requests."""
+        records = [request.content.config_records for request in self.requests.values()]
+        rounds = [record[CONFIG][SERVER_ROUND] for record in records if CONFIG in record]
+        self.grid.log.warning(int(str(rounds[0])) if rounds else 0, text)
+
     @property
     def missing(self) -> list[int]:
         """The nodes that have not replied."""
@@ -224,9 +239,8 @@ class _Exchange:
             if node_id is None or node_id in self.replies:
                 continue
             if reply.has_error() and reply.error.code in TRANSPORT_ERRORS:
-                _LOG.warning(
-                    "a message to client %s got lost: %s", self.grid.name_of(node_id), reply.error.reason
-                )
+                reason = printable(reply.error.reason)
+                self.warn(f"a message to client {self.grid.name_of(node_id)} got lost: {reason}")
             elif reply.metadata.src_node_id == node_id:
                 self.replies[node_id] = reply
 
@@ -240,7 +254,7 @@ class _Exchange:
             and (node_id not in on_the_way or activations[node_id] != self.started.get(node_id))
         ]
         for node_id in lost:
-            _LOG.warning("client %s is asked again", self.grid.name_of(node_id))
+            self.warn(f"client {self.grid.name_of(node_id)} is asked again")
             self.started[node_id] = activations[node_id]
         self.send(lost)
 
@@ -248,7 +262,7 @@ class _Exchange:
 def _checked(node_id: int, answer: Message, wanted: NodeRecord) -> NodeRecord:
     """Return what a node says of itself if it fits."""
     if answer.has_error():
-        raise ValueError(f"node {node_id} cannot take part: {answer.error.reason}")
+        raise ValueError(f"node {node_id} cannot take part: {printable(answer.error.reason, 400)}")
     try:
         node = NodeRecord.of(answer.content)
     except ValueError as error:
@@ -260,11 +274,13 @@ def _checked(node_id: int, answer: Message, wanted: NodeRecord) -> NodeRecord:
     ):
         if its != ours:
             raise ValueError(
-                f"node {node_id} has {what} {its}, the server {ours}: give all the same columns, classes and "
-                "model, and the same version of fedpisa"
+                f"node {node_id} has {what} {printable(its)}, the server {ours}: give all the same columns, classes "
+                "and model, and the same version of fedpisa"
             )
-    if node.num_examples < 1:
-        raise ValueError(f"node {node_id} has no samples")
+    if not 1 <= node.num_examples <= MOST_EXAMPLES:
+        raise ValueError(
+            f"node {node_id} has {printable(node.num_examples, 30)} samples: it needs 1 to {MOST_EXAMPLES}"
+        )
     return node
 
 

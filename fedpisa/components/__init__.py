@@ -14,7 +14,7 @@ from fedpisa.components.describe import (
     inspect_component,
     parameter_docs,
 )
-from fedpisa.components.names import kebab, name_of, nearest, one_line, show
+from fedpisa.components.names import kebab, name_of, nearest, one_line, printable, show
 from fedpisa.components.values import check, plain
 
 __all__ = [
@@ -31,5 +31,6 @@ __all__ = [
     "one_line",
     "parameter_docs",
     "plain",
+    "printable",
     "show",
 ]

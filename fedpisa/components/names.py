@@ -48,6 +48,19 @@ def show(value: object) -> str:
     return {True: "true", False: "false"}[value] if isinstance(value, bool) else repr(value)
 
 
+def printable(text: object, length: int = 200) -> str:
+    r"""Return text that somebody else wrote on one line, without control characters and cut to ``length`` characters.
+
+    Examples
+    --------
+    >>> printable("red: \x1b[31m\nok"), printable("x" * 9, length=4)
+    ('red: \\x1b[31m\\nok', 'xxxx...')
+    """
+    begin = str(text)[: length + 1]
+    escaped = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in begin)
+    return escaped if len(escaped) <= length else f"{escaped[:length]}..."
+
+
 def one_line(error: BaseException) -> str:
     r"""Return an error's message without line breaks.
 

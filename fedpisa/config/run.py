@@ -91,7 +91,8 @@ class RunConfig:
     round_timeout
         Seconds that the server waits for replies.
     max_upload_norm
-        Largest norm of an array that the server accepts from a client, as a multiple of ``1 + ||w||``.
+        Largest norm of a client's update that the server accepts, as a multiple of the median of the round's updates.
+        By default 300 if clients are real nodes or ``corrupt`` is above 0, and no bound otherwise.
     engine
         ``loop``: one client at a time; ``vmap``: all at once; ``auto``: ``vmap`` where the model allows it; ``ray``:
         in the processes of Flower's simulation runtime, on this machine or on a Ray cluster.
@@ -161,7 +162,7 @@ class RunConfig:
     corrupt: Probability = 0.0
     min_replies: PositiveInt = 1
     round_timeout: Positive = 3600.0
-    max_upload_norm: Positive = 1e6
+    max_upload_norm: Positive | None = None
     engine: Literal["auto", "loop", "vmap", "ray"] = "auto"
     num_cpus: Positive = 1.0
     num_gpus: NonNegative = 0.0

@@ -11,7 +11,7 @@ from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import Strategy
 
 from fedpisa.components import REQUIRED, Component, Key, Parameter, kebab, parameter_docs
-from fedpisa.server.flower_strategy import WEIGHT
+from fedpisa.server.flower_strategy import WEIGHT, require_trimming
 from fedpisa.strategies.averaging import ModelAveraging
 from fedpisa.strategies.base import Algorithm
 
@@ -130,7 +130,7 @@ def combine(
         wrapped: Strategy = wrapper(strategy=inner, num_sampled_clients=num_sampled_clients)
         return wrapped
 
-    make()
+    require_trimming(make(), num_sampled_clients)
     return make
 
 

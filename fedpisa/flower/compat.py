@@ -3,7 +3,7 @@
 - `ensure_identity`: outside a Flower process a `Message` cannot be made, because it asks a process-wide
   task identity for the run. The in-process Grids give the process one if it has none.
 - `stamp`: Flower numbers a message when it is pushed to a SuperLink; an in-process Grid does it itself.
-- `TRANSPORT_ERRORS`: what Flower answers in the place of a node that is away.
+- `TRANSPORT_ERRORS`, `APP_RAISED`: what Flower answers in the place of a node that is away or failed.
 - `encode`, `decode`: a `RecordDict` as Flower's own bytes, and back.
 - `start_ray`, `ray_as_guest`: the part of Flower's simulation runtime that runs client apps in Ray's actors.
 - `TensorArray`: an `Array` that holds a tensor and encodes it only when somebody asks for bytes.
@@ -41,6 +41,7 @@ except ImportError as error:
     ) from error
 
 __all__ = [
+    "APP_RAISED",
     "TRANSPORT_ERRORS",
     "Backend",
     "Run",
@@ -64,6 +65,8 @@ TRANSPORT_ERRORS = frozenset(
     (ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
 )
 """Codes of the replies that Flower makes itself when a message got lost."""
+APP_RAISED = int(ErrorCode.CLIENT_APP_RAISED_EXCEPTION)
+"""Code of the reply in the place of one whose client app raised an exception."""
 _RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # no warning about GPUs for clients that get none

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
@@ -27,6 +27,11 @@ class EngineGrid(Grid, ABC):
     def clients(self) -> Mapping[int, int]:
         """The nodes' client numbers, where they have some of their own."""
         return {}
+
+    @property
+    def sizes_N(self) -> Sequence[int] | None:
+        """The number of samples that each client reported before round 1; ``None`` if the data set defines it."""
+        return None
 
     @property
     def info(self) -> Mapping[str, object]:

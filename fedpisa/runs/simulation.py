@@ -20,6 +20,7 @@ from fedpisa.flower.engine_grid import EngineGrid
 from fedpisa.runs.events import RunStarted
 from fedpisa.runs.per_client import Table, evaluate_clients, table_of
 from fedpisa.runs.results import Row
+from fedpisa.server.reply_filter import MAX_UPLOAD_NORM, ReplyFilter
 from fedpisa.simulation.faults import FaultyGrid
 from fedpisa.simulation.federation import Federation, build_faults
 from fedpisa.simulation.grid import InProcessGrid
@@ -60,9 +61,7 @@ class Simulation:
         self.federation = Federation(config, clients_have_data=clients_have_data)
         self.config = self.federation.config
         self.grid = self._checked((grid or _simulated)(self.federation))
-        # Replies of simulated clients need no checks, unless faults are simulated.
-        trusting = self.grid.client_states is not None and not isinstance(self.grid, FaultyGrid)
-        self.strategy = self.federation.strategy(trusting=trusting)
+        self.strategy = self.federation.strategy(self._reply_filter())
         self._number_clients()
         self.model: ArrayRecord = self.strategy.start_from(self.federation.initial_model())
         self.server_round = 0
@@ -152,6 +151,17 @@ class Simulation:
             if is_set:
                 raise ValueError(f"{cause}: remove the keys if clients are real nodes")
         return grid
+
+    def _reply_filter(self) -> ReplyFilter | None:
+        """Return the checks of replies; replies of simulated clients need none, unless faults or a key ask for them."""
+        config, bound = self.config, self.config.max_upload_norm
+        is_real = self.grid.client_states is None
+        if not (is_real or isinstance(self.grid, FaultyGrid) or bound is not None):
+            return None
+        if bound is None and (is_real or config.corrupt > 0):
+            bound = MAX_UPLOAD_NORM
+        sizes_N = self.federation.data.sizes_N if self.grid.sizes_N is None else self.grid.sizes_N
+        return ReplyFilter(bound, config.min_replies, [int(size) for size in sizes_N])
 
     def _number_clients(self) -> None:
         if self.grid.clients:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from logging import getLogger
 from typing import Unpack, final
 
@@ -49,6 +49,7 @@ class AlgorithmStrategy(ServerStrategy):
     def __init__(self, algorithm: Algorithm, layout: ParamLayout, **options: Unpack[Options]) -> None:
         super().__init__(algorithm, layout, **options)
         self._confirmed: dict[int, int] = {}
+        self._begun_anew: set[int] = set()
         self._asked: frozenset[int] = frozenset()
 
     def summary(self) -> None:
@@ -60,6 +61,7 @@ class AlgorithmStrategy(ServerStrategy):
     def start_from(self, arrays: ArrayRecord) -> ArrayRecord:
         """Make the server's state from an initial model, and return the model that is broadcast first."""
         self._confirmed.clear()
+        self._begun_anew.clear()
         return super().start_from(arrays)
 
     def configure_train(
@@ -84,7 +86,8 @@ class AlgorithmStrategy(ServerStrategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Take the server's step with the replies that arrived.
 
-        If a client has lost the state on which the algorithm counts, the algorithm begins anew from that model.
+        If a client reports that it has lost a state on which the algorithm counts, the algorithm begins anew from that
+        model. A client can cause this once in a run. Its later reports are error replies like any other.
         """
         replies = replies if isinstance(replies, StackedReplies) else list(replies)
         lost = [] if isinstance(replies, StackedReplies) else self._without_state(replies)
@@ -96,14 +99,15 @@ class AlgorithmStrategy(ServerStrategy):
         assert self.server is not None
         self.server = self.algorithm_at(0).init(self.server["params"], self.layout)
         self._confirmed.clear()
+        self._begun_anew.update(lost)
         return self._record(), metrics
 
     def _step(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         assert self.server is not None
-        before = self.server
-        stacked, counts = self._arrived(server_round, replies, self._asked, self._down(server_round, before))
+        down = self._down(server_round, self.server)
+        stacked, counts = self._valid(server_round, replies, self._asked, down)
         if stacked is None:
             return None, MetricRecord({**counts}) if counts else None
         cohort, algorithm = self._cohort(server_round, stacked), self.algorithm_at(server_round)
@@ -112,6 +116,7 @@ class AlgorithmStrategy(ServerStrategy):
         weights_S = algorithm.weights(cohort)
         if BUFFERS in uploads_S:
             self._buffers = {BUFFERS: self._combined(weights_S, uploads_S.pop(BUFFERS))}
+        before = self.server
         self.server = algorithm.step(before, uploads_S, cohort)
         metrics = averaged(weights_S, stacked)
         columns = algorithm.diagnostics(before, self.server, metrics, cohort)
@@ -141,6 +146,8 @@ class AlgorithmStrategy(ServerStrategy):
             **{f"buffers/{name}": value.clone() for name, value in self._buffers.items()},
             "nodes": torch.from_numpy(nodes),
             "confirmed": torch.tensor([*self._confirmed.items()], dtype=torch.int64).view(-1, 2),
+            **({"begun-anew": torch.tensor(sorted(self._begun_anew))} if self._begun_anew else {}),
+            **self._filter_snapshot(),
         }
 
     def restore(self, kept: Arrays) -> None:
@@ -151,6 +158,8 @@ class AlgorithmStrategy(ServerStrategy):
             if part in parts:
                 parts[part][name] = value.to(self.device, copy=True)
         self._confirmed = dict(kept["confirmed"].tolist())
+        self._begun_anew = set(kept["begun-anew"].tolist()) if "begun-anew" in kept else set()
+        self._restore_filter(kept)
         seen = torch.tensor(sorted(self._confirmed), dtype=torch.int64, device=self.device)
         all_nodes = torch.arange(len(kept["nodes"]), device=self.device)
         for name, value in parts["server"].items():
@@ -167,6 +176,12 @@ class AlgorithmStrategy(ServerStrategy):
         self._nodes = ()
 
     def _without_state(self, replies: Iterable[Message]) -> list[int]:
-        """Return the clients that have lost a state on which the server counts."""
-        clients = (self._client_of[node] for node in lost_states(replies) if node in self._client_of)
-        return sorted({client for client in clients if self._confirmed.get(client)})
+        """Return the clients that report, for the first time, the loss of a state on which the server counts."""
+        clients = {self._client_of[node] for node in lost_states(replies) if node in self._client_of}
+        return sorted(client for client in clients - self._begun_anew if self._confirmed.get(client))
+
+    def _forget(self, clients: Sequence[int]) -> None:
+        """Drop what the server keeps of some clients, which then start from their initial state."""
+        super()._forget(clients)
+        for client in clients:
+            self._confirmed.pop(client, None)

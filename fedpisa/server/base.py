@@ -17,12 +17,15 @@ from torch import Tensor
 from fedpisa.clients.base import Arrays
 from fedpisa.clients.client import BUFFERS
 from fedpisa.clients.step_sizes import UNSCHEDULED, StepSizeSchedule
-from fedpisa.flower.compat import to_record, to_tensors
+from fedpisa.components import printable
+from fedpisa.flower.compat import payload_bytes, to_record, to_tensors
 from fedpisa.flower.messages import StackedReplies, stack_replies
 from fedpisa.rng import generator
+from fedpisa.server.limited_log import LimitedLog
 from fedpisa.server.reply_filter import ReplyFilter
+from fedpisa.server.reply_spec import contract_of, idle_uploads
 from fedpisa.storage import client_rows
-from fedpisa.strategies.base import Algorithm, Cohort, weighted_mean
+from fedpisa.strategies.base import Algorithm, Cohort, norm, weighted_mean
 from fedpisa.tasks.buffers import BufferLayout
 from fedpisa.tasks.layout import ParamLayout
 
@@ -45,7 +48,7 @@ class ServerStrategy(Strategy, ABC):
     """A Flower strategy for an algorithm, but for the step.
 
     ``server`` is the state of the algorithm's server; ``reported`` are the numbers of the latest round's clients and
-    their metrics.
+    their metrics; ``bytes_up`` are the bytes of the numbers in the latest round's valid replies.
 
     Parameters
     ----------
@@ -60,7 +63,7 @@ class ServerStrategy(Strategy, ABC):
     device
         Where the server's state lives.
     reply_filter
-        Which replies are used; ``None`` trusts all of them, as those of simulated clients can be.
+        The checks of replies; ``None`` trusts all replies, as those of simulated clients can be.
     memory_limit
         Bytes that what is kept of every client may take in memory; see `fedpisa.storage.client_rows`.
     schedule
@@ -93,6 +96,8 @@ class ServerStrategy(Strategy, ABC):
         self.buffer_layout = buffer_layout
         self.server: Arrays | None = None
         self.reported: tuple[Tensor, Arrays] | None = None
+        self.bytes_up = 0
+        self.log = LimitedLog()
         self._model: ArrayRecord | None = None
         self._buffers: Arrays = {}
         self._said_differing = False
@@ -158,19 +163,93 @@ class ServerStrategy(Strategy, ABC):
             nodes = sorted(nodes, key=self._client_of.__getitem__)
         return sampled(nodes, self.fraction_train, self.seed, server_round)
 
-    def _arrived(
+    def _valid(
         self, server_round: int, replies: Iterable[Message], asked: Collection[int], down: Arrays
     ) -> tuple[StackedReplies | None, dict[str, float]]:
-        """Return the replies to use, ``None`` if there are none, and columns that count them."""
-        counts: dict[str, float] = {}
+        """Return the valid replies, ``None`` if there are too few, and columns that count them.
+
+        Without a reply filter, only error replies are left out, and only they add columns.
+        """
+        refused = 0
         if self.reply_filter is not None:
-            update = self.algorithm.local_update
-            replies, counts = self.reply_filter.accepted(
-                replies, asked, server_round, update, down, self._buffers, self.layout
+            replies, refused = self._filtered(self.reply_filter, server_round, replies, asked, down)
+        elif not isinstance(replies, StackedReplies):
+            replies = list(replies)
+            failed = [reply for reply in replies if reply.has_error()]
+            refused = len(failed)
+            for reply in failed:
+                name, reason = self._name(reply.metadata.src_node_id), printable(reply.error.reason)
+                self.log.warning(server_round, f"{name} failed: {reason}")
+        stacked = (
+            replies
+            if isinstance(replies, StackedReplies)
+            else stack_replies(replies, self.layout.dtype, self.device, self._client_of)
+        )
+        count = 0 if stacked is None else len(stacked)
+        self.bytes_up = 0 if stacked is None else payload_bytes(stacked.uploads_S)
+        counted = self.reply_filter is not None or refused > 0
+        columns = {"replies": float(count), "dropped-replies": float(refused)} if counted else {}
+        if self.reply_filter is not None and count < self.reply_filter.min_replies:
+            self.log.warning(
+                server_round,
+                f"{count} replies, and min-replies is {self.reply_filter.min_replies}: the model stays as it is",
             )
-        if isinstance(replies, StackedReplies):
-            return replies, counts
-        return stack_replies(replies, self.layout.dtype, self.device, self._client_of), counts
+            return None, columns
+        return stacked, columns
+
+    def _filtered(
+        self,
+        reply_filter: ReplyFilter,
+        server_round: int,
+        replies: Iterable[Message],
+        asked: Collection[int],
+        down: Arrays,
+    ) -> tuple[list[Message], int]:
+        """Return the replies that pass the filter, and the number of the others."""
+        update = self.algorithm_at(server_round).local_update
+        clients = {node: self._client_of[node] for node in asked}
+        sizes = reply_filter.sizes_N
+        known = {node: sizes[client] for node, client in clients.items() if client < len(sizes)}
+        contract = contract_of(
+            update, server_round, down, self._buffers, self.layout, known, clients, self.seed
+        )
+        idle_of = None
+        if reply_filter.max_upload_norm is not None:
+            idle_of = idle_uploads(update, down, self._float_buffers(), self.layout, contract)
+        names = {node: self._name(node) for node in asked}
+        start = 1 + norm(down["params"])
+        found = reply_filter.check(replies, names, contract, idle_of, start, self.log)
+        self._forget([clients[node] for node in found.repeated])
+        return list(found.accepted.values()), found.refused
+
+    def _forget(self, clients: Sequence[int]) -> None:
+        """Drop what the server keeps of some clients, because their replies were refused several times in a row."""
+        if clients:
+            assert self.server is not None
+            ids_S = torch.tensor(clients, device=self.device)
+            self.server = self.algorithm.forget(self.server, ids_S)
+
+    def _filter_snapshot(self) -> dict[str, Tensor]:
+        """Return the scale of the bound on updates, for `_restore_filter`."""
+        scale = {} if self.reply_filter is None else self.reply_filter.scale
+        return {f"scale/{name}": torch.tensor(value, dtype=torch.float64) for name, value in scale.items()}
+
+    def _restore_filter(self, kept: Mapping[str, Tensor]) -> None:
+        """Restore a `_filter_snapshot`."""
+        if self.reply_filter is not None:
+            names = [path for path in kept if path.startswith("scale/")]
+            self.reply_filter.scale = {path.removeprefix("scale/"): float(kept[path]) for path in names}
+
+    def _float_buffers(self) -> Arrays:
+        """Return the broadcast buffers, NaN in place of integers, which no norm measures."""
+        if self.buffer_layout is None or BUFFERS not in self._buffers:
+            return self._buffers
+        measured_Q = self.buffer_layout.is_averaged.to(self.device)
+        return {BUFFERS: torch.where(measured_Q, self._buffers[BUFFERS], torch.nan)}
+
+    def _name(self, node: int) -> str:
+        """Return how the log calls a node."""
+        return f"client {self._client_of[node]}" if node in self._client_of else f"node {node}"
 
     def _combined(self, weights_S: Tensor, buffers_SQ: Tensor) -> Tensor:
         """Return the global model's buffers ``(Q,)``; log once where integers differ between clients."""

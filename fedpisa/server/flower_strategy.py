@@ -17,7 +17,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.exception import AggregationError
-from flwr.serverapp.strategy import Strategy
+from flwr.serverapp.strategy import FedTrimmedAvg, Strategy
 from torch import Tensor
 
 from fedpisa.clients.client import BUFFERS
@@ -112,21 +112,18 @@ class FlowerStrategy(ServerStrategy):
         """Let the strategy make the next model of the replies that arrived."""
         assert self.server is not None
         before = self.server
-        stacked, counts = self._arrived(server_round, replies, self._requests, {"params": before["params"]})
+        stacked, counts = self._valid(server_round, replies, self._requests, {"params": before["params"]})
         if stacked is None:
             return None, MetricRecord({**counts}) if counts else None
         cohort = self._cohort(server_round, stacked)
         weights_S = self.algorithm.weights(cohort)
-        with global_randomness(self.seed, "server-strategy", server_round):
-            try:
-                model, _ = self.strategy.aggregate_train(server_round, list(self._apart(stacked, weights_S)))
-            except AggregationError as error:
-                raise ValueError(f"{type(self.strategy).__name__} refuses: {error}") from error
-        if model is None:
-            raise ValueError(
-                f"{type(self.strategy).__name__} made no model of {len(stacked)} replies in round {server_round}: "
-                "let more clients take part, or tolerate fewer malicious ones"
-            )
+        try:
+            model = self._aggregated(server_round, stacked, weights_S)
+        except ValueError as error:
+            if len(stacked) == len(self._requests):
+                raise
+            self.log.warning(server_round, f"{error}; the model stays as it is")
+            return None, MetricRecord({**counts}) if counts else None
         self.server = {"params": to_tensors(model, self.layout.dtype, self.device)["params"]}
         if BUFFERS in stacked.uploads_S:
             self._buffers = {BUFFERS: self._combined(weights_S, stacked.uploads_S[BUFFERS])}
@@ -143,7 +140,7 @@ class FlowerStrategy(ServerStrategy):
             If the Flower strategy keeps what is neither array nor number.
         """
         assert self.server is not None
-        kept = {**self.server, **self._buffers}
+        kept = {**self.server, **self._buffers, **self._filter_snapshot()}
         for depth, strategy in enumerate(_nested(self.strategy)):
             for name, value in vars(strategy).items():
                 kept.update(_pack(f"strategy/{depth}/{name}", value))
@@ -152,6 +149,7 @@ class FlowerStrategy(ServerStrategy):
     def restore(self, snapshot: Mapping[str, Tensor]) -> ArrayRecord:
         """Go on from a `snapshot` of an equal strategy, and return its global model."""
         self.strategy = self.make()
+        self._restore_filter(snapshot)
         self.server = {"params": snapshot["params"].to(self.device, copy=True)}
         self._buffers = {BUFFERS: snapshot[BUFFERS].to(self.device, copy=True)} if BUFFERS in snapshot else {}
         for depth, strategy in enumerate(_nested(self.strategy)):
@@ -166,6 +164,28 @@ class FlowerStrategy(ServerStrategy):
                 }
                 setattr(strategy, name, _KINDS[kind](parts))
         return self._record()
+
+    def _aggregated(self, server_round: int, stacked: StackedReplies, weights_S: Tensor) -> ArrayRecord:
+        """Return the strategy's next model.
+
+        Raises
+        ------
+        ValueError
+            If the strategy makes no model of so many replies.
+        """
+        name, count = type(self.strategy).__name__, len(stacked)
+        require_trimming(self.strategy, count)
+        with global_randomness(self.seed, "server-strategy", server_round):
+            try:
+                model, _ = self.strategy.aggregate_train(server_round, list(self._apart(stacked, weights_S)))
+            except AggregationError as error:
+                raise ValueError(f"{name} refuses: {error}") from error
+        if model is None:
+            raise ValueError(
+                f"{name} made no model of {count} replies in round {server_round}: "
+                "let more clients take part, or tolerate fewer malicious ones"
+            )
+        return model
 
     def _apart(self, replies: StackedReplies, weights_S: Tensor) -> Iterator[Message]:
         """Yield the replies one by one, without buffers and with what each counts."""
@@ -219,6 +239,23 @@ def global_randomness(seed: int, name: str, *counters: int) -> Iterator[None]:
     finally:
         gc.unfreeze()
         log.setLevel(level)
+
+
+def require_trimming(strategy: Strategy, count: int) -> None:
+    """Raise `ValueError` if a trimmed mean of ``count`` replies would trim none of them.
+
+    Examples
+    --------
+    >>> require_trimming(FedTrimmedAvg(beta=0.2), 4)
+    Traceback (most recent call last):
+    ValueError: fed-trimmed-avg with server-beta = 0.2 trims none of 4 replies: set server-beta to 1/4 or more
+    """
+    for part in _nested(strategy):
+        if isinstance(part, FedTrimmedAvg) and int(part.beta * count) == 0:
+            fix = f"set server-beta to 1/{count} or more" if count > 2 else "let at least 3 clients take part"
+            raise ValueError(
+                f"fed-trimmed-avg with server-beta = {part.beta:g} trims none of {count} replies: {fix}"
+            )
 
 
 def _nested(strategy: Strategy) -> Iterator[Strategy]:

@@ -1,20 +1,27 @@
-"""What a client's reply looks like, found without any data: names and shapes, no numbers.
+"""What a client's reply looks like: its names and shapes, and what it is without any data.
 
 Shapes: ``P`` parameters, ``C`` mini-batches, ``R`` vectors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import final
+from functools import cache
+from typing import Final, final
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from fedpisa.clients.base import Arrays, LocalUpdate, MiniBatches
+from fedpisa.clients.base import Arrays, LocalResult, LocalUpdate, MiniBatches
+from fedpisa.clients.client import OF_EVERY_CLIENT
+from fedpisa.server.reply_checks import Contract
 from fedpisa.tasks.features import FeatureLoss
 from fedpisa.tasks.layout import ParamLayout
+
+MOST_DRAWN: Final = 10**7
+"""Number of samples of a client above which the server does not repeat the draw of its mini-batches."""
 
 
 @final
@@ -37,16 +44,16 @@ class ReplySpec:
 def reply_spec(update: LocalUpdate, server_round: int, down: Arrays, layout: ParamLayout) -> ReplySpec:
     """Return the names, shapes and metrics of a client's upload in a round.
 
-    The update is run for one step on tensors that have a shape and no content.
+    The update takes one step on tensors that have shapes and no values.
 
     Parameters
     ----------
     update
         The algorithm's local update.
     server_round
-        The round, because what is sent may depend on it.
+        The round; what a client sends may depend on it.
     down
-        What is broadcast.
+        The broadcast.
     layout
         The module's parameters.
 
@@ -57,15 +64,101 @@ def reply_spec(update: LocalUpdate, server_round: int, down: Arrays, layout: Par
     >>> reply_spec(LocalSGDUpdate(), 1, {"params": torch.zeros(3)}, layout).upload
     {'params': (3,)}
     """
-    update = update.at_round(server_round)
-    down = {name: value.to("meta") for name, value in down.items()}
-    weight_CB = torch.ones(1, 1, dtype=down["params"].dtype, device="meta")
-    batch = MiniBatches(weight_CB, weight_CB, weight_CB, torch.zeros((), dtype=torch.int64, device="meta"))
-    state = update.init(down["params"])
-    work = update.step(NoGradient(layout), down, state, update.start(down, state), batch)
-    outcome = update.finish(down, state, work)
-    shapes = {name: tuple(value.shape) for name, value in outcome.upload.items()}
-    return ReplySpec(shapes, frozenset(outcome.metrics))
+    result = idle_result(
+        update, server_round, {name: value.to("meta") for name, value in down.items()}, layout
+    )
+    shapes = {name: tuple(value.shape) for name, value in result.upload.items()}
+    return ReplySpec(shapes, frozenset(result.metrics))
+
+
+def idle_result(
+    update: LocalUpdate, server_round: int, down: Arrays, layout: ParamLayout, steps: int = 1
+) -> LocalResult:
+    """Return the result of an idle client: its state is the initial one and all its gradients are zero.
+
+    A client's *update* is its upload minus this upload: the change of the model for an upload of models, and the
+    upload itself for an upload of changes or gradients.
+
+    Examples
+    --------
+    >>> from fedpisa.clients.scaffold import ScaffoldUpdate
+    >>> layout, w = ParamLayout.of([("weight", torch.zeros(2))]), torch.ones(2)
+    >>> idle_result(ScaffoldUpdate(), 1, {"params": w, "control": 0 * w}, layout, steps=3).upload
+    {'drift': tensor([0., 0.]), 'length': tensor(0.3000)}
+    """
+    update, w_P = update.at_round(server_round), down["params"]
+    weight_CB = w_P.new_ones(1, 1)
+    key = torch.zeros((), dtype=torch.int64, device=w_P.device)
+    batch = MiniBatches(weight_CB, weight_CB, weight_CB, key)
+    state = update.init(w_P)
+    work = update.start(down, state)
+    for _ in range(steps):
+        work = update.step(NoGradient(layout), down, state, work, batch)
+    return update.finish(down, state, work)
+
+
+def contract_of(
+    update: LocalUpdate,
+    server_round: int,
+    down: Arrays,
+    buffers: Arrays,
+    layout: ParamLayout,
+    num_examples: Mapping[int, int],
+    clients: Mapping[int, int],
+    seed: int,
+) -> Contract:
+    """Return what every valid reply of a round has.
+
+    Parameters
+    ----------
+    update, server_round, down, layout
+        See `reply_spec`.
+    buffers
+        The module's buffers in the broadcast.
+    num_examples
+        The number of samples of each node, as far as it is known.
+    clients
+        The nodes' clients.
+    seed
+        The run's seed.
+    """
+    spec = reply_spec(update, server_round, down, layout)
+    shapes = {**spec.upload, **{name: tuple(value.shape) for name, value in buffers.items()}}
+    sampler, steps = update.at_round(server_round).batch_sampler(), {}
+    for node, size in num_examples.items():
+        if size <= MOST_DRAWN:
+            indices = sampler.draw(np.array([size]), np.array([clients[node]]), server_round, seed)
+            steps[node] = int(indices.gradients_S[0]), int(indices.steps_S[0])
+    gradients = {node: gradients for node, (gradients, _) in steps.items()}
+    local_steps = {node: count for node, (_, count) in steps.items()}
+    metrics = spec.metrics | OF_EVERY_CLIENT
+    return Contract(server_round, shapes, metrics, layout.dtype, num_examples, gradients, local_steps)
+
+
+def idle_uploads(
+    update: LocalUpdate, down: Arrays, buffers: Arrays, layout: ParamLayout, contract: Contract
+) -> Callable[[int], Arrays]:
+    """Return a function of a node that returns an idle client's upload in its place.
+
+    The vectors are those after one local step. The scalars are those after all local steps of the node; without a
+    known number of steps they are left out.
+    """
+    upload = idle_result(update, contract.server_round, down, layout).upload
+    vectors = {name: torch.nan_to_num(value) for name, value in upload.items() if value.dim()}
+    vectors |= buffers
+    has_scalars = len(vectors) < len(contract.shapes)
+    empty = {name: value.new_zeros(0) if value.dim() else value for name, value in down.items()}
+
+    @cache
+    def scalars(steps: int) -> Arrays:
+        upload = idle_result(update, contract.server_round, empty, ParamLayout.of([]), steps).upload
+        return {name: value for name, value in upload.items() if not value.dim()}
+
+    def of_node(node: int) -> Arrays:
+        steps = contract.local_steps.get(node) if has_scalars else None
+        return vectors if steps is None else {**vectors, **scalars(steps)}
+
+    return of_node
 
 
 @final

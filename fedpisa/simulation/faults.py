@@ -109,9 +109,9 @@ class FaultyGrid(InProcessGrid):
                 arrived.append(Message(Error(CRASHED, "the client crashed"), reply_to=message))
             elif reply is not None and not late_S[position]:
                 rng = generator(faults.seed, "corruption", int(clients_S[position]), server_round)
-                if nan_S[position]:
+                if nan_S[position] and reply.has_content():
                     _not_finite(reply, rng)
-                elif corrupt_S[position]:
+                elif corrupt_S[position] and reply.has_content():
                     CORRUPTIONS[int(rng.integers(len(CORRUPTIONS)))](reply, rng)
                 arrived.append(reply)
         return arrived
@@ -129,7 +129,7 @@ class FaultyGrid(InProcessGrid):
             return late_S
         steps_S = np.zeros(len(clients_S))
         for position, reply in enumerate(replies_S):
-            if reply is not None:
+            if reply is not None and reply.has_content():
                 steps_S[position] = float(str(reply.content.metric_records[METRICS]["local-steps"]))
         seconds_S = steps_S * self.faults.pace(clients_S, server_round)
         late_S |= seconds_S > self.faults.round_timeout

@@ -101,20 +101,19 @@ class Federation:
         update, samples = self.algorithm.local_update, self.data.client(client_id)
         return Client(self.task, update, *samples, client_id, self.config.seed, self.schedule)
 
-    def strategy(self, *, trusting: bool = False) -> AlgorithmStrategy | FlowerStrategy:
+    def strategy(self, reply_filter: ReplyFilter | None = None) -> AlgorithmStrategy | FlowerStrategy:
         """Return the algorithm's Flower strategy, or the stock Flower strategy that replaces the server's step.
 
         Parameters
         ----------
-        trusting
-            Whether replies are used unchecked.
+        reply_filter
+            The checks of replies; by default there are none.
 
         Raises
         ------
         ValueError
             If the strategy does not work with the algorithm or the model.
         """
-        reply_filter = None if trusting else ReplyFilter(self.config.max_upload_norm, self.config.min_replies)
         common: dict[str, Any] = {
             "fraction_train": self.config.fraction_train,
             "seed": self.config.seed,

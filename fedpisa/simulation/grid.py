@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from flwr.app import Message
+from flwr.app import Error, Message
 
-from fedpisa.flower.compat import FIRST_CLIENT_NODE_ID, Run, ensure_identity, stamp
+from fedpisa.flower.compat import APP_RAISED, FIRST_CLIENT_NODE_ID, Run, ensure_identity, stamp
 from fedpisa.flower.engine_grid import EngineGrid
 from fedpisa.flower.messages import Broadcast
 
@@ -26,11 +26,39 @@ class InProcessGrid(EngineGrid, ABC):
         self.num_clients = num_clients
         self._run: Run | None = None
         self._replies: dict[str, Message] = {}
+        self._has_replied = False
         self._pushed = 0
 
     @abstractmethod
     def exchange(self, requests: Broadcast | list[Message]) -> Iterable[Message]:
         """Return the clients' replies, in the order of the requests."""
+
+    def with_errors(
+        self, requests: Sequence[Message], answers: Sequence[Message | Exception]
+    ) -> list[Message]:
+        """Return the answers as replies: the exception of a client app becomes an error reply.
+
+        Raises
+        ------
+        RuntimeError
+            If all client apps raised and no client has replied before. Then the app itself is wrong.
+        """
+        replies = []
+        for request, answer in zip(requests, answers, strict=True):
+            if isinstance(answer, Exception):
+                replies.append(Message(Error(APP_RAISED, cause_of(answer)), reply_to=request))
+            else:
+                replies.append(answer)
+                self._has_replied = True
+        if replies and not self._has_replied:
+            first = requests[0]
+            client_id, kind = self.client_of(first.metadata.dst_node_id), first.metadata.message_type
+            error = answers[0]
+            assert isinstance(error, Exception)
+            raise RuntimeError(
+                f"client {client_id} failed on a {kind!r} message: {cause_of(error)}"
+            ) from error
+        return replies
 
     def set_run(self, run: Run) -> None:
         """Set the run, which the Grid itself does not use."""
@@ -73,3 +101,17 @@ class InProcessGrid(EngineGrid, ABC):
     ) -> Iterable[Message]:
         """Deliver messages and return the replies; ``timeout`` is ignored, because every client answers."""
         return self.exchange(messages if isinstance(messages, Broadcast) else list(messages))
+
+
+def cause_of(error: BaseException) -> str:
+    """Return the last line of the error that caused an error.
+
+    Examples
+    --------
+    >>> cause_of(ValueError("no step today"))
+    'no step today'
+    """
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

@@ -47,14 +47,8 @@ class LoopGrid(ContextGrid):
         return {"path": "loop", **({"path_reason": self.reason} if self.reason else {})}
 
     def exchange(self, requests: Broadcast | list[Message]) -> Iterable[Message]:
-        """Call the client app for each message in turn.
-
-        Raises
-        ------
-        RuntimeError
-            If the client app fails, with the client and the cause.
-        """
-        replies = []
+        """Call the client app for each message in turn; see `InProcessGrid.with_errors` for apps that raise."""
+        requests, answers = list(requests), list[Message | Exception]()
         for request in requests:
             client_id = self.client_of(request.metadata.dst_node_id)
             if request.has_content():
@@ -62,10 +56,9 @@ class LoopGrid(ContextGrid):
             try:
                 reply = self.client_app(request, self.context(client_id))
             except Exception as error:
-                raise RuntimeError(
-                    f"client {client_id} failed on a {request.metadata.message_type!r} message: {error}"
-                ) from error
+                answers.append(error)
+                continue
             if reply.has_content():
                 reply.content = transport(reply.content)
-            replies.append(reply)
-        return replies
+            answers.append(reply)
+        return self.with_errors(requests, answers)

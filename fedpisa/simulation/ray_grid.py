@@ -26,6 +26,7 @@ from fedpisa.flower.compat import Backend, ensure_identity, ray_as_guest, start_
 from fedpisa.flower.messages import Broadcast
 from fedpisa.simulation.contexts import ContextGrid, transport
 from fedpisa.simulation.federation import Federation
+from fedpisa.simulation.grid import cause_of
 
 
 @final
@@ -71,7 +72,7 @@ class RayGrid(ContextGrid):
         Raises
         ------
         RuntimeError
-            If a client app fails; the error names the client and the cause.
+            See `InProcessGrid.with_errors`.
         ValueError
             If there is no Ray cluster at the address, or not a single client fits on it.
         """
@@ -89,17 +90,16 @@ class RayGrid(ContextGrid):
             message.content = transport(message.content)
             return backend.process_message(message, context)
 
-        replies = []
+        answers = list[Message | Exception]()
         with ThreadPoolExecutor(backend.num_workers) as threads:
             pending = [threads.submit(answer, *pair) for pair in zip(messages, contexts, strict=True)]
             for client_id, future in zip(clients, pending, strict=True):
                 try:
                     reply, self.contexts[client_id] = future.result()
+                    answers.append(reply)
                 except Exception as error:
-                    threads.shutdown(wait=False, cancel_futures=True)
-                    raise RuntimeError(f"client {client_id} failed: {_cause(error)}") from error
-                replies.append(reply)
-        return replies
+                    answers.append(error)
+        return self.with_errors(messages, answers)
 
     def close(self) -> None:
         """End the actors, and Ray if this Grid started it."""
@@ -114,13 +114,13 @@ class RayGrid(ContextGrid):
             return start_ray(client_app, config.ray_address, config.num_cpus, config.num_gpus)
         except ConnectionError as error:
             raise ValueError(
-                f"ray-address = {config.ray_address!r}: there is no Ray cluster ({_cause(error)}); start one with "
+                f"ray-address = {config.ray_address!r}: there is no Ray cluster ({cause_of(error)}); start one with "
                 "ray start --head, or remove the key"
             ) from error
         except ValueError as error:
             raise ValueError(
                 f"num-cpus = {config.num_cpus:g}, num-gpus = {config.num_gpus:g}: not one client fits on the cluster "
-                f"({_cause(error)}); lower num-cpus or num-gpus"
+                f"({cause_of(error)}); lower num-cpus or num-gpus"
             ) from error
 
 
@@ -151,11 +151,3 @@ def _encoded(message: Message, context: Context, call_next: ClientAppCallable) -
         reply.content = transport(reply.content)
     context.state = transport(context.state)
     return reply
-
-
-def _cause(error: BaseException) -> str:
-    """Return the last line of the error that caused Ray's and Flower's errors."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

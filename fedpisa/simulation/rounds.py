@@ -12,6 +12,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fedpisa.flower.messages import Broadcast, StackedReplies, count_bytes
+from fedpisa.server.base import ServerStrategy
 
 
 @final
@@ -28,7 +29,7 @@ class Round:
     train_metrics, evaluate_metrics
         The clients' metrics, aggregated by the strategy; ``None`` if it aggregates nothing.
     bytes_down, bytes_up
-        Bytes of the numbers in all arrays sent and received for training.
+        Bytes of the numbers in all arrays sent and received for training; of replies, the valid ones.
     seconds
         Seconds from the sampling of clients to the new model, without the clients' evaluation.
     """
@@ -72,12 +73,15 @@ def rounds(
     """
     for server_round in range(first_round, num_rounds + 1):
         begin = time.perf_counter()
-        # Bytes are counted at once, because clients and strategies may change the messages.
+        # Bytes are counted at once, because clients and strategies may change the messages. Servers of fedpisa count
+        # the bytes of valid replies, because the description of another reply can be anything.
         requests = _reusable(strategy.configure_train(server_round, arrays, ConfigRecord(), grid))
         bytes_down = count_bytes(requests)
         replies = _reusable(grid.send_and_receive(requests, timeout=timeout))
-        bytes_up = count_bytes(replies)
+        bytes_up = 0 if isinstance(strategy, ServerStrategy) else count_bytes(replies)
         aggregated, train_metrics = strategy.aggregate_train(server_round, replies)
+        if isinstance(strategy, ServerStrategy):
+            bytes_up = strategy.bytes_up
         arrays = arrays if aggregated is None else aggregated
         seconds = time.perf_counter() - begin
         requests = list(strategy.configure_evaluate(server_round, arrays, ConfigRecord(), grid))

@@ -25,6 +25,7 @@ from fedpisa.strategies.base import (
     shares,
     sum_over_clients,
     weighted_mean,
+    without_clients,
 )
 from fedpisa.strategies.primaldual import PrimalDual
 
@@ -74,6 +75,10 @@ class ConsensusADMM(PrimalDual, ABC):
             "params": solve_consensus(alpha_S, sigma_S, z_SP, self.lambda_),
             **remember(server, kept, cohort),
         }
+
+    def forget(self, server: Arrays, ids_S: Tensor) -> Arrays:
+        """Return the state without the ``z_i`` of some clients."""
+        return without_clients(server, ids_S)
 
     def _with_the_absent(self, server: Arrays, z_SP: Tensor, sigma_S: Tensor, cohort: Cohort) -> Arrays:
         """Solve (2.9) over the clients seen so far, with the sum updated by the cohort's terms."""

@@ -126,6 +126,10 @@ class Algorithm(ABC):
             The clients that replied.
         """
 
+    def forget(self, server: Arrays, ids_S: Tensor) -> Arrays:
+        """Return the server's state without the kept uploads of some clients: by default it keeps none."""
+        return server
+
     def diagnostics(
         self, before: Arrays, after: Arrays, metrics: Mapping[str, float], cohort: Cohort
     ) -> dict[str, float]:
@@ -310,6 +314,21 @@ def incremental_sum(
     known_S = old_S > 0
     old_P = client_rows.sum_of_rows(old_S[known_S], server[name], cohort.ids_S[known_S])
     return all_P - old_P + new_P
+
+
+def without_clients(server: Arrays, ids_S: Tensor) -> Arrays:
+    """Return the memory of `sum_over_clients` as if some clients had never replied.
+
+    Examples
+    --------
+    >>> server = {"num-examples": torch.tensor([2.0, 3.0]), "sum": torch.ones(1), "params": torch.zeros(1)}
+    >>> without_clients(server, torch.tensor([1]))
+    {'num-examples': tensor([2., 0.]), 'params': tensor([0.])}
+    """
+    kept = {name: value for name, value in server.items() if name != "sum"}
+    if "num-examples" in kept:
+        kept["num-examples"] = kept["num-examples"].index_fill(0, ids_S, 0)
+    return kept
 
 
 def sum_over_clients(

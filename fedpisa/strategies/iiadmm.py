@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
+import torch
+from torch import Tensor
+
 from fedpisa.clients.base import Arrays
 from fedpisa.clients.iadmm import IIADMMUpdate
 from fedpisa.storage import client_rows
@@ -57,3 +60,11 @@ class IIADMM(ConsensusADMM):
         dual_SP = client_rows.read(dual_NP, cohort.ids_S) + sigma * (local_SP - server["params"])
         after = super().step(server, {"z": local_SP + dual_SP / sigma}, cohort)
         return {**after, "dual": client_rows.write(dual_NP, cohort.ids_S, dual_SP)}
+
+    def forget(self, server: Arrays, ids_S: Tensor) -> Arrays:
+        """Return the state without the ``z_i`` and duals of some clients."""
+        kept = dict(super().forget(server, ids_S))
+        if "dual" in kept:
+            zero_SP = torch.zeros_like(client_rows.read(kept["dual"], ids_S))
+            kept["dual"] = client_rows.write(kept["dual"], ids_S, zero_SP)
+        return kept

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import Literal, final
 
 import torch
+from torch import Tensor
 
 from fedpisa.clients.base import Arrays
 from fedpisa.clients.scaffnew import ScaffnewUpdate
 from fedpisa.strategies.averaging import WeightedTraining
-from fedpisa.strategies.base import Cohort, client_mass, sum_over_clients, weighted_mean
+from fedpisa.strategies.base import Cohort, client_mass, sum_over_clients, weighted_mean, without_clients
 
 
 @final
@@ -81,3 +82,7 @@ class Scaffnew(WeightedTraining):
         sum_P, memory = sum_over_clients(server, z_SP, stiffness_S, "stiffness", self.weighting, cohort)
         total = client_mass(memory["num-examples"], self.weighting) @ memory["stiffness"]
         return {"params": (sum_P / total).to(z_SP.dtype), **memory}
+
+    def forget(self, server: Arrays, ids_S: Tensor) -> Arrays:
+        """Return the state without the ``z_i`` of some clients."""
+        return without_clients(server, ids_S)

@@ -61,6 +61,12 @@ class BufferLayout:
         """Length ``Q`` of the flat vector."""
         return sum(self.sizes)
 
+    @property
+    def is_averaged(self) -> Tensor:
+        """Whether each entry of the flat vector is averaged ``(Q,)``; integers and booleans are not."""
+        flags = [dtype.is_floating_point or dtype.is_complex for dtype in self.dtypes]
+        return torch.tensor(flags, dtype=torch.bool).repeat_interleave(torch.tensor(self.sizes))
+
     def flatten(self, buffers: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
         """Return the buffers as a flat vector ``(Q,)`` of a floating-point dtype."""
         parts = [_encode(buffers[name]).reshape(-1).to(dtype) for name in self.names]

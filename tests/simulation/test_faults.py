@@ -14,7 +14,7 @@ import fedpisa
 from fedpisa.config.run import RunConfig
 from fedpisa.flower.messages import METRICS
 from fedpisa.server.algorithm_strategy import AlgorithmStrategy
-from fedpisa.server.reply_filter import ReplyFilter
+from fedpisa.server.reply_filter import MAX_UPLOAD_NORM, ReplyFilter
 from fedpisa.simulation.faults import CORRUPTIONS, Faults, FaultyGrid
 
 RATES = ("dropout", "crash", "late", "nan", "corrupt")
@@ -27,7 +27,7 @@ def faulty(federation: Any, faults: Faults) -> Any:
         federation.algorithm,
         federation.task.layout,
         fraction_train=federation.fraction,
-        reply_filter=ReplyFilter(),
+        reply_filter=ReplyFilter(MAX_UPLOAD_NORM),
     )
     return federation
 
@@ -84,23 +84,13 @@ def test_what_they_do_to_client_and_server(
 
 @pytest.mark.parametrize("corruption", CORRUPTIONS, ids=lambda corruption: corruption.__name__.strip("_"))
 def test_every_corruption_is_noticed(lab: Any, engine: str, corruption: Any) -> None:
-    federation = lab.make(lab.Case("scaffold", {}).build(), engine)
+    federation = faulty(lab.make(lab.Case("scaffold", {}).build(), engine), Faults())
     federation.strategy.start_from(federation.initial)
     requests = federation.strategy.configure_train(1, federation.initial, ConfigRecord(), federation.grid)
     replies = list(federation.grid.send_and_receive(requests))
     corruption(replies[3], np.random.default_rng(0))
-    server = federation.strategy.server
-    accepted, columns = ReplyFilter().accepted(
-        replies,
-        [reply.metadata.src_node_id for reply in replies],
-        1,
-        federation.algorithm.local_update,
-        federation.algorithm.broadcast(server),
-        {},
-        federation.task.layout,
-    )
-    assert columns["dropped-replies"] == 1
-    assert replies[3] not in accepted
+    federation.strategy.aggregate_train(1, replies)
+    assert federation.strategy.reported[0].tolist() == [0, 1, 2, 4, 5]
 
 
 def test_a_late_reply_of_an_increment_is_taken_back(

@@ -117,9 +117,25 @@ class VmapGrid(InProcessGrid):
         return self
 
     def exchange(self, requests: Broadcast | list[Message]) -> Iterable[Message]:
-        """Run the requests' clients, those with the same content together."""
+        """Run the requests' clients, those with the same content together.
+
+        If this raises, each client of a broadcast runs alone. Those that raise then give error replies.
+        """
         if isinstance(requests, Broadcast):
-            return self._train(requests, requests.node_ids, requests.content, requests.confirmed_S)
+            try:
+                stacked = self._train(requests, requests.node_ids, requests.content, requests.confirmed_S)
+                self._has_replied = True
+                return stacked
+            except Exception:
+                messages, answers = list(requests), list[Message | Exception]()
+                for message in messages:
+                    try:
+                        answers += self.exchange([message])
+                    except Exception as error:
+                        answers.append(error)
+                if not self._has_replied and all(isinstance(answer, Exception) for answer in answers):
+                    raise
+                return self.with_errors(messages, answers)
         replies: dict[int, Message] = {}
         groups: dict[object, list[Message]] = {}
         for request in requests:
@@ -141,8 +157,8 @@ class VmapGrid(InProcessGrid):
             configs = [request.content.config_records[CONFIG] for request in group]
             told = all(CONFIRMED_ROUND in config for config in configs)
             confirmed_S = [int(str(config[CONFIRMED_ROUND])) for config in configs] if told else None
-            answers = self._train(group, nodes, group[0].content, confirmed_S)
-            for request, reply in zip(group, answers, strict=True):
+            stacked = self._train(group, nodes, group[0].content, confirmed_S)
+            for request, reply in zip(group, stacked, strict=True):
                 replies[id(request)] = reply
         return [replies[id(request)] for request in requests]
 
