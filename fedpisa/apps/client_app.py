@@ -8,7 +8,7 @@ from flwr.app import Context, Message, MessageType, RecordDict
 from flwr.clientapp.typing import ClientAppCallable
 
 from fedpisa.apps.node import participant_of, state_folder
-from fedpisa.apps.records import NODE, RUN, RunRecord
+from fedpisa.apps.records import NodeRecord, RunRecord
 from fedpisa.apps.states import read_state
 from fedpisa.clients.client import Client
 from fedpisa.flower.client_app import STATE, make_client_app
@@ -17,7 +17,7 @@ from fedpisa.flower.messages import CONFIG, SERVER_ROUND
 
 def client_of(context: Context) -> Client:
     """Return the client of a node in the run of the message that it answers."""
-    return participant_of(context, _run(context.state)).client
+    return participant_of(context, RunRecord.of(context.state)).client
 
 
 def own_state(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
@@ -25,8 +25,8 @@ def own_state(message: Message, context: Context, call_next: ClientAppCallable) 
 
     A mod, in Flower's words: it goes around the client app.
     """
-    run = _run(message.content)
-    context.state[RUN] = run.to_record()
+    run = RunRecord.of(message.content)
+    context.state[RunRecord.NAME] = run.to_record()
     if message.metadata.message_type != MessageType.TRAIN:
         return call_next(message, context)
     file = participant_of(context, run).state_file(run.run, state_folder(context))
@@ -42,18 +42,11 @@ def own_state(message: Message, context: Context, call_next: ClientAppCallable) 
     return reply
 
 
-def _run(content: RecordDict) -> RunRecord:
-    run = RunRecord.of(content)
-    if run is None:
-        raise ValueError("the message lacks the record of its run: start fedpisa's own server app")
-    return run
-
-
 app = make_client_app(client_of, mods=[own_state])
 
 
 @app.query()
 def describe(message: Message, context: Context) -> Message:
     """Say what the node's samples look like."""
-    node = participant_of(context, _run(context.state))
-    return Message(RecordDict({NODE: node.record().to_record()}), reply_to=message)
+    node = participant_of(context, RunRecord.of(context.state))
+    return Message(RecordDict({NodeRecord.NAME: node.record().to_record()}), reply_to=message)

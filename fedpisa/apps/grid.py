@@ -12,7 +12,7 @@ from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from fedpisa.apps.records import NO_CLIENT, RUN, NodeRecord, RunRecord
+from fedpisa.apps.records import NO_CLIENT, NodeRecord, RunRecord
 from fedpisa.components import printable
 from fedpisa.flower.compat import TRANSPORT_ERRORS, Run
 from fedpisa.flower.engine_grid import EngineGrid
@@ -188,7 +188,7 @@ class NodeGrid(EngineGrid):
         record = self.run_record if node is None else replace(self.run_record, client=node.client)
         config = content.config_records.get(CONFIG, ConfigRecord())
         return Message(
-            RecordDict({**content, RUN: record.to_record()}),
+            RecordDict({**content, RunRecord.NAME: record.to_record()}),
             node_id,
             request.metadata.message_type,
             group_id=str(config.get(SERVER_ROUND, "")),

@@ -92,7 +92,7 @@ class RunConfig:
         Seconds that the server waits for replies.
     max_upload_norm
         Largest norm of a client's update that the server accepts, as a multiple of the median of the round's updates.
-        By default 300 if clients are real nodes or ``corrupt`` is above 0, and no bound otherwise.
+        By default 100 if clients are real nodes or ``corrupt`` is above 0, and no bound otherwise.
     engine
         ``loop``: one client at a time; ``vmap``: all at once; ``auto``: ``vmap`` where the model allows it; ``ray``:
         in the processes of Flower's simulation runtime, on this machine or on a Ray cluster.

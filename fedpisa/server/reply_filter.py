@@ -1,4 +1,4 @@
-"""Which replies a server uses, where it does not run the clients itself."""
+"""The choice of the valid replies, and the bound on updates."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fedpisa.components import printable
 from fedpisa.server.limited_log import LimitedLog
 from fedpisa.server.reply_checks import Contract, RefusedError
 
-MAX_UPLOAD_NORM: Final = 300.0
+MAX_UPLOAD_NORM: Final = 100.0
 """Bound on updates where clients are real nodes; see ``max_upload_norm``."""
 FLOOR: Final = 1e-3
 """Share of the `ReplyFilter.scale` that always counts as the median update."""

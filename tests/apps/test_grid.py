@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 import fedpisa
-from fedpisa.apps.records import NODE
+from fedpisa.apps.records import NodeRecord
 from fedpisa.config.run import RunConfig
 from fedpisa.runs.events import Event, RoundFinished
 from fedpisa.runs.results import load_result
@@ -164,8 +164,6 @@ def test_too_few_nodes_is_said_in_time(tmp_path: Path, nodes: Any, monkeypatch: 
 def test_an_answer_can_be_anything(tmp_path: Path, nodes: Any) -> None:
     from flwr.app import ConfigRecord, RecordDict
 
-    from fedpisa.apps.records import NodeRecord
-
     good = NodeRecord(0, False, 10, (3,), 2, "abc").to_record()
     for name, value in (
         ("client", "0"),
@@ -179,10 +177,12 @@ def test_an_answer_can_be_anything(tmp_path: Path, nodes: Any) -> None:
         ("layout", 7),
     ):
         with pytest.raises(ValueError, match="run the same version"):
-            NodeRecord.of(RecordDict({NODE: ConfigRecord({**good, name: value})}))
+            NodeRecord.of(RecordDict({NodeRecord.NAME: ConfigRecord({**good, name: value})}))
     for name in good:
         with pytest.raises(ValueError, match="run the same version"):
-            NodeRecord.of(RecordDict({NODE: ConfigRecord({k: v for k, v in good.items() if k != name})}))
+            NodeRecord.of(
+                RecordDict({NodeRecord.NAME: ConfigRecord({k: v for k, v in good.items() if k != name})})
+            )
     with pytest.raises(ValueError, match="lacks the record"):
         NodeRecord.of(RecordDict())
 

@@ -91,7 +91,7 @@ def test_a_client_that_fails_is_named(actors: type[Actors], monkeypatch: pytest.
             raise RuntimeError("far away") from error
 
     monkeypatch.setattr(actors, "process_message", fail)
-    with pytest.raises(RuntimeError, match=r"client \d failed: no step today"):
+    with pytest.raises(RuntimeError, match=r"client \d failed on a .train. message: no step today"):
         fedpisa.run({**SMALL, "engine": "ray"})
     assert actors.running == 0
 
@@ -130,3 +130,17 @@ def test_a_gpu_needs_a_part_of_it(actors: type[Actors]) -> None:
         ray_grid.RayGrid(config)
     assert ray_grid.RayGrid(config.replace({"num-gpus": 0.25})).run_config["device"] == "cuda"
     assert ray_grid.RayGrid(config.replace({"device": "auto"})).run_config["device"] == "cpu"
+
+
+def test_a_client_that_fails_costs_its_reply(actors: type[Actors], monkeypatch: pytest.MonkeyPatch) -> None:
+    process = actors.process_message
+
+    def fail(self: Actors, message: Message, context: Context) -> tuple[Message, Context]:
+        if (message.content["config"]["server-round"], context.node_config["partition-id"]) == (2, 1):
+            raise ArithmeticError("no step today")
+        return process(self, message, context)
+
+    monkeypatch.setattr(actors, "process_message", fail)
+    result = fedpisa.run({**SMALL, "engine": "ray"})
+    assert result.status == "finished"
+    assert result.history["dropped_replies"].dropna().tolist() == [1]

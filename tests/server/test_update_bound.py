@@ -1,0 +1,58 @@
+"""The bound on updates refuses no honest client: the settings of `experiments/family` on its hardest splits."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+import fedpisa
+from fedpisa.server.reply_filter import MAX_UPLOAD_NORM
+from fedpisa.server.reply_spec import idle_result
+from tests.studies.test_family import EXPERIMENTS, ROWS, family
+
+RUNS = family.read(EXPERIMENTS / "family" / "runs.csv")
+
+
+@pytest.mark.parametrize("split", ["labels-per-client 1", "label-dirichlet 0.1"])
+@pytest.mark.parametrize("row", ROWS)
+def test_no_honest_client_is_refused(row: str, split: str) -> None:
+    algorithm, spending, _ = family.GRIDS[row]
+    chosen = json.loads(family.best_setting(row, split, RUNS))
+    result = fedpisa.run(
+        {
+            **family.COMMON, **family.SPLITS[split], **spending, **chosen, "algorithm": algorithm,
+            "dataset": "digits", "num-server-rounds": 10, "eval-every": 10, "device": "cpu",
+            "max-upload-norm": MAX_UPLOAD_NORM,
+        }
+    )  # fmt: skip
+    assert set(result.history["replies"][1:]) == {10}
+
+
+def test_an_idle_client_uploads_the_model_or_nothing(lab: Any, case: Any) -> None:
+    """Then a client's update is how far it moves, for every algorithm and key; a regularizer moves the idle one too."""
+    if {"mu", "weight-decay"} & case.values.keys():
+        return
+    federation = lab.make(case.build(), "loop")
+    algorithm, layout = federation.algorithm, federation.task.layout
+    down = algorithm.broadcast(algorithm.init(federation.task.initial_params(), layout))
+    for name, value in idle_result(algorithm.local_update, 1, down, layout).upload.items():
+        if value.dim():
+            assert min(float((value - x).abs().max()) for x in (down["params"], 0 * value)) <= 1e-12, name
+
+
+@pytest.mark.parametrize("engine", ["loop", "vmap"])
+@pytest.mark.parametrize("algorithm", ["fedavg", "sisa", "scaffold"])
+def test_the_bound_changes_no_bit(algorithm: str, engine: str) -> None:
+    keys = {
+        "algorithm": algorithm,
+        "dataset": "synthetic",
+        "num-server-rounds": 3,
+        "engine": engine,
+        "device": "cpu",
+    }
+    with_bound, without = (
+        fedpisa.run({**keys, **more}).parameters for more in ({"max-upload-norm": 100}, {})
+    )
+    assert all((with_bound[name] == without[name]).all() for name in without)

@@ -1,0 +1,76 @@
+"""A client app that raises costs its reply and not the run, on every engine."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+
+from fedpisa.clients.client import Client
+from fedpisa.simulation.stacked.grid import VmapGrid
+from tests.contracts.test_lost_replies import lose
+
+FAILURES = {2: {1}, 4: {0, 3}}
+
+
+def fail(monkeypatch: pytest.MonkeyPatch, failures: dict[int, set[int]]) -> None:
+    """Make clients raise in some rounds."""
+    run_round, in_blocks = Client.run_round, VmapGrid._in_blocks
+
+    def alone(self: Client, server_round: int, *rest: Any) -> Any:
+        if self.client_id in failures.get(server_round, ()):
+            raise ArithmeticError("first line\nno step \x1b[31m today")
+        return run_round(self, server_round, *rest)
+
+    def together(self: VmapGrid, ids_S: Any, server_round: int, *rest: Any) -> Any:
+        if set(ids_S.tolist()) & failures.get(server_round, set()):
+            raise ArithmeticError("first line\nno step \x1b[31m today")
+        return in_blocks(self, ids_S, server_round, *rest)
+
+    monkeypatch.setattr(Client, "run_round", alone)
+    monkeypatch.setattr(VmapGrid, "_in_blocks", together)
+
+
+@pytest.mark.parametrize("name", ["sisa", "fedavg", "scaffold"])
+def test_it_is_as_if_the_client_had_not_been_asked(
+    lab: Any, engine: str, name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is counted, and named in one line."""
+    absent = lose(lab.make(lab.Case(name, {}).build(), engine), "requests", FAILURES).run(5)
+    fail(monkeypatch, FAILURES)
+    failing = lab.make(lab.Case(name, {}).build(), engine)
+    with caplog.at_level(logging.WARNING, "fedpisa"):
+        failing.run(5)
+    assert lab.relative(failing.params, absent.params) <= 1e-12
+    metrics = [finished.train_metrics for finished in failing.history]
+    assert [row.get("dropped-replies") for row in metrics] == [None, 1, None, 2, None]
+    assert [row.get("replies") for row in metrics] == [None, 5, None, 4, None]
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines == [
+        f"round {server_round}: client {client} failed: no step \\x1b[31m today"
+        for server_round, client in ((2, 1), (4, 0), (4, 3))
+    ]
+
+
+def test_all_may_fail_later(lab: Any, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model then stays as it is in that round."""
+    everybody = set(range(len(lab.SIZES)))
+    fail(monkeypatch, {2: everybody})
+    models = [
+        finished.arrays["params"].numpy()
+        for finished in lab.make(lab.Case("sisa", {}).build(), engine).rounds(3)
+    ]
+    assert (models[1] == models[0]).all()
+    assert not (models[2] == models[1]).all()
+
+
+def test_if_all_fail_from_the_start_the_cause_is_raised(
+    lab: Any, engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The app itself is wrong then, and further rounds would change nothing."""
+    fail(monkeypatch, {t: set(range(len(lab.SIZES))) for t in range(1, 9)})
+    with pytest.raises((RuntimeError, ArithmeticError), match="no step"):
+        lab.make(lab.Case("sisa", {}).build(), engine).run(8)
+    assert torch.is_grad_enabled()
