@@ -26,12 +26,12 @@ _LOG = getLogger("fedpisa")
 
 @final
 class AlgorithmStrategy(ServerStrategy):
-    """Any `Algorithm` as a Flower strategy; it holds the server's state, the one thing that changes.
+    """A Flower strategy around an `Algorithm`; it holds the server's state.
 
     Parameters
     ----------
     algorithm
-        What to run.
+        The algorithm.
     layout
         The module's parameters.
     options
@@ -50,16 +50,16 @@ class AlgorithmStrategy(ServerStrategy):
         super().__init__(algorithm, layout, **options)
         self._confirmed: dict[int, int] = {}
         self._begun_anew: set[int] = set()
-        self._asked: frozenset[int] = frozenset()
+        self._cohort_nodes: frozenset[int] = frozenset()
 
     def summary(self) -> None:
-        """Log what is run."""
+        """Log the algorithm and the share of the clients in a round."""
         getLogger("flwr").info(
             "\t└──> %s, %.2f of the clients per round", self.algorithm, self.fraction_train
         )
 
     def start_from(self, arrays: ArrayRecord) -> ArrayRecord:
-        """Make the server's state from an initial model, and return the model that is broadcast first."""
+        """Set the server's state from an initial model, and return the first model to broadcast."""
         self._confirmed.clear()
         self._begun_anew.clear()
         return super().start_from(arrays)
@@ -67,16 +67,16 @@ class AlgorithmStrategy(ServerStrategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Sample the cohort and broadcast to it."""
-        server = self._take_up(server_round, arrays)
+        """Sample the cohort, and return the broadcast to it."""
+        server = self._with_model(server_round, arrays)
         cohort = self._sampled(server_round, grid)
         content = RecordDict(
             {
-                ARRAYS: to_record({**self._down(server_round, server), **self._buffers}),
+                ARRAYS: to_record({**self._broadcast(server_round, server), **self._buffers}),
                 CONFIG: ConfigRecord({**config, SERVER_ROUND: server_round}),
             }
         )
-        self._asked = frozenset(cohort) if self.reply_filter else frozenset()
+        self._cohort_nodes = frozenset(cohort) if self.reply_filter else frozenset()
         if not self.algorithm.local_update.incremental:
             return Broadcast(content, cohort)
         return Broadcast(content, cohort, [self._confirmed.get(self._client_of[node], 0) for node in cohort])
@@ -106,8 +106,8 @@ class AlgorithmStrategy(ServerStrategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         assert self.server is not None
-        down = self._down(server_round, self.server)
-        stacked, counts = self._valid(server_round, replies, self._asked, down)
+        down = self._broadcast(server_round, self.server)
+        stacked, counts = self._valid(server_round, replies, self._cohort_nodes, down)
         if stacked is None:
             return None, MetricRecord({**counts}) if counts else None
         cohort, algorithm = self._cohort(server_round, stacked), self.algorithm_at(server_round)
@@ -122,16 +122,17 @@ class AlgorithmStrategy(ServerStrategy):
         columns = algorithm.diagnostics(before, self.server, metrics, cohort)
         return self._record(), MetricRecord({**columns, **counts})
 
-    def _down(self, server_round: int, server: Arrays) -> Arrays:
-        """Return what the algorithm broadcasts in a round."""
+    def _broadcast(self, server_round: int, server: Arrays) -> Arrays:
+        """Return the algorithm's broadcast in a round."""
         return self.algorithm_at(server_round).broadcast(server)
 
     def snapshot(self) -> dict[str, Tensor]:
-        """Return copies of what changes, for `restore`: server, buffers, the nodes by their numbers, rounds confirmed.
+        """Return a copy of all state that a round changes, for `restore`.
 
-        Of what is kept of every client in a file, only the rows of those that have replied.
+        It has the server's state, the buffers, the nodes in the order of their clients and the confirmed rounds. If the
+        server keeps its vectors of all clients in a file, it has only the rows of clients that have replied.
         """
-        # Flower's numbers of nodes have 64 bits, and torch's integers a sign.
+        # Flower's node numbers use all 64 bits, and torch has no unsigned arithmetic.
         nodes = np.array(list(self._client_of), dtype=np.uint64).view(np.int64)
         seen = torch.tensor(sorted(self._confirmed), dtype=torch.int64)
         whole, rows = {}, {}
@@ -151,7 +152,7 @@ class AlgorithmStrategy(ServerStrategy):
         }
 
     def restore(self, kept: Arrays) -> None:
-        """Take up a `snapshot`, which stays as it is."""
+        """Restore a `snapshot`, which is not modified."""
         parts: dict[str, dict[str, Tensor]] = {"server": {}, "rows": {}, "buffers": {}}
         for path, value in kept.items():
             part, _, name = path.partition("/")
@@ -164,7 +165,7 @@ class AlgorithmStrategy(ServerStrategy):
         all_nodes = torch.arange(len(kept["nodes"]), device=self.device)
         for name, value in parts["server"].items():
             if value.dim() > 1 and len(value) == len(all_nodes):
-                # The run may go on with less memory than it had.
+                # The memory limit of a resumed run may be lower than before.
                 stack = client_rows.zeros(tuple(value.shape), value, self.memory_limit)
                 parts["server"][name] = client_rows.write(stack, all_nodes, value)
         for name, rows_S in parts["rows"].items():

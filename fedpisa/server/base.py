@@ -1,4 +1,4 @@
-"""What all servers share: they hold a model, sample a cohort and stack the replies."""
+"""The base class of the servers: it holds the model, samples the cohort and stacks the replies."""
 
 from __future__ import annotations
 
@@ -45,31 +45,31 @@ class Options(TypedDict, total=False):
 
 
 class ServerStrategy(Strategy, ABC):
-    """A Flower strategy for an algorithm, but for the step.
+    """A Flower strategy for an algorithm, without the server's step.
 
-    ``server`` is the state of the algorithm's server; ``reported`` are the numbers of the latest round's clients and
-    their metrics; ``bytes_up`` are the bytes of the numbers in the latest round's valid replies.
+    ``server`` is the state of the algorithm's server. ``reported`` has the numbers of the latest round's clients and
+    their metrics. ``bytes_up`` is the size of the arrays in the latest round's valid replies.
 
     Parameters
     ----------
     algorithm
-        What to run.
+        The algorithm.
     layout
         The module's parameters.
     fraction_train
         Share of the clients in a round: ``max(1, round(fraction * N))`` of them.
     seed
-        The run's seed; who is sampled depends on it and the round alone.
+        The run's seed. The cohort depends on it and the round alone.
     device
-        Where the server's state lives.
+        Device of the server's state.
     reply_filter
         The checks of replies; ``None`` trusts all replies, as those of simulated clients can be.
     memory_limit
-        Bytes that what is kept of every client may take in memory; see `fedpisa.storage.client_rows`.
+        Bytes of memory for the vectors that the server keeps of all clients; see `fedpisa.storage.client_rows`.
     schedule
-        How the algorithm's step sizes change with the round.
+        Factors of the algorithm's step sizes by round.
     buffer_layout
-        The module's buffers; without it all entries of their vector are averaged.
+        The module's buffers; without it, all entries of their vector are averaged.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class ServerStrategy(Strategy, ABC):
         return self.schedule.scaled(self.algorithm, server_round).at_round(server_round)
 
     def start_from(self, arrays: ArrayRecord) -> ArrayRecord:
-        """Make the server's state from an initial model, and return the model that is broadcast first."""
+        """Set the server's state from an initial model, and return the first model to broadcast."""
         tensors = to_tensors(arrays, self.layout.dtype, self.device)
         self.server = self.algorithm_at(0).init(tensors["params"], self.layout)
         self._buffers = {BUFFERS: tensors[BUFFERS]} if BUFFERS in tensors else {}
@@ -118,28 +118,28 @@ class ServerStrategy(Strategy, ABC):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Ask no client: the server evaluates."""
+        """Return no messages, because the server evaluates the model itself."""
         return []
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Nothing to aggregate."""
+        """Return ``None``, because no client evaluates."""
         return None
 
     def number(self, client_of: Mapping[int, int]) -> None:
-        """Give nodes the numbers ``0 .. N-1`` that their clients have; without it they are numbered as they come."""
+        """Set the nodes' client numbers ``0 .. N-1``; without them, nodes are numbered as they appear."""
         self._client_of = in_order(client_of)
         self._nodes = ()
 
     def weights_of_all(self, sizes_N: Tensor) -> Tensor:
-        """Return the algorithm's weights ``alpha`` ``(N,)`` if every client took part."""
+        """Return the algorithm's weights ``alpha`` ``(N,)`` in a round of all clients."""
         ids_N = torch.arange(len(sizes_N), device=sizes_N.device)
         return self.algorithm.weights(Cohort(ids_N, sizes_N.double(), 0, len(sizes_N), self.layout))
 
-    def _take_up(self, server_round: int, arrays: ArrayRecord) -> Arrays:
+    def _with_model(self, server_round: int, arrays: ArrayRecord) -> Arrays:
         """Return the server's state with ``arrays`` as its model.
 
-        A model that is not the strategy's own starts it afresh in round 1; later it takes the global model's
-        place, because a wrapper around a strategy may change the model between rounds.
+        A wrapper around a strategy may change the model between rounds. In round 1, a changed model is the initial
+        model of a new run. Later it replaces the global model.
         """
         if arrays is not self._model:
             if self.server is None or server_round == 1:
@@ -152,7 +152,7 @@ class ServerStrategy(Strategy, ABC):
         return self.server
 
     def _sampled(self, server_round: int, grid: Grid) -> list[int]:
-        """Return the round's nodes in the order of their clients' numbers; a node keeps its number."""
+        """Return the cohort's nodes in the order of their client numbers, and number new nodes."""
         nodes = grid.get_node_ids()
         nodes = nodes if isinstance(nodes, range) else sorted(nodes)
         if nodes != self._nodes:
@@ -262,7 +262,7 @@ class ServerStrategy(Strategy, ABC):
         return buffers_Q
 
     def _cohort(self, server_round: int, replies: StackedReplies) -> Cohort:
-        """Return who replied, and note what they report."""
+        """Return the cohort of the replies, and set ``reported``."""
         cohort = Cohort(
             ids_S=torch.tensor([self._client_of[node] for node in replies.node_ids], device=self.device),
             num_examples_S=replies.num_examples_S.to(self.device),
@@ -281,7 +281,7 @@ class ServerStrategy(Strategy, ABC):
 
 
 def in_order(client_of: Mapping[int, int]) -> dict[int, int]:
-    """Return the nodes with their clients' numbers, in the order of these.
+    """Return the nodes with their client numbers, in the order of these numbers.
 
     Raises
     ------
@@ -295,12 +295,12 @@ def in_order(client_of: Mapping[int, int]) -> dict[int, int]:
 
 
 def cohort_size(num_clients: int, fraction: float) -> int:
-    """Return how many clients take part in a round: ``max(1, round(fraction * N))``."""
+    """Return the number of clients in a round: ``max(1, round(fraction * N))``."""
     return max(1, round(fraction * num_clients))
 
 
 def sampled(nodes: Sequence[int], fraction: float, seed: int, server_round: int) -> list[int]:
-    """Return the round's cohort, which depends on the seed and the round alone, in the order of ``nodes``.
+    """Return the round's cohort in the order of ``nodes``; it depends on the seed and the round alone.
 
     Raises
     ------

@@ -1,7 +1,7 @@
-"""Flower's own strategies on the server, unchanged, in the place of a step that averages models.
+"""Flower's own strategies, unchanged, in place of a server step that averages models.
 
-They get fedpisa's cohorts and weights, and their randomness from a named stream. BatchNorm's buffers are statistics and
-no parameters: they do not pass through the strategy, and are averaged as ever.
+They use fedpisa's cohorts and weights, and draw their random numbers from a named stream. Buffers such as BatchNorm's
+statistics are no parameters. They do not pass through the strategy; the server averages them.
 """
 
 from __future__ import annotations
@@ -36,21 +36,21 @@ from fedpisa.strategies.base import Algorithm
 from fedpisa.tasks.layout import ParamLayout
 
 WEIGHT: Final = "weight"
-"""Metric of a reply that says what it counts, ``alpha_i``."""
+"""Metric of a reply with its weight ``alpha_i``."""
 
 
 @final
 class FlowerStrategy(ServerStrategy):
-    """A Flower strategy for an algorithm whose uploads are models.
+    """A server that aggregates models by a Flower strategy.
 
     Parameters
     ----------
     algorithm
-        What the clients do, and what each of them counts.
+        The algorithm, which defines the clients' updates and weights.
     layout
         The module's parameters.
     make
-        Makes the strategy, which samples all nodes that it sees.
+        Function that returns the Flower strategy, which must sample all nodes of its Grid.
     options
         See `fedpisa.server.base.ServerStrategy`.
     """
@@ -68,19 +68,19 @@ class FlowerStrategy(ServerStrategy):
         self._requests: dict[int, Message] = {}
 
     def summary(self) -> None:
-        """Log what is run."""
+        """Log the strategy."""
         self.strategy.summary()
 
     def start_from(self, arrays: ArrayRecord) -> ArrayRecord:
-        """Begin with an initial model and a new strategy, and return the model that is broadcast first."""
+        """Start a new strategy from an initial model, and return the first model to broadcast."""
         self.strategy = self.make()
         return super().start_from(arrays)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Sample the cohort as all algorithms do, and let the strategy see no other client."""
-        server = self._take_up(server_round, arrays)
+        """Sample the cohort, and return the strategy's messages to it."""
+        server = self._with_model(server_round, arrays)
         cohort = self._sampled(server_round, grid)
         model = to_record({"params": server["params"]})
         with global_randomness(self.seed, "server-strategy-sampling", server_round):
@@ -91,8 +91,8 @@ class FlowerStrategy(ServerStrategy):
             )
         if not messages or any(message.content is not messages[0].content for message in messages):
             raise ValueError(
-                f"{type(self.strategy).__name__} does not send the same content to every client, at least one: "
-                "take a server-strategy that does"
+                f"{type(self.strategy).__name__} does not send one content to at least one client and the same content "
+                "to all: use a server-strategy that does"
             )
         sent = messages[0].content.config_records[CONFIG]
         content = RecordDict(
@@ -109,7 +109,7 @@ class FlowerStrategy(ServerStrategy):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Let the strategy make the next model of the replies that arrived."""
+        """Aggregate the valid replies by the strategy."""
         assert self.server is not None
         before = self.server
         stacked, counts = self._valid(server_round, replies, self._requests, {"params": before["params"]})
@@ -132,12 +132,12 @@ class FlowerStrategy(ServerStrategy):
         return self._record(), MetricRecord({**columns, **counts})
 
     def snapshot(self) -> dict[str, Tensor]:
-        """Return all that changes from round to round, as named copies of tensors.
+        """Return a copy of all state that a round changes, for `restore`.
 
         Raises
         ------
         ValueError
-            If the Flower strategy keeps what is neither array nor number.
+            If the Flower strategy has an attribute that is neither an array nor a number.
         """
         assert self.server is not None
         kept = {**self.server, **self._buffers, **self._filter_snapshot()}
@@ -147,7 +147,7 @@ class FlowerStrategy(ServerStrategy):
         return {name: value.detach().clone() for name, value in kept.items()}
 
     def restore(self, snapshot: Mapping[str, Tensor]) -> ArrayRecord:
-        """Go on from a `snapshot` of an equal strategy, and return its global model."""
+        """Restore a `snapshot` of an equal strategy, and return its global model."""
         self.strategy = self.make()
         self._restore_filter(snapshot)
         self.server = {"params": snapshot["params"].to(self.device, copy=True)}
@@ -177,7 +177,9 @@ class FlowerStrategy(ServerStrategy):
         require_trimming(self.strategy, count)
         with global_randomness(self.seed, "server-strategy", server_round):
             try:
-                model, _ = self.strategy.aggregate_train(server_round, list(self._apart(stacked, weights_S)))
+                model, _ = self.strategy.aggregate_train(
+                    server_round, list(self._messages(stacked, weights_S))
+                )
             except AggregationError as error:
                 raise ValueError(f"{name} refuses: {error}") from error
         if model is None:
@@ -187,8 +189,8 @@ class FlowerStrategy(ServerStrategy):
             )
         return model
 
-    def _apart(self, replies: StackedReplies, weights_S: Tensor) -> Iterator[Message]:
-        """Yield the replies one by one, without buffers and with what each counts."""
+    def _messages(self, replies: StackedReplies, weights_S: Tensor) -> Iterator[Message]:
+        """Yield the replies one by one, without buffers and with their weights."""
         columns = {name: values.tolist() for name, values in replies.metrics_S.items()}
         for row, node_id in enumerate(replies.node_ids):
             metrics = {name: float(column[row]) for name, column in columns.items()}
@@ -202,7 +204,7 @@ class FlowerStrategy(ServerStrategy):
 
 @final
 class _Cohort:
-    """A Grid of which only some nodes are seen."""
+    """A Grid restricted to some of its nodes."""
 
     def __init__(self, grid: Grid, nodes: list[int]) -> None:
         self._grid, self._nodes = grid, nodes
@@ -216,9 +218,9 @@ class _Cohort:
 
 @contextmanager
 def global_randomness(seed: int, name: str, *counters: int) -> Iterator[None]:
-    """Seed the global generators from a named stream, and put them back afterwards; see `fedpisa.rng.seeded`.
+    """Seed the global generators from a named stream, and restore them afterwards; see `fedpisa.rng.seeded`.
 
-    Flower's lines per reply are left out of the log meanwhile: in a simulation they would drown the rest.
+    Meanwhile Flower logs warnings and errors only, because it logs a line for each reply.
 
     Examples
     --------
@@ -232,7 +234,7 @@ def global_randomness(seed: int, name: str, *counters: int) -> Iterator[None]:
     log = getLogger("flwr")
     level = log.level
     log.setLevel(max(level, WARNING))
-    gc.freeze()  # some strategies collect garbage for every reply, and would walk through all of torch each time
+    gc.freeze()  # some strategies collect garbage for every reply, which would visit all of torch's objects each time
     try:
         with seeded(seed, name, *counters):
             yield
@@ -278,7 +280,7 @@ _KINDS: Final[Mapping[str, Callable[[dict[str, Any]], object]]] = {
 
 
 def _pack(path: str, value: object) -> Iterator[tuple[str, Tensor]]:
-    """Yield an attribute as tensors, its kind in the name; nothing for what never changes."""
+    """Yield an attribute as tensors with its kind in the name; nothing for attributes that never change."""
     if isinstance(value, bool | int | float):
         dtype = torch.float64 if isinstance(value, float) else torch.int64
         yield f"{path}:{type(value).__name__}", torch.tensor(value, dtype=dtype)
@@ -295,6 +297,6 @@ def _pack(path: str, value: object) -> Iterator[tuple[str, Tensor]]:
         yield from ((f"{path}:{type(value).__name__}/{name}", torch.from_numpy(item)) for name, item in items)
     elif not (value is None or isinstance(value, str | Strategy) or callable(value)):
         raise ValueError(
-            f"the strategy keeps a {type(value).__name__} ({path.split('/')[-1]}), which is neither an array nor a "
-            "number: it cannot be saved"
+            f"the strategy keeps a {type(value).__name__} ({path.split('/')[-1]}), which cannot be saved: keep arrays "
+            "and numbers only"
         )

@@ -1,4 +1,4 @@
-"""What a client's reply looks like: its names and shapes, and what it is without any data.
+"""The properties of a valid reply, derived without any data.
 
 Shapes: ``P`` parameters, ``C`` mini-batches, ``R`` vectors.
 """
