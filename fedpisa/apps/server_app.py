@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 from logging import getLogger
 from pathlib import Path
 
@@ -16,7 +14,8 @@ from fedpisa.config.flower import NodeSettings, read_run_config
 from fedpisa.config.run import RunConfig
 from fedpisa.runs.events import Event, RoundFinished, RunFinished, RunStarted
 from fedpisa.runs.process import own_process
-from fedpisa.runs.results import free_directory
+from fedpisa.runs.reading import RunReader
+from fedpisa.runs.results import directory_for
 from fedpisa.runs.runner import train
 from fedpisa.runs.simulation import Simulation
 from fedpisa.simulation.federation import Federation
@@ -38,8 +37,7 @@ def main(grid: Grid, context: Context) -> None:
     settings, keys = read_run_config(context.run_config)
     # Of a round the nodes keep the state before and after: the server must not fall back further than that.
     config = RunConfig.from_mapping({**keys, "checkpoint-every": 1})
-    name = re.sub(r"[^\w.-]+", "-", f"{config.algorithm}-{config.dataset}-{config.seed}")
-    directory = Path(settings.resume or settings.out or free_directory(Path("runs") / name)).absolute()
+    directory = Path(settings.resume or settings.out or directory_for(config)).absolute()
     run = _number_of(directory) or str(context.run_id)
 
     def simulation_of(resolved: RunConfig) -> Simulation:
@@ -72,8 +70,7 @@ def _connect(grid: Grid, federation: Federation, run: str, settings: NodeSetting
 
 def _number_of(directory: Path) -> str | None:
     """Return the number of a run that goes on: under it the nodes keep their states."""
-    file = directory / "run.json"
-    number = json.loads(file.read_bytes()).get("run") if file.is_file() else None
+    number = RunReader(directory).info.get("run")
     return None if number is None else str(number)
 
 

@@ -26,8 +26,8 @@ from torch import Tensor
 from fedpisa.flower.client_app import EARLIER_ROUND, EARLIER_STATE, STATE, STATE_OF
 from fedpisa.flower.compat import to_record
 from fedpisa.flower.messages import SERVER_ROUND
-from fedpisa.storage.files import replace_file
-from fedpisa.storage.tensor_file import FORMAT, DamagedFileError, decode, encode, require_format
+from fedpisa.storage.files import DamagedFileError, read_file, replace_file, shortened
+from fedpisa.storage.tensor_file import FORMAT, decode, encode, require_format
 
 _RECORDS: Final = (STATE, EARLIER_STATE)
 
@@ -90,7 +90,7 @@ class StateFile:
     def path(self) -> Path:
         """The file."""
         name = self.owner.algorithm.replace(":", ".").replace("/", ".")
-        return self.folder / f"run-{self.owner.run}" / f"{name}.safetensors"
+        return self.folder / shortened(f"run-{self.owner.run}") / f"{shortened(name)}.safetensors"
 
     def write(self, state: RecordDict) -> None:
         """Write what `handlers` keeps in a context, so that a power cut leaves this or what was there before.
@@ -163,7 +163,7 @@ def default_folder(node_id: int) -> Path:
 
 
 def _load(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    about, tensors = decode(path.read_bytes(), path)
+    about, tensors = read_file(path, lambda content: decode(content, path))
     if about.pop("digest", None) != _digest(about, tensors):
         raise DamagedFileError(path)
     return about, tensors

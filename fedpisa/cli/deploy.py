@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -84,9 +83,10 @@ def run(
 ) -> None:
     """Train on the nodes, and show the run's log; the keys are those of fedpisa run."""
     from fedpisa.config.flower import NodeSettings, read_run_config
-    from fedpisa.config.run import RunConfig, flatten, load_config, override, read_toml
+    from fedpisa.config.run import RunConfig, flatten, override, read_toml
     from fedpisa.deployment.local import Deployment
-    from fedpisa.runs.results import free_directory, require_free
+    from fedpisa.runs.reading import RunReader
+    from fedpisa.runs.results import directory_for, require_free
     from fedpisa.runs.resume import changed
 
     deployment = Deployment.read(folder)
@@ -97,14 +97,13 @@ def run(
                 "--resume continues a run in its directory: give neither a file nor --out with it"
             )
         settings, changes = read_run_config(given)
-        resolved = changed(load_config(resume / "config.toml"), {**changes, "checkpoint-every": 1})
+        resolved = changed(RunReader(resume).config(), {**changes, "checkpoint-every": 1})
         directory = resume.absolute()
         settings = NodeSettings("", str(directory), settings.node_data, settings.connect_timeout)
     else:
         settings, keys = read_run_config(override(flatten(read_toml(file) if file else {}), flatten(given)))
         resolved = RunConfig.from_mapping({"num-clients": len(deployment.nodes), **keys})
-        name = f"{resolved.algorithm}-{resolved.dataset}-{resolved.seed}".replace(":", "-")
-        directory = (require_free(out) if out else free_directory(Path("runs") / name)).absolute()
+        directory = (require_free(out) if out else directory_for(resolved)).absolute()
         settings = NodeSettings(str(directory), "", settings.node_data, settings.connect_timeout)
     if any("data" in node for node in deployment.nodes):
         settings = NodeSettings(settings.out, settings.resume, "own", settings.connect_timeout)
@@ -114,7 +113,7 @@ def run(
         typer.echo(f"the run continues in {directory}: stop it with fedpisa deploy down", err=True)
         raise typer.Exit(130) from None
     info = directory / "run.json"
-    status = json.loads(info.read_bytes())["status"] if info.is_file() else "not started"
+    status = RunReader(directory).status or "not started"
     if status != "finished":
         resume_with = f"; continue with: fedpisa deploy run --resume {directory}" if info.is_file() else ""
         typer.echo(f"error: the run is {status}, see its log{resume_with}", err=True)
@@ -160,7 +159,10 @@ def instructions(deployment: Deployment) -> Iterator[str]:
 
     host, _, port = deployment.address.rpartition(":")
     count = len(deployment.nodes)
-    yield f"{deployment.folder} holds certificates and keys. Everywhere: pip install fedpisa, FLWR_TELEMETRY_ENABLED=0."
+    yield (
+        f"{deployment.folder} holds certificates and keys. Everywhere: pip install . in a checkout of fedpisa, "
+        "FLWR_TELEMETRY_ENABLED=0."
+    )
     yield f"\n# On {host}, with {CA}, {CERTIFICATE} and {KEY}:"
     yield command([*deployment.superlink_command(), "--host", "0.0.0.0"])
     yield "\n# Where runs are started, with flower/config.toml as ~/.flwr/config.toml; once for each node:"

@@ -79,12 +79,12 @@ def read_config(file: Path | None, assignments: Sequence[str] | None) -> RunConf
 
 
 def read_keys(assignments: Sequence[str] | None) -> dict[str, object]:
-    """Return the keys of all ``-c`` options; later ones override earlier ones."""
-    from fedpisa.config.run import parse_overrides
+    """Return the keys of all ``-c`` options; later ones override earlier ones, and of a table option by option."""
+    from fedpisa.config.run import flatten, parse_overrides
 
     changes: dict[str, object] = {}
     for text in assignments or ():
-        changes |= parse_overrides(text)
+        changes |= flatten(parse_overrides(text))
     return changes
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -70,15 +69,14 @@ def run(
     if resume is not None and (file is not None or out is not None):
         raise ValueError("--resume continues a run in its directory: give neither a file nor --out with it")
     given = read_config(file, config) if resume is None else read_keys(config)
-    from fedpisa.runs.results import free_directory, require_free
+    from fedpisa.runs.results import directory_for, require_free
     from fedpisa.runs.runner import run as train
 
     if isinstance(given, dict):
         assert resume is not None
         directory, start = resume, partial(train, given, resume=resume)
     else:
-        name = re.sub(r"[^\w.-]+", "-", f"{given.algorithm}-{given.dataset}-{given.seed}")
-        directory = require_free(out) if out else free_directory(Path("runs") / name)
+        directory = require_free(out) if out else directory_for(given)
         start = partial(train, given, directory)
     with keeping(directory, f"fedpisa run --resume {directory}"), _following(directory, track or ()) as tell:
         result = start(on_event=tell)

@@ -71,7 +71,7 @@ def tune(
     from fedpisa.tuning.tune import tune as run_tuning
 
     plan = read_plan(study)
-    directory = out or Path("tuned") / plan.study.name
+    directory = out or Path("tuned") / plan.study.folder
     kept = f"the trials so far are kept in {directory}, the same command continues"
     with interruptible(lambda: kept), TuneConsole(plan) as console:
         standings = run_tuning(plan, directory, jobs=jobs, on_progress=console)

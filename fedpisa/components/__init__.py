@@ -14,18 +14,30 @@ from fedpisa.components.describe import (
     inspect_component,
     parameter_docs,
 )
-from fedpisa.components.names import kebab, name_of, nearest, one_line, printable, show
-from fedpisa.components.values import check, plain
+from fedpisa.components.names import (
+    SYNONYMS,
+    kebab,
+    listed,
+    name_of,
+    nearest,
+    one_line,
+    printable,
+    show,
+)
+from fedpisa.components.values import check, fits_float32, plain
 
 __all__ = [
     "INJECTED",
     "REQUIRED",
+    "SYNONYMS",
     "Component",
     "Key",
     "Parameter",
     "check",
+    "fits_float32",
     "inspect_component",
     "kebab",
+    "listed",
     "name_of",
     "nearest",
     "one_line",

@@ -4,7 +4,54 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
+from typing import Final
+
+SYNONYMS: Final[Mapping[str, tuple[str, ...]]] = {
+    name: keys
+    for names, keys in (
+        ("lr eta step-size stepsize client-lr local-lr", ("learning-rate",)),
+        ("rounds num-rounds n-rounds global-rounds comm-rounds communication-rounds", ("num-server-rounds",)),
+        ("clients n-clients num-users users num-nodes nodes n-parties num-supernodes", ("num-clients",)),
+        ("epochs num-epochs n-epochs local-ep max-epochs", ("local-epochs", "local-steps")),
+        ("steps num-steps local-iterations iterations iters", ("local-steps",)),
+        ("bs batch batchsize local-bs train-batch-size", ("batch-size",)),
+        ("alpha dirichlet concentration dir-alpha", ("dirichlet-alpha",)),
+        ("prox-mu proximal-mu", ("mu",)),
+        ("wd l2 decay weightdecay", ("weight-decay", "lambda")),
+        ("opt optim client-optimizer local-optimizer server-optimizer", ("optimizer", "server-strategy")),
+        ("scheduler lr-scheduler lr-schedule", ("schedule",)),
+        ("warmup warmup-steps warmup-epochs", ("warmup-rounds",)),
+        ("alg algo method aggregator", ("algorithm",)),
+        ("strategy aggregation", ("algorithm", "server-strategy")),
+        ("data dataset-name data-name data-set task", ("dataset",)),
+        ("data-path dataset-path dataroot root datadir path", ("data-dir", "data-file")),
+        ("net network arch architecture model-name", ("model",)),
+        ("hidden hidden-sizes hidden-size layers units width", ("widths",)),
+        ("partition split distribution sampler non-iid niid iid", ("partitioner",)),
+        ("classes-per-client shards-per-client num-classes-per-client", ("labels-per-client",)),
+        (
+            "participation participation-rate frac fraction fraction-fit sample-fraction client-fraction join-ratio",
+            ("fraction-train",),
+        ),
+        ("random-seed random-state manual-seed rng", ("seed",)),
+        ("gpu cuda use-cuda accelerator", ("device",)),
+        ("precision float-type", ("dtype", "autocast")),
+        ("amp mixed-precision bf16 fp16", ("autocast",)),
+        ("target target-acc goal", ("target-accuracy",)),
+        ("eval-freq eval-interval evaluate-every test-every eval-gap", ("eval-every",)),
+        ("save-every checkpoint-interval checkpoint-freq save-freq", ("checkpoint-every",)),
+        ("dp privacy", ("differential-privacy",)),
+        ("timeout", ("round-timeout",)),
+        ("workers num-workers jobs", ("num-cpus", "engine")),
+        ("backend", ("engine", "device")),
+        ("min-clients min-fit-clients min-available-clients", ("min-replies",)),
+    )
+    for name in names.split()
+}
+"""What other programs call a key, and the keys that are meant."""
+MOST_LISTED: Final = 12
+"""Names up to which an error message lists all."""
 
 
 def kebab(name: str) -> str:
@@ -19,15 +66,35 @@ def kebab(name: str) -> str:
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str:
-    """Return ``"; did you mean 'x'?"`` for the candidate nearest to a misspelt name, or ``""`` if none is near.
+    """Return ``"; did you mean 'x'?"`` for the candidates, at most three, that a name may stand for.
+
+    These are its synonyms, those with a similar spelling, and those that contain it. Return ``""`` if there are none.
 
     Examples
     --------
     >>> nearest("sigm", ["rho", "sigma"])
     "; did you mean 'sigma'?"
+    >>> nearest("rounds", ["num-clients", "num-server-rounds", "warmup-rounds"])
+    "; did you mean 'num-server-rounds' or 'warmup-rounds'?"
     """
-    close = difflib.get_close_matches(kebab(name), list(candidates), n=1, cutoff=0.6)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    wanted, names = kebab(name), list(candidates)
+    synonyms = [key for key in SYNONYMS.get(wanted, ()) if key in names]
+    similar = difflib.get_close_matches(wanted, names, n=3, cutoff=0.6)
+    longer = [one for one in names if len(wanted) > 2 and wanted in one]
+    close = [repr(one) for one in dict.fromkeys([*synonyms, *similar, *longer])][:3]
+    return f"; did you mean {' or '.join(filter(None, [', '.join(close[:-1]), close[-1]]))}?" if close else ""
+
+
+def listed(names: Collection[str], family: str) -> str:
+    """Return the names of a family's components, or the command that lists them if they are many.
+
+    Examples
+    --------
+    >>> listed(["iid", "natural"], "partitioner"), listed(range(20), "algorithm")
+    ('iid, natural', 'see fedpisa list algorithms')
+    """
+    plural = f"{family}s" if not family.endswith("y") else f"{family[:-1]}ies"
+    return ", ".join(names) if len(names) <= MOST_LISTED else f"see fedpisa list {plural}"
 
 
 def name_of(part: object) -> str:

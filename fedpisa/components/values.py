@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import struct
 from collections.abc import Mapping
 from typing import Any
 
@@ -50,6 +51,24 @@ def check(key: Key, value: object) -> object:
         raise ValueError(
             f"key {key.name!r}: a value of type {type(value).__name__} cannot be configured"
         ) from None
+
+
+def fits_float32(value: object) -> bool:
+    """Return whether the numbers of a value stay finite, and other than 0, as float32.
+
+    Examples
+    --------
+    >>> [fits_float32(value) for value in (0.1, 0.0, math.inf, 1e39, [0.5, 1e-50])]
+    [True, True, True, False, False]
+    """
+    if isinstance(value, list | tuple):
+        return all(map(fits_float32, value))
+    if not isinstance(value, float) or not math.isfinite(value):
+        return True
+    try:
+        return value == 0 or struct.unpack("<f", struct.pack("<f", value))[0] != 0
+    except OverflowError:
+        return False
 
 
 def _adapter(annotation: Any) -> pydantic.TypeAdapter[Any]:

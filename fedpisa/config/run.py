@@ -10,7 +10,7 @@ import functools
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final, Literal, Self, cast, final
@@ -32,6 +32,8 @@ _CHOICES: Final = (
     "availability",
 )
 """The run keys that name a component. Each is also the name of a family."""
+_TENSORS: Final = ("algorithm", "server-strategy")
+"""The families whose keys become numbers of the run's ``dtype``; others compute in float64."""
 
 
 @final
@@ -281,6 +283,8 @@ class RunConfig:
                         f"key {name!r} has two defaults, {components.show(resolved[name])} and, for "
                         f"{component}, {components.show(value)}: set it"
                     )
+        if self.dtype == "float32":
+            _require_float32([part for part in chosen if part.family in _TENSORS], resolved)
         return {name: value for name, value in resolved.items() if name not in run_keys()}
 
 
@@ -312,9 +316,18 @@ def _values_of(component: Component, values: Mapping[str, object]) -> dict[str, 
     return {name: values[name] for name in families.keys_of(component, values) if name in values}
 
 
+def _require_float32(chosen: Iterable[Component], resolved: Mapping[str, object]) -> None:
+    """Refuse the hyper-parameters of components that float32 makes 0 or infinite."""
+    for name in (key for part in chosen for key in families.keys_of(part, resolved)):
+        if not components.fits_float32(resolved.get(name)):
+            raise ValueError(
+                f"key {name!r} = {components.show(resolved[name])}: it would be 0 or infinite in float32: take "
+                'another value, or dtype = "float64"'
+            )
+
+
 def _key_error(name: str, value: object, valid: list[str], chosen: list[Component]) -> str:
     """Return the error message for a key that is not valid among the options."""
-    listed = f"valid keys: {', '.join(valid)}"
     if isinstance(value, Mapping):
         return f"[{name}] is a table, and keys are flat: write its keys without it"
     if name in valid:
@@ -331,10 +344,15 @@ def _key_error(name: str, value: object, valid: list[str], chosen: list[Componen
         return f"unknown option {option!r} of {table}{fix} (options: {', '.join(options)})"
     users = families.owners(table)
     if not users:
-        return f"unknown key {table!r}{components.nearest(table, valid)} ({listed})"
+        meant = components.SYNONYMS.get(components.kebab(table), ())
+        if not {*meant} & {*valid} and (
+            elsewhere := "".join(families.used_elsewhere(k, chosen) for k in meant[:1])
+        ):
+            return f"unknown key {table!r}: {elsewhere}"
+        return f"unknown key {table!r}{components.nearest(table, valid)} (all keys: fedpisa list)"
     if list(users) == ["model"] and all(part.family != "model" for part in chosen):
         return f"key {table!r} is used by the models {', '.join(users['model'])}: set the key 'model' too"
-    return f"{families.used_elsewhere(table, chosen)}; {listed}"
+    return families.used_elsewhere(table, chosen)
 
 
 def _snake(name: str) -> str:
@@ -407,6 +425,21 @@ def override(values: Mapping[str, object], *changes: Mapping[str, object]) -> di
     return result
 
 
+def other_names(values: Mapping[str, object], changed: Iterable[str]) -> dict[str, str]:
+    """Return the keys of ``values`` that are ``changed`` under their other name, new or old, and that name.
+
+    Examples
+    --------
+    >>> other_names({"algorithm": "fedsgd", "optimizer": "adam", "eps": 1e-8}, ["optimizer-options.eps"])
+    {'eps': 'optimizer-options.eps'}
+    """
+    keys = {*values, *changed}
+    pairs = [(option_of(key), key) for key in keys if option_of(key) in keys]
+    valid = _valid_keys(values) if pairs else set()
+    both = [pair for flat, key in pairs if flat not in valid for pair in ((flat, key), (key, flat))]
+    return {one: other for one, other in both if one in values and other in changed}
+
+
 def load_config(
     source: RunConfig | Mapping[str, object] | str | os.PathLike[str] | None = None,
     overrides: Mapping[str, object] | str | None = None,
@@ -451,7 +484,7 @@ def read_toml(path: str | os.PathLike[str]) -> dict[str, object]:
     except OSError as error:
         reason = error.strerror or components.one_line(error)
         raise ValueError(f"cannot read the configuration {os.fspath(path)!r}: {reason}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{os.fspath(path)!r} is not TOML: {components.one_line(error)}") from error
 
 

@@ -67,7 +67,8 @@ def targets_of(
     if decimal:
         if not whole:
             raise ValueError(
-                f"{name}: label {labels[labels != np.round(labels)][0]} is no class: regression = true"
+                f"{name}: label {labels[~np.isfinite(labels) | (labels != np.round(labels))][0]} is no class: "
+                "regression = true"
             )
         labels = labels.astype(np.int64)
     classes, y = np.unique(labels, return_inverse=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 from pydantic import Field
 
@@ -101,8 +102,14 @@ def _read(paths: list[Path], n_features: int | None) -> list[_Part]:
     except (ValueError, OverflowError, EOFError) as error:
         names = " or ".join(map(str, paths))
         raise ValueError(
-            f"{names} is not a complete LIBSVM file ({error}); download it again or check its format"
+            f"{names} is not a complete LIBSVM file ({str(error)[:200]}); download it again or check its format"
         ) from error
+    rows, width = sum(x.shape[0] for x in columns[::2]), columns[0].shape[1]
+    if (needed := 4 * rows * width) > (free := psutil.virtual_memory().available) / 2:
+        raise ValueError(
+            f"{paths[0]}: {rows:,} samples of {width:,} features (the largest index) take {needed / 1e9:,.0f} GB as "
+            f"float32, and {free / 1e9:,.0f} GB of memory are free: number the features from 1 without gaps"
+        )
     return [
         (x.toarray(), np.asarray(y, np.float64)) for x, y in zip(columns[::2], columns[1::2], strict=True)
     ]

@@ -63,7 +63,7 @@ class TableSchema:
             **{f"drop-columns ({name})": name for name in self.dropped},
         }.items():
             if column not in columns:
-                raise ValueError(f"{path} has no column {column!r}; set {key} to one of {', '.join(columns)}")
+                raise ValueError(f"{path} has no column {column!r}; set {key} to one of {_few(columns)}")
         others = (*self.chosen.values(), *self.dropped)
         features = self.features or tuple(name for name in columns if name not in others)
         if not features:
@@ -72,7 +72,7 @@ class TableSchema:
         extra = [name for name in columns if name not in (*features, *others)]
         if missing or extra:
             cause = f"no column {missing[0]!r}" if missing else f"a further column {extra[0]!r}"
-            raise ValueError(f"{path} has {cause}: the features are {', '.join(features)}")
+            raise ValueError(f"{path} has {cause}: the features are {_few(features)}")
         return TableSchema(self.label, self.group, self.dropped, features)
 
 
@@ -110,6 +110,11 @@ def read_table(path: Path, schema: TableSchema) -> tuple[TableSchema, dict[str, 
     return schema, arrays
 
 
+def _few(columns: Sequence[str]) -> str:
+    text = ", ".join(columns)
+    return text if len(text) <= 400 else f"{text[:400]}..."
+
+
 def _read_csv(path: Path, schema: TableSchema) -> pd.DataFrame:
     import pandas as pd
     from pandas.errors import ParserWarning
@@ -139,10 +144,17 @@ def _read_csv(path: Path, schema: TableSchema) -> pd.DataFrame:
         raise ValueError(
             f"{path}: a row has more cells than the header has names; name every column"
         ) from None
-    except (OSError, EOFError, ValueError) as error:  # pandas' errors of a malformed file are ValueErrors
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        csv.Error,
+    ) as error:  # pandas' errors of a malformed file are ValueErrors
         if str(error).startswith(str(path)):
             raise
-        raise ValueError(f"{path} cannot be read ({' '.join(str(error).split())}); check the file") from error
+        raise ValueError(
+            f"{path} cannot be read ({' '.join(str(error).split())[:200]}); check the file"
+        ) from error
 
 
 _MISSING: Final = [

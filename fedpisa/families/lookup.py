@@ -14,7 +14,7 @@ from types import MappingProxyType, ModuleType
 from typing import Any, Final
 
 from fedpisa.components.describe import Component, inspect_component
-from fedpisa.components.names import kebab, name_of, nearest, one_line
+from fedpisa.components.names import kebab, listed, name_of, nearest, one_line
 
 
 def available(family: str) -> dict[str, Component]:
@@ -37,8 +37,8 @@ def available(family: str) -> dict[str, Component]:
 @functools.cache
 def _collected(family: str) -> Mapping[str, Component]:
     if family not in _FAMILIES:
-        listed = ", ".join(_FAMILIES)
-        raise ValueError(f"unknown family {family!r}{nearest(family, _FAMILIES)} (families: {listed})")
+        names = ", ".join(_FAMILIES)
+        raise ValueError(f"unknown family {family!r}{nearest(family, _FAMILIES)} (families: {names})")
     found = sorted(_FAMILIES[family](), key=lambda component: component.name)
     return MappingProxyType({component.name: component for component in found})
 
@@ -68,10 +68,9 @@ def find(family: str, name: str) -> Component:
     if found is None and family in _FALLBACKS:
         found = _FALLBACKS[family](name, known)
     if found is None:
-        listed = ", ".join(known)
         raise ValueError(
             f"unknown {family} {name!r}{nearest(name, known)} "
-            f"(available: {listed}; or your own as 'module:attribute')"
+            f"(available: {listed(known, family)}; or your own as 'module:attribute')"
         )
     return found
 

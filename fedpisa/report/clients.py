@@ -5,17 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from logging import getLogger
 from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedpisa.runs.per_client import require_parquet
+from fedpisa.runs.reading import RunReader
 from fedpisa.runs.results import load_result
 from fedpisa.simulation.federation import build_model, load_dataset, split_dataset
 
 if TYPE_CHECKING:
     from fedpisa.datasets import Dataset, Heterogeneity, Indices
     from fedpisa.report.runs import Collection, Group, Run
+
+_LOG = getLogger("fedpisa")
 
 WORST = 0.1
 """The share of the clients, at least one, whose mean accuracy is the worst 10%."""
@@ -172,16 +177,15 @@ def kept_accuracies(run: Run) -> NDArray[np.float64] | None:
     Return ``None`` if there is no such file, if it has no accuracies, or if they are not of all clients in the
     final round.
     """
-    place = run.directory / "clients.parquet"
-    # A folder holds a file for each evaluated round, named in their order: the last one is enough.
-    files = sorted(place.glob("*.parquet"))[-1:] if place.is_dir() else [place] if place.is_file() else []
-    if not files:
+    reader = RunReader(run.directory)
+    rounds = reader.client_rounds()
+    if not rounds:
         return None
-    import pandas as pd
-
     try:
-        frame = pd.read_parquet(files[0])
-    except (ImportError, OSError, ValueError):  # no reader is installed, or the file is damaged
+        require_parquet()
+        frame = reader.client_table(rounds[-1])
+    except ValueError as error:
+        _LOG.warning("%s: it is left out", error)
         return None
     names = [name for name in frame.columns if str(name).endswith("accuracy")]
     names.sort(key=lambda name: ("test" not in name, "train" in name))

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, final
 
 from fedpisa import components, families
+from fedpisa.runs.reading import RunReader
 from fedpisa.runs.results import Result, load_result
 from fedpisa.studies.study import STUDY_FILE, read_study
 
@@ -253,7 +254,7 @@ def _studies(
 
 def _load(directory: Path, variant: str | None) -> Run:
     result = load_result(directory)
-    info = json.loads((directory / "run.json").read_bytes())
+    info = RunReader(directory).info
     # The parameters of many runs would fill the memory; `clients` reads them again, one by one.
     light = Result(result.config, result.rows, {}, result.partition, result.status, directory)
     return Run(directory, light, info, result.config.algorithm if variant is None else variant)

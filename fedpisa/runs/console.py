@@ -18,7 +18,8 @@ from rich.table import Table
 from fedpisa.runs.events import Event, RoundFinished, RunFinished, RunStarted, Stopping
 
 if TYPE_CHECKING:
-    from fedpisa.runs.results import Result, Row
+    from fedpisa.runs.reading import Row
+    from fedpisa.runs.results import Result
 
 PLAIN_LINES = 6
 """Number of rounds that are reported, besides the last, if the output is not a terminal."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,12 +19,11 @@ from torch import Tensor
 
 from fedpisa.datasets.client_data import ClientData
 from fedpisa.rng import seeded
+from fedpisa.runs.reading import CLIENTS, RunReader
 from fedpisa.tasks.task import Task
 
 if TYPE_CHECKING:
     import pandas as pd
-
-FILE = "clients.parquet"
 
 Table = Mapping[str, NDArray[Any]]
 """Columns of one round: ``round``, ``client``, ``num_examples``, ``train_loss``, ``loss`` and ``accuracy``."""
@@ -55,10 +53,13 @@ def evaluate_clients(
     columns = {"loss": [losses_B for losses_B, _ in parts]}
     if task.num_classes is not None:
         columns["accuracy"] = [correct_B for _, correct_B in parts]
-    return {
+    means = {
         name: np.add.reduceat(torch.cat(values).double().cpu().numpy(), data.begin_N) / data.sizes_N
         for name, values in columns.items()
     }
+    if "accuracy" in means:
+        means["accuracy"][~np.isfinite(means["loss"])] = np.nan
+    return means
 
 
 def table_of(
@@ -112,20 +113,19 @@ def to_parquet(table: Table) -> bytes:
     return stream.getvalue()
 
 
-def read_tables(folder: Path) -> pd.DataFrame:
+def read_tables(reader: RunReader) -> pd.DataFrame:
     """Return all rounds in ``clients.parquet``, ordered by round and client.
 
     Raises
     ------
     ValueError
-        If the folder does not exist, or pyarrow is not installed.
+        If the folder does not exist or a file in it is damaged, or pyarrow is not installed.
     """
-    import pandas as pd
-
-    if not folder.exists():
-        raise ValueError(f"{folder} does not exist: run with per-client = true to make it")
+    rounds = reader.client_rounds()
+    if not rounds:
+        raise ValueError(f"{reader.path / CLIENTS} does not exist: run with per-client = true to make it")
     require_parquet()
-    return to_frame(pd.read_parquet(file) for file in sorted(folder.glob("round-*.parquet")))
+    return to_frame(map(reader.client_table, rounds))
 
 
 def to_frame(tables: Iterable[Table | pd.DataFrame]) -> pd.DataFrame:

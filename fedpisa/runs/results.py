@@ -3,7 +3,7 @@
 A run's directory contains
 
 - ``config.toml``: the resolved configuration, which is enough to repeat the run;
-- ``run.json``: versions, machine, timing and ``status``;
+- ``run.json``: versions, machine, timing and ``status``, and when the run has ended, digests of the other files;
 - ``metrics.jsonl``: one JSON object per round, written when the round ends;
 - ``checkpoint/``: the state from which `fedpisa.run` resumes or adds rounds, see `fedpisa.storage.checkpoint`;
 - ``partition.npz``: the arrays ``0`` .. ``N-1``, client ``i``'s sample indices into the training set;
@@ -18,17 +18,19 @@ import io
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, final, get_args
+from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpisa.storage.files import OccupiedError, is_leftover, named, replace_file, sync
+from fedpisa.runs.reading import CLIENTS, TIED, Row, RunReader, Status
+from fedpisa.storage.files import OccupiedError, digest_of, is_leftover, named, replace_file, shortened, sync
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,11 +40,6 @@ if TYPE_CHECKING:
     from fedpisa.datasets.base import Indices
     from fedpisa.runs.per_client import Table
 
-Status = Literal["running", "finished", "diverged", "interrupted", "failed"]
-Row = Mapping[str, float | int | None]
-
-TIED = "tied"
-"""Key of the metadata of ``model.safetensors`` that names entries that repeat another."""
 METRICS = (
     "round",
     "train_loss",
@@ -73,6 +70,12 @@ def require_free(directory: str | Path) -> Path:
     elif path.exists() or path.is_symlink():
         raise OccupiedError(f"{path} exists and is not a directory: name another directory for the result")
     return path
+
+
+def directory_for(config: RunConfig) -> Path:
+    """Return a new directory ``runs/<algorithm>-<dataset>-<seed>`` for a run."""
+    name = re.sub(r"[^\w.-]+", "-", f"{config.algorithm}-{config.dataset}-{config.seed}")
+    return free_directory(Path("runs") / shortened(name))
 
 
 def free_directory(path: str | Path) -> Path:
@@ -153,6 +156,9 @@ class RunDirectory:
         np.savez(arrays, **parts)
 
         self.path.mkdir(parents=True, exist_ok=True)
+        (self.path / "run.json").unlink(
+            missing_ok=True
+        )  # its digests are those of the files that are replaced
         replace_file(self.path / "config.toml", toml)
         replace_file(self.path / "partition.npz", arrays.getvalue())
         replace_file(self.metrics, b"")
@@ -177,38 +183,38 @@ class RunDirectory:
         except OSError as error:
             raise named(error, self.metrics) from error
 
-    def metrics_bytes(self) -> int:
-        """Flush ``metrics.jsonl`` to the disk and return its length in bytes."""
+    def metrics_so_far(self) -> dict[str, int | str]:
+        """Flush ``metrics.jsonl`` to the disk and return its length in bytes and its digest, for a checkpoint."""
         sync(self.metrics)
-        return self.metrics.stat().st_size
+        content = self.metrics.read_bytes()
+        return {"metrics_bytes": len(content), "metrics_digest": digest_of(content)}
 
     def cut(self, length: int) -> list[Row]:
         """Truncate ``metrics.jsonl`` to ``length`` bytes and return its rows."""
+        rows = self.reader().rows(length)
         os.truncate(self.metrics, length)
-        return _read_rows(self.metrics)
+        return rows
+
+    def reader(self) -> RunReader:
+        """Return what reads the files."""
+        return RunReader(self.path)
 
     def write_config(self, config: RunConfig) -> None:
         """Replace ``config.toml``."""
         replace_file(self.path / "config.toml", config.to_toml().encode())
 
-    def info(self) -> dict[str, Any]:
-        """Return the content of ``run.json``; an empty mapping if the file does not exist."""
-        file = self.path / "run.json"
-        info: dict[str, Any] = json.loads(file.read_bytes()) if file.exists() else {}
-        return info
-
     def write_clients(self, table: Table) -> None:
         """Write or replace one round in ``clients.parquet``."""
         from fedpisa.runs import per_client
 
-        folder = self.path / per_client.FILE
+        folder = self.path / CLIENTS
         folder.mkdir(exist_ok=True)
         number = int(table["round"][0])
         replace_file(folder / f"round-{number:06d}.parquet", per_client.to_parquet(table))
 
     def update(self, **info: object) -> None:
         """Set entries of ``run.json``, such as ``status``, and keep the others."""
-        replace_file(self.path / "run.json", _json_bytes({**self.info(), **info}))
+        replace_file(self.path / "run.json", _json_bytes({**self.reader().info, **info}))
 
     def write_model(
         self, parameters: Mapping[str, NDArray[Any]], names: Mapping[str, str] | None = None
@@ -286,7 +292,7 @@ class Result:
             raise ValueError("per-client = false, so clients were not evaluated: run with per-client = true")
         if self.directory is None:
             return per_client.to_frame(self.client_tables)
-        return per_client.read_tables(self.directory / per_client.FILE)
+        return per_client.read_tables(RunReader(self.directory))
 
     def last(self, column: str) -> float | None:
         """Return the last finite value of a column; ``None`` if there is none."""
@@ -405,8 +411,6 @@ def load_result(directory: str | Path) -> Result:
     ValueError
         If ``directory`` is not a run's directory, or one of its files cannot be read.
     """
-    from fedpisa.config.run import load_config
-
     path = Path(directory)
     if not path.is_dir():
         raise ValueError(f"{path} is not a directory: name the directory of a run")
@@ -416,49 +420,19 @@ def load_result(directory: str | Path) -> Result:
             f"{path} is not a run's directory, it lacks {', '.join(missing)}: name the directory of a run"
         )
     try:
-        status = json.loads((path / "run.json").read_bytes())["status"]
-        if status not in get_args(Status):
-            raise ValueError(f"status {status!r} is none of {', '.join(get_args(Status))}")
+        reader = RunReader(path)
         return Result(
-            config=load_config(path / "config.toml"),
-            rows=_read_rows(path / "metrics.jsonl"),
-            parameters=_read_model(path / "model.safetensors"),
-            partition=read_partition(path / "partition.npz"),
-            status=status,
+            config=reader.config(),
+            rows=reader.rows(),
+            parameters=reader.model(),
+            partition=reader.partition(),
+            status=reader.info["status"],
             directory=path,
         )
-    except (ValueError, KeyError, TypeError) as error:
+    except ValueError as error:
         raise ValueError(
             f"the run in {path} cannot be read ({error}): name another run, or repeat it"
         ) from error
-
-
-def _read_rows(file: Path) -> list[Row]:
-    # A killed process may leave an incomplete last line.
-    lines = file.read_text(encoding="utf-8").split("\n")[:-1]
-    return [json.loads(line) for line in lines if line]
-
-
-def read_partition(file: Path) -> list[NDArray[np.int64]]:
-    """Return each client's sample indices; an empty list if the file does not exist."""
-    if not file.is_file():
-        return []
-    with np.load(file, allow_pickle=False) as arrays:
-        return [arrays[str(i)] for i in range(len(arrays.files))]
-
-
-def _read_model(file: Path) -> dict[str, NDArray[Any]]:
-    if not file.is_file():
-        return {}
-    from safetensors import SafetensorError, safe_open
-    from safetensors.numpy import load
-
-    try:
-        with safe_open(file, framework="np") as opened:
-            tied = json.loads((opened.metadata() or {}).get(TIED, "{}"))
-        return {name: value for name, value in load(file.read_bytes()).items() if name not in tied}
-    except SafetensorError as error:
-        raise ValueError(f"{file.name}: {error}") from error
 
 
 def _plain(value: object) -> object:

@@ -12,7 +12,7 @@ import numpy as np
 
 from fedpisa import components
 from fedpisa.config.run import RunConfig, load_config
-from fedpisa.runs.results import RunDirectory, read_partition
+from fedpisa.runs.results import RunDirectory
 from fedpisa.storage import checkpoint
 from fedpisa.storage.checkpoint import Checkpoint
 
@@ -107,6 +107,11 @@ def pick(files: RunDirectory, simulation: Simulation) -> Checkpoint | None:
         if found.metadata["metrics_bytes"] > length:
             _LOG.warning("%s lacks rounds that %s has: the checkpoint is skipped", files.metrics, file)
             continue
+        try:
+            files.reader().rows(found.metadata["metrics_bytes"], found.metadata.get("metrics_digest"))
+        except ValueError as error:
+            _LOG.warning("%s: %s is skipped", error, file)
+            continue
         _require_same(found, files, simulation)
         return found
     if stored or length:
@@ -122,10 +127,10 @@ def _require_same(found: Checkpoint, files: RunDirectory, simulation: Simulation
             f"{config.model} has other parameters than when {files.path} was started: restore the old model, "
             "or start a new run"
         )
-    before, now = read_partition(files.path / "partition.npz"), simulation.federation.partition
+    before, now = files.reader().partition(), simulation.federation.partition
     if len(before) != len(now) or not all(map(np.array_equal, before, now)):
         raise ValueError(
-            f"{config.dataset} is split differently than when {files.path} was started: restore the old data, "
+            f"{config.dataset} is split differently than in {files.path / 'partition.npz'}: restore the old data, "
             "or start a new run"
         )
 

@@ -17,7 +17,8 @@ from fedpisa.runs.events import RoundFinished, RunFinished, Stopping
 from fedpisa.runs.per_client import Table, require_parquet
 from fedpisa.runs.process import is_own, reserved_heap
 from fedpisa.runs.provenance import now, provenance_of
-from fedpisa.runs.results import Result, Row, RunDirectory, Status, load_result, require_free
+from fedpisa.runs.reading import Row, Status
+from fedpisa.runs.results import Result, RunDirectory, load_result, require_free
 from fedpisa.runs.resume import changed, pick, require_same_data
 from fedpisa.runs.signals import Interrupted, Stop, postponed
 from fedpisa.runs.simulation import Simulation
@@ -56,7 +57,8 @@ def run(
     Returns
     -------
     Result
-        Result with ``status`` ``finished``, or ``diverged`` if the loss or the parameters were no longer finite;
+        Result with ``status`` ``finished``, or ``diverged`` if a loss, in training or on the test set, or the
+        parameters were no longer finite;
         the rounds until then are kept.
 
     Raises
@@ -129,9 +131,9 @@ def _resume(
         )
     with locked(directory):
         files = RunDirectory(directory)
-        before = load_config(directory / "config.toml")
+        reader = files.reader()
+        before, info = reader.config(), reader.info
         after = changed(before, config)
-        info = files.info()
         longer = after.num_server_rounds > before.num_server_rounds
         if info.get("status") == "diverged" or (info.get("status") == "finished" and not longer):
             result = load_result(directory)
@@ -145,11 +147,12 @@ def _resume(
             return _Run(simulation, notify, files).train()
         require_same_data(info.get("data"), simulation.federation.data_digest(), directory)
         simulation.restore(found.server_round, found.tensors)
-        rows = files.cut(found.metadata["metrics_bytes"])
-        files.write_config(simulation.config)
         part = {"after_round": found.server_round, "at": now()}
         part |= {key: provenance[key] for key in ("versions", "machine", "process")}
-        files.update(status="running", resumed=[*info.get("resumed", []), part])
+        # The digests go first: they are those of the files that the run then changes.
+        files.update(status="running", digests={}, resumed=[*info.get("resumed", []), part])
+        rows = files.cut(found.metadata["metrics_bytes"])
+        files.write_config(simulation.config)
         return _Run(simulation, notify, files, rows, seconds_before=found.metadata["seconds"]).train()
 
 
@@ -177,8 +180,8 @@ class _Run:
             raise
         finally:
             parameters = self.simulation.parameters()
-            # After a failure, such as a full disk, a further OSError must not hide the first one.
-            with suppress(OSError) if status == "failed" else nullcontext():
+            # After a failure, such as a full disk, a further error must not hide the first one.
+            with suppress(OSError, ValueError) if status == "failed" else nullcontext():
                 self._end(parameters, status)
         config, partition = self.simulation.config, self.simulation.federation.partition
         directory = None if self.files is None else self.files.path
@@ -216,7 +219,7 @@ class _Run:
         metadata = {
             "config": self.simulation.config.to_mapping(),
             "layout": self.simulation.federation.task.layout.fingerprint,
-            "metrics_bytes": files.metrics_bytes(),
+            **files.metrics_so_far(),
             "seconds": self._seconds(),
         }
         state = Checkpoint(self.simulation.server_round, self.simulation.snapshot(), metadata)
@@ -228,6 +231,7 @@ class _Run:
     def _end(self, parameters: Mapping[str, NDArray[Any]], status: Status) -> None:
         if self.files is not None:
             self.files.write_model(parameters, state_names(self.simulation.federation.task.module))
-            self.files.update(status=status, seconds=self._seconds(), finished=now())
+            digests = self.files.reader().digests()
+            self.files.update(status=status, seconds=self._seconds(), finished=now(), digests=digests)
             if status in ("finished", "diverged"):
                 checkpoint.keep_last(self.files.checkpoints)

@@ -19,7 +19,7 @@ from fedpisa.flower.compat import to_record, to_tensors
 from fedpisa.flower.engine_grid import EngineGrid
 from fedpisa.runs.events import RunStarted
 from fedpisa.runs.per_client import Table, evaluate_clients, table_of
-from fedpisa.runs.results import Row
+from fedpisa.runs.reading import Row
 from fedpisa.server.reply_filter import MAX_UPLOAD_NORM, ReplyFilter
 from fedpisa.simulation.faults import FaultyGrid
 from fedpisa.simulation.federation import Federation, build_faults
@@ -90,6 +90,8 @@ class Simulation:
         try:
             if self.server_round == 0:
                 yield {"round": 0, **self._evaluate()}
+                if self.diverged:
+                    return
             first = self.server_round + 1
             for finished in rounds(self.strategy, self.grid, self.model, last, timeout, first_round=first):
                 self.model, self.server_round = finished.arrays, finished.server_round
@@ -179,6 +181,7 @@ class Simulation:
         begin = time.perf_counter()
         test = self.federation.test
         metrics = self.federation.task.evaluate(*self._vectors(), test.x, test.y)
+        self.diverged = not np.isfinite(metrics["loss"])
         row = {f"test_{name}": value for name, value in metrics.items()}
         row["evaluation_seconds"] = time.perf_counter() - begin
         return row

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, final
 
 from fedpisa.runs.events import Event, RoundFinished, RunFinished, RunStarted
+from fedpisa.storage.files import read_file
 
 if TYPE_CHECKING:
     from fedpisa.config.run import RunConfig
-    from fedpisa.runs.results import Row
+    from fedpisa.runs.reading import Row
 
 Listener = Callable[[Event], None]
 
@@ -191,7 +192,7 @@ class MLflow(Tracker):
     def start(self, config: RunConfig) -> None:
         """Create an MLflow run, or continue the one in ``mlflow.json``."""
         note = self._directory / "mlflow.json"
-        known = json.loads(note.read_bytes()) if note.is_file() else {"tracking_uri": self._store()}
+        known = read_file(note, _note) if note.is_file() else {"tracking_uri": self._store()}
         client = self._mlflow.MlflowClient(tracking_uri=known["tracking_uri"])
         try:
             if "run_id" in known:
@@ -242,6 +243,11 @@ class MLflow(Tracker):
             run_id, params=[Param(key, str(value)) for key, value in config.to_mapping().items()]
         )
         return str(run_id)
+
+
+def _note(content: bytes) -> dict[str, str]:
+    known = json.loads(content)
+    return {name: str(known[name]) for name in ("tracking_uri", "run_id")}
 
 
 def _missing(name: str, extra: str) -> ValueError:

@@ -7,7 +7,6 @@ can resume from the earlier one if the later one is damaged. When it ends, it ke
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Collection, Mapping
 from contextlib import suppress
@@ -15,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, final
 
-from fedpisa.storage.files import PARTIAL, replace_file
-from fedpisa.storage.tensor_file import FORMAT, DamagedFileError, decode, encode, require_format
+from fedpisa.storage.files import PARTIAL, DamagedFileError, digest_of, read_file, replace_file
+from fedpisa.storage.tensor_file import FORMAT, decode, encode, require_format
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,7 +70,7 @@ def write(directory: Path, checkpoint: Checkpoint) -> Path:
     }
     content = encode(checkpoint.tensors, description)
     directory.mkdir(exist_ok=True)
-    file = directory / f"round-{checkpoint.server_round}-{_digest(content)}.safetensors"
+    file = directory / f"round-{checkpoint.server_round}-{digest_of(content)}.safetensors"
     replace_file(file, content)
     earlier = [other for other in newest_first(directory) if _round(other) < checkpoint.server_round]
     _remove_all_but(directory, {file, *earlier[: KEPT - 1]})
@@ -85,7 +84,11 @@ def keep_last(directory: Path) -> None:
 
 def _remove_all_but(directory: Path, keep: Collection[Path]) -> None:
     for other in directory.iterdir() if directory.is_dir() else ():
-        if other not in keep and (_NAME.fullmatch(other.name) or other.name.endswith(PARTIAL)):
+        if (
+            other not in keep
+            and other.is_file()
+            and (_NAME.fullmatch(other.name) or other.name.endswith(PARTIAL))
+        ):
             with suppress(FileNotFoundError):
                 other.unlink()
 
@@ -93,7 +96,9 @@ def _remove_all_but(directory: Path, keep: Collection[Path]) -> None:
 def newest_first(directory: Path) -> list[Path]:
     """Return the files of a directory with a checkpoint's name, sorted from the last round to the first."""
     files = directory.iterdir() if directory.is_dir() else ()
-    return sorted((file for file in files if _NAME.fullmatch(file.name)), key=_round, reverse=True)
+    return sorted(
+        (file for file in files if _NAME.fullmatch(file.name) and file.is_file()), key=_round, reverse=True
+    )
 
 
 def read(file: Path) -> Checkpoint:
@@ -105,10 +110,9 @@ def read(file: Path) -> Checkpoint:
         If the file is damaged, or a version of fedpisa with another format wrote it.
     """
     name = _NAME.fullmatch(file.name)
-    content = file.read_bytes()
-    if name is None or _digest(content) != name[2]:
+    if name is None:
         raise DamagedFileError(file)
-    description, tensors = decode(content, file)
+    description, tensors = read_file(file, lambda content: decode(content, file), name[2])
     require_format(description, file)
     ordered = {name: tensors[name] for name in description["names"]}
     return Checkpoint(description["round"], ordered, description["facts"])
@@ -116,7 +120,3 @@ def read(file: Path) -> Checkpoint:
 
 def _round(file: Path) -> int:
     return int(file.name.split("-")[1])
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.blake2b(content, digest_size=16).hexdigest()

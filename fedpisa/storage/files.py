@@ -1,17 +1,22 @@
-"""Atomic writes, and directories that one process at a time may write."""
+"""Atomic writes, checked reads, and directories that one process at a time may write."""
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final, final
+from typing import Final, TypeVar, final
 
 from filelock import FileLock, Timeout
 
+T = TypeVar("T")
+
 LOCK: Final = ".lock"
 """Name of a directory's lock file; the process that writes the directory holds the lock."""
+LONGEST: Final = 100
+"""Bytes of the longest name that `shortened` returns; file systems allow 255, with all suffixes."""
 PARTIAL: Final = ".partial"
 """Suffix of files that are not yet complete."""
 
@@ -24,6 +29,68 @@ class InUseError(ValueError):
 @final
 class OccupiedError(ValueError):
     """The place for a result is not empty."""
+
+
+@final
+class DamagedFileError(ValueError):
+    """A file does not have the content that was written to it.
+
+    Parameters
+    ----------
+    file
+        Path of the file.
+    reason
+        What is wrong with it, if that is known.
+    """
+
+    def __init__(self, file: Path, reason: str = "") -> None:
+        super().__init__(f"{file} is damaged" + (f" ({reason})" if reason else ""))
+
+
+def digest_of(content: bytes) -> str:
+    """Return a digest of a file's content: 32 hexadecimal digits."""
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def read_file(file: Path, decode: Callable[[bytes], T], digest: str | None = None) -> T:
+    """Return what ``decode`` makes of a file's content.
+
+    Parameters
+    ----------
+    file
+        The file.
+    decode
+        Function of the content. Each of its errors is taken for damage of the file.
+    digest
+        The digest of the content as it was written, if it is known.
+
+    Raises
+    ------
+    DamagedFileError
+        If the file is missing or has another digest, or ``decode`` fails.
+
+    Examples
+    --------
+    >>> import json, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     file = Path(folder) / "run.json"
+    ...     replace_file(file, b"[" * 100_000)
+    ...     read_file(file, json.loads)
+    Traceback (most recent call last):
+        ...
+    fedpisa.storage.files.DamagedFileError: ...run.json is damaged (maximum recursion depth exceeded...)
+    """
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise DamagedFileError(file, error.strerror or "") from error
+    if digest not in (None, digest_of(content)):
+        raise DamagedFileError(file, "its content is not what was written")
+    try:
+        return decode(content)
+    except Exception as error:  # decoders of damaged content may fail in any way
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise DamagedFileError(file, reason) from error
 
 
 def replace_file(file: Path, content: bytes) -> None:
@@ -62,6 +129,20 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def shortened(name: str) -> str:
+    """Return a name that a file can have: a long one is cut, and a digest keeps it different from all others.
+
+    Examples
+    --------
+    >>> shortened("fedavg"), len(shortened("m" * 300)), shortened("m" * 300) == shortened("m" * 301)
+    ('fedavg', 100, False)
+    """
+    content = name.encode()
+    if len(content) <= LONGEST:
+        return name
+    return f"{content[: LONGEST - 9].decode(errors='ignore')}-{digest_of(content)[:8]}"
 
 
 def is_leftover(name: str) -> bool:

@@ -5,26 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, final
+from typing import TYPE_CHECKING, Any, Final
+
+from fedpisa.storage.files import DamagedFileError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 FORMAT: Final = 1
-
-
-@final
-class DamagedFileError(ValueError):
-    """A file does not have the content that was written to it.
-
-    Parameters
-    ----------
-    file
-        Path of the file.
-    """
-
-    def __init__(self, file: Path) -> None:
-        super().__init__(f"{file} is damaged")
 
 
 def encode(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> bytes:

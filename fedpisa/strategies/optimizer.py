@@ -16,7 +16,7 @@ from typing import Annotated, Any, ClassVar, Final, final
 import torch
 from torch import Tensor
 
-from fedpisa.components import nearest, one_line
+from fedpisa.components import listed, nearest, one_line
 from fedpisa.typing import Step
 
 LEFT_OUT: Final = {
@@ -84,7 +84,9 @@ class Optimizer:
         classes = optimizer_classes()
         if self.name not in classes:
             reason = missing(self.name) or nearest(self.name, classes)
-            raise ValueError(f"no optimizer {self.name!r}{reason} (available: {', '.join(classes)})")
+            raise ValueError(
+                f"no optimizer {self.name!r}{reason} (available: {listed(classes, 'optimizer')})"
+            )
         try:
             return classes[self.name](_bundled(self.name, parameters), **self.options)
         except (ValueError, TypeError, RuntimeError) as error:

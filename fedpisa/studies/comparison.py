@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedpisa.config.run import load_config
+from fedpisa.runs.reading import RunReader
 from fedpisa.runs.resume import differences
 from fedpisa.runs.signals import Interrupted
 from fedpisa.simulation.federation import build_algorithm, build_schedule, load_dataset
@@ -59,7 +59,7 @@ def compare(
         After Ctrl-C or SIGTERM, when all current runs have finished their round and written a checkpoint.
     """
     if isinstance(study, Study):
-        content, name = study.to_toml().encode(), study.name
+        content, name = study.to_toml().encode(), study.folder
     else:
         content, name = Path(study).read_bytes(), Path(study).stem
         study = read_study(study)
@@ -121,9 +121,11 @@ def _require_same(runs: Sequence[StudyRun], directory: Path) -> None:
     """Raise an error if existing runs have other configurations."""
     other, reasons = [], dict[str, None]()
     for run in runs:
-        file = directory / run.path / "config.toml"
-        if file.exists():
-            before = load_config(file)
+        if (directory / run.path / "config.toml").exists():
+            try:
+                before = RunReader(directory / run.path).config()
+            except ValueError:  # the run fails, and the others go on
+                continue
             after = run.config.replace({"model": before.model}) if run.config.model is None else run.config
             if different := differences(before, after):
                 other.append(str(run.path))

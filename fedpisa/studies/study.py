@@ -31,15 +31,19 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
+from logging import getLogger
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Final, final
 
 from fedpisa import components
-from fedpisa.config.run import RunConfig, flatten, nest, override, read_toml
+from fedpisa.config.run import RunConfig, flatten, nest, other_names, override, read_toml
 from fedpisa.runs.results import Result, load_result
+from fedpisa.storage.files import shortened
 
 if TYPE_CHECKING:
     import pandas as pd
+
+_LOG = getLogger("fedpisa")
 
 STUDY_FILE: Final = "study.toml"
 _TABLES: Final = ("name", "seeds", "base", "sweep", "variant")
@@ -196,10 +200,20 @@ class Study:
             for key in keys:
                 if key in sweep:
                     raise ValueError(f"key {key!r} is in {table} and in [sweep]: leave it in one of them")
+        for variant, keys in variants.items():
+            for old, new in other_names({**base, **keys}, sweep).items():
+                raise ValueError(
+                    f"variant {variant!r}: {old!r} and {new!r} of [sweep] are the same key: remove {old!r}"
+                )
         study_name = values.get("name", name)
         if not isinstance(study_name, str) or not study_name.strip():
             raise ValueError(f"name = {study_name!r} is not a name: write a string")
         return cls(study_name, base, sweep, variants, _seeds(values.get("seeds", [0])), at)
+
+    @property
+    def folder(self) -> str:
+        """The name as that of a folder."""
+        return shortened(re.sub(r"[^\w .=,+-]+", "-", self.name).strip(" .")) or "study"
 
     def points(self) -> list[dict[str, object]]:
         """Return all combinations of the swept values; without a sweep, one empty point."""
@@ -240,13 +254,19 @@ class Study:
         return tomli_w.dumps({"name": self.name, "seeds": list(self.seeds), **tables})
 
     def results(self, directory: str | os.PathLike[str]) -> list[StudyResult]:
-        """Return the results of all started runs, with any status."""
-        runs = [(run, Path(directory) / run.path) for run in self.runs()]
-        return [
-            StudyResult(run.variant, run.point, run.seed, load_result(path))
-            for run, path in runs
-            if (path / "run.json").exists()
-        ]
+        """Return the results of all started runs, with any status.
+
+        A run that cannot be read is left out, with a warning.
+        """
+        results = []
+        for run in self.runs():
+            path = Path(directory) / run.path
+            if (path / "run.json").exists():
+                try:
+                    results.append(StudyResult(run.variant, run.point, run.seed, load_result(path)))
+                except ValueError as error:
+                    _LOG.warning("%s", error)
+        return results
 
     def frame(self, directory: str | os.PathLike[str]) -> pd.DataFrame:
         """Return the rounds of all runs in one table; see `frame`."""
@@ -280,7 +300,7 @@ def load_study(directory: str | os.PathLike[str]) -> list[StudyResult]:
     Raises
     ------
     ValueError
-        If the directory is not a study's, or a run in it cannot be read.
+        If the directory is not a study's.
     """
     file = Path(directory) / STUDY_FILE
     if not file.is_file():
@@ -388,7 +408,7 @@ def _slug(text: str) -> str:
     >>> _slug("dirichlet-alpha=0.1,widths=[64, 32]"), _slug("")
     ('dirichlet-alpha=0.1,widths=64-32', 'all')
     """
-    return re.sub(r", |[^\w.=,+-]+", "-", re.sub(r"[][]", "", text)).strip("-.") or "all"
+    return shortened(re.sub(r", |[^\w.=,+-]+", "-", re.sub(r"[][]", "", text)).strip("-.")) or "all"
 
 
 def _distinct(names: Iterable[str]) -> list[str]:

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Literal, final
 
 from fedpisa.components import one_line
-from fedpisa.config.run import RunConfig, load_config
+from fedpisa.config.run import RunConfig
 from fedpisa.runs.events import Event, RoundFinished, RunStarted, Stopping
 from fedpisa.runs.process import own_process
-from fedpisa.runs.results import Result, RunDirectory, load_result
+from fedpisa.runs.reading import RunReader
+from fedpisa.runs.results import Result, load_result
 from fedpisa.storage.files import InUseError, OccupiedError
 from fedpisa.studies.pool import Pool, Worker, become_worker
 
@@ -64,13 +65,16 @@ class Progress:
 
 
 def standing(task: Task) -> Progress:
-    """Return the initial state of a task: ended, or ``waiting``."""
+    """Return the initial state of a task: ended, ``failed`` if its run cannot be read, or ``waiting``."""
     path = Path(task.path)
-    status = RunDirectory(path).info().get("status")
-    if status in ("finished", "diverged"):
-        rounds = load_config(path / "config.toml").num_server_rounds
-        if status == "diverged" or rounds >= RunConfig.from_mapping(task.keys).num_server_rounds:
-            return _ended(task.number, load_result(path))
+    try:
+        reader = RunReader(path)
+        if reader.status in ("finished", "diverged"):
+            rounds = reader.config().num_server_rounds
+            if reader.status == "diverged" or rounds >= RunConfig.from_mapping(task.keys).num_server_rounds:
+                return _ended(task.number, load_result(path))
+    except ValueError as error:
+        return Progress(task.number, "failed", message=one_line(error))
     return Progress(task.number, "waiting")
 
 

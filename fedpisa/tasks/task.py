@@ -5,6 +5,7 @@ Shapes: ``P`` parameters, ``Q`` buffer entries, ``B`` samples of a mini-batch, `
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -203,7 +204,7 @@ class Task:
         Returns
         -------
         dict
-            ``loss`` and ``accuracy`` (in [0, 1]; absent for regression).
+            ``loss`` and ``accuracy`` (in [0, 1]; NaN if the loss is not finite, and absent for regression).
         """
         batch_size -= len(x) % batch_size == 1  # a single sample has no batch statistics
         totals = torch.zeros(2, dtype=torch.float64, device=x.device)
@@ -213,6 +214,9 @@ class Task:
                     losses_B, correct_B = self.eval_losses(x_B, y_B)
                 totals += torch.stack([losses_B.sum(dtype=torch.float64), correct_B.sum(dtype=torch.float64)])
         loss, accuracy = (totals / len(x)).tolist()
+        accuracy = (
+            accuracy if math.isfinite(loss) else math.nan
+        )  # outputs that are not finite classify nothing
         return {"loss": loss} if self.num_classes is None else {"loss": loss, "accuracy": accuracy}
 
 

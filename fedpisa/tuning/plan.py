@@ -251,7 +251,10 @@ def _make_plan(study: Study, values: Mapping[str, Any]) -> Plan:
     subjects = tuple(_subject(run, common, own.get(run.variant, {})) for run in first)
     for key in common:
         if not any(key in subject.space for subject in subjects):
-            raise ValueError(f"[search] {key}: key {key!r} is used by none of the variants: leave it out")
+            hint = components.nearest(key, {name for run in first for name in run.config.to_mapping()})
+            raise ValueError(
+                f"[search] {key}: key {key!r} is used by none of the variants: leave it out{hint}"
+            )
     _check_metric(subjects, settings.metric)
     return Plan(study, replace(settings, trials=_budget(settings, subjects)), subjects)
 
@@ -295,6 +298,7 @@ def _subject(run: StudyRun, common: Mapping[str, Space], own: Mapping[str, Space
     if not spaces:
         raise ValueError(
             f"variant {run.variant!r} has nothing to search: add one of its keys to [search], or to its own search"
+            f"{''.join(components.nearest(key, config.to_mapping()) for key in common)}"
         )
     keys = {key: value for key, value in run.keys.items() if key != "seed"}
     subject = Subject(run.variant, run.point, run.path.relative_to("runs").parent, keys, {})

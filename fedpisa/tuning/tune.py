@@ -16,7 +16,7 @@ from typing import final
 
 from fedpisa.components import one_line
 from fedpisa.runs.process import own_process
-from fedpisa.runs.results import Row
+from fedpisa.runs.reading import Row
 from fedpisa.runs.signals import Interrupted, postponed
 from fedpisa.studies.pool import Pool, Worker, become_worker
 from fedpisa.tuning.metric import column_of, measure, worst
@@ -125,7 +125,7 @@ def tune(
         After Ctrl-C or SIGTERM, at the end of the current round. The next call restarts the running trials.
     """
     plan = study if isinstance(study, Plan) else read_plan(study)
-    directory = Path("tuned") / plan.study.name if out is None else Path(out)
+    directory = Path("tuned") / plan.study.folder if out is None else Path(out)
     with Trials(plan, directory) as trials:
         for number, subject in enumerate(plan.subjects):
             for one in trials.of(subject):

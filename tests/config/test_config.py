@@ -14,9 +14,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedpisa import components
 from fedpisa.clients.pisa import PisaUpdate
 from fedpisa.clients.preconditioners import Identity, RMSprop
 from fedpisa.config import run as config_module
+from fedpisa.config.flower import read_run_config
 from fedpisa.config.run import RunConfig, load_config, parse_overrides, read_toml, run_keys
 from fedpisa.families import FAMILIES, available, keys_of
 from fedpisa.simulation.federation import (
@@ -30,6 +32,8 @@ from fedpisa.strategies.fedsgd import FedSGD
 from fedpisa.strategies.optimizer import Optimizer
 from fedpisa.strategies.pisa import Pisa
 from fedpisa.strategies.sisa import Sisa
+from fedpisa.studies.study import Study
+from fedpisa.tuning.plan import Plan
 
 # ---------------------------------------------------------------------------------- the option set
 
@@ -321,9 +325,9 @@ def test_changes_are_checked() -> None:
     [
         (
             {"sigm": 1},
-            "unknown key 'sigm'; did you mean 'sigma'? (valid keys: absent, algorithm, autocast, availability",
+            "unknown key 'sigm'; did you mean 'sigma'? (all keys: fedpisa list)",
         ),
-        ({"num-client": 1}, "unknown key 'num-client'; did you mean 'num-clients'?"),
+        ({"num-client": 1}, "unknown key 'num-client'; did you mean 'num-clients' or 'per-client'?"),
         (
             {"algorithm": "fedavg", "sigma": 1},
             "key 'sigma' is not used by algorithm 'fedavg' (but by ",
@@ -336,12 +340,40 @@ def test_changes_are_checked() -> None:
             {"labels-per-client": 1},
             "key 'labels-per-client' is not used by partitioner 'label-dirichlet' (but by",
         ),
-        ({"betas": [0.9, 0.9]}, "unknown key 'betas'; did you mean 'beta'?"),
+        ({"rounds": 3}, "unknown key 'rounds'; did you mean 'num-server-rounds' or 'warmup-rounds'?"),
+        ({"lr": 0.3}, "unknown key 'lr': key 'learning-rate' is not used by algorithm 'sisa' (but by "),
+        ({"algorithm": "fedavg", "lr": 0.3}, "unknown key 'lr'; did you mean 'learning-rate'?"),
+        ({"clients": 3}, "unknown key 'clients'; did you mean 'num-clients' or 'per-client'?"),
+        (
+            {"algorithm": "fedavg", "epochs": 2},
+            "unknown key 'epochs'; did you mean 'local-epochs' or 'local-steps'?",
+        ),
+        ({"bs": 3}, "unknown key 'bs'; did you mean 'batch-size'?"),
+        ({"alpha": 3}, "unknown key 'alpha'; did you mean 'dirichlet-alpha'?"),
+        ({"algorithm": "fedavg", "mu": 3}, "key 'mu' is not used by algorithm 'fedavg' (but by "),
+        ({"optimizer": "adam"}, "key 'optimizer' is not used by algorithm 'sisa' (but by fedsgd)"),
+        ({"dataset_name": "digits"}, "unknown key 'dataset-name'; did you mean 'dataset'?"),
+        (
+            {"sigma": 1e39},
+            "key 'sigma' = 1e+39: it would be 0 or infinite in float32: take another value, or dtype",
+        ),
+        (
+            {"algorithm": "fedavg", "learning-rate": 1e-50},
+            "key 'learning-rate' = 1e-50: it would be 0 or infinite",
+        ),
+        (
+            {"algorithm": "fedsgd", "optimizer": "adam", "optimizer-options": {"eps": 1e-50}},
+            "'optimizer-options.eps'",
+        ),
+        ({"betas": [0.9, 0.9]}, "unknown key 'betas'; did you mean 'beta' or 'eta'?"),
         ({"widths": [3]}, "key 'widths' is used by the models mlp: set the key 'model' too"),
         ({"model": "logistic", "widths": [3]}, "key 'widths' is not used by model 'logistic' (but by mlp)"),
-        ({"algorithm": "sica"}, "unknown algorithm 'sica'; did you mean 'sisa'? (available: "),
+        (
+            {"algorithm": "sica"},
+            "unknown algorithm 'sica'; did you mean 'sisa' or 'nsisa'? (available: see",
+        ),
         ({"dataset": "digit"}, "unknown dataset 'digit'; did you mean 'digits'?"),
-        ({"partitioner": "label_dirichlet"}, "did you mean 'label-dirichlet'?"),
+        ({"partitioner": "label_dirichlet"}, "did you mean 'label-dirichlet', "),
         ({"model": "lgistic"}, "did you mean 'logistic'?"),
         ({"algorithm": "nsisa", "beta": 1}, "key 'beta' = 1: must be less than 1"),
         ({"preconditioner": "adm"}, "unknown preconditioner 'adm'; did you mean 'adam'?"),
@@ -480,3 +512,43 @@ def test_the_import_is_light() -> None:
     root = Path(config_module.__file__).parents[2]
     found = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+# ----------------------------------------------------------------------------------------- hints
+
+
+@pytest.mark.parametrize("name", components.SYNONYMS)
+def test_every_synonym_means_a_key_that_there_is(name: str) -> None:
+    parts = [part for family in FAMILIES for part in available(family).values()]
+    known = {*run_keys(), *(key for part in parts for key in keys_of(part))}
+    assert name not in run_keys()
+    assert set(components.SYNONYMS[name]) <= known
+    assert name == components.kebab(name)
+
+
+def test_a_hint_is_given_wherever_keys_are_read(tmp_path: Path) -> None:
+    said = r"unknown key 'rounds'; did you mean 'num-server-rounds' or 'warmup-rounds'\? \(all keys: fedpisa list\)"
+    (tmp_path / "run.toml").write_text("rounds = 3\n")
+    for read in (
+        lambda: load_config({"rounds": 3}),
+        lambda: load_config(tmp_path / "run.toml"),
+        lambda: load_config(None, "rounds=3"),
+        lambda: RunConfig().replace({"rounds": 3}),
+        lambda: RunConfig.from_mapping(read_run_config({"more": "rounds=3"})[1]),
+        lambda: Study.from_mapping({"base": {"rounds": 3}}).runs()[0].config,
+        lambda: Study.from_mapping({"sweep": {"rounds": [3]}}).runs()[0].config,
+        lambda: Study.from_mapping({"variant": [{"name": "a", "rounds": 3}]}).runs()[0].config,
+    ):
+        with pytest.raises(ValueError, match=said):
+            read()
+    for search in ({"rounds": [1, 2]}, {"rounds": [1, 2], "sigma": [0.1, 0.2]}):
+        with pytest.raises(ValueError, match="did you mean 'num-server-rounds'"):
+            Plan.from_mapping({"tune": {"sampler": "grid"}, "search": search})
+
+
+def test_infinite_hyper_parameters_and_those_of_float64_are_kept() -> None:
+    assert load_config({"sigma": 1e39, "dtype": "float64"}).options["sigma"] == 1e39
+    assert load_config({"synthetic-alpha": 0.0, "dataset": "synthetic"}).dataset == "synthetic"
+    assert (
+        load_config({"dirichlet-alpha": 1e50}).options["dirichlet-alpha"] == 1e50
+    )  # partitions compute in float64

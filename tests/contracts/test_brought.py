@@ -129,3 +129,15 @@ def test_resume_refuses_other_data(tmp_path: Path, caplog: pytest.LogCaptureFixt
 def test_the_default_picture_of_a_regression_is_its_loss(tmp_path: Path) -> None:
     axes = run(**table(tmp_path / "t.csv")).plot()
     assert "loss" in axes.get_ylabel().lower()
+
+
+@pytest.mark.parametrize("engine", ["loop", "auto"])
+def test_outputs_that_are_not_numbers_in_evaluation_have_no_accuracy(engine: str) -> None:
+    """Such a run has diverged, in the round in which it is seen."""
+    result = run("NotANumber", engine=engine, per_client=True)
+    assert result.status == "diverged"
+    assert len(result.rows) == 1
+    assert np.isnan(result.history[["test_loss", "test_accuracy"]]).all(axis=None)
+    assert result.last("test_accuracy") is None
+    clients = result.clients
+    assert (clients.accuracy.isna() == ~np.isfinite(clients.loss)).all()

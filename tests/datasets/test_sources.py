@@ -322,3 +322,11 @@ class TestTorchvision:
             ValueError, match=r"torchvision::nms.*do not match; install both together: pip install"
         ):
             load("mnist")
+
+
+def test_a_sparse_file_that_would_be_too_large_is_refused_with_its_size(tmp_path: Path) -> None:
+    (tmp_path / "wide").write_text("1 1:1 2000000000:1\n0 3:1\n" * 40)
+    with pytest.raises(
+        ValueError, match=r"wide: 80 samples of 2,000,000,000 features .* take 640 GB as float32, and \d"
+    ):
+        load("libsvm", data_dir=tmp_path, train_file="wide")

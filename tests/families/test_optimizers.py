@@ -110,7 +110,7 @@ def test_only_what_changes_the_steps_is_a_key() -> None:
     ("name", "options", "message"),
     [
         ("lbfgs", {}, "no optimizer 'lbfgs': it evaluates the loss several times"),
-        ("adm", {}, "no optimizer 'adm'; did you mean 'adam'?"),
+        ("adm", {}, "no optimizer 'adm'; did you mean 'adam', 'radam' or 'nadam'?"),
         ("adam", {"betas": (0.9, 1.5)}, "optimizer 'adam' refuses: Invalid beta parameter at index 1: 1.5"),
         ("sgd", {"nesterov": True}, "optimizer 'sgd' refuses: Nesterov momentum requires"),
         ("sgd", {"rate": 1.0}, "optimizer 'sgd' refuses: "),

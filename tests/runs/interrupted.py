@@ -63,6 +63,13 @@ def assert_same(one: Path, other: Path) -> None:
     assert load_result(one).status == load_result(other).status == "finished"
 
 
+def forget_digests(directory: Path) -> Path:
+    """Make a run one of an earlier version, whose files may be edited."""
+    info = json.loads((directory / "run.json").read_text())
+    (directory / "run.json").write_text(json.dumps({**info, "digests": {}}))
+    return directory
+
+
 def checkpoints(directory: Path) -> list[int]:
     """Return the rounds of the checkpoints that are there, the last first."""
     files = checkpoint.newest_first(directory / "checkpoint")

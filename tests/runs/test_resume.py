@@ -19,7 +19,15 @@ from fedpisa.runs.results import Result
 from fedpisa.runs.runner import Simulation, run
 from fedpisa.storage import checkpoint, files
 from fedpisa.storage.checkpoint import Checkpoint
-from tests.runs.interrupted import SMALL, KilledError, assert_same, checkpoints, cut_short, killed_after
+from tests.runs.interrupted import (
+    SMALL,
+    KilledError,
+    assert_same,
+    checkpoints,
+    cut_short,
+    forget_digests,
+    killed_after,
+)
 
 # ------------------------------------------------------------------------------------------ bit by bit
 
@@ -339,7 +347,7 @@ def test_a_configuration_edited_under_a_run_is_seen(tmp_path: Path) -> None:
 
 
 def test_another_split_of_the_data_is_seen(tmp_path: Path) -> None:
-    directory = cut_short(SMALL, tmp_path / "cut", 3)
+    directory = forget_digests(cut_short(SMALL, tmp_path / "cut", 3))
     np.savez(directory / "partition.npz", **{str(client): np.arange(3) for client in range(5)})
     with pytest.raises(ValueError, match="digits is split differently"):
         run(resume=directory)

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 import fedpisa
-from fedpisa.runs.results import RunDirectory
+from fedpisa.config.run import RunConfig
+from fedpisa.runs.results import RunDirectory, directory_for
+from fedpisa.storage.files import LONGEST
 from fedpisa.studies.study import Study, StudyRun, load_study, read_study
 
 TOML = """
@@ -141,3 +143,28 @@ def test_a_directory_is_read_as_results_and_as_a_frame(study: Study, tmp_path: P
     assert table["test_accuracy"].tolist() == [0.1, 0.1, 0.5]
     assert table["variant"].tolist() == ["a b", "sisa", "sisa"]
     assert study.frame(tmp_path / "empty").empty
+
+
+def test_long_names_are_different_folders() -> None:
+    """A file's name has at most 255 bytes, with what is added to it."""
+    names = ["m" * 400, "m" * 400 + "x", "é" * 200, "short"]
+    sweep = {"drop-columns": [["a" * 300], ["a" * 300, "b"]]}
+    base = {"dataset": "file", "data-file": "nowhere.csv", "model": "linear"}
+    tables = {"name": "n/" * 300, "base": base, "sweep": sweep, "variant": [{"name": name} for name in names]}
+    study = Study.from_mapping(tables)
+    paths = [run.path for run in study.runs()]
+    assert len(set(paths)) == len(names) * 2
+    assert max(len(part.encode()) for path in paths for part in path.parts) <= LONGEST
+    assert paths[-1].parts[1] == "short"
+    assert len(study.folder.encode()) <= LONGEST
+    assert "/" not in study.folder
+
+
+def test_a_run_with_a_long_name_has_a_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    module = "m" * 150
+    (tmp_path / f"{module}.py").write_text("from fedpisa.strategies.fedavg import FedAvg as Mine\n")
+    directory = directory_for(RunConfig(algorithm=f"{module}:Mine"))
+    directory.mkdir(parents=True)
+    assert len(directory.name) <= LONGEST
+    assert directory_for(RunConfig(algorithm=f"{module}:Mine")).name == f"{directory.name}-2"
