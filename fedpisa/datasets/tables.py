@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 TABLES: Final = (".csv", ".csv.gz", ".parquet")
 """Endings of table files, in any case."""
+LONGEST_NAME: Final = 200
+"""Characters of the longest name of a column; a longer one is rather a row of a file without a header."""
 _SEPARATORS: Final = ",;\t"
 
 
@@ -198,6 +200,10 @@ def _read_parquet(path: Path, schema: TableSchema) -> pd.DataFrame:
 
 
 def _require_unique(path: Path, columns: Sequence[str]) -> Sequence[str]:
+    if len(longest := max(columns, key=len, default="")) > LONGEST_NAME:
+        raise ValueError(
+            f"{path} has a column name of {len(longest)} characters, {longest[:40]!r}...; write a header, or shorten it"
+        )
     twice = [name for name, count in Counter(columns).items() if count > 1]
     if twice:
         raise ValueError(f"{path} has two columns named {twice[0]!r}; give every column a name")

@@ -38,7 +38,7 @@ NAMES = (
 )
 CHECKED = ("metrics.jsonl", "partition.npz", "model.safetensors")
 """Files with digests that `load_result` reads; a configuration with another digest is a warning."""
-RESUMED = ("missing", "a directory", "empty", "cut", "a flipped bit", "another type", "deep JSON")
+RESUMED = ("missing", "a directory", "a flipped bit", "another type")
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +141,7 @@ def test_a_run_resumes_or_says_which_file_is_damaged(
         assert load_result(directory).status == "finished"
 
 
-@pytest.mark.parametrize("damage", ["missing", "a directory", "half", "deep TOML"])
+@pytest.mark.parametrize("damage", ["missing", "a directory", "half"])
 @pytest.mark.parametrize("name", NAMES)
 def test_the_commands_end_in_one_line(
     name: str,
@@ -164,7 +164,7 @@ def test_the_commands_end_in_one_line(
         assert not lines or file.name in lines[0] or str(directory) in lines[0]
 
 
-@pytest.mark.parametrize("damage", ["missing", "empty", "a flipped bit", "deep JSON"])
+@pytest.mark.parametrize("damage", ["missing", "a flipped bit", "deep JSON"])
 @pytest.mark.parametrize("name", NAMES[:-2])
 def test_a_study_goes_on_with_the_other_runs(
     name: str, damage: str, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
