@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from logging import getLogger
 from pathlib import Path
@@ -12,6 +11,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedpisa.apps.grid import NodeGrid
 from fedpisa.apps.records import NO_CLIENT, NodeRecord, RunRecord
+from fedpisa.components import printable
 from fedpisa.config.flower import NodeSettings, read_run_config
 from fedpisa.config.run import RunConfig
 from fedpisa.runs.events import Event, RoundFinished, RunFinished, RunStarted
@@ -20,6 +20,7 @@ from fedpisa.runs.results import free_directory
 from fedpisa.runs.runner import train
 from fedpisa.runs.simulation import Simulation
 from fedpisa.simulation.federation import Federation
+from fedpisa.storage.files import read_file, read_json
 
 app = ServerApp()
 
@@ -73,7 +74,7 @@ def _connect(grid: Grid, federation: Federation, run: str, settings: NodeSetting
 def _number_of(directory: Path) -> str | None:
     """Return the number of a run that goes on: under it the nodes keep their states."""
     file = directory / "run.json"
-    number = json.loads(file.read_bytes()).get("run") if file.is_file() else None
+    number = read_json(read_file(file)).get("run") if file.is_file() else None
     return None if number is None else str(number)
 
 
@@ -81,7 +82,7 @@ def _log(event: Event) -> None:
     log = getLogger("flwr").info
     if isinstance(event, RunStarted):
         resumed = f", after round {event.resumed}" if event.resumed else ""
-        log("%s on %d nodes%s", event.config.algorithm, event.config.num_clients, resumed)
+        log("%s on %d nodes%s", printable(event.config.algorithm), event.config.num_clients, resumed)
     elif isinstance(event, RoundFinished):
         shown = {
             key: value for key, value in event.row.items() if key in ("test_accuracy", "test_loss", "seconds")

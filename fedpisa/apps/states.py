@@ -23,10 +23,11 @@ import torch
 from flwr.app import ConfigRecord, RecordDict
 from torch import Tensor
 
+from fedpisa.components import one_line
 from fedpisa.flower.client_app import EARLIER_ROUND, EARLIER_STATE, STATE, STATE_OF
 from fedpisa.flower.compat import to_record
 from fedpisa.flower.messages import SERVER_ROUND
-from fedpisa.storage.files import replace_file
+from fedpisa.storage.files import read_file, replace_file
 from fedpisa.storage.tensor_file import FORMAT, DamagedFileError, decode, encode, require_format
 
 _RECORDS: Final = (STATE, EARLIER_STATE)
@@ -153,7 +154,7 @@ def read_state(file: StateFile, state: RecordDict) -> None:
         file.read_into(state)
     except DamagedFileError as error:
         rest = "the SuperNode's own copy is used" if STATE in state else "the state is lost"
-        getLogger("flwr").error("%s: %s", error, rest)
+        getLogger("flwr").error("%s: %s", one_line(error), rest)
 
 
 def default_folder(node_id: int) -> Path:
@@ -163,7 +164,7 @@ def default_folder(node_id: int) -> Path:
 
 
 def _load(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    about, tensors = decode(path.read_bytes(), path)
+    about, tensors = decode(read_file(path), path)
     if about.pop("digest", None) != _digest(about, tensors):
         raise DamagedFileError(path)
     return about, tensors

@@ -14,11 +14,13 @@ from fedpisa.components.describe import (
     inspect_component,
     parameter_docs,
 )
-from fedpisa.components.names import kebab, name_of, nearest, one_line, show
+from fedpisa.components.log import LOG
+from fedpisa.components.names import kebab, name_of, nearest, one_line, printable, show
 from fedpisa.components.values import check, plain
 
 __all__ = [
     "INJECTED",
+    "LOG",
     "REQUIRED",
     "Component",
     "Key",
@@ -31,5 +33,6 @@ __all__ = [
     "one_line",
     "parameter_docs",
     "plain",
+    "printable",
     "show",
 ]

@@ -48,12 +48,27 @@ def show(value: object) -> str:
     return {True: "true", False: "false"}[value] if isinstance(value, bool) else repr(value)
 
 
-def one_line(error: BaseException) -> str:
-    r"""Return an error's message without line breaks.
+def printable(text: str) -> str:
+    r"""Return a text that a terminal shows as it is: characters that control it or hide are escaped.
 
     Examples
     --------
-    >>> one_line(ValueError("two\nlines"))
-    'two lines'
+    >>> printable("a word"), printable("\x1b[31mred\n")
+    ('a word', '\\x1b[31mred\\n')
     """
-    return " ".join(str(error).split()) or type(error).__name__
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text
+    )
+
+
+def one_line(message: object) -> str:
+    r"""Return an error's message, or another text, in one line that a terminal shows as it is.
+
+    Examples
+    --------
+    >>> one_line(ValueError("two\nlines")), one_line("\x1b[2J")
+    ('two lines', '\\x1b[2J')
+    """
+    return printable(" ".join(str(message).split())) or type(message).__name__

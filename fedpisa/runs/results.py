@@ -6,7 +6,8 @@ A run's directory contains
 - ``run.json``: versions, machine, timing and ``status``;
 - ``metrics.jsonl``: one JSON object per round, written when the round ends;
 - ``checkpoint/``: the state from which `fedpisa.run` resumes or adds rounds, see `fedpisa.storage.checkpoint`;
-- ``partition.npz``: the arrays ``0`` .. ``N-1``, client ``i``'s sample indices into the training set;
+- ``partition.npz``: the arrays ``0`` .. ``N-1``, client ``i``'s sample indices into the training set, and ``labels``,
+  the samples of each client and class, or ``deciles``, those in each decile of a regression's target;
 - ``model.safetensors``: the global parameters under the module's own names;
 - ``clients.parquet``, if ``per-client = true``: a file for each evaluated round, a row for each client.
 """
@@ -23,12 +24,24 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, count
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, final, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpisa.storage.files import OccupiedError, is_leftover, named, replace_file, sync
+from fedpisa.components import printable
+from fedpisa.storage.files import (
+    OccupiedError,
+    is_leftover,
+    named,
+    open_file,
+    read_file,
+    read_json,
+    refuse_link,
+    replace_file,
+    sync,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,6 +56,8 @@ Row = Mapping[str, float | int | None]
 
 TIED = "tied"
 """Key of the metadata of ``model.safetensors`` that names entries that repeat another."""
+LABELS, DECILES = "labels", "deciles"
+"""Names of the arrays in ``partition.npz`` that count samples."""
 METRICS = (
     "round",
     "train_loss",
@@ -114,7 +129,12 @@ class RunDirectory:
 
     @classmethod
     def create(
-        cls, path: str | Path, config: RunConfig, info: Mapping[str, object], partition: Sequence[Indices]
+        cls,
+        path: str | Path,
+        config: RunConfig,
+        info: Mapping[str, object],
+        partition: Sequence[Indices],
+        counts: Mapping[str, NDArray[np.int64]] = MappingProxyType({}),
     ) -> RunDirectory:
         """Make the directory with its ``config.toml``, ``run.json`` and ``partition.npz``.
 
@@ -130,6 +150,8 @@ class RunDirectory:
             Entries of ``run.json`` besides ``status``: versions, seed, machine, timing.
         partition
             Sample indices of each client.
+        counts
+            Samples of each client and label, by `LABELS` or `DECILES`.
 
         Raises
         ------
@@ -137,10 +159,16 @@ class RunDirectory:
             If the directory exists and is not empty.
         """
         run = cls(require_free(path))
-        run.begin(config, info, partition)
+        run.begin(config, info, partition, counts)
         return run
 
-    def begin(self, config: RunConfig, info: Mapping[str, object], partition: Sequence[Indices]) -> None:
+    def begin(
+        self,
+        config: RunConfig,
+        info: Mapping[str, object],
+        partition: Sequence[Indices],
+        counts: Mapping[str, NDArray[np.int64]] = MappingProxyType({}),
+    ) -> None:
         """Write the files of a run before its first round; see `create`.
 
         ``config.toml`` is written first and ``run.json`` last, so that a run that is interrupted in between can be
@@ -150,7 +178,7 @@ class RunDirectory:
         run_json = _json_bytes({"status": "running", **info})
         arrays = io.BytesIO()
         parts: dict[str, Any] = {str(i): np.asarray(part, dtype=np.int64) for i, part in enumerate(partition)}
-        np.savez(arrays, **parts)
+        np.savez(arrays, **parts, **dict[str, Any](counts))
 
         self.path.mkdir(parents=True, exist_ok=True)
         replace_file(self.path / "config.toml", toml)
@@ -172,7 +200,7 @@ class RunDirectory:
         """Add one round to ``metrics.jsonl`` and flush it; NaN and infinity are written as ``null``."""
         line = json.dumps({key: _plain(value) for key, value in row.items()}, allow_nan=False)
         try:
-            with self.metrics.open("a", encoding="utf-8") as file:
+            with refuse_link(self.metrics).open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
         except OSError as error:
             raise named(error, self.metrics) from error
@@ -184,7 +212,8 @@ class RunDirectory:
 
     def cut(self, length: int) -> list[Row]:
         """Truncate ``metrics.jsonl`` to ``length`` bytes and return its rows."""
-        os.truncate(self.metrics, length)
+        with open(open_file(self.metrics, os.O_WRONLY), "wb") as file:
+            file.truncate(length)
         return _read_rows(self.metrics)
 
     def write_config(self, config: RunConfig) -> None:
@@ -194,14 +223,14 @@ class RunDirectory:
     def info(self) -> dict[str, Any]:
         """Return the content of ``run.json``; an empty mapping if the file does not exist."""
         file = self.path / "run.json"
-        info: dict[str, Any] = json.loads(file.read_bytes()) if file.exists() else {}
+        info: dict[str, Any] = read_json(read_file(file)) if file.exists() else {}
         return info
 
     def write_clients(self, table: Table) -> None:
         """Write or replace one round in ``clients.parquet``."""
         from fedpisa.runs import per_client
 
-        folder = self.path / per_client.FILE
+        folder = refuse_link(self.path / per_client.FILE)
         folder.mkdir(exist_ok=True)
         number = int(table["round"][0])
         replace_file(folder / f"round-{number:06d}.parquet", per_client.to_parquet(table))
@@ -356,7 +385,7 @@ class Result:
         return summary
 
     def __repr__(self) -> str:
-        return f"Result({', '.join(f'{key}: {value}' for key, value in self._summary().items())})"
+        return printable(f"Result({', '.join(f'{key}: {value}' for key, value in self._summary().items())})")
 
     def _repr_html_(self) -> str:
         cells = "".join(
@@ -395,6 +424,9 @@ def history(rows: Iterable[Row]) -> pd.DataFrame:
 def load_result(directory: str | Path) -> Result:
     """Read a run's directory, also of a running or an interrupted run.
 
+    Nothing that the configuration names is imported, and no symbolic link in the directory is followed. The result's
+    configuration is a ``stored`` one, see `RunConfig`.
+
     Parameters
     ----------
     directory
@@ -405,7 +437,7 @@ def load_result(directory: str | Path) -> Result:
     ValueError
         If ``directory`` is not a run's directory, or one of its files cannot be read.
     """
-    from fedpisa.config.run import load_config
+    from fedpisa.config.run import read_stored
 
     path = Path(directory)
     if not path.is_dir():
@@ -416,11 +448,11 @@ def load_result(directory: str | Path) -> Result:
             f"{path} is not a run's directory, it lacks {', '.join(missing)}: name the directory of a run"
         )
     try:
-        status = json.loads((path / "run.json").read_bytes())["status"]
+        status = read_json(read_file(path / "run.json"))["status"]
         if status not in get_args(Status):
             raise ValueError(f"status {status!r} is none of {', '.join(get_args(Status))}")
         return Result(
-            config=load_config(path / "config.toml"),
+            config=read_stored(path / "config.toml"),
             rows=_read_rows(path / "metrics.jsonl"),
             parameters=_read_model(path / "model.safetensors"),
             partition=read_partition(path / "partition.npz"),
@@ -435,16 +467,24 @@ def load_result(directory: str | Path) -> Result:
 
 def _read_rows(file: Path) -> list[Row]:
     # A killed process may leave an incomplete last line.
-    lines = file.read_text(encoding="utf-8").split("\n")[:-1]
-    return [json.loads(line) for line in lines if line]
+    lines = read_file(file).decode().split("\n")[:-1]
+    return [read_json(line) for line in lines if line]
 
 
 def read_partition(file: Path) -> list[NDArray[np.int64]]:
     """Return each client's sample indices; an empty list if the file does not exist."""
     if not file.is_file():
         return []
-    with np.load(file, allow_pickle=False) as arrays:
-        return [arrays[str(i)] for i in range(len(arrays.files))]
+    with np.load(io.BytesIO(read_file(file)), allow_pickle=False) as arrays:
+        return [arrays[str(i)] for i in range(len({*arrays.files} - {LABELS, DECILES}))]
+
+
+def read_counts(file: Path) -> tuple[str, NDArray[np.int64]] | None:
+    """Return `LABELS` or `DECILES` and the samples of each client and label ``(N, C)``; ``None`` if there are none."""
+    if not file.is_file():
+        return None
+    with np.load(io.BytesIO(read_file(file)), allow_pickle=False) as arrays:
+        return next(((name, arrays[name]) for name in (LABELS, DECILES) if name in arrays.files), None)
 
 
 def _read_model(file: Path) -> dict[str, NDArray[Any]]:
@@ -453,10 +493,11 @@ def _read_model(file: Path) -> dict[str, NDArray[Any]]:
     from safetensors import SafetensorError, safe_open
     from safetensors.numpy import load
 
+    refuse_link(file)
     try:
         with safe_open(file, framework="np") as opened:
-            tied = json.loads((opened.metadata() or {}).get(TIED, "{}"))
-        return {name: value for name, value in load(file.read_bytes()).items() if name not in tied}
+            tied = read_json((opened.metadata() or {}).get(TIED, "{}"))
+        return {name: value for name, value in load(read_file(file)).items() if name not in tied}
     except SafetensorError as error:
         raise ValueError(f"{file.name}: {error}") from error
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, final
 
-from fedpisa.storage.files import PARTIAL, replace_file
+from fedpisa.storage.files import PARTIAL, read_file, refuse_link, replace_file
 from fedpisa.storage.tensor_file import FORMAT, DamagedFileError, decode, encode, require_format
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def write(directory: Path, checkpoint: Checkpoint) -> Path:
         "facts": dict(checkpoint.metadata),
     }
     content = encode(checkpoint.tensors, description)
-    directory.mkdir(exist_ok=True)
+    refuse_link(directory).mkdir(exist_ok=True)
     file = directory / f"round-{checkpoint.server_round}-{_digest(content)}.safetensors"
     replace_file(file, content)
     earlier = [other for other in newest_first(directory) if _round(other) < checkpoint.server_round]
@@ -105,7 +105,8 @@ def read(file: Path) -> Checkpoint:
         If the file is damaged, or a version of fedpisa with another format wrote it.
     """
     name = _NAME.fullmatch(file.name)
-    content = file.read_bytes()
+    refuse_link(file.parent)
+    content = read_file(file)
     if name is None or _digest(content) != name[2]:
         raise DamagedFileError(file)
     description, tensors = decode(content, file)

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Literal, final
 
 from fedpisa.components import one_line
-from fedpisa.config.run import RunConfig, load_config
+from fedpisa.config.run import RunConfig, read_stored
+from fedpisa.families import Permission, permitted
 from fedpisa.runs.events import Event, RoundFinished, RunStarted, Stopping
 from fedpisa.runs.process import own_process
 from fedpisa.runs.results import Result, RunDirectory, load_result
@@ -27,11 +28,12 @@ State = Literal[
 @final
 @dataclass(frozen=True)
 class Task:
-    """A run of a study: its index in the study, its keys and its directory."""
+    """A run of a study: its index in the study, its keys, its directory and the modules that the keys may name."""
 
     number: int
     keys: Mapping[str, object]
     path: str
+    permission: Permission | None = None
 
 
 @final
@@ -68,8 +70,9 @@ def standing(task: Task) -> Progress:
     path = Path(task.path)
     status = RunDirectory(path).info().get("status")
     if status in ("finished", "diverged"):
-        rounds = load_config(path / "config.toml").num_server_rounds
-        if status == "diverged" or rounds >= RunConfig.from_mapping(task.keys).num_server_rounds:
+        rounds = read_stored(path / "config.toml").num_server_rounds
+        wanted = RunConfig.from_mapping(task.keys, stored=True).num_server_rounds
+        if status == "diverged" or rounds >= wanted:
             return _ended(task.number, load_result(path))
     return Progress(task.number, "waiting")
 
@@ -93,7 +96,8 @@ def run_task(task: Task, tell: Callable[[Progress], None]) -> Progress:
         tell(stand)
 
     try:
-        config = RunConfig.from_mapping(task.keys)
+        with permitted(task.permission):
+            config = RunConfig.from_mapping(task.keys)
         return _ended(task.number, _start_or_resume(config, Path(task.path), listen))
     except InUseError:
         return Progress(task.number, "elsewhere")
