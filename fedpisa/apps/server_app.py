@@ -11,7 +11,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedpisa.apps.grid import NodeGrid
 from fedpisa.apps.records import NO_CLIENT, NodeRecord, RunRecord
-from fedpisa.components import printable
+from fedpisa.components import escaped
 from fedpisa.config.flower import NodeSettings, read_run_config
 from fedpisa.config.run import RunConfig
 from fedpisa.runs.events import Event, RoundFinished, RunFinished, RunStarted
@@ -20,7 +20,7 @@ from fedpisa.runs.results import free_directory
 from fedpisa.runs.runner import train
 from fedpisa.runs.simulation import Simulation
 from fedpisa.simulation.federation import Federation
-from fedpisa.storage.files import read_file, read_json
+from fedpisa.storage.files import read_bytes, read_json
 
 app = ServerApp()
 
@@ -74,7 +74,7 @@ def _connect(grid: Grid, federation: Federation, run: str, settings: NodeSetting
 def _number_of(directory: Path) -> str | None:
     """Return the number of a run that goes on: under it the nodes keep their states."""
     file = directory / "run.json"
-    number = read_json(read_file(file)).get("run") if file.is_file() else None
+    number = read_json(read_bytes(file)).get("run") if file.is_file() else None
     return None if number is None else str(number)
 
 
@@ -82,7 +82,7 @@ def _log(event: Event) -> None:
     log = getLogger("flwr").info
     if isinstance(event, RunStarted):
         resumed = f", after round {event.resumed}" if event.resumed else ""
-        log("%s on %d nodes%s", printable(event.config.algorithm), event.config.num_clients, resumed)
+        log("%s on %d nodes%s", escaped(event.config.algorithm), event.config.num_clients, resumed)
     elif isinstance(event, RoundFinished):
         shown = {
             key: value for key, value in event.row.items() if key in ("test_accuracy", "test_loss", "seconds")

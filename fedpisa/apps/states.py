@@ -27,7 +27,7 @@ from fedpisa.components import one_line
 from fedpisa.flower.client_app import EARLIER_ROUND, EARLIER_STATE, STATE, STATE_OF
 from fedpisa.flower.compat import to_record
 from fedpisa.flower.messages import SERVER_ROUND
-from fedpisa.storage.files import read_file, replace_file
+from fedpisa.storage.files import read_bytes, replace_file
 from fedpisa.storage.tensor_file import FORMAT, DamagedFileError, decode, encode, require_format
 
 _RECORDS: Final = (STATE, EARLIER_STATE)
@@ -164,7 +164,7 @@ def default_folder(node_id: int) -> Path:
 
 
 def _load(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    about, tensors = decode(read_file(path), path)
+    about, tensors = decode(read_bytes(path), path)
     if about.pop("digest", None) != _digest(about, tensors):
         raise DamagedFileError(path)
     return about, tensors

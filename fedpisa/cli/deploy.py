@@ -102,7 +102,7 @@ def run(
     from fedpisa.families import Permission, permitted
     from fedpisa.runs.results import free_directory, require_free
     from fedpisa.runs.resume import changed
-    from fedpisa.storage.files import read_file, read_json, refuse_link
+    from fedpisa.storage.files import read_bytes, read_json, refuse_link
 
     deployment = Deployment.read(folder)
     given = read_keys(config)
@@ -132,7 +132,7 @@ def run(
         say(f"the run continues in {directory}: stop it with fedpisa deploy down", err=True)
         raise typer.Exit(130) from None
     info = directory / "run.json"
-    status = read_json(read_file(info))["status"] if info.is_file() else "not started"
+    status = read_json(read_bytes(info))["status"] if info.is_file() else "not started"
     if status != "finished":
         resume_with = f"; continue with: fedpisa deploy run --resume {directory}" if info.is_file() else ""
         say(f"error: the run is {status}, see its log{resume_with}", err=True)

@@ -12,12 +12,12 @@ from typing import Any, TextIO, final
 
 import typer
 
-from fedpisa.components import LOG, printable
+from fedpisa.components import LOG, escaped
 
 
 def say(text: str, *, err: bool = False) -> None:
-    """Write a line to standard output or standard error; see `printable`."""
-    typer.echo(printable(text), err=err)
+    """Write a line to standard output or standard error; see `escaped`."""
+    typer.echo(escaped(text), err=err)
 
 
 @final

@@ -15,7 +15,7 @@ from fedpisa.components.describe import (
     parameter_docs,
 )
 from fedpisa.components.log import LOG
-from fedpisa.components.names import kebab, name_of, nearest, one_line, printable, show
+from fedpisa.components.names import escaped, kebab, name_of, nearest, one_line, show
 from fedpisa.components.values import check, plain
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "Key",
     "Parameter",
     "check",
+    "escaped",
     "inspect_component",
     "kebab",
     "name_of",
@@ -33,6 +34,5 @@ __all__ = [
     "one_line",
     "parameter_docs",
     "plain",
-    "printable",
     "show",
 ]

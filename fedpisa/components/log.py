@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from logging import LogRecord, getLogger
 
-from fedpisa.components.names import printable
+from fedpisa.components.names import escaped
 
 
 def _escape(record: LogRecord) -> bool:
-    record.msg, record.args = printable(record.getMessage()), ()
+    record.msg, record.args = escaped(record.getMessage()), ()
     return True
 
 

@@ -48,12 +48,12 @@ def show(value: object) -> str:
     return {True: "true", False: "false"}[value] if isinstance(value, bool) else repr(value)
 
 
-def printable(text: str) -> str:
+def escaped(text: str) -> str:
     r"""Return a text that a terminal shows as it is: characters that control it or hide are escaped.
 
     Examples
     --------
-    >>> printable("a word"), printable("\x1b[31mred\n")
+    >>> escaped("a word"), escaped("\x1b[31mred\n")
     ('a word', '\\x1b[31mred\\n')
     """
     if text.isprintable():
@@ -71,4 +71,4 @@ def one_line(message: object) -> str:
     >>> one_line(ValueError("two\nlines")), one_line("\x1b[2J")
     ('two lines', '\\x1b[2J')
     """
-    return printable(" ".join(str(message).split())) or type(message).__name__
+    return escaped(" ".join(str(message).split())) or type(message).__name__

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fedpisa.components import one_line
 from fedpisa.runs.results import DECILES, read_counts
-from fedpisa.storage.files import read_file, refuse_link
+from fedpisa.storage.files import read_bytes, refuse_link
 
 if TYPE_CHECKING:
     from fedpisa.datasets import Heterogeneity
@@ -138,7 +138,7 @@ def kept_accuracies(run: Run) -> NDArray[np.float64] | None:
 
     try:
         refuse_link(place)
-        frame = pd.read_parquet(io.BytesIO(read_file(files[0])))
+        frame = pd.read_parquet(io.BytesIO(read_bytes(files[0])))
     except (ImportError, OSError, ValueError):  # no reader is installed, or the file is damaged
         return None
     names = [name for name in frame.columns if str(name).endswith("accuracy")]

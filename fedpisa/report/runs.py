@@ -18,7 +18,7 @@ from typing import Any, final
 from fedpisa import components, families
 from fedpisa.families import READ_ONLY, is_unread, permitted
 from fedpisa.runs.results import Result, load_result
-from fedpisa.storage.files import read_file, read_json, refuse_link
+from fedpisa.storage.files import read_bytes, read_json, refuse_link
 from fedpisa.studies.study import STUDY_FILE, read_study
 
 FAMILIES = ("dataset", "partitioner", "model")
@@ -258,7 +258,7 @@ def _studies(
 
 def _load(directory: Path, variant: str | None) -> Run:
     result = load_result(directory)
-    info = read_json(read_file(directory / "run.json"))
+    info = read_json(read_bytes(directory / "run.json"))
     # The parameters of many runs would fill the memory; `clients` reads them again, one by one.
     light = Result(result.config, result.rows, {}, result.partition, result.status, directory)
     return Run(directory, light, info, result.config.algorithm if variant is None else variant)

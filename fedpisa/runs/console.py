@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from fedpisa.components import printable
+from fedpisa.components import escaped
 from fedpisa.runs.events import Event, RoundFinished, RunFinished, RunStarted, Stopping
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Display:
 
     def _say(self, text: str) -> None:
         """Write a line."""
-        self._console.print(printable(text), markup=False)
+        self._console.print(escaped(text), markup=False)
 
     def _stop(self) -> None:
         if self._live is not None:
@@ -173,7 +173,7 @@ def plain_table(first: str, *others: str) -> Table:
 
 def cell(value: object) -> str:
     """Return a value as the text of a table's cell, in which nothing is markup or controls the terminal."""
-    return escape(printable(str(value)))
+    return escape(escaped(str(value)))
 
 
 def summary(result: Result) -> str:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fedpisa.datasets.client_data import ClientData
 from fedpisa.rng import seeded
-from fedpisa.storage.files import read_file, refuse_link
+from fedpisa.storage.files import read_bytes, refuse_link
 from fedpisa.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def read_tables(folder: Path) -> pd.DataFrame:
         raise ValueError(f"{folder} does not exist: run with per-client = true to make it")
     require_parquet()
     files = sorted(refuse_link(folder).glob("round-*.parquet"))
-    return to_frame(pd.read_parquet(io.BytesIO(read_file(file))) for file in files)
+    return to_frame(pd.read_parquet(io.BytesIO(read_bytes(file))) for file in files)
 
 
 def to_frame(tables: Iterable[Table | pd.DataFrame]) -> pd.DataFrame:

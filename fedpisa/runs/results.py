@@ -30,13 +30,13 @@ from typing import TYPE_CHECKING, Any, Literal, final, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpisa.components import printable
+from fedpisa.components import escaped
 from fedpisa.storage.files import (
     OccupiedError,
     is_leftover,
     named,
     open_file,
-    read_file,
+    read_bytes,
     read_json,
     refuse_link,
     replace_file,
@@ -223,7 +223,7 @@ class RunDirectory:
     def info(self) -> dict[str, Any]:
         """Return the content of ``run.json``; an empty mapping if the file does not exist."""
         file = self.path / "run.json"
-        info: dict[str, Any] = read_json(read_file(file)) if file.exists() else {}
+        info: dict[str, Any] = read_json(read_bytes(file)) if file.exists() else {}
         return info
 
     def write_clients(self, table: Table) -> None:
@@ -385,7 +385,7 @@ class Result:
         return summary
 
     def __repr__(self) -> str:
-        return printable(f"Result({', '.join(f'{key}: {value}' for key, value in self._summary().items())})")
+        return escaped(f"Result({', '.join(f'{key}: {value}' for key, value in self._summary().items())})")
 
     def _repr_html_(self) -> str:
         cells = "".join(
@@ -448,7 +448,7 @@ def load_result(directory: str | Path) -> Result:
             f"{path} is not a run's directory, it lacks {', '.join(missing)}: name the directory of a run"
         )
     try:
-        status = read_json(read_file(path / "run.json"))["status"]
+        status = read_json(read_bytes(path / "run.json"))["status"]
         if status not in get_args(Status):
             raise ValueError(f"status {status!r} is none of {', '.join(get_args(Status))}")
         return Result(
@@ -467,7 +467,7 @@ def load_result(directory: str | Path) -> Result:
 
 def _read_rows(file: Path) -> list[Row]:
     # A killed process may leave an incomplete last line.
-    lines = read_file(file).decode().split("\n")[:-1]
+    lines = read_bytes(file).decode().split("\n")[:-1]
     return [read_json(line) for line in lines if line]
 
 
@@ -475,7 +475,7 @@ def read_partition(file: Path) -> list[NDArray[np.int64]]:
     """Return each client's sample indices; an empty list if the file does not exist."""
     if not file.is_file():
         return []
-    with np.load(io.BytesIO(read_file(file)), allow_pickle=False) as arrays:
+    with np.load(io.BytesIO(read_bytes(file)), allow_pickle=False) as arrays:
         return [arrays[str(i)] for i in range(len({*arrays.files} - {LABELS, DECILES}))]
 
 
@@ -483,7 +483,7 @@ def read_counts(file: Path) -> tuple[str, NDArray[np.int64]] | None:
     """Return `LABELS` or `DECILES` and the samples of each client and label ``(N, C)``; ``None`` if there are none."""
     if not file.is_file():
         return None
-    with np.load(io.BytesIO(read_file(file)), allow_pickle=False) as arrays:
+    with np.load(io.BytesIO(read_bytes(file)), allow_pickle=False) as arrays:
         return next(((name, arrays[name]) for name in (LABELS, DECILES) if name in arrays.files), None)
 
 
@@ -497,7 +497,7 @@ def _read_model(file: Path) -> dict[str, NDArray[Any]]:
     try:
         with safe_open(file, framework="np") as opened:
             tied = read_json((opened.metadata() or {}).get(TIED, "{}"))
-        return {name: value for name, value in load(read_file(file)).items() if name not in tied}
+        return {name: value for name, value in load(read_bytes(file)).items() if name not in tied}
     except SafetensorError as error:
         raise ValueError(f"{file.name}: {error}") from error
 

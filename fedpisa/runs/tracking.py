@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, final
 
 from fedpisa.runs.events import Event, RoundFinished, RunFinished, RunStarted
-from fedpisa.storage.files import read_file, read_json, refuse_link, replace_file
+from fedpisa.storage.files import read_bytes, read_json, refuse_link, replace_file
 
 if TYPE_CHECKING:
     from fedpisa.config.run import RunConfig
@@ -192,7 +192,7 @@ class MLflow(Tracker):
     def start(self, config: RunConfig) -> None:
         """Create an MLflow run, or continue the one in ``mlflow.json``."""
         note = self._directory / "mlflow.json"
-        known = read_json(read_file(note)) if note.is_file() else {"tracking_uri": self._store()}
+        known = read_json(read_bytes(note)) if note.is_file() else {"tracking_uri": self._store()}
         client = self._mlflow.MlflowClient(tracking_uri=known["tracking_uri"])
         try:
             if "run_id" in known:

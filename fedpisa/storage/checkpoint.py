@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, final
 
-from fedpisa.storage.files import PARTIAL, read_file, refuse_link, replace_file
+from fedpisa.storage.files import PARTIAL, read_bytes, refuse_link, replace_file
 from fedpisa.storage.tensor_file import FORMAT, DamagedFileError, decode, encode, require_format
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def keep_last(directory: Path) -> None:
 
 
 def _remove_all_but(directory: Path, keep: Collection[Path]) -> None:
-    for other in directory.iterdir() if directory.is_dir() else ():
+    for other in refuse_link(directory).iterdir() if directory.is_dir() else ():
         if other not in keep and (_NAME.fullmatch(other.name) or other.name.endswith(PARTIAL)):
             with suppress(FileNotFoundError):
                 other.unlink()
@@ -92,7 +92,7 @@ def _remove_all_but(directory: Path, keep: Collection[Path]) -> None:
 
 def newest_first(directory: Path) -> list[Path]:
     """Return the files of a directory with a checkpoint's name, sorted from the last round to the first."""
-    files = directory.iterdir() if directory.is_dir() else ()
+    files = refuse_link(directory).iterdir() if directory.is_dir() else ()
     return sorted((file for file in files if _NAME.fullmatch(file.name)), key=_round, reverse=True)
 
 
@@ -106,7 +106,7 @@ def read(file: Path) -> Checkpoint:
     """
     name = _NAME.fullmatch(file.name)
     refuse_link(file.parent)
-    content = read_file(file)
+    content = read_bytes(file)
     if name is None or _digest(content) != name[2]:
         raise DamagedFileError(file)
     description, tensors = decode(content, file)

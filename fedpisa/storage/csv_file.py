@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, Final
 
-from fedpisa.components.names import printable
+from fedpisa.components.names import escaped
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,7 +44,7 @@ def safe_cell(value: Any) -> Any:
         return value
     text = str(value)
     begins_formula = _FORMULA.match(text) and not _NUMBER.fullmatch(text)
-    return f"'{printable(text)}" if begins_formula else printable(text)
+    return f"'{escaped(text)}" if begins_formula else escaped(text)
 
 
 def _is_number(kind: Any) -> bool:

@@ -10,7 +10,7 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Final, final
 
 from filelock import FileLock, Timeout
@@ -65,7 +65,15 @@ def refuse_link(path: Path) -> Path:
     return path
 
 
-def read_file(file: Path) -> bytes:
+def inside(folder: Path, relative: PurePath) -> Path:
+    """Return a path in a result's folder; see `refuse_link` for errors."""
+    path = folder
+    for part in relative.parts:
+        path = refuse_link(path / part)
+    return path
+
+
+def read_bytes(file: Path) -> bytes:
     """Return the content of a file of a result; see `open_file` for errors."""
     with open(open_file(file), "rb") as stream:
         return stream.read()

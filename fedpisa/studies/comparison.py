@@ -16,7 +16,7 @@ from fedpisa.runs.resume import differences
 from fedpisa.runs.signals import Interrupted
 from fedpisa.simulation.federation import build_algorithm, build_schedule, load_dataset
 from fedpisa.storage.csv_file import to_csv
-from fedpisa.storage.files import locked, read_file, replace_file
+from fedpisa.storage.files import inside, locked, read_bytes, replace_file
 from fedpisa.studies.study import STUDY_FILE, Study, StudyResult, StudyRun, load_study, read_study
 from fedpisa.studies.workers import Progress, Task, run_task, share_out, standing
 
@@ -71,12 +71,16 @@ def compare(
         study = read_study(study, allow=allow)
     directory = Path("studies") / name if out is None else Path(out)
     runs = study.runs()
-    tasks = [Task(n, run.keys, str(directory / run.path), run.permission) for n, run in enumerate(runs)]
+    places = [inside(directory, run.path) for run in runs]
+    tasks = [
+        Task(n, run.keys, str(place), run.permission)
+        for n, (run, place) in enumerate(zip(runs, places, strict=True))
+    ]
     stands = [standing(task) for task in tasks]
     check([run for run, stand in zip(runs, stands, strict=True) if stand.state == "waiting"])
     with locked(directory, wait=True):
         _require_same(runs, directory)
-        if not (directory / STUDY_FILE).exists() or read_file(directory / STUDY_FILE) != content:
+        if not (directory / STUDY_FILE).exists() or read_bytes(directory / STUDY_FILE) != content:
             replace_file(directory / STUDY_FILE, content)
 
     from fedpisa.simulation.stacked.threads import one_thread

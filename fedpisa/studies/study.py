@@ -38,7 +38,7 @@ from fedpisa import components
 from fedpisa.config.run import RunConfig, flatten, nest, override, read_toml
 from fedpisa.families import Permission, permitted
 from fedpisa.runs.results import Result, load_result
-from fedpisa.storage.files import refuse_link
+from fedpisa.storage.files import inside, refuse_link
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -256,7 +256,7 @@ class Study:
 
     def results(self, directory: str | os.PathLike[str]) -> list[StudyResult]:
         """Return the results of all started runs, with any status."""
-        runs = [(run, Path(directory) / run.path) for run in self.runs()]
+        runs = [(run, inside(Path(directory), run.path)) for run in self.runs()]
         return [
             StudyResult(run.variant, run.point, run.seed, load_result(path))
             for run, path in runs

@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 
 import fedpisa
 from fedpisa.cli.main import main
-from fedpisa.components import LOG, one_line, printable
+from fedpisa.components import LOG, escaped, one_line
 from fedpisa.config.flower import read_run_config
 from fedpisa.config.run import RunConfig, parse_overrides
 from fedpisa.report import write_report
 from fedpisa.storage.csv_file import to_csv
-from fedpisa.storage.files import locked, read_file, read_json, replace_file
+from fedpisa.storage.files import locked, read_bytes, read_json, replace_file
 
 KEYS = {"model": "logistic", "num-server-rounds": 2, "num-clients": 3, "checkpoint-every": 1}
 FILES = ("config.toml", "run.json", "metrics.jsonl", "partition.npz", "model.safetensors")
@@ -89,6 +89,16 @@ def test_nothing_is_written_through_a_link(name: str, tmp_path: Path) -> None:
     assert [path.read_bytes() for path in contents] == before
 
 
+def test_a_link_inside_a_study_is_not_entered(tmp_path: Path) -> None:
+    study = fedpisa.Study.from_mapping({"base": KEYS})
+    fedpisa.compare(study, tmp_path / "study")
+    linked(tmp_path / "study" / "runs" / "base", tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="base is a symbolic link"):
+        fedpisa.load_study(tmp_path / "study")
+    with pytest.raises(ValueError, match="base is a symbolic link"):
+        fedpisa.compare(study, tmp_path / "study")
+
+
 def test_a_result_may_be_named_by_a_link(tmp_path: Path) -> None:
     """What the user names is followed, and what lies inside is not."""
     fedpisa.run(KEYS, tmp_path / "run")
@@ -102,12 +112,12 @@ def test_links_are_replaced_and_what_is_no_file_refused(tmp_path: Path) -> None:
     secret.write_bytes(b"private")
     link.symlink_to(secret)
     with pytest.raises(ValueError, match="is a symbolic link"):
-        read_file(link)
+        read_bytes(link)
     replace_file(link, b"new")
     assert (link.read_bytes(), link.is_symlink(), secret.read_bytes()) == (b"new", False, b"private")
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ValueError, match="pipe is not a file"):
-        read_file(tmp_path / "pipe")
+        read_bytes(tmp_path / "pipe")
     (tmp_path / ".lock").symlink_to(secret)
     with pytest.raises(ValueError, match=r"\.lock is a symbolic link"), locked(tmp_path):
         pass
@@ -129,16 +139,16 @@ def test_no_cell_begins_with_a_formula(texts: list[str], numbers: list[float], t
     for cell in (*head, *(cell for row in rows for cell in row[1:])):
         is_number = pd.notna(pd.to_numeric(cell, errors="coerce"))
         assert is_number or not cell.lstrip().startswith(tuple("=+-@\t\r\uff1d\uff0b\uff0d\uff20"))
-        assert printable(cell) == cell
+        assert escaped(cell) == cell
     kept = pd.read_csv(io.StringIO(content), usecols=[0], float_precision="round_trip").iloc[:, 0]
     np.testing.assert_array_equal(kept.to_numpy(dtype=float), np.array(numbers[:length]))
 
 
 @given(st.text())
 def test_a_line_is_printable_and_a_printable_text_stays(text: str) -> None:
-    assert printable(text).isprintable()
+    assert escaped(text).isprintable()
     assert one_line(text).isprintable()
-    assert (printable(text) == text) == text.isprintable()
+    assert (escaped(text) == text) == text.isprintable()
 
 
 EVIL = "\x1b[2Jgone\rsisa\u202e\x07"
