@@ -14,13 +14,15 @@ from flwr.app import Context
 from fedpisa.apps.records import NO_CLIENT, NodeRecord, RunRecord
 from fedpisa.apps.states import Owner, StateFile, default_folder
 from fedpisa.clients.client import Client
+from fedpisa.components import one_line
 from fedpisa.config.flower import Value, read_run_config
 from fedpisa.config.run import RunConfig
 from fedpisa.datasets.base import Dataset
 from fedpisa.datasets.files import read_samples
+from fedpisa.families import Permission, permitted
 from fedpisa.simulation.federation import Federation
 
-NODE_KEYS = ("partition-id", "num-partitions", "data", "label-column", "state-dir")
+NODE_KEYS = ("partition-id", "num-partitions", "data", "label-column", "state-dir", "allow-modules")
 """Keys of a node config."""
 
 
@@ -82,7 +84,14 @@ def participant_of(context: Context, run: RunRecord) -> Participant:
     unknown = sorted(set(node) - set(NODE_KEYS))
     if unknown:
         raise ValueError(f"the node config has {', '.join(unknown)}; valid keys: {', '.join(NODE_KEYS)}")
-    return _participant(tuple(sorted(context.run_config.items())), tuple(sorted(node.items())), run)
+    with permitted(_permission(str(node.get("allow-modules", "")))):
+        return _participant(tuple(sorted(context.run_config.items())), tuple(sorted(node.items())), run)
+
+
+def _permission(modules: str) -> Permission:
+    """Return the permission of a node: only the modules that its own config names, separated by commas."""
+    fix = f"""start the node with --node-config 'allow-modules="{modules}{"," * bool(modules)}{{module}}"'"""
+    return Permission(allow=tuple(modules.replace(",", " ").split()), installed=False, fix=fix)
 
 
 def state_folder(context: Context) -> Path:
@@ -163,7 +172,7 @@ def _own_dataset(place: Path, config: RunConfig, run: RunRecord, node: Mapping[s
             classes=run.classes or None,
         )
     except (ValueError, OSError) as error:
-        getLogger("flwr").error("the node's own data: %s", error)
+        getLogger("flwr").error("the node's own data: %s", one_line(error))
         raise ValueError("the node's own data cannot be used: its log says why") from None
 
 

@@ -10,6 +10,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedpisa.apps.grid import NodeGrid
 from fedpisa.apps.records import NO_CLIENT, NodeRecord, RunRecord
+from fedpisa.components import escaped
 from fedpisa.config.flower import NodeSettings, read_run_config
 from fedpisa.config.run import RunConfig
 from fedpisa.runs.events import Event, RoundFinished, RunFinished, RunStarted
@@ -78,7 +79,7 @@ def _log(event: Event) -> None:
     log = getLogger("flwr").info
     if isinstance(event, RunStarted):
         resumed = f", after round {event.resumed}" if event.resumed else ""
-        log("%s on %d nodes%s", event.config.algorithm, event.config.num_clients, resumed)
+        log("%s on %d nodes%s", escaped(event.config.algorithm), event.config.num_clients, resumed)
     elif isinstance(event, RoundFinished):
         shown = {
             key: value for key, value in event.row.items() if key in ("test_accuracy", "test_loss", "seconds")

@@ -23,6 +23,7 @@ import torch
 from flwr.app import ConfigRecord, RecordDict
 from torch import Tensor
 
+from fedpisa.components import one_line
 from fedpisa.flower.client_app import EARLIER_ROUND, EARLIER_STATE, STATE, STATE_OF
 from fedpisa.flower.compat import to_record
 from fedpisa.flower.messages import SERVER_ROUND
@@ -153,7 +154,7 @@ def read_state(file: StateFile, state: RecordDict) -> None:
         file.read_into(state)
     except DamagedFileError as error:
         rest = "the SuperNode's own copy is used" if STATE in state else "the state is lost"
-        getLogger("flwr").error("%s: %s", error, rest)
+        getLogger("flwr").error("%s: %s", one_line(error), rest)
 
 
 def default_folder(node_id: int) -> Path:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedpisa.cli.options import File, Keys, read_keys
+from fedpisa.cli.options import Allow, File, Keys, read_keys
+from fedpisa.cli.terminal import say
 
 if TYPE_CHECKING:
     from fedpisa.deployment.local import Deployment
@@ -19,6 +20,14 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
+NodesAllow = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="MODULE",
+        help="A module that runs may name on the nodes, allow-modules in their config; may be repeated.",
+        show_default=False,
+    ),
+]
 Folder = Annotated[Path, typer.Option("--dir", help="The deployment's private folder.")]
 DEFAULT = Path("fedpisa-deployment")
 
@@ -32,6 +41,7 @@ def up(
         list[Path] | None,
         typer.Option(help="A node's table or folder of tables; repeat for each node, instead of --nodes."),
     ] = None,
+    allow: NodesAllow = None,
     folder: Folder = DEFAULT,
 ) -> None:
     """Start a SuperLink and nodes on this machine, with TLS and node authentication.
@@ -43,28 +53,31 @@ def up(
     if folder.exists():
         deployment = Deployment.read(folder)
     else:
-        configs = _node_configs(nodes, data)
+        configs = _node_configs(nodes, data, allow)
         deployment = Deployment.prepare(folder, f"127.0.0.1:{free_port()}", configs)
-    deployment.up(typer.echo)
-    typer.echo(f"folder: {deployment.folder}\n")
-    typer.echo("Train:  fedpisa deploy run -c 'algorithm=sisa num-server-rounds=5'")
-    typer.echo("End:    fedpisa deploy down\n")
-    typer.echo("To use separate machines, give the address at which they reach the SuperLink:")
-    typer.echo(f"fedpisa deploy prepare --address HOST:PORT --nodes {len(deployment.nodes)}")
+    deployment.up(say)
+    say(f"folder: {deployment.folder}")
+    typer.echo()
+    say("Train:  fedpisa deploy run -c 'algorithm=sisa num-server-rounds=5'")
+    say("End:    fedpisa deploy down")
+    typer.echo()
+    say("To use separate machines, give the address at which they reach the SuperLink:")
+    say(f"fedpisa deploy prepare --address HOST:PORT --nodes {len(deployment.nodes)}")
 
 
 @app.command()
 def prepare(
     address: Annotated[str, typer.Option(help="Address at which nodes reach the SuperLink, host:port.")],
     nodes: Annotated[int, typer.Option(min=1, help="Number of nodes.")] = 3,
+    allow: NodesAllow = None,
     folder: Folder = DEFAULT,
 ) -> None:
     """Create certificates and keys for separate machines, and print the commands to run there."""
     from fedpisa.deployment.local import Deployment
 
-    deployment = Deployment.prepare(folder, address, _node_configs(nodes, None))
-    for line in instructions(deployment):
-        typer.echo(line)
+    deployment = Deployment.prepare(folder, address, _node_configs(nodes, None, allow))
+    for line in "\n".join(instructions(deployment)).split("\n"):
+        say(line)
 
 
 @app.command()
@@ -79,12 +92,14 @@ def run(
         Path | None,
         typer.Option(metavar="DIR", help="Continue an interrupted run.", show_default=False),
     ] = None,
+    allow: Allow = None,
     folder: Folder = DEFAULT,
 ) -> None:
     """Train on the nodes, and show the run's log; the keys are those of fedpisa run."""
     from fedpisa.config.flower import NodeSettings, read_run_config
-    from fedpisa.config.run import RunConfig, flatten, override, read_toml
+    from fedpisa.config.run import RunConfig, flatten, load_config, override, read_toml
     from fedpisa.deployment.local import Deployment
+    from fedpisa.families import Permission, permitted
     from fedpisa.runs.reading import RunReader
     from fedpisa.runs.results import directory_for, require_free
     from fedpisa.runs.resume import changed
@@ -97,12 +112,15 @@ def run(
                 "--resume continues a run in its directory: give neither a file nor --out with it"
             )
         settings, changes = read_run_config(given)
-        resolved = changed(RunReader(resume).config(), {**changes, "checkpoint-every": 1})
+        before = load_config(RunReader(resume).config(), allow=allow or ())
+        resolved = changed(before, {**changes, "checkpoint-every": 1}, allow=allow or ())
         directory = resume.absolute()
         settings = NodeSettings("", str(directory), settings.node_data, settings.connect_timeout)
     else:
         settings, keys = read_run_config(override(flatten(read_toml(file) if file else {}), flatten(given)))
-        resolved = RunConfig.from_mapping({"num-clients": len(deployment.nodes), **keys})
+        permission = Permission.of_file(file, allow or (), given) if file else None
+        with permitted(permission):
+            resolved = RunConfig.from_mapping({"num-clients": len(deployment.nodes), **keys})
         directory = (require_free(out) if out else directory_for(resolved)).absolute()
         settings = NodeSettings(str(directory), "", settings.node_data, settings.connect_timeout)
     if any("data" in node for node in deployment.nodes):
@@ -110,15 +128,15 @@ def run(
     try:
         deployment.run(resolved, settings)
     except KeyboardInterrupt:
-        typer.echo(f"the run continues in {directory}: stop it with fedpisa deploy down", err=True)
+        say(f"the run continues in {directory}: stop it with fedpisa deploy down", err=True)
         raise typer.Exit(130) from None
     info = directory / "run.json"
     status = RunReader(directory).status or "not started"
     if status != "finished":
         resume_with = f"; continue with: fedpisa deploy run --resume {directory}" if info.is_file() else ""
-        typer.echo(f"error: the run is {status}, see its log{resume_with}", err=True)
+        say(f"error: the run is {status}, see its log{resume_with}", err=True)
         raise typer.Exit(1)
-    typer.echo(f"result: {directory}")
+    say(f"result: {directory}")
 
 
 @app.command()
@@ -130,14 +148,14 @@ def status(folder: Folder = DEFAULT) -> None:
     alive = {process.name: process.alive for process in deployment.processes()}
     for process in deployment.processes():
         state = f"running, process {process.pid}" if process.alive else "ended"
-        typer.echo(f"{process.name:<12} {state}, log: {deployment.folder / process.name}.log")
+        say(f"{process.name:<12} {state}, log: {deployment.folder / process.name}.log")
     if not alive.get("superlink"):
-        typer.echo("the SuperLink is not running: start it with fedpisa deploy up")
+        say("the SuperLink is not running: start it with fedpisa deploy up")
         return
     for node in deployment.known_nodes():
-        typer.echo(f"node {node['node-id']}: {node['status']}")
+        say(f"node {node['node-id']}: {node['status']}")
     for one in deployment.runs():
-        typer.echo(f"run {one['run-id']}: {one['status']}")
+        say(f"run {one['run-id']}: {one['status']}")
 
 
 @app.command()
@@ -146,7 +164,7 @@ def down(folder: Folder = DEFAULT) -> None:
     from fedpisa.deployment.local import Deployment
 
     deployment = Deployment.read(folder)
-    typer.echo(f"{deployment.down()} processes stopped; {deployment.folder} stays, start again with up")
+    say(f"{deployment.down()} processes stopped; {deployment.folder} stays, start again with up")
 
 
 def instructions(deployment: Deployment) -> Iterator[str]:
@@ -176,15 +194,16 @@ def instructions(deployment: Deployment) -> Iterator[str]:
     yield f"flwr run . {CONNECTION} --stream -c 'algorithm=\"sisa\" num-clients={count} num-server-rounds=50'"
 
 
-def _node_configs(nodes: int, data: list[Path] | None) -> list[dict[str, int | str]]:
+def _node_configs(nodes: int, data: list[Path] | None, allow: list[str] | None) -> list[dict[str, int | str]]:
+    common: dict[str, int | str] = {"allow-modules": ",".join(allow)} if allow else {}
     if not data:
-        return [{"partition-id": node, "num-partitions": nodes} for node in range(nodes)]
+        return [{"partition-id": node, "num-partitions": nodes, **common} for node in range(nodes)]
     for place in data:
         if not place.exists():
             raise ValueError(
                 f"data {place} does not exist: name a .csv, .npz or .parquet file, or a folder of some"
             )
     return [
-        {"partition-id": node, "num-partitions": len(data), "data": str(place.absolute())}
+        {"partition-id": node, "num-partitions": len(data), "data": str(place.absolute()), **common}
         for node, place in enumerate(data)
     ]

@@ -10,20 +10,22 @@ from collections.abc import Sequence
 from typing import Any
 
 import click
-import typer
 
 from fedpisa.cli import bench, components, run, show, study  # noqa: F401  each adds its commands to the app
 from fedpisa.cli.app import app
 from fedpisa.cli.options import reason_of
+from fedpisa.cli.terminal import say, steady_output
+from fedpisa.components import one_line
 from fedpisa.runs.process import own_process
 
 
 @own_process()
+@steady_output()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code.
 
-    It is 0, 1 (a run diverged or failed), 2 (bad input, or a file that cannot be written), 130 (Ctrl-C) or 143
-    (SIGTERM).
+    It is 0, 1 (a run diverged or failed), 2 (bad input, or a file that cannot be written), 129 (the terminal was
+    closed), 130 (Ctrl-C) or 143 (SIGTERM).
 
     Parameters
     ----------
@@ -41,9 +43,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if debug:
             raise
         return _fail(reason_of(error) if isinstance(error, OSError) else str(error), 2)
+    except RecursionError:
+        if debug:
+            raise
+        return _fail("the input is nested too deeply", 2)
     return code if isinstance(code, int) else 0
 
 
 def _fail(message: str, code: int) -> int:
-    typer.echo(f"error: {' '.join(message.split())}", err=True)
+    say(f"error: {one_line(message)}", err=True)
     return code

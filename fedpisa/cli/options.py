@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedpisa.cli.terminal import say
+
 if TYPE_CHECKING:
     from fedpisa.config.run import RunConfig
     from fedpisa.runs.results import Result
@@ -31,19 +33,29 @@ Keys = Annotated[
 ]
 
 
+Allow = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="MODULE",
+        help="A module that the file may name though it is in neither the file's folder nor this one; may be repeated.",
+        show_default=False,
+    ),
+]
+
+
 @contextmanager
 def interruptible(kept: Callable[[], str]) -> Iterator[None]:
-    """After Ctrl-C or SIGTERM, report what was kept, and exit with 128 plus the signal's number."""
+    """After Ctrl-C, SIGTERM or SIGHUP, report what was kept, and exit with 128 plus the signal's number."""
     try:
         yield
     except KeyboardInterrupt as error:
-        typer.echo(f"interrupted: {kept()}", err=True)
+        say(f"interrupted: {kept()}", err=True)
         raise typer.Exit(128 + getattr(error, "signum", signal.SIGINT)) from None
 
 
 @contextmanager
 def keeping(directory: Path, go_on: str = "") -> Iterator[None]:
-    """After Ctrl-C, SIGTERM or a failed write, report what was kept and how to continue."""
+    """After Ctrl-C, SIGTERM, SIGHUP or a failed write, report what was kept and how to continue."""
     hint = f", go on with: {go_on}" if go_on else ""
     try:
         with interruptible(
@@ -63,7 +75,7 @@ def keeping(directory: Path, go_on: str = "") -> Iterator[None]:
 def refuse_diverged(result: Result) -> None:
     """Exit with 1 if a run diverged."""
     if result.status == "diverged":
-        typer.echo(
+        say(
             f"error: {result.config.algorithm} diverged, its rounds so far are kept in {result.directory}: "
             "take smaller steps (a lower learning-rate, or a higher sigma or rho)",
             err=True,
@@ -71,11 +83,13 @@ def refuse_diverged(result: Result) -> None:
         raise typer.Exit(1)
 
 
-def read_config(file: Path | None, assignments: Sequence[str] | None) -> RunConfig:
+def read_config(
+    file: Path | None, assignments: Sequence[str] | None, allow: Sequence[str] | None = None
+) -> RunConfig:
     """Return the configuration of a file, overridden by the keys of ``-c`` options."""
     from fedpisa.config.run import load_config
 
-    return load_config(file, read_keys(assignments))
+    return load_config(file, read_keys(assignments), allow=allow or ())
 
 
 def read_keys(assignments: Sequence[str] | None) -> dict[str, object]:

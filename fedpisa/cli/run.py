@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -11,7 +12,8 @@ from typing import Annotated
 import typer
 
 from fedpisa.cli.app import app
-from fedpisa.cli.options import File, Keys, keeping, read_config, read_keys, refuse_diverged
+from fedpisa.cli.options import Allow, File, Keys, keeping, read_config, read_keys, refuse_diverged
+from fedpisa.cli.terminal import say
 from fedpisa.runs.tracking import Listener, Tracker, TrackerName, fan_out, make_tracker
 
 
@@ -36,8 +38,8 @@ def demo(
     terminal.print()
     terminal.print(demonstration.table(results))
     terminal.print(f"\nBudget: {demonstration.BUDGET}.", markup=False)
-    terminal.print(f"Picture: {directory / 'convergence.png'}", markup=False)
-    terminal.print(f"Runs: {', '.join(str(directory / name) for name in results)}", markup=False)
+    say(f"Picture: {directory / 'convergence.png'}")
+    say(f"Runs: {', '.join(str(directory / name) for name in results)}")
     for result in results.values():
         refuse_diverged(result)
 
@@ -64,24 +66,26 @@ def run(
         list[TrackerName] | None,
         typer.Option(help="Also log the run to this tracker; may be repeated.", show_default=False),
     ] = None,
+    allow: Allow = None,
 ) -> None:
     """Train, with live progress; without arguments, SISA on the digits data."""
     if resume is not None and (file is not None or out is not None):
         raise ValueError("--resume continues a run in its directory: give neither a file nor --out with it")
-    given = read_config(file, config) if resume is None else read_keys(config)
+    given = read_config(file, config, allow) if resume is None else read_keys(config)
     from fedpisa.runs.results import directory_for, require_free
     from fedpisa.runs.runner import run as train
 
     if isinstance(given, dict):
         assert resume is not None
-        directory, start = resume, partial(train, given, resume=resume)
+        directory, start = resume, partial(train, given, resume=resume, allow=allow or ())
     else:
         directory = require_free(out) if out else directory_for(given)
         start = partial(train, given, directory)
-    with keeping(directory, f"fedpisa run --resume {directory}"), _following(directory, track or ()) as tell:
+    words = ["fedpisa", "run", "--resume", str(directory), *(f"--allow={module}" for module in allow or ())]
+    with keeping(directory, shlex.join(words)), _following(directory, track or ()) as tell:
         result = start(on_event=tell)
     refuse_diverged(result)
-    typer.echo(f"result: {directory}")
+    say(f"result: {directory}")
 
 
 @contextmanager

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedpisa.cli.app import app
-from fedpisa.cli.options import File, Keys, read_config
+from fedpisa.cli.options import Allow, File, Keys, read_config
+from fedpisa.cli.terminal import say
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,9 +45,10 @@ def partition(
     out: Annotated[
         Path | None, typer.Option(help="Draw the split into a .png, .pdf or .svg.", show_default=False)
     ] = None,
+    allow: Allow = None,
 ) -> None:
     """Show how a configuration splits the data among clients, and how heterogeneous the clients are."""
-    settings = read_config(file, config)
+    settings = read_config(file, config, allow)
     from rich.console import Console
 
     from fedpisa import datasets, plots
@@ -57,18 +59,19 @@ def partition(
     parts = split_dataset(settings, data)[1]
     split = datasets.heterogeneity(data.y_train, parts, data.num_classes)
     terminal = Console(highlight=False, soft_wrap=True)
-    terminal.print(
+    say(
         f"{settings.dataset}: {split.sizes.sum():,} training samples on {settings.num_clients} clients "
-        f"by {settings.partitioner}, seed {settings.seed}\n",
-        markup=False,
+        f"by {settings.partitioner}, seed {settings.seed}"
     )
+    terminal.print()
     if settings.num_clients <= MOST_ROWS:
         terminal.print(_clients_table(split))
         terminal.print()
     terminal.print(_indices_table(split))
     if picture is not None:
         plots.plot_partition(data.y_train, parts, data.num_classes, picture)
-        terminal.print(f"\npicture: {picture}", markup=False)
+        terminal.print()
+        say(f"picture: {picture}")
 
 
 def _clients_table(split: Heterogeneity) -> Table:
@@ -146,7 +149,7 @@ def plot(
         path=out,
         target_accuracy=targets.pop() if len(targets) == 1 else None,
     )
-    typer.echo(f"picture: {out}")
+    say(f"picture: {out}")
 
 
 def _run_directories(paths: Sequence[Path]) -> Iterator[Path]:

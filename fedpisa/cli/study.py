@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from fedpisa.cli.app import app
-from fedpisa.cli.options import interruptible
+from fedpisa.cli.options import Allow, interruptible
+from fedpisa.cli.terminal import say
 
 
 @app.command()
@@ -21,6 +22,7 @@ def compare(
         ),
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Runs at a time; the results do not depend on it.")] = 1,
+    allow: Allow = None,
 ) -> None:
     """Run a study, or the rest of it: each variant at each point of the sweep, with each seed."""
     from rich.console import Console
@@ -34,18 +36,17 @@ def compare(
     stands = []
     kept = f"all rounds so far are kept in {directory}, the same command continues"
     with interruptible(lambda: kept), StudyConsole(runs) as console:
-        stands = compare_runs(study, directory, jobs=jobs, on_progress=console)
+        stands = compare_runs(study, directory, jobs=jobs, on_progress=console, allow=allow or ())
     terminal = Console(highlight=False, soft_wrap=True)
     terminal.print(table(load_study(directory)))
-    terminal.print(f"\nstudy: {directory}", markup=False)
+    terminal.print()
+    say(f"study: {directory}")
     bad = [progress for progress in stands if progress.state in ("failed", "diverged")]
     for progress in bad:
-        typer.echo(f"{progress.state}: {runs[progress.number]}: {progress.message}", err=True)
+        say(f"{progress.state}: {runs[progress.number]}: {progress.message}", err=True)
     elsewhere = sum(progress.state == "elsewhere" for progress in stands)
     if elsewhere:
-        typer.echo(
-            f"{elsewhere} runs are being written by another process: repeat the command later", err=True
-        )
+        say(f"{elsewhere} runs are being written by another process: repeat the command later", err=True)
     if bad or elsewhere:
         raise typer.Exit(1)
 
@@ -62,6 +63,7 @@ def tune(
         ),
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Trials at a time, each in its own process.")] = 1,
+    allow: Allow = None,
 ) -> None:
     """Search the best values for each variant of a study, with the same number of trials for all."""
     from rich.console import Console
@@ -70,28 +72,29 @@ def tune(
     from fedpisa.tuning.plan import read_plan
     from fedpisa.tuning.tune import tune as run_tuning
 
-    plan = read_plan(study)
+    plan = read_plan(study, allow=allow or ())
     directory = out or Path("tuned") / plan.study.folder
     kept = f"the trials so far are kept in {directory}, the same command continues"
     with interruptible(lambda: kept), TuneConsole(plan) as console:
         standings = run_tuning(plan, directory, jobs=jobs, on_progress=console)
     terminal = Console(highlight=False, soft_wrap=True)
     terminal.print(table(standings, plan.metric))
-    terminal.print(f"\ntrials: {directory / 'trials.csv'}, picture: {directory / 'trials.png'}", markup=False)
+    terminal.print()
+    say(f"trials: {directory / 'trials.csv'}, picture: {directory / 'trials.png'}")
     for one in standings:
         for trial in one.trials:
             if trial.state == "failed":
-                typer.echo(f"failed: {one.subject}, trial {trial.index}: {trial.error}", err=True)
+                say(f"failed: {one.subject}, trial {trial.index}: {trial.error}", err=True)
         for key in at_the_end(one.subject, one.best) if one.best else ():
-            typer.echo(f"{one.subject}: the best {key} is at the end of its range: widen it", err=True)
+            say(f"{one.subject}: the best {key} is at the end of its range: widen it", err=True)
     running = sum(one.counts["running"] for one in standings)
     missing = [str(one.subject) for one in standings if one.best is None]
     if running:
-        typer.echo(f"{running} trials are running in another process, which writes the results", err=True)
+        say(f"{running} trials are running in another process, which writes the results", err=True)
     elif missing:
-        typer.echo(f"no trial reached the end of {'; '.join(missing)}: there is no best.toml", err=True)
+        say(f"no trial reached the end of {'; '.join(missing)}: there is no best.toml", err=True)
     else:
-        terminal.print(f"next: fedpisa compare {directory / 'best.toml'} --out DIR", markup=False)
+        say(f"next: fedpisa compare {directory / 'best.toml'} --out DIR")
     if running or missing:
         raise typer.Exit(1)
 
@@ -115,14 +118,11 @@ def report(
             show_default="the runs' target-accuracy, or 95% of the best",
         ),
     ] = None,
-    data: Annotated[
-        bool, typer.Option("--data/--no-data", help="Load the data, for labels and accuracies by client.")
-    ] = True,
     title: Annotated[str | None, typer.Option(help="The page's heading.", show_default=False)] = None,
 ) -> None:
     """Compare runs in one self-contained HTML page, and in tables as CSV and LaTeX."""
     from fedpisa.report import write_report
 
-    written = write_report(runs, out, target_accuracy=target, load_data=data, title=title)
-    typer.echo(f"report: {written.page}")
-    typer.echo(f"tables: {written.tables[0].parent}, CSV and LaTeX")
+    written = write_report(runs, out, target_accuracy=target, title=title)
+    say(f"report: {written.page}")
+    say(f"tables: {written.tables[0].parent}, CSV and LaTeX")

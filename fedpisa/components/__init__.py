@@ -14,8 +14,10 @@ from fedpisa.components.describe import (
     inspect_component,
     parameter_docs,
 )
+from fedpisa.components.log import LOG
 from fedpisa.components.names import (
     SYNONYMS,
+    escaped,
     kebab,
     listed,
     name_of,
@@ -28,12 +30,14 @@ from fedpisa.components.values import check, fits_float32, plain
 
 __all__ = [
     "INJECTED",
+    "LOG",
     "REQUIRED",
     "SYNONYMS",
     "Component",
     "Key",
     "Parameter",
     "check",
+    "escaped",
     "fits_float32",
     "inspect_component",
     "kebab",

@@ -116,24 +116,38 @@ def show(value: object) -> str:
 
 
 def printable(text: object, length: int = 200) -> str:
-    r"""Return text that somebody else wrote on one line, without control characters and cut to ``length`` characters.
+    r"""Return another program's text in one line, without control characters and cut to ``length`` characters.
 
     Examples
     --------
     >>> printable("red: \x1b[31m\nok"), printable("x" * 9, length=4)
     ('red: \\x1b[31m\\nok', 'xxxx...')
     """
-    begin = str(text)[: length + 1]
-    escaped = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in begin)
-    return escaped if len(escaped) <= length else f"{escaped[:length]}..."
+    begin = escaped(str(text)[: length + 1])
+    return begin if len(begin) <= length else f"{begin[:length]}..."
 
 
-def one_line(error: BaseException) -> str:
-    r"""Return an error's message without line breaks.
+def escaped(text: str) -> str:
+    r"""Return a text that a terminal shows as it is: characters that control it or hide are escaped.
 
     Examples
     --------
-    >>> one_line(ValueError("two\nlines"))
-    'two lines'
+    >>> escaped("a word"), escaped("\x1b[31mred\n")
+    ('a word', '\\x1b[31mred\\n')
     """
-    return " ".join(str(error).split()) or type(error).__name__
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text
+    )
+
+
+def one_line(message: object) -> str:
+    r"""Return an error's message, or another text, in one line that a terminal shows as it is.
+
+    Examples
+    --------
+    >>> one_line(ValueError("two\nlines")), one_line("\x1b[2J")
+    ('two lines', '\\x1b[2J')
+    """
+    return escaped(" ".join(str(message).split())) or type(message).__name__

@@ -112,10 +112,12 @@ def _decoded(value: object) -> object:
         return value
     try:
         return cast(object, json.loads(value))
-    except json.JSONDecodeError:
+    except (json.JSONDecodeError, RecursionError):
         pass
     try:
         return cast(object, tomllib.loads(f"value = {value}")["value"])
+    except RecursionError:
+        raise ValueError(f"the value {value[:20]!r}... is nested too deeply") from None
     except tomllib.TOMLDecodeError as error:
         kind = "list" if value.startswith("[") else "table"
         raise ValueError(

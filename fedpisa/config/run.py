@@ -11,6 +11,7 @@ import os
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final, Literal, Self, cast, final
@@ -18,6 +19,7 @@ from typing import Any, Final, Literal, Self, cast, final
 from fedpisa import components, families
 from fedpisa.components import Component, Key
 from fedpisa.config.flat_options import flat_names, in_tables, option_of
+from fedpisa.families import Permission, permitted
 from fedpisa.typing import Bytes, Fraction, NonNegative, NonNegativeInt, Positive, PositiveInt, Probability
 
 _CHOICES: Final = (
@@ -128,6 +130,9 @@ class RunConfig:
         Whether to evaluate the model on each client's own samples too, into ``clients.parquet``.
     options
         Values of the components' keys. A table such as ``optimizer-options`` is a mapping.
+    stored
+        Whether the configuration was read from a result: components of the user's own stay names and are not imported,
+        and their keys are not checked. `load_config` turns it into one that can run.
 
     Raises
     ------
@@ -181,23 +186,28 @@ class RunConfig:
     per_client: bool = False
     # A mapping cannot be hashed, and leaving it out keeps equal configurations' hashes equal.
     options: Mapping[str, object] = field(default_factory=dict, hash=False)
+    stored: bool = field(default=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        for name, key in run_keys().items():
-            value = getattr(self, _snake(name))
-            checked = key.default if value is None else components.check(key, value)
-            object.__setattr__(self, _snake(name), checked)
-        options = nest(self._resolved(flatten(self.options)))
+        try:
+            for name, key in run_keys().items():
+                value = getattr(self, _snake(name))
+                checked = key.default if value is None else components.check(key, value)
+                object.__setattr__(self, _snake(name), checked)
+            with self._reading():
+                options = nest(self._resolved(flatten(self.options)))
         frozen = {k: MappingProxyType(v) if isinstance(v, dict) else v for k, v in options.items()}
         object.__setattr__(self, "options", MappingProxyType(frozen))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle and copy by the keys: a read-only mapping cannot be pickled."""
-        return type(self).from_mapping, (self.to_mapping(),)
+        return type(self).from_mapping, (self.to_mapping(), self.stored)
 
     @classmethod
-    def from_mapping(cls, values: Mapping[str, object]) -> Self:
+    def from_mapping(cls, values: Mapping[str, object], stored: bool = False) -> Self:
         """Return the configuration of flat keys, written ``num-clients`` or ``num_clients``.
+
+        A ``stored`` one imports no component of the user's own.
 
         Examples
         --------
@@ -206,7 +216,8 @@ class RunConfig:
         """
         values = flatten(values)
         run: dict[str, Any] = {_snake(name): value for name, value in values.items() if name in run_keys()}
-        return cls(**run, options={name: value for name, value in values.items() if name not in run_keys()})
+        options = {name: value for name, value in values.items() if name not in run_keys()}
+        return cls(**run, options=options, stored=stored)
 
     def to_mapping(self) -> dict[str, object]:
         """Return all keys that are not None, flat and in kebab-case.
@@ -238,11 +249,14 @@ class RunConfig:
         False
         """
         changes = flatten(changes)
-        values = self.to_mapping() | changes
-        unchanged = [part for part in _chosen(values) if part.name == getattr(self, _snake(part.family))]
-        kept = {*run_keys(), *(key for part in unchanged for key in families.keys_of(part, values))}
-        old = {name: value for name, value in self.to_mapping().items() if name in kept}
-        return self.from_mapping(override(old, changes))
+        with self._reading():
+            values = self.to_mapping() | changes
+            unchanged = [part for part in _chosen(values) if part.name == getattr(self, _snake(part.family))]
+            kept = {*run_keys(), *(key for part in unchanged for key in families.keys_of(part, values))}
+            if any(families.is_unread(part) for one in unchanged for part in families.parts_of(one, values)):
+                kept |= self.options_of_unread()
+            old = {name: value for name, value in self.to_mapping().items() if name in kept}
+            return self.from_mapping(override(old, changes), self.stored)
 
     def accepts(self, key: str) -> bool:
         """Return whether a key is one of the run's own keys, or of the keys of its components.
@@ -252,12 +266,27 @@ class RunConfig:
         >>> RunConfig(algorithm="fedavg").accepts("learning-rate"), RunConfig(algorithm="fedavg").accepts("sigma")
         (True, False)
         """
-        valid = _valid_keys(self.to_mapping())
+        with self._reading():
+            valid = _valid_keys(self.to_mapping())
         return key in valid or key in flat_names(valid)
+
+    def component(self, family: str) -> Component:
+        """Return the component that the run key of a family names."""
+        with self._reading():
+            return families.find(family, getattr(self, _snake(family)))
 
     def values_of(self, component: Component) -> dict[str, object]:
         """Return the values of a component's keys; a key that is also a run key has the run's value."""
-        return _values_of(component, self.to_mapping())
+        with self._reading():
+            return _values_of(component, self.to_mapping())
+
+    def options_of_unread(self) -> set[str]:
+        """Return the keys that belong to no component whose keys are known."""
+        with self._reading():
+            return self.to_mapping().keys() - _valid_keys(self.to_mapping())
+
+    def _reading(self) -> AbstractContextManager[None]:
+        return families.permitted(families.READ_ONLY if self.stored else None)
 
     def _run_values(self) -> dict[str, object]:
         values = {name: getattr(self, _snake(name)) for name in run_keys()}
@@ -271,11 +300,13 @@ class RunConfig:
         given = in_tables(given, valid)
         values |= given
         chosen = _chosen(values)
-        for name, value in given.items():
-            if name not in valid or name in run_keys():
-                parts = [part for component in chosen for part in families.parts_of(component, values)]
-                raise ValueError(_key_error(name, value, sorted(valid), parts))
+        parts = [part for component in chosen for part in families.parts_of(component, values)]
         resolved: dict[str, object] = {}
+        for name, value in given.items():
+            if name not in valid and any(map(families.is_unread, parts)):
+                resolved[name] = components.plain(value)
+            elif name not in valid or name in run_keys():
+                raise ValueError(_key_error(name, value, sorted(valid), parts))
         for component in chosen:
             for name, value in families.resolve(component, _values_of(component, values)).items():
                 if resolved.setdefault(name, value) != value:
@@ -297,7 +328,7 @@ def run_keys() -> Mapping[str, Key]:
     >>> run_keys()["num-clients"].default
     10
     """
-    run = components.inspect_component("run", "run", RunConfig, injected={"options"})
+    run = components.inspect_component("run", "run", RunConfig, injected={"options", "stored"})
     return MappingProxyType(families.keys_of(run))
 
 
@@ -375,7 +406,7 @@ def flatten(values: Mapping[str, object], table: str = "") -> dict[str, object]:
     result: dict[str, object] = {}
     for name, value in values.items():
         key = table + name.rstrip("_").replace("_", "-")
-        is_table = isinstance(value, Mapping) and key.endswith("-options")
+        is_table = isinstance(value, Mapping) and key.endswith("-options") and not table
         for flat_key, item in (flatten(cast(Any, value), f"{key}.") if is_table else {key: value}).items():
             if flat_key in result:
                 raise ValueError(f"key {flat_key!r} is given twice: give it once")
@@ -443,8 +474,13 @@ def other_names(values: Mapping[str, object], changed: Iterable[str]) -> dict[st
 def load_config(
     source: RunConfig | Mapping[str, object] | str | os.PathLike[str] | None = None,
     overrides: Mapping[str, object] | str | None = None,
+    *,
+    allow: Iterable[str] = (),
 ) -> RunConfig:
     """Return the configuration of a run.
+
+    A file may name components of modules in its own folder or in the current one, and of installed packages that
+    declare components. What a mapping, your own configuration or ``overrides`` name is imported wherever it lies.
 
     Parameters
     ----------
@@ -452,11 +488,13 @@ def load_config(
         Path of a TOML file, a mapping of keys, a configuration, or None for the defaults.
     overrides
         Keys that take precedence over the source, as a mapping or as text; see `parse_overrides`.
+    allow
+        Further modules that a file may name.
 
     Raises
     ------
     ValueError
-        If the file cannot be read, a key is unknown or given twice, or a value does not fit.
+        If the file cannot be read, a key is unknown or given twice, a value does not fit, or a module is not allowed.
 
     Examples
     --------
@@ -465,9 +503,13 @@ def load_config(
     """
     changes = flatten(parse_overrides(overrides) if isinstance(overrides, str) else overrides or {})
     if isinstance(source, RunConfig):
-        return source.replace(changes)
-    values = source if isinstance(source, Mapping) else {} if source is None else read_toml(source)
-    return RunConfig.from_mapping(override(flatten(values), changes))
+        permission = Permission.of_file("config.toml", allow, changes) if source.stored else None
+        with permitted(permission):
+            return RunConfig.from_mapping(source.to_mapping()).replace(changes)
+    if source is None or isinstance(source, Mapping):
+        return RunConfig.from_mapping(override(flatten(source or {}), changes))
+    with permitted(Permission.of_file(source, allow, changes)):
+        return RunConfig.from_mapping(override(flatten(read_toml(source)), changes))
 
 
 def read_toml(path: str | os.PathLike[str]) -> dict[str, object]:
@@ -526,5 +568,7 @@ def parse_overrides(text: str) -> dict[str, object]:
             if value[0] in "\"'[{":
                 raise ValueError(f"the value of {key!r} is not TOML: {components.one_line(error)}") from error
             values[key] = value
+        except RecursionError:
+            raise ValueError(f"the value of {key!r} is nested too deeply") from None
         position = found.end()
     return values

@@ -73,14 +73,36 @@ def heterogeneity(labels: Targets, partition: Sequence[Indices], num_classes: in
     ([[2, 0], [0, 2]], 1.0)
     """
     sizes = np.array([len(part) for part in partition], np.int64)
-    weights = sizes / sizes.sum()
-    effective = float(1.0 / np.sum(weights**2))
     if num_classes is None:
-        return Heterogeneity(sizes=sizes, effective_clients=effective)
+        return Heterogeneity(sizes=sizes, effective_clients=_effective_clients(sizes))
+    return heterogeneity_of(count_labels(labels[np.concatenate(partition)], sizes, num_classes))
 
-    clients = np.repeat(np.arange(len(sizes)), sizes)
-    cell = clients * num_classes + labels[np.concatenate(partition)]
-    counts = np.bincount(cell, minlength=len(sizes) * num_classes).reshape(-1, num_classes)
+
+def count_labels(labels: Targets, sizes: NDArray[np.int64], num_classes: int) -> NDArray[np.int64]:
+    """Return the samples of each client and class ``(N, C)``.
+
+    Parameters
+    ----------
+    labels
+        Labels of the samples, sorted by client.
+    sizes
+        Number of samples of each client, ``(N,)``.
+    num_classes
+        Number of classes C.
+
+    Examples
+    --------
+    >>> count_labels(np.array([0, 1, 1]), np.array([1, 2]), 2).tolist()
+    [[1, 0], [0, 2]]
+    """
+    cell = np.repeat(np.arange(len(sizes)), sizes) * num_classes + labels
+    return np.bincount(cell, minlength=len(sizes) * num_classes).reshape(-1, num_classes)
+
+
+def heterogeneity_of(counts: NDArray[np.int64]) -> Heterogeneity:
+    """Return the measures of the samples of each client and class ``(N, C)``."""
+    sizes = counts.sum(axis=1)
+    weights = sizes / sizes.sum()
     p_i = counts / sizes[:, None]
     p = counts.sum(axis=0) / sizes.sum()
     middle = (p_i + p) / 2
@@ -88,13 +110,17 @@ def heterogeneity(labels: Targets, partition: Sequence[Indices], num_classes: in
     affinity = np.sqrt(p_i * p).sum(axis=1)
     return Heterogeneity(
         sizes=sizes,
-        effective_clients=effective,
+        effective_clients=_effective_clients(sizes),
         label_counts=counts,
         # Rounding can make a distance of zero slightly negative before the root.
         jensen_shannon=float(np.sqrt(np.maximum(divergence, 0.0)).mean()),
         hellinger=float(np.sqrt(np.maximum(1.0 - affinity, 0.0)).mean()),
         earth_mover=float(weights @ np.abs(p_i - p).sum(axis=1)),
     )
+
+
+def _effective_clients(sizes: NDArray[np.int64]) -> float:
+    return float(1.0 / np.sum((sizes / sizes.sum()) ** 2))
 
 
 def _relative_entropy(p: NDArray[np.float64], q: NDArray[np.float64]) -> NDArray[np.float64]:

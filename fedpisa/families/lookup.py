@@ -10,11 +10,13 @@ import os
 import pkgutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from types import MappingProxyType, ModuleType
 from typing import Any, Final
 
 from fedpisa.components.describe import Component, inspect_component
 from fedpisa.components.names import kebab, listed, name_of, nearest, one_line
+from fedpisa.families.permission import RESERVED, current, note_given
 
 
 def available(family: str) -> dict[str, Component]:
@@ -46,21 +48,30 @@ def _collected(family: str) -> Mapping[str, Component]:
 def find(family: str, name: str) -> Component:
     """Return the component of that name, or a user's component for ``module:attribute``.
 
-    A user's module may lie in the current directory.
+    A user's module may lie in the current directory. Within `fedpisa.families.permission.permitted`, a module that is
+    not allowed is not imported.
 
     Raises
     ------
     ValueError
-        If there is no such component.
+        If there is no such component, its module may not be imported, or it is not what the family needs.
 
     Examples
     --------
     >>> find("model", "mlp").parameters[-1].key.default
     (200, 200)
-    >>> find("model", "collections:OrderedDict").name
-    'collections:OrderedDict'
+    >>> find("model", "torch.nn:Flatten").name
+    'torch.nn:Flatten'
     """
     if ":" in name:
+        if name.partition(":")[0] in RESERVED:
+            raise ValueError(
+                f"{family} {name!r}: the prefixes {', '.join(f'{prefix}:' for prefix in RESERVED)} are reserved and "
+                f"name no module; this version has no {family} of that name"
+            )
+        permission = current()
+        if permission is not None and permission.reads:
+            return Component(family, name, _unread)
         own = inspect_component(family, name, _import_attribute(family, name))
         return _OWN[family](own) if family in _OWN else own
     known = _collected(family)
@@ -75,10 +86,28 @@ def find(family: str, name: str) -> Component:
     return found
 
 
+def is_unread(component: Component) -> bool:
+    """Return whether a component is the user's own and only its name is known; see `READ_ONLY`."""
+    return component.factory is _unread
+
+
+def _unread() -> None:
+    raise ValueError(
+        "this configuration was read from a result, and your own components in it are not imported: give it to "
+        "fedpisa.run, or use fedpisa.load_config(config)"
+    )
+
+
 def _import_attribute(family: str, name: str) -> Any:
     module, _, attribute = name.partition(":")
+    permission = current()
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.append(os.getcwd())
+    if permission is None:
+        note_given(name)
+    else:
+        with _on_path(permission.folders):
+            permission.require(family, name)
     try:
         found = operator.attrgetter(attribute)(importlib.import_module(module))
     except Exception as error:  # a user's module may fail in any way
@@ -86,9 +115,42 @@ def _import_attribute(family: str, name: str) -> Any:
             f"{family} {name!r} cannot be imported ({type(error).__name__}: {one_line(error)}): write "
             "'module:attribute', with the module installed or in the current directory"
         ) from error
-    if not callable(found):
-        raise ValueError(f"{family} {name!r} is a {type(found).__name__}: it must be a function or a class")
+    _require_fit(family, name, found, from_file=permission is not None)
+    if permission is not None:
+        permission.require_own(family, name, found)
     return found
+
+
+@contextmanager
+def _on_path(folders: Iterable[str]) -> Iterator[None]:
+    """Put folders at the end of the path on which modules are looked for, and take them off after an error."""
+    added = [folder for folder in folders if folder not in sys.path]
+    sys.path.extend(added)
+    try:
+        yield
+    except ValueError:
+        for folder in added:
+            sys.path.remove(folder)
+        raise
+
+
+def _require_fit(family: str, name: str, found: object, from_file: bool) -> None:
+    """Raise a ValueError unless a user's own part can be what its family needs; it is not called.
+
+    What is not known before the call is checked after it. A file's classes are checked here, before they do anything.
+    """
+    python = inspect.isfunction(found) or inspect.ismethod(found)
+    built_in = inspect.isroutine(found) and not python
+    if isinstance(found, type) and from_file:
+        base = _BASES[family]() if family in _BASES else object
+        built_in = not found.__flags__ & _HEAP_TYPE
+        if not issubclass(found, base):
+            raise ValueError(
+                f"{family} {name!r} is a class: it must derive from {base.__module__}.{base.__name__}"
+            )
+    if built_in or not callable(found):
+        kind = "built-in of Python" if built_in else type(found).__name__
+        raise ValueError(f"{family} {name!r} is a {kind}: it must be a function or a class")
 
 
 def _modules(package: str) -> Iterator[ModuleType]:
@@ -204,6 +266,41 @@ def _own_server_strategy(component: Component) -> Component:
     from fedpisa.families import flower_strategies
 
     return flower_strategies.own_strategy(component)
+
+
+def _algorithm() -> type:
+    from fedpisa.strategies.base import Algorithm
+
+    return Algorithm
+
+
+def _module() -> type:
+    from torch.nn import Module
+
+    return Module
+
+
+def _preconditioner() -> type:
+    from fedpisa.clients.preconditioners import Preconditioner
+
+    return Preconditioner
+
+
+def _strategy() -> type:
+    from flwr.serverapp.strategy import Strategy
+
+    return Strategy
+
+
+_HEAP_TYPE: Final = 1 << 9
+"""Flag of a class that Python code, and not the interpreter, defines."""
+_BASES: Final[Mapping[str, Callable[[], type]]] = {
+    "algorithm": _algorithm,
+    "model": _module,
+    "preconditioner": _preconditioner,
+    "server-strategy": _strategy,
+}
+"""The class from which a user's own class must derive; a function may return any object of it."""
 
 
 # How to describe a user's component where its signature is not enough.

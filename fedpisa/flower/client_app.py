@@ -12,6 +12,7 @@ from flwr.clientapp.typing import Mod
 
 from fedpisa.clients.base import Arrays
 from fedpisa.clients.client import BUFFERS, Client
+from fedpisa.components import one_line
 from fedpisa.flower.compat import to_record, to_tensors
 from fedpisa.flower.messages import (
     ARRAYS,
@@ -65,7 +66,7 @@ def make_client_app(client_of: Callable[[Context], Client], mods: Sequence[Mod] 
         try:
             state, state_round = state_before(server_round, context, config, client, down)
         except StateLostError as error:
-            getLogger("flwr").error("round %d: %s", server_round, error)
+            getLogger("flwr").error("round %d: %s", server_round, one_line(error))
             return state_lost_reply(message)
         outcome = client.run_round(server_round, down, state)
         metrics = {name: float(value) for name, value in outcome.metrics.items()}

@@ -92,9 +92,12 @@ def ray_as_guest() -> Iterator[None]:
     """Give Ray its environment, and put back what it changes: that, the handler of SIGTERM, the generator `random`."""
     handler, environment, state = signal.getsignal(signal.SIGTERM), dict(os.environ), random.getstate()
     os.environ.update(_RAY_ENVIRONMENT | environment)
+    # Ray's processes inherit the mask: a closed terminal must not end them before the round does.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     try:
         yield
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)
         for name in os.environ.keys() - environment.keys():

@@ -34,10 +34,11 @@ def write_report(
     out: str | Path = "report.html",
     *,
     target_accuracy: float | None = None,
-    load_data: bool = True,
     title: str | None = None,
 ) -> Written:
     """Compare runs in an HTML page, and write its tables into the folder ``<page's name>-tables`` beside it.
+
+    The runs are only read: nothing that they name is imported, and no data are loaded.
 
     Parameters
     ----------
@@ -48,8 +49,6 @@ def write_report(
     target_accuracy
         Accuracy in (0, 1] up to which costs are counted. By default the runs' common ``target-accuracy``; if they have
         none, 95% of the best final accuracy of each split.
-    load_data
-        Whether to load the runs' data. The picture of the labels and the accuracies by client need them.
     title
         Heading of the page.
 
@@ -59,6 +58,7 @@ def write_report(
         If there is no readable run, the page's name has another suffix, or the target is not an accuracy.
     """
     from fedpisa.report import clients, findings, page, runs, tables
+    from fedpisa.storage.files import refuse_link, replace_file
 
     file = Path(out)
     if file.suffix.lower() not in (".html", ".htm"):
@@ -69,13 +69,12 @@ def write_report(
         )
     collection = runs.collect(directories)
     found = findings.find(collection, target_accuracy)
-    data = clients.Data(load_data)
     pictures = [
         one
         for split in range(len(collection.splits))
-        if (one := clients.picture([run for g in collection.of_split(split) for run in g.runs], split, data))
+        if (one := clients.picture([run for g in collection.of_split(split) for run in g.runs], split))
     ]
-    fairness = clients.fairness(collection, data)
+    fairness = clients.fairness(collection)
     made = [
         tables.overview(found),
         tables.accuracy(found),
@@ -87,7 +86,7 @@ def write_report(
     html = page.render(
         found, {one.name: one for one in made}, pictures, fairness, title or "Report of fedpisa"
     )
-    folder = file.with_name(f"{file.stem}-tables")
+    folder = refuse_link(file.with_name(f"{file.stem}-tables"))
     folder.mkdir(parents=True, exist_ok=True)
-    file.write_text(html, encoding="utf-8")
+    replace_file(file, html.encode())
     return Written(file, tuple(path for one in made for path in one.write(folder)))

@@ -5,27 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from logging import getLogger
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedpisa.components import LOG
 from fedpisa.runs.per_client import require_parquet
-from fedpisa.runs.reading import RunReader
-from fedpisa.runs.results import load_result
-from fedpisa.simulation.federation import build_model, load_dataset, split_dataset
+from fedpisa.runs.reading import DECILES, RunReader
 
 if TYPE_CHECKING:
-    from fedpisa.datasets import Dataset, Heterogeneity, Indices
+    from fedpisa.datasets import Heterogeneity
     from fedpisa.report.runs import Collection, Group, Run
-
-_LOG = getLogger("fedpisa")
 
 WORST = 0.1
 """The share of the clients, at least one, whose mean accuracy is the worst 10%."""
-AGREEMENT = 1e-3
-"""Tolerance between the test accuracy of a stored model and the last one that its run measured."""
 
 
 @final
@@ -38,7 +32,7 @@ class SplitPicture:
     split, seed
         Number of the split, and the seed.
     statistics
-        Sizes, and counts of labels if the data could be loaded.
+        Sizes, and counts of labels if the run stored them.
     deciles
         Whether the labels are deciles of a regression's target.
     note
@@ -75,62 +69,28 @@ class Fairness:
     note: str = ""
 
 
-@final
-class Data:
-    """The runs' data, loaded on first use.
-
-    Parameters
-    ----------
-    wanted
-        Whether data may be loaded at all.
-    """
-
-    def __init__(self, wanted: bool = True) -> None:
-        self._wanted = wanted
-        self._key: object = None
-        self._found: tuple[Dataset, list[Indices]] | str = ""
-
-    def of(self, run: Run) -> Dataset | str:
-        """Return the run's data, or the reason why they are not available."""
-        if not self._wanted:
-            return "the data were not loaded (--no-data)"
-        key = (sorted(run.split_keys.items(), key=str), run.keys.get("data-dir"), run.seed)
-        if key != self._key:
-            self._key, self._found = key, _load(run)
-        if isinstance(self._found, str):
-            return self._found
-        dataset, partition = self._found
-        same = _same(partition, run.result.partition)
-        return dataset if same else "the loaded data do not give the partition in partition.npz"
-
-
-def _load(run: Run) -> tuple[Dataset, list[Indices]] | str:
-    try:
-        config = run.result.config
-        return split_dataset(config, load_dataset(config))
-    except (ValueError, OSError, ImportError, RuntimeError) as error:  # a user's own data may fail in any way
-        return f"the data are not available ({' '.join(str(error).split())})"
-
-
-def picture(group_runs: Sequence[Run], split: int, data: Data) -> SplitPicture | None:
+def picture(group_runs: Sequence[Run], split: int) -> SplitPicture | None:
     """Return the split at the smallest seed, or ``None`` if no run stored its partition."""
-    from fedpisa.datasets import heterogeneity
+    from fedpisa.datasets.heterogeneity import heterogeneity, heterogeneity_of
 
     kept = [run for run in group_runs if run.result.partition]
     if not kept:
         return None
     run = min(kept, key=lambda one: one.seed)
     partition = run.result.partition
-    found = data.of(run)
-    if isinstance(found, str):
+    found = RunReader(run.directory).counts()
+    sizes = [len(part) for part in partition]
+    if found is None or found[1].ndim != 2 or found[1].sum(axis=1).tolist() != sizes:
         statistics = heterogeneity(np.zeros(0), partition, None)
-        return SplitPicture(split, run.seed, statistics, deciles=False, note=found)
-    labels, classes = found.y_train, found.num_classes
-    if classes is None:
-        deciles = np.quantile(labels, np.linspace(0, 1, 11)[1:-1])
-        labels, classes = np.searchsorted(deciles, labels), 10
-    statistics = heterogeneity(labels, partition, classes)
-    return SplitPicture(split, run.seed, statistics, found.num_classes is None, note="")
+        return SplitPicture(
+            split,
+            run.seed,
+            statistics,
+            deciles=False,
+            note="the run stored no labels by client, as earlier versions did",
+        )
+    kind, counts = found
+    return SplitPicture(split, run.seed, heterogeneity_of(counts), kind == DECILES, note="")
 
 
 def unlike_seeds(runs: Sequence[Run]) -> list[int]:
@@ -150,25 +110,17 @@ def _same(one: Sequence[NDArray[np.int64]], other: Sequence[NDArray[np.int64]]) 
     return len(one) == len(other) and all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-def fairness(collection: Collection, data: Data) -> list[Fairness]:
+def fairness(collection: Collection) -> list[Fairness]:
     """Return the final models' accuracies over the clients, for every group with a finished run."""
-    found: dict[int, tuple[Group, dict[int, NDArray[np.float64]], list[str], list[str]]] = {}
-    finished = [(group, run) for group in collection.groups for run in group.finished.values()]
-    # Sorted so that runs with the same data are adjacent, and the data are loaded once.
-    for group, run in sorted(finished, key=lambda pair: (pair[0].split, pair[1].seed)):
-        _, by_seed, sources, notes = found.setdefault(id(group), (group, {}, [], []))
-        kept = kept_accuracies(run)
-        accuracies = evaluated_accuracies(run, data) if kept is None else kept
-        if isinstance(accuracies, str):
-            notes.append(accuracies)
-            continue
-        by_seed[run.seed] = accuracies
-        samples = "training samples" if kept is None else "samples (clients.parquet)"
-        sources.append(f"each client's own {samples}")
-    return [
-        Fairness(group, by_seed, " and ".join(dict.fromkeys(sources)), "; ".join(dict.fromkeys(notes)))
-        for group, by_seed, sources, notes in found.values()
-    ]
+    found = []
+    for group in collection.groups:
+        kept = {seed: kept_accuracies(run) for seed, run in group.finished.items()}
+        by_seed = {seed: accuracies for seed, accuracies in kept.items() if accuracies is not None}
+        if kept:
+            source = "each client's own samples (clients.parquet)" if by_seed else ""
+            note = "run with per-client = true to have them" if len(by_seed) < len(kept) else ""
+            found.append(Fairness(group, by_seed, source, note))
+    return found
 
 
 def kept_accuracies(run: Run) -> NDArray[np.float64] | None:
@@ -185,7 +137,7 @@ def kept_accuracies(run: Run) -> NDArray[np.float64] | None:
         require_parquet()
         frame = reader.client_table(rounds[-1])
     except ValueError as error:
-        _LOG.warning("%s: it is left out", error)
+        LOG.warning("%s: it is left out", error)
         return None
     names = [name for name in frame.columns if str(name).endswith("accuracy")]
     names.sort(key=lambda name: ("test" not in name, "train" in name))
@@ -198,49 +150,6 @@ def kept_accuracies(run: Run) -> NDArray[np.float64] | None:
         return None
     accuracies: NDArray[np.float64] = last[names[0]].to_numpy(dtype=np.float64)
     return accuracies
-
-
-def evaluated_accuracies(run: Run, data: Data) -> NDArray[np.float64] | str:
-    """Return the stored model's accuracy on each client's training samples, or the reason if there is none."""
-    found = data.of(run)
-    if isinstance(found, str):
-        return found
-    if found.num_classes is None:
-        return "a regression has no accuracy"
-    from fedpisa.datasets.client_data import ClientData
-
-    parameters = load_result(run.directory).parameters
-    if not parameters:
-        return "there is no model.safetensors"
-    try:
-        task, params_P, buffers_Q, dtype = _kept_model(run, found, parameters)
-    except (ValueError, RuntimeError) as error:
-        return f"the stored model does not fit the configuration ({' '.join(str(error).split())[:200]})"
-    everything = [np.arange(len(found.y_test))]
-    test = ClientData.of(found.x_test, found.y_test, everything, dtype)
-    now = task.evaluate(params_P, buffers_Q, test.x, test.y)["accuracy"]
-    then = run.result.last("test_accuracy")
-    if then is not None and abs(now - then) > AGREEMENT:
-        return f"the stored model has test accuracy {now:.4f} on the loaded data, its run measured {then:.4f}"
-    clients = ClientData.of(found.x_train, found.y_train, run.result.partition, dtype)
-    accuracies = [
-        task.evaluate(params_P, buffers_Q, *clients.client(client))["accuracy"]
-        for client in range(clients.num_clients)
-    ]
-    return np.array(accuracies)
-
-
-def _kept_model(run: Run, dataset: Dataset, parameters: Mapping[str, NDArray[Any]]) -> Any:
-    import torch
-
-    from fedpisa.tasks.modules import in_dtype
-    from fedpisa.tasks.task import Task
-
-    dtype: torch.dtype = getattr(torch, run.result.config.dtype)
-    module = in_dtype(build_model(run.result.config, dataset), dtype)
-    module.load_state_dict({name: torch.from_numpy(value.copy()) for name, value in parameters.items()})
-    task = Task(module, dataset.num_classes)
-    return task, task.initial_params(), task.initial_buffers(), dtype
 
 
 def worst(accuracies: NDArray[np.float64]) -> float:

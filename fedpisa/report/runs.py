@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any, final
 
 from fedpisa import components, families
+from fedpisa.families import READ_ONLY, is_unread, permitted
 from fedpisa.runs.reading import RunReader
 from fedpisa.runs.results import Result, load_result
+from fedpisa.storage.files import refuse_link
 from fedpisa.studies.study import STUDY_FILE, read_study
 
 FAMILIES = ("dataset", "partitioner", "model")
@@ -84,11 +86,14 @@ class Run:
     @cached_property
     def split_keys(self) -> dict[str, object]:
         """The keys of the split: data, partition, model and clients."""
-        names = set(SETTING)
-        for family in FAMILIES:
-            if family in self.keys:
-                component = families.find(family, str(self.keys[family]))
-                names |= set(families.keys_of(component, self.keys))
+        names, config = set(SETTING), self.result.config
+        with permitted(READ_ONLY):
+            parts = [config.component(family) for family in FAMILIES if family in self.keys]
+            names |= {key for part in parts for key in families.keys_of(part, self.keys)}
+            # Keys of a component that is not imported are the split's if the algorithm is known.
+            trained = families.parts_of(config.component("algorithm"), self.keys)
+            if any(map(is_unread, parts)) and not any(map(is_unread, trained)):
+                names |= config.options_of_unread()
         return {name: value for name, value in self.keys.items() if name in names - BOOKKEEPING}
 
     @cached_property
@@ -241,7 +246,7 @@ def _studies(
         if not file.is_file():
             continue
         try:
-            planned = read_study(file).runs()
+            planned = read_study(refuse_link(file)).runs()
         except ValueError as error:
             unreadable[file] = " ".join(str(error).split())
             continue
@@ -349,8 +354,9 @@ def _split_labels(splits: Sequence[Mapping[str, object]]) -> list[str]:
         labels = []
         for split in splits:
             # A partitioner's first key is its main one: show it with the partitioner.
-            partitioner = families.find("partitioner", str(split["partitioner"]))
-            main = list(families.keys_of(partitioner, split))[:1] if "partitioner" in shown else []
+            with permitted(READ_ONLY):
+                partitioner = families.find("partitioner", str(split["partitioner"]))
+                main = list(families.keys_of(partitioner, split))[:1] if "partitioner" in shown else []
             names = sorted(split, key=lambda name: SETTING.index(name) if name in SETTING else len(SETTING))
             labels.append(", ".join(_assignment(k, split[k]) for k in names if k in shown or k in main))
         if len(set(labels)) == len(labels):

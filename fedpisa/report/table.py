@@ -9,6 +9,9 @@ from typing import Generic, TypeVar, final
 
 import pandas as pd
 
+from fedpisa.storage.csv_file import to_csv
+from fedpisa.storage.files import replace_file
+
 Row = TypeVar("Row")
 
 _LATEX = {"±": r"$\pm$", "−": "$-$", "–": "--", "²": "$^2$", "<": "$<$", "\ue000": r"\textbf{", "\ue001": "}"}
@@ -61,8 +64,8 @@ class Table:
     def write(self, folder: Path) -> list[Path]:
         """Write ``<name>.csv`` and ``<name>.tex`` and return their paths."""
         csv, tex = folder / f"{self.name}.csv", folder / f"{self.name}.tex"
-        self.frame.to_csv(csv, index=False)
-        tex.write_text(self.to_latex(), encoding="utf-8")
+        replace_file(csv, to_csv(self.frame))
+        replace_file(tex, self.to_latex().encode())
         return [csv, tex]
 
 

@@ -7,6 +7,7 @@ import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Self, final
 
 from rich.console import Console
@@ -15,6 +16,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from fedpisa.components import escaped
 from fedpisa.runs.events import Event, RoundFinished, RunFinished, RunStarted, Stopping
 
 if TYPE_CHECKING:
@@ -43,6 +45,10 @@ class Display:
 
     def __exit__(self, *error: object) -> None:
         self._stop()
+
+    def _say(self, text: str) -> None:
+        """Write a line."""
+        self._console.print(escaped(text), markup=False)
 
     def _stop(self) -> None:
         if self._live is not None:
@@ -103,22 +109,22 @@ class RunConsole(Display):
         elif isinstance(event, RunFinished):
             self._stop()
             note = "; the run had already ended, nothing was done" if event.before else ""
-            self._console.print(escape(summary(event.result) + note))
+            self._say(summary(event.result) + note)
         elif isinstance(event, Stopping):
             # A signal handler calls this while the console may be writing, so the text bypasses the console.
-            os.write(2, b"\nending this round and writing a checkpoint; a second signal ends at once\n")
+            with suppress(OSError):  # the terminal may have been closed
+                os.write(2, b"\nending this round and writing a checkpoint; a second signal ends at once\n")
 
     def _start(self, event: RunStarted) -> None:
         self._stop()
         config = event.config
-        self._console.print(
+        self._say(
             f"{config.algorithm} on {config.dataset}: {config.num_clients} clients by {config.partitioner}, "
             f"{event.num_train:,} training and {event.num_test:,} test samples, "
-            f"{event.num_parameters:,} parameters, {event.engine} engine on {event.device}",
-            markup=False,
+            f"{event.num_parameters:,} parameters, {event.engine} engine on {event.device}"
         )
         if event.resumed is not None:
-            self._console.print(f"resuming after round {event.resumed}", markup=False)
+            self._say(f"resuming after round {event.resumed}")
         self._resumed = event.resumed or 0
         self._began, self._accuracy = self._clock(), None
         if self._console.is_terminal:
@@ -154,16 +160,21 @@ class RunConsole(Display):
             self._live.update(self._task, completed=number, metrics=short)
         elif number == num_server_rounds or number % math.ceil(num_server_rounds / PLAIN_LINES) == 0:
             width = len(str(num_server_rounds))
-            self._console.print(f"round {number:{width}}/{num_server_rounds}  {metrics}", markup=False)
+            self._say(f"round {number:{width}}/{num_server_rounds}  {metrics}")
 
 
 def plain_table(first: str, *others: str) -> Table:
     """Return a table without lines; all columns but the first are right-aligned."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column(first)
+    table.add_column(cell(first))
     for name in others:
-        table.add_column(name, justify="right")
+        table.add_column(cell(name), justify="right")
     return table
+
+
+def cell(value: object) -> str:
+    """Return a value as the text of a table's cell, in which nothing is markup or controls the terminal."""
+    return escape(escaped(str(value)))
 
 
 def summary(result: Result) -> str:

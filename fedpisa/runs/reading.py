@@ -11,7 +11,6 @@ import json
 import tomllib
 from collections.abc import Callable, Mapping
 from itertools import pairwise
-from logging import getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar, final
 
@@ -20,13 +19,12 @@ import pydantic
 import pydantic_core
 from numpy.typing import NDArray
 
+from fedpisa.components import LOG
 from fedpisa.config.run import RunConfig
-from fedpisa.storage.files import DamagedFileError, digest_of, read_file
+from fedpisa.storage.files import DamagedFileError, digest_of, read_bytes, read_file, refuse_link
 
 if TYPE_CHECKING:
     import pandas as pd
-
-_LOG = getLogger("fedpisa")
 
 T = TypeVar("T")
 Status = Literal["running", "finished", "diverged", "interrupted", "failed"]
@@ -34,6 +32,9 @@ Row = Mapping[str, float | int | None]
 
 TIED: Final = "tied"
 """Key of the metadata of ``model.safetensors`` that names entries that repeat another."""
+LABELS: Final = "labels"
+DECILES: Final = "deciles"
+"""Names of the arrays in ``partition.npz`` that count samples."""
 CLIENTS: Final = "clients.parquet"
 """Folder with a file for each round in which clients were evaluated."""
 DIGESTED: Final = (
@@ -96,7 +97,7 @@ class RunReader:
         return self.info.get("status")
 
     def config(self) -> RunConfig:
-        """Return the configuration; a warning says that it is not the one that was written.
+        """Return the configuration, without importing what it names; a warning says that it was changed.
 
         Raises
         ------
@@ -107,14 +108,14 @@ class RunReader:
 
         def decode(content: bytes) -> dict[str, object]:
             if self._digests.get("config.toml") not in (None, digest_of(content)):
-                _LOG.warning("%s is not what was written: it was edited, or is damaged", file)
+                LOG.warning("%s is not what was written: it was edited, or is damaged", file)
             if not content.strip():
                 raise ValueError("it is empty")
             return tomllib.loads(content.decode())
 
         values = read_file(file, decode)
         try:
-            return RunConfig.from_mapping(values)
+            return RunConfig.from_mapping(values, stored=True)
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from error
 
@@ -150,13 +151,17 @@ class RunReader:
         """Return each client's sample indices; an empty list if there is no file."""
         return self._read("partition.npz", _partition) if self._has("partition.npz") else []
 
+    def counts(self) -> tuple[str, NDArray[np.int64]] | None:
+        """Return `LABELS` or `DECILES`, and each client's samples of each ``(N, C)``; ``None`` if there are none."""
+        return self._read("partition.npz", _counts) if self._has("partition.npz") else None
+
     def model(self) -> dict[str, NDArray[Any]]:
         """Return the global model's arrays; an empty mapping if there is no file."""
         return self._read("model.safetensors", _model) if self._has("model.safetensors") else {}
 
     def client_rounds(self) -> list[str]:
         """Return the names of the files in ``clients.parquet``, those that are missing too, in the rounds' order."""
-        if (self.path / CLIENTS).is_file():
+        if refuse_link(self.path / CLIENTS).is_file():
             return [CLIENTS]
         there = {f"{CLIENTS}/{file.name}" for file in (self.path / CLIENTS).glob("round-*.parquet")}
         return sorted(there | {name for name in self._digests if name.startswith(CLIENTS)})
@@ -167,12 +172,11 @@ class RunReader:
 
     def digests(self) -> dict[str, str]:
         """Return the digests of the files that are there, for ``run.json``."""
-        return {
-            file.relative_to(self.path).as_posix(): digest_of(file.read_bytes()) for file in self._files()
-        }
+        return {file.relative_to(self.path).as_posix(): digest_of(read_bytes(file)) for file in self._files()}
 
     def _files(self) -> list[Path]:
         """Return the files that are there and have digests in ``run.json`` when the run has ended."""
+        refuse_link(self.path / CLIENTS)
         return [file for pattern in DIGESTED for file in sorted(self.path.glob(pattern))]
 
     @property
@@ -217,11 +221,17 @@ def _rows(content: bytes) -> list[Row]:
 
 def _partition(content: bytes) -> list[NDArray[np.int64]]:
     with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-        parts: list[NDArray[np.int64]] = [arrays[str(client)] for client in range(len(arrays.files))]
+        clients = range(len({*arrays.files} - {LABELS, DECILES}))
+        parts: list[NDArray[np.int64]] = [arrays[str(client)] for client in clients]
     for part in parts:
         if part.ndim != 1 or part.dtype.kind != "i" or (part < 0).any():
             raise ValueError("it does not hold sample indices")
     return parts
+
+
+def _counts(content: bytes) -> tuple[str, NDArray[np.int64]] | None:
+    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+        return next(((name, arrays[name]) for name in (LABELS, DECILES) if name in arrays.files), None)
 
 
 def _model(content: bytes) -> dict[str, NDArray[Any]]:

@@ -6,7 +6,8 @@ A run's directory contains
 - ``run.json``: versions, machine, timing and ``status``, and when the run has ended, digests of the other files;
 - ``metrics.jsonl``: one JSON object per round, written when the round ends;
 - ``checkpoint/``: the state from which `fedpisa.run` resumes or adds rounds, see `fedpisa.storage.checkpoint`;
-- ``partition.npz``: the arrays ``0`` .. ``N-1``, client ``i``'s sample indices into the training set;
+- ``partition.npz``: the arrays ``0`` .. ``N-1``, client ``i``'s sample indices into the training set, and ``labels``,
+  the samples of each client and class, or ``deciles``, those in each decile of a regression's target;
 - ``model.safetensors``: the global parameters under the module's own names;
 - ``clients.parquet``, if ``per-client = true``: a file for each evaluated round, a row for each client.
 """
@@ -24,13 +25,25 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, count
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedpisa.components import escaped
 from fedpisa.runs.reading import CLIENTS, TIED, Row, RunReader, Status
-from fedpisa.storage.files import OccupiedError, digest_of, is_leftover, named, replace_file, shortened, sync
+from fedpisa.storage.files import (
+    OccupiedError,
+    digest_of,
+    is_leftover,
+    named,
+    open_file,
+    refuse_link,
+    replace_file,
+    shortened,
+    sync,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -117,7 +130,12 @@ class RunDirectory:
 
     @classmethod
     def create(
-        cls, path: str | Path, config: RunConfig, info: Mapping[str, object], partition: Sequence[Indices]
+        cls,
+        path: str | Path,
+        config: RunConfig,
+        info: Mapping[str, object],
+        partition: Sequence[Indices],
+        counts: Mapping[str, NDArray[np.int64]] = MappingProxyType({}),
     ) -> RunDirectory:
         """Make the directory with its ``config.toml``, ``run.json`` and ``partition.npz``.
 
@@ -133,6 +151,8 @@ class RunDirectory:
             Entries of ``run.json`` besides ``status``: versions, seed, machine, timing.
         partition
             Sample indices of each client.
+        counts
+            Samples of each client and label, by `LABELS` or `DECILES`.
 
         Raises
         ------
@@ -140,10 +160,16 @@ class RunDirectory:
             If the directory exists and is not empty.
         """
         run = cls(require_free(path))
-        run.begin(config, info, partition)
+        run.begin(config, info, partition, counts)
         return run
 
-    def begin(self, config: RunConfig, info: Mapping[str, object], partition: Sequence[Indices]) -> None:
+    def begin(
+        self,
+        config: RunConfig,
+        info: Mapping[str, object],
+        partition: Sequence[Indices],
+        counts: Mapping[str, NDArray[np.int64]] = MappingProxyType({}),
+    ) -> None:
         """Write the files of a run before its first round; see `create`.
 
         ``config.toml`` is written first and ``run.json`` last, so that a run that is interrupted in between can be
@@ -153,7 +179,7 @@ class RunDirectory:
         run_json = _json_bytes({"status": "running", **info})
         arrays = io.BytesIO()
         parts: dict[str, Any] = {str(i): np.asarray(part, dtype=np.int64) for i, part in enumerate(partition)}
-        np.savez(arrays, **parts)
+        np.savez(arrays, **parts, **dict[str, Any](counts))
 
         self.path.mkdir(parents=True, exist_ok=True)
         (self.path / "run.json").unlink(
@@ -178,7 +204,7 @@ class RunDirectory:
         """Add one round to ``metrics.jsonl`` and flush it; NaN and infinity are written as ``null``."""
         line = json.dumps({key: _plain(value) for key, value in row.items()}, allow_nan=False)
         try:
-            with self.metrics.open("a", encoding="utf-8") as file:
+            with refuse_link(self.metrics).open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
         except OSError as error:
             raise named(error, self.metrics) from error
@@ -192,7 +218,8 @@ class RunDirectory:
     def cut(self, length: int) -> list[Row]:
         """Truncate ``metrics.jsonl`` to ``length`` bytes and return its rows."""
         rows = self.reader().rows(length)
-        os.truncate(self.metrics, length)
+        with open(open_file(self.metrics, os.O_WRONLY), "wb") as file:
+            file.truncate(length)
         return rows
 
     def reader(self) -> RunReader:
@@ -207,7 +234,7 @@ class RunDirectory:
         """Write or replace one round in ``clients.parquet``."""
         from fedpisa.runs import per_client
 
-        folder = self.path / CLIENTS
+        folder = refuse_link(self.path / CLIENTS)
         folder.mkdir(exist_ok=True)
         number = int(table["round"][0])
         replace_file(folder / f"round-{number:06d}.parquet", per_client.to_parquet(table))
@@ -362,7 +389,7 @@ class Result:
         return summary
 
     def __repr__(self) -> str:
-        return f"Result({', '.join(f'{key}: {value}' for key, value in self._summary().items())})"
+        return escaped(f"Result({', '.join(f'{key}: {value}' for key, value in self._summary().items())})")
 
     def _repr_html_(self) -> str:
         cells = "".join(
@@ -400,6 +427,9 @@ def history(rows: Iterable[Row]) -> pd.DataFrame:
 
 def load_result(directory: str | Path) -> Result:
     """Read a run's directory, also of a running or an interrupted run.
+
+    Nothing that the configuration names is imported, and no symbolic link in the directory is followed. The result's
+    configuration is a ``stored`` one, see `RunConfig`.
 
     Parameters
     ----------

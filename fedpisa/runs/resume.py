@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from logging import getLogger
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from fedpisa import components
+from fedpisa.components import LOG
 from fedpisa.config.run import RunConfig, load_config
 from fedpisa.runs.results import RunDirectory
 from fedpisa.storage import checkpoint
@@ -19,14 +19,15 @@ from fedpisa.storage.checkpoint import Checkpoint
 if TYPE_CHECKING:
     from fedpisa.runs.simulation import Simulation
 
-_LOG = getLogger("fedpisa")
-
 FREE: Final = ("num-server-rounds", "checkpoint-every", "state-memory", "num-cpus", "num-gpus", "ray-address")
 """Keys that may change when a run resumes; the first one may only increase."""
 
 
 def changed(
-    before: RunConfig, config: RunConfig | Mapping[str, object] | str | os.PathLike[str] | None
+    before: RunConfig,
+    config: RunConfig | Mapping[str, object] | str | os.PathLike[str] | None,
+    *,
+    allow: Iterable[str] = (),
 ) -> RunConfig:
     """Return the configuration of a resumed run.
 
@@ -36,6 +37,8 @@ def changed(
         The configuration in the run's directory.
     config
         Keys that change, or a whole configuration.
+    allow
+        Further modules that a file may name.
 
     Raises
     ------
@@ -56,7 +59,7 @@ def changed(
     if isinstance(config, Mapping):
         after = before.replace(config)
     else:
-        after = load_config(config)
+        after = load_config(config, allow=allow)
         # The run's directory names the default model of its data set.
         after = after.replace({"model": before.model}) if after.model is None else after
     _require_unchanged(before, after)
@@ -102,26 +105,26 @@ def pick(files: RunDirectory, simulation: Simulation) -> Checkpoint | None:
         try:
             found = checkpoint.read(file)
         except ValueError as error:
-            _LOG.warning("%s: the checkpoint is skipped", error)
+            LOG.warning("%s: the checkpoint is skipped", error)
             continue
         if found.metadata["metrics_bytes"] > length:
-            _LOG.warning("%s lacks rounds that %s has: the checkpoint is skipped", files.metrics, file)
+            LOG.warning("%s lacks rounds that %s has: the checkpoint is skipped", files.metrics, file)
             continue
         try:
             files.reader().rows(found.metadata["metrics_bytes"], found.metadata.get("metrics_digest"))
         except ValueError as error:
-            _LOG.warning("%s: %s is skipped", error, file)
+            LOG.warning("%s: %s is skipped", error, file)
             continue
         _require_same(found, files, simulation)
         return found
     if stored or length:
-        _LOG.warning("%s has no usable checkpoint: the run starts again at round 0", files.path)
+        LOG.warning("%s has no usable checkpoint: the run starts again at round 0", files.path)
     return None
 
 
 def _require_same(found: Checkpoint, files: RunDirectory, simulation: Simulation) -> None:
     config = simulation.config
-    _require_unchanged(RunConfig.from_mapping(found.metadata["config"]), config)
+    _require_unchanged(RunConfig.from_mapping(found.metadata["config"], stored=True), config)
     if found.metadata["layout"] != simulation.federation.task.layout.fingerprint:
         raise ValueError(
             f"{config.model} has other parameters than when {files.path} was started: restore the old model, "
@@ -144,7 +147,7 @@ def require_same_data(before: object, now: str, directory: Path) -> None:
         If the digests differ.
     """
     if before is None:
-        _LOG.warning(
+        LOG.warning(
             "%s: run.json has no digest of the data, so a change of the data would not be seen", directory
         )
     elif before != now:

@@ -13,6 +13,7 @@ from typing import Any, final
 from numpy.typing import NDArray
 
 from fedpisa.config.run import RunConfig, load_config
+from fedpisa.families import Permission, permitted
 from fedpisa.runs.events import RoundFinished, RunFinished, Stopping
 from fedpisa.runs.per_client import Table, require_parquet
 from fedpisa.runs.process import is_own, reserved_heap
@@ -37,6 +38,7 @@ def run(
     *,
     resume: str | os.PathLike[str] | None = None,
     on_event: Listener | Iterable[Listener] | None = None,
+    allow: Iterable[str] = (),
 ) -> Result:
     """Train one algorithm on one federated data set.
 
@@ -53,6 +55,9 @@ def run(
     on_event
         One or several listeners, such as those of `fedpisa.runs.tracking`. They are called with `RunStarted`,
         `RoundFinished` for every row, `Stopping` and `RunFinished`.
+    allow
+        Modules that a TOML file, or the configuration of a resumed run, may name, besides those in its folder and in
+        the current one. What a mapping or your own configuration names needs no permission.
 
     Returns
     -------
@@ -77,7 +82,7 @@ def run(
     >>> result.status, len(result.history)
     ('finished', 3)
     """
-    return train(config, out, resume=resume, on_event=on_event)
+    return train(config, out, resume=resume, on_event=on_event, allow=allow)
 
 
 def train(
@@ -87,17 +92,18 @@ def train(
     resume: str | os.PathLike[str] | None = None,
     on_event: Listener | Iterable[Listener] | None = None,
     simulation_of: Callable[[RunConfig], Simulation] = Simulation,
+    allow: Iterable[str] = (),
 ) -> Result:
     """Run like `run`, with the simulation that ``simulation_of`` returns."""
     notify = fan_out(on_event)
     with reserved_heap():
         if resume is None:
-            return _begin(config, out, notify, simulation_of)
+            return _begin(config, out, notify, simulation_of, allow)
         if out is not None:
             raise ValueError(
                 f"out = {out} and resume = {resume} exclude each other: a run resumes in its directory, remove out"
             )
-        return _resume(Path(resume), config, notify, simulation_of)
+        return _resume(Path(resume), config, notify, simulation_of, allow)
 
 
 def _begin(
@@ -105,8 +111,9 @@ def _begin(
     out: str | os.PathLike[str] | None,
     notify: Listener,
     simulation_of: Callable[[RunConfig], Simulation],
+    allow: Iterable[str],
 ) -> Result:
-    config = load_config(config)
+    config = load_config(config, allow=allow)
     if out is None:
         return _Run(simulation_of(config), notify).train()
     directory = require_free(Path(out))
@@ -115,7 +122,8 @@ def _begin(
     simulation = simulation_of(config)
     with locked(directory):
         info, partition = provenance_of(simulation), simulation.federation.partition
-        files = RunDirectory.create(directory, simulation.config, info, partition)
+        counts = simulation.federation.label_counts()
+        files = RunDirectory.create(directory, simulation.config, info, partition, counts)
         return _Run(simulation, notify, files).train()
 
 
@@ -124,6 +132,7 @@ def _resume(
     config: RunConfig | Mapping[str, object] | str | os.PathLike[str] | None,
     notify: Listener,
     simulation_of: Callable[[RunConfig], Simulation],
+    allow: Iterable[str],
 ) -> Result:
     if not (directory / "config.toml").is_file():
         raise ValueError(
@@ -133,17 +142,23 @@ def _resume(
         files = RunDirectory(directory)
         reader = files.reader()
         before, info = reader.config(), reader.info
-        after = changed(before, config)
+        after = changed(before, config, allow=allow)
         longer = after.num_server_rounds > before.num_server_rounds
         if info.get("status") == "diverged" or (info.get("status") == "finished" and not longer):
             result = load_result(directory)
             notify(RunFinished(result, before=True))
             return result
+        # What the user's own keys or configuration name is allowed.
+        typed = config.to_mapping() if isinstance(config, RunConfig) else config
+        keys = typed if isinstance(typed, Mapping) else {}
+        with permitted(Permission.of_file(directory / "config.toml", allow, keys)):
+            after = RunConfig.from_mapping(after.to_mapping())
         simulation = simulation_of(after)
         provenance = provenance_of(simulation)
         found = pick(files, simulation)
         if found is None:
-            files.begin(simulation.config, provenance, simulation.federation.partition)
+            federation = simulation.federation
+            files.begin(simulation.config, provenance, federation.partition, federation.label_counts())
             return _Run(simulation, notify, files).train()
         require_same_data(info.get("data"), simulation.federation.data_digest(), directory)
         simulation.restore(found.server_round, found.tensors)

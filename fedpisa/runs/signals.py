@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM at the end of a round."""
+"""Ctrl-C, SIGTERM and SIGHUP, the end of the terminal, at the end of a round."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, final
+from typing import Any, Final, final
 
 
 @final
@@ -17,7 +17,7 @@ class Interrupted(KeyboardInterrupt):
     Parameters
     ----------
     signum
-        The signal: 2 for Ctrl-C, 15 for SIGTERM.
+        The signal: 2 for Ctrl-C, 15 for SIGTERM, 1 for SIGHUP.
     """
 
     def __init__(self, signum: int) -> None:
@@ -31,6 +31,11 @@ class Stop:
 
     signum: int | None = None
 
+
+SIGNALS: Final = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
+"""Signals that end a run after its round."""
 
 _once = False
 
@@ -46,7 +51,7 @@ def ignore_second_signal() -> None:
 
 @contextmanager
 def postponed(announce: Callable[[int], None] = lambda signum: None) -> Iterator[Stop]:
-    """Record the first Ctrl-C or SIGTERM instead of ending at once; the second one acts as usual.
+    """Record the first of `SIGNALS` instead of ending at once; the second one acts as usual.
 
     Outside the main thread this has no effect, because only the main thread can handle signals.
 
@@ -75,7 +80,7 @@ def postponed(announce: Callable[[int], None] = lambda signum: None) -> Iterator
             signal.raise_signal(signum)
 
     if threading.current_thread() is threading.main_thread():
-        for signum in (signal.SIGINT, signal.SIGTERM):
+        for signum in SIGNALS:
             # Ignored signals stay ignored; Python cannot restore a handler that it reports as None.
             if signal.getsignal(signum) not in (signal.SIG_IGN, None):
                 before[signum] = signal.signal(signum, note)

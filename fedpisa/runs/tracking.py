@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, final
 
 from fedpisa.runs.events import Event, RoundFinished, RunFinished, RunStarted
-from fedpisa.storage.files import read_file
+from fedpisa.storage.files import read_file, refuse_link, replace_file
 
 if TYPE_CHECKING:
     from fedpisa.config.run import RunConfig
@@ -61,7 +61,7 @@ def make_tracker(name: TrackerName, directory: str | Path) -> Tracker:
         If the tracker's package is not installed.
     """
     if name is TrackerName.TENSORBOARD:
-        return TensorBoard(Path(directory) / "tensorboard")
+        return TensorBoard(refuse_link(Path(directory) / "tensorboard"))
     return MLflow(directory)
 
 
@@ -207,7 +207,7 @@ class MLflow(Tracker):
             ) from error
         self._client, self._run_id = client, known["run_id"]
         self._directory.mkdir(parents=True, exist_ok=True)
-        note.write_text(json.dumps(known, indent=2) + "\n")
+        replace_file(note, (json.dumps(known, indent=2) + "\n").encode())
 
     def log(self, number: int, values: Mapping[str, float]) -> None:
         """Log the values."""
@@ -228,9 +228,9 @@ class MLflow(Tracker):
         """Return the configured store, by default a database in the run's directory."""
         if self._mlflow.is_tracking_uri_set():
             return str(self._mlflow.get_tracking_uri())
-        folder = self._directory / "mlruns"
+        folder = refuse_link(self._directory / "mlruns")
         folder.mkdir(parents=True, exist_ok=True)
-        return f"sqlite:///{folder / 'mlflow.db'}"
+        return f"sqlite:///{refuse_link(folder / 'mlflow.db')}"
 
     def _new_run(self, client: Any, config: RunConfig) -> str:
         from mlflow.entities import Param

@@ -21,6 +21,7 @@ from fedpisa.components.describe import Component
 from fedpisa.config.run import RunConfig
 from fedpisa.datasets.base import Dataset, Generated, Indices
 from fedpisa.datasets.client_data import ClientData
+from fedpisa.datasets.heterogeneity import count_labels
 from fedpisa.families import data, models
 from fedpisa.families.flower_strategies import combine
 from fedpisa.flower.compat import to_record
@@ -143,6 +144,19 @@ class Federation:
             for values in (samples.x.cpu().numpy(), samples.y.cpu().numpy(), samples.sizes_N):
                 digest.update(np.ascontiguousarray(values).data)
         return digest.hexdigest()[:32]
+
+    def label_counts(self) -> dict[str, NDArray[np.int64]]:
+        """Return the samples of each client and class as ``labels`` ``(N, C)``, or in each decile of the target.
+
+        There are none of samples that clients bring or make on the fly.
+        """
+        if not self.partition:
+            return {}
+        labels, classes = self.data.y.cpu().numpy(), self.task.num_classes
+        if classes is not None:
+            return {"labels": count_labels(labels, self.data.sizes_N, classes)}
+        bounds = np.quantile(labels, np.linspace(0, 1, 11)[1:-1])
+        return {"deciles": count_labels(np.searchsorted(bounds, labels), self.data.sizes_N, 10)}
 
     def initial_model(self) -> ArrayRecord:
         """Return the module's initial parameters and buffers."""
@@ -278,7 +292,7 @@ def split_dataset(config: RunConfig, dataset: Dataset) -> tuple[Dataset, list[In
 
 def build_model(config: RunConfig, dataset: Dataset) -> nn.Module:
     """Return the model with its initial weights; see `fedpisa.families.models.build`."""
-    component = families.find("model", config.model or dataset.default_model)
+    component = config.component("model") if config.model else families.find("model", dataset.default_model)
     values = config.values_of(component)
     return models.create(component, values, dataset.shape, dataset.num_outputs, config.seed)
 
@@ -304,7 +318,7 @@ def _generated(config: RunConfig, dataset: Dataset) -> Generated:
 
 def _chosen(config: RunConfig, key: str) -> tuple[Component, dict[str, Any]]:
     """Return the component that a key of the configuration names, and the values of its own keys."""
-    component = families.find(key, getattr(config, key.replace("-", "_")))
+    component = config.component(key)
     return component, config.values_of(component)
 
 

@@ -7,12 +7,14 @@ and checkpoints are those of the loop engine.
 
 from __future__ import annotations
 
+import json
 import os
+import sys
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from importlib.util import find_spec
-from typing import final
+from typing import Final, final
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
@@ -27,6 +29,9 @@ from fedpisa.flower.messages import Broadcast
 from fedpisa.simulation.contexts import ContextGrid, transport
 from fedpisa.simulation.federation import Federation
 from fedpisa.simulation.grid import cause_of
+
+MODULE_PATH: Final = "module-path"
+"""Key of the run config with the folders in which the actors look for modules, as JSON."""
 
 
 @final
@@ -62,7 +67,10 @@ class RayGrid(ContextGrid):
         changes = {} if folder is None else {"data-dir": os.path.abspath(folder)}
         if config.num_gpus == 0:  # with device = "auto" an actor would use any GPU that it sees
             changes["device"] = "cpu"
-        super().__init__(config.num_clients, to_run_config(NodeSettings(), config.replace(changes)))
+        run_config = to_run_config(NodeSettings(), config.replace(changes))
+        super().__init__(
+            config.num_clients, {**run_config, MODULE_PATH: json.dumps([*map(os.path.abspath, sys.path)])}
+        )
         self.config = config
         self._backend: Backend | None = None
 
@@ -140,7 +148,10 @@ def _client_of(context: Context) -> Client:
 
 @lru_cache(maxsize=1)
 def _federation(run_config: tuple[tuple[str, Value], ...]) -> Federation:
-    _, keys = read_run_config(dict(run_config))
+    values = dict(run_config)
+    # The run has checked which modules its configuration may name, and has found them on this path.
+    sys.path.extend(place for place in json.loads(str(values.pop(MODULE_PATH))) if place not in sys.path)
+    _, keys = read_run_config(values)
     return Federation(RunConfig.from_mapping(keys))
 
 

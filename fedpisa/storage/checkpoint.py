@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, final
 
-from fedpisa.storage.files import PARTIAL, DamagedFileError, digest_of, read_file, replace_file
+from fedpisa.storage.files import PARTIAL, DamagedFileError, digest_of, read_file, refuse_link, replace_file
 from fedpisa.storage.tensor_file import FORMAT, decode, encode, require_format
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def write(directory: Path, checkpoint: Checkpoint) -> Path:
         "facts": dict(checkpoint.metadata),
     }
     content = encode(checkpoint.tensors, description)
-    directory.mkdir(exist_ok=True)
+    refuse_link(directory).mkdir(exist_ok=True)
     file = directory / f"round-{checkpoint.server_round}-{digest_of(content)}.safetensors"
     replace_file(file, content)
     earlier = [other for other in newest_first(directory) if _round(other) < checkpoint.server_round]
@@ -83,7 +83,7 @@ def keep_last(directory: Path) -> None:
 
 
 def _remove_all_but(directory: Path, keep: Collection[Path]) -> None:
-    for other in directory.iterdir() if directory.is_dir() else ():
+    for other in refuse_link(directory).iterdir() if directory.is_dir() else ():
         if (
             other not in keep
             and other.is_file()
@@ -95,7 +95,7 @@ def _remove_all_but(directory: Path, keep: Collection[Path]) -> None:
 
 def newest_first(directory: Path) -> list[Path]:
     """Return the files of a directory with a checkpoint's name, sorted from the last round to the first."""
-    files = directory.iterdir() if directory.is_dir() else ()
+    files = refuse_link(directory).iterdir() if directory.is_dir() else ()
     return sorted(
         (file for file in files if _NAME.fullmatch(file.name) and file.is_file()), key=_round, reverse=True
     )
@@ -110,6 +110,7 @@ def read(file: Path) -> Checkpoint:
         If the file is damaged, or a version of fedpisa with another format wrote it.
     """
     name = _NAME.fullmatch(file.name)
+    refuse_link(file.parent)
     if name is None:
         raise DamagedFileError(file)
     description, tensors = read_file(file, lambda content: decode(content, file), name[2])

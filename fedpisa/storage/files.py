@@ -1,13 +1,18 @@
-"""Atomic writes, checked reads, and directories that one process at a time may write."""
+"""Checked reads and atomic writes of a result's files, and directories that one process at a time may write.
+
+A result may come from anywhere. No symbolic link in its folder is followed: it could lead to any file.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import Final, TypeVar, final
+from pathlib import Path, PurePath
+from typing import Any, Final, TypeVar, final
 
 from filelock import FileLock, Timeout
 
@@ -68,6 +73,8 @@ def read_file(file: Path, decode: Callable[[bytes], T], digest: str | None = Non
     ------
     DamagedFileError
         If the file is missing or has another digest, or ``decode`` fails.
+    ValueError
+        If the file is a symbolic link or not a file.
 
     Examples
     --------
@@ -81,7 +88,7 @@ def read_file(file: Path, decode: Callable[[bytes], T], digest: str | None = Non
     fedpisa.storage.files.DamagedFileError: ...run.json is damaged (maximum recursion depth exceeded...)
     """
     try:
-        content = file.read_bytes()
+        content = read_bytes(file)
     except OSError as error:
         raise DamagedFileError(file, error.strerror or "") from error
     if digest not in (None, digest_of(content)):
@@ -93,8 +100,72 @@ def read_file(file: Path, decode: Callable[[bytes], T], digest: str | None = Non
         raise DamagedFileError(file, reason) from error
 
 
+def open_file(file: Path, flags: int = os.O_RDONLY) -> int:
+    """Open a file of a result and return its descriptor.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be opened.
+    ValueError
+        If it is a symbolic link, or something else that is no file.
+    """
+    refuse_link(file)
+    # Without O_NONBLOCK, a pipe of that name would be waited for.
+    descriptor = os.open(file, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o666)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return descriptor
+    os.close(descriptor)
+    raise ValueError(f"{file} is not a file: remove it")
+
+
+def refuse_link(path: Path) -> Path:
+    """Return the path of a file or folder in a result's folder.
+
+    Raises
+    ------
+    ValueError
+        If it is a symbolic link.
+    """
+    if path.is_symlink():
+        raise ValueError(
+            f"{path} is a symbolic link, and none is followed in a result's folder: put there what it leads to"
+        )
+    return path
+
+
+def inside(folder: Path, relative: PurePath) -> Path:
+    """Return a path in a result's folder; see `refuse_link` for errors."""
+    path = folder
+    for part in relative.parts:
+        path = refuse_link(path / part)
+    return path
+
+
+def read_bytes(file: Path) -> bytes:
+    """Return the content of a file of a result; see `open_file` for errors."""
+    with open(open_file(file), "rb") as stream:
+        return stream.read()
+
+
+def read_json(content: bytes | str) -> Any:
+    """Return the value of a JSON text.
+
+    Raises
+    ------
+    ValueError
+        If the text is not JSON, or its values are nested too deeply.
+    """
+    try:
+        return json.loads(content)
+    except RecursionError:
+        raise ValueError("its JSON is nested too deeply") from None
+
+
 def replace_file(file: Path, content: bytes) -> None:
     """Write a file atomically: a reader finds the old content or the new one, even after a power cut.
+
+    A symbolic link of that name is replaced, and the file to which it leads stays as it is.
 
     Raises
     ------
@@ -103,6 +174,8 @@ def replace_file(file: Path, content: bytes) -> None:
     """
     temporary = file.with_name(f".{file.name}{PARTIAL}")
     try:
+        if temporary.is_symlink():
+            temporary.unlink()
         with temporary.open("wb") as stream:
             stream.write(content)
             stream.flush()
@@ -124,6 +197,7 @@ def sync(path: Path) -> None:
     """Wait until the content of a file or the entries of a folder are on the disk."""
     if os.name == "nt" and path.is_dir():
         return  # Windows cannot open folders, and its renames are synchronous
+    # A directory of the user's may be a link, and nothing is read or written here.
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -177,6 +251,7 @@ def locked(directory: Path, *, wait: bool = False) -> Iterator[None]:
     fedpisa.storage.files.InUseError: ... is being written by another process: wait for it, or end it
     """
     directory.mkdir(parents=True, exist_ok=True)
+    refuse_link(directory / LOCK)
     try:
         lock = FileLock(directory / LOCK, timeout=-1 if wait else 0, thread_local=False).acquire()
     except Timeout:

@@ -7,7 +7,7 @@ study's only file beside them is ``study.toml``.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,8 @@ from fedpisa.runs.reading import RunReader
 from fedpisa.runs.resume import differences
 from fedpisa.runs.signals import Interrupted
 from fedpisa.simulation.federation import build_algorithm, build_schedule, load_dataset
-from fedpisa.storage.files import locked, replace_file
+from fedpisa.storage.csv_file import to_csv
+from fedpisa.storage.files import inside, locked, read_bytes, replace_file
 from fedpisa.studies.study import STUDY_FILE, Study, StudyResult, StudyRun, load_study, read_study
 from fedpisa.studies.workers import Progress, Task, run_task, share_out, standing
 
@@ -32,8 +33,11 @@ def compare(
     *,
     jobs: int = 1,
     on_progress: Callable[[Progress], None] = lambda progress: None,
+    allow: Iterable[str] = (),
 ) -> list[Progress]:
     """Run a study, or the rest of it, and write its ``summary.csv``.
+
+    Finished runs are only read: no module that they name is imported, and no data are loaded.
 
     Parameters
     ----------
@@ -45,6 +49,8 @@ def compare(
         Number of parallel processes, each with one thread. The results do not depend on it.
     on_progress
         Called on each progress of a run.
+    allow
+        Modules that the file may name, besides those in its folder and in the current one.
 
     Returns
     -------
@@ -62,19 +68,23 @@ def compare(
         content, name = study.to_toml().encode(), study.folder
     else:
         content, name = Path(study).read_bytes(), Path(study).stem
-        study = read_study(study)
+        study = read_study(study, allow=allow)
     directory = Path("studies") / name if out is None else Path(out)
     runs = study.runs()
-    check(runs)
+    places = [inside(directory, run.path) for run in runs]
+    tasks = [
+        Task(n, run.keys, str(place), run.permission)
+        for n, (run, place) in enumerate(zip(runs, places, strict=True))
+    ]
+    stands = [standing(task) for task in tasks]
+    check([run for run, stand in zip(runs, stands, strict=True) if stand.state == "waiting"])
     with locked(directory, wait=True):
         _require_same(runs, directory)
-        if not (directory / STUDY_FILE).exists() or (directory / STUDY_FILE).read_bytes() != content:
+        if not (directory / STUDY_FILE).exists() or read_bytes(directory / STUDY_FILE) != content:
             replace_file(directory / STUDY_FILE, content)
 
     from fedpisa.simulation.stacked.threads import one_thread
 
-    tasks = [Task(number, run.keys, str(directory / run.path)) for number, run in enumerate(runs)]
-    stands = [standing(task) for task in tasks]
     for progress in stands:
         on_progress(progress)
 
@@ -91,7 +101,7 @@ def compare(
                 signum = share_out(left, jobs, note) if jobs > 1 else _one_by_one(left, note)
     with locked(directory, wait=True):
         table = summary(load_study(directory))
-        replace_file(directory / "summary.csv", table.to_csv(index=False).encode())
+        replace_file(directory / "summary.csv", to_csv(table))
     if signum is not None and any(stand.state in ("waiting", "interrupted") for stand in stands):
         raise Interrupted(signum)
     return stands
@@ -123,11 +133,14 @@ def _require_same(runs: Sequence[StudyRun], directory: Path) -> None:
     for run in runs:
         if (directory / run.path / "config.toml").exists():
             try:
-                before = RunReader(directory / run.path).config()
+                before = RunReader(inside(directory, run.path)).config()
             except ValueError:  # the run fails, and the others go on
                 continue
-            after = run.config.replace({"model": before.model}) if run.config.model is None else run.config
-            if different := differences(before, after):
+            after = run.stored
+            after = after.replace({"model": before.model}) if after.model is None else after
+            # The defaults of components that are not imported are unknown.
+            unset = before.options_of_unread() - after.to_mapping().keys()
+            if different := {k: text for k, text in differences(before, after).items() if k not in unset}:
                 other.append(str(run.path))
                 reasons |= dict.fromkeys(different.values())
     if other:

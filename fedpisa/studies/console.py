@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, final
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
-from fedpisa.runs.console import LiveTable, plain_table
+from fedpisa.runs.console import LiveTable, cell, plain_table
 from fedpisa.studies.comparison import by_seed, summary
 from fedpisa.studies.workers import Progress
 
@@ -66,7 +65,7 @@ class StudyConsole(LiveTable):
             width = len(str(len(self._runs)))
             cells = ", ".join(filter(None, (progress.state, _rounds(progress), _accuracy(progress))))
             text = f"[{ended:{width}}/{len(self._runs)}] {self._runs[progress.number]}: {cells}"
-            self._console.print(f"{text} ({progress.message})" if progress.message else text, markup=False)
+            self._say(f"{text} ({progress.message})" if progress.message else text)
 
     def _table(self) -> Table:
         """Return all runs, or as many as the terminal has room for, running ones first."""
@@ -77,7 +76,7 @@ class StudyConsole(LiveTable):
         keys = list(self._runs[0].point) if self._runs else []
         table = Table(box=None, pad_edge=False, header_style="bold", caption=caption, caption_justify="left")
         for name in ("variant", *keys, "seed", "state", "round", "accuracy"):
-            table.add_column(name, justify="left" if name in ("variant", "state") else "right")
+            table.add_column(cell(name), justify="left" if name in ("variant", "state") else "right")
         room = max(self._console.size.height - 4, 3)
         order = list(STYLES)
         shown = sorted(self._stands, key=lambda stand: order.index(stand.state))[:room]
@@ -85,8 +84,8 @@ class StudyConsole(LiveTable):
             run = self._runs[stand.number]
             style = STYLES[stand.state]
             table.add_row(
-                escape(run.variant),
-                *(escape(str(value)) for value in run.point.values()),
+                cell(run.variant),
+                *(cell(value) for value in run.point.values()),
                 str(run.seed),
                 f"[{style}]{stand.state}[/{style}]",
                 "" if stand.state == "waiting" else str(stand.server_round),
@@ -122,7 +121,7 @@ def table(results: Sequence[StudyResult]) -> Table:
             reached = "never" if not row["reached"] else _mean(row, "rounds_to_target", ".0f")
             missed = row["reached"] and row["reached"] < row["finished"]
             cells.append(f"{reached} ({row['reached']} of {row['finished']})" if missed else reached)
-        view.add_row(escape(group[0].variant), *(escape(str(group[0].point[key])) for key in keys), *cells)
+        view.add_row(cell(group[0].variant), *(cell(group[0].point[key]) for key in keys), *cells)
     return view
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, TypeVar, final
 
-from fedpisa.runs.signals import Stop, ignore_second_signal, postponed
+from fedpisa.runs.signals import SIGNALS, Stop, ignore_second_signal, postponed
 
 CONTEXT: multiprocessing.context.SpawnContext | multiprocessing.context.ForkContext
 CONTEXT = multiprocessing.get_context("spawn")
@@ -95,7 +95,7 @@ class Pool(Generic[W]):
 
     @contextmanager
     def at_work(self, announce: Callable[[int], None] = lambda signum: None) -> Iterator[None]:
-        """Stop all workers on Ctrl-C or SIGTERM, and at the end of the block.
+        """Stop all workers on Ctrl-C, SIGTERM or SIGHUP, and at the end of the block.
 
         Parameters
         ----------
@@ -120,16 +120,15 @@ class Pool(Generic[W]):
 
 @contextmanager
 def _for_children() -> Iterator[None]:
-    """Start processes with one thread, and with Ctrl-C and SIGTERM blocked.
+    """Start processes with one thread, and with Ctrl-C, SIGTERM and SIGHUP blocked.
 
-    Only the parent handles Ctrl-C; it sends SIGTERM to the workers. `become_worker` unblocks SIGTERM.
+    Only the parent handles Ctrl-C and SIGHUP; it sends SIGTERM to the workers. `become_worker` unblocks SIGTERM.
     """
     variables = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(dict.fromkeys(variables, "1"))
     # Children inherit the mask; in this process the signals are only delayed.
-    blocked = {signal.SIGINT, signal.SIGTERM}
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, blocked) if os.name == "posix" else None
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS) if os.name == "posix" else None
     try:
         yield
     finally:

@@ -28,22 +28,20 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
-from logging import getLogger
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Final, final
 
 from fedpisa import components
 from fedpisa.config.run import RunConfig, flatten, nest, other_names, override, read_toml
+from fedpisa.families import Permission, permitted
 from fedpisa.runs.results import Result, load_result
-from fedpisa.storage.files import shortened
+from fedpisa.storage.files import inside, refuse_link, shortened
 
 if TYPE_CHECKING:
     import pandas as pd
-
-_LOG = getLogger("fedpisa")
 
 STUDY_FILE: Final = "study.toml"
 _TABLES: Final = ("name", "seeds", "base", "sweep", "variant")
@@ -67,6 +65,8 @@ class StudyRun:
         All keys: the base's, the variant's, the point's and the seed.
     path
         Directory of the run, relative to the study's directory.
+    permission
+        Modules that the keys may name; ``None`` if they come from Python.
     """
 
     variant: str
@@ -74,6 +74,7 @@ class StudyRun:
     seed: int
     keys: Mapping[str, object]
     path: PurePosixPath
+    permission: Permission | None = field(default=None, compare=False, repr=False)
 
     @cached_property
     def config(self) -> RunConfig:
@@ -85,9 +86,15 @@ class StudyRun:
             If a key or value is invalid; the error names the variant and the point.
         """
         try:
-            return RunConfig.from_mapping(self.keys)
+            with permitted(self.permission):
+                return RunConfig.from_mapping(self.keys)
         except ValueError as error:
             raise ValueError(f"{self}: {error}") from error
+
+    @cached_property
+    def stored(self) -> RunConfig:
+        """The run's configuration to compare with one that was read from a result; nothing is imported."""
+        return RunConfig.from_mapping(self.keys, stored=True)
 
     def __str__(self) -> str:
         return f"variant {self.variant!r}, {', '.join([*_assignments(self.point), f'seed={self.seed}'])}"
@@ -135,6 +142,8 @@ class Study:
         Seeds of the runs.
     at
         Keys of a variant that hold at some points only: pairs of the swept values and the keys.
+    permission
+        Modules that the keys may name; ``None`` if they come from Python.
 
     Examples
     --------
@@ -159,6 +168,7 @@ class Study:
     at: Mapping[str, Sequence[tuple[Mapping[str, object], Mapping[str, object]]]] = field(
         default_factory=dict
     )
+    permission: Permission | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], name: str = "study") -> Study:
@@ -231,6 +241,7 @@ class Study:
                 seed,
                 override(self.base, keys, point, self._keys_at(variant, point), {"seed": seed}),
                 PurePosixPath("runs", names[variant], slug, f"seed-{seed}"),
+                self.permission,
             )
             for variant, keys in self.variants.items()
             for point, slug in zip(points, slugs, strict=True)
@@ -260,12 +271,12 @@ class Study:
         """
         results = []
         for run in self.runs():
-            path = Path(directory) / run.path
-            if (path / "run.json").exists():
-                try:
+            try:
+                path = inside(Path(directory), run.path)
+                if (path / "run.json").exists():
                     results.append(StudyResult(run.variant, run.point, run.seed, load_result(path)))
-                except ValueError as error:
-                    _LOG.warning("%s", error)
+            except ValueError as error:
+                components.LOG.warning("%s", error)
         return results
 
     def frame(self, directory: str | os.PathLike[str]) -> pd.DataFrame:
@@ -273,8 +284,15 @@ class Study:
         return frame(self.results(directory))
 
 
-def read_study(file: str | os.PathLike[str]) -> Study:
+def read_study(file: str | os.PathLike[str], *, allow: Iterable[str] = ()) -> Study:
     """Return the study of a file; its default name is that of the file, or of the directory of a ``study.toml``.
+
+    Parameters
+    ----------
+    file
+        The file.
+    allow
+        Modules that it may name, besides those in its folder and in the current one. None is imported yet.
 
     Raises
     ------
@@ -284,7 +302,8 @@ def read_study(file: str | os.PathLike[str]) -> Study:
     path = Path(file)
     name = path.resolve().parent.name if path.name == STUDY_FILE else path.stem
     try:
-        return Study.from_mapping(flatten(read_toml(path)), name=name or path.stem)
+        study = Study.from_mapping(flatten(read_toml(path)), name=name or path.stem)
+        return replace(study, permission=Permission.of_file(path, allow))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -308,7 +327,7 @@ def load_study(directory: str | os.PathLike[str]) -> list[StudyResult]:
             f"{directory} is not a study's directory, it has no {STUDY_FILE}: "
             "give a directory that fedpisa compare wrote"
         )
-    return read_study(file).results(directory)
+    return read_study(refuse_link(file)).results(directory)
 
 
 def frame(results: Sequence[StudyResult]) -> pd.DataFrame:

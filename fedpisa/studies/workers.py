@@ -13,6 +13,7 @@ from typing import Literal, final
 
 from fedpisa.components import one_line
 from fedpisa.config.run import RunConfig
+from fedpisa.families import Permission, permitted
 from fedpisa.runs.events import Event, RoundFinished, RunStarted, Stopping
 from fedpisa.runs.process import own_process
 from fedpisa.runs.reading import RunReader
@@ -28,11 +29,12 @@ State = Literal[
 @final
 @dataclass(frozen=True)
 class Task:
-    """A run of a study: its index in the study, its keys and its directory."""
+    """A run of a study: its index in the study, its keys, its directory and the modules that the keys may name."""
 
     number: int
     keys: Mapping[str, object]
     path: str
+    permission: Permission | None = None
 
 
 @final
@@ -71,7 +73,8 @@ def standing(task: Task) -> Progress:
         reader = RunReader(path)
         if reader.status in ("finished", "diverged"):
             rounds = reader.config().num_server_rounds
-            if reader.status == "diverged" or rounds >= RunConfig.from_mapping(task.keys).num_server_rounds:
+            wanted = RunConfig.from_mapping(task.keys, stored=True).num_server_rounds
+            if reader.status == "diverged" or rounds >= wanted:
                 return _ended(task.number, load_result(path))
     except ValueError as error:
         return Progress(task.number, "failed", message=one_line(error))
@@ -97,7 +100,8 @@ def run_task(task: Task, tell: Callable[[Progress], None]) -> Progress:
         tell(stand)
 
     try:
-        config = RunConfig.from_mapping(task.keys)
+        with permitted(task.permission):
+            config = RunConfig.from_mapping(task.keys)
         return _ended(task.number, _start_or_resume(config, Path(task.path), listen))
     except InUseError:
         return Progress(task.number, "elsewhere")

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from typing import Final, final
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from fedpisa import components
-from fedpisa.runs.console import LiveTable, plain_table
+from fedpisa.runs.console import LiveTable, cell, plain_table
 from fedpisa.tuning.metric import Metric, maximized
 from fedpisa.tuning.plan import Plan, Subject
 from fedpisa.tuning.space import Range
@@ -55,7 +54,7 @@ class TuneConsole(LiveTable):
                 f"[{ended:{len(str(total))}}/{total}] {self._plan.subjects[progress.subject]}: "
                 f"trial {progress.index} {progress.state} after {progress.rounds} rounds{reached}"
             )
-            self._console.print(f"{text} ({progress.message})" if progress.message else text, markup=False)
+            self._say(f"{text} ({progress.message})" if progress.message else text)
 
     def _table(self) -> Table:
         keys = list(self._plan.study.sweep)
@@ -68,8 +67,8 @@ class TuneConsole(LiveTable):
             best = (max if maximized(self._plan.metric) else min)(ended, default=None)
             working = [f"{one.index}: round {one.rounds}" for one in trials if one.state == "running"]
             table.add_row(
-                escape(subject.variant),
-                *(escape(components.show(value)) for value in subject.point.values()),
+                cell(subject.variant),
+                *(cell(components.show(value)) for value in subject.point.values()),
                 f"{len(states) - len(working)}/{self._plan.trials}",
                 *(str(states.count(state) or "") for state in ("pruned", "diverged", "failed")),
                 "" if best is None else _shown(best, self._plan.metric),
@@ -86,15 +85,15 @@ def table(standings: Sequence[Standing], metric: Metric) -> Table:
     for one in standings:
         counts, best = one.counts, one.best
         view.add_row(
-            escape(one.subject.variant),
-            *(escape(components.show(value)) for value in one.subject.point.values()),
+            cell(one.subject.variant),
+            *(cell(components.show(value)) for value in one.subject.point.values()),
             str(len(one.trials) - counts["running"]),
             str(counts["pruned"]),
             f"{one.rounds:,}",
             "-" if best is None or best.metric is None else _shown(best.metric, metric),
             ""
             if best is None
-            else escape(", ".join(f"{key}={_short(value)}" for key, value in best.keys.items())),
+            else cell(", ".join(f"{key}={_short(value)}" for key, value in best.keys.items())),
         )
     return view
 

@@ -21,8 +21,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Final, Literal, final
@@ -31,6 +31,7 @@ from pydantic import Field
 
 from fedpisa import components, families
 from fedpisa.config.run import RunConfig, flatten, override, read_toml, run_keys
+from fedpisa.families import Permission, permitted
 from fedpisa.simulation.federation import build_algorithm, build_schedule, load_dataset
 from fedpisa.studies.study import Study, StudyRun, read_study
 from fedpisa.tuning.metric import Metric, maximized
@@ -122,6 +123,8 @@ class Subject:
         All keys except the seed.
     space
         Search space of each searched key.
+    permission
+        Modules that the keys may name; ``None`` if they come from Python.
     """
 
     variant: str
@@ -129,10 +132,12 @@ class Subject:
     path: PurePosixPath
     keys: Mapping[str, object]
     space: Mapping[str, Space]
+    permission: Permission | None = field(default=None, compare=False, repr=False)
 
     def config(self, values: Mapping[str, object], seed: int) -> RunConfig:
         """Return the configuration of a run with the given values of searched keys."""
-        return RunConfig.from_mapping(override(self.keys, values, {"seed": seed}))
+        with permitted(self.permission):
+            return RunConfig.from_mapping(override(self.keys, values, {"seed": seed}))
 
     def __str__(self) -> str:
         return ", ".join(
@@ -222,15 +227,22 @@ class Plan:
         }
 
 
-def read_plan(file: str | os.PathLike[str]) -> Plan:
+def read_plan(file: str | os.PathLike[str], *, allow: Iterable[str] = ()) -> Plan:
     """Return the plan of a study file.
+
+    Parameters
+    ----------
+    file
+        The file.
+    allow
+        Modules that it may name, besides those in its folder and in the current one.
 
     Raises
     ------
     ValueError
         If the file does not exist, or is not a study that can be tuned; see `Plan.from_mapping`.
     """
-    study = read_study(file)
+    study = read_study(file, allow=allow)
     try:
         return _make_plan(study, read_toml(file))
     except ValueError as error:
@@ -301,7 +313,7 @@ def _subject(run: StudyRun, common: Mapping[str, Space], own: Mapping[str, Space
             f"{''.join(components.nearest(key, config.to_mapping()) for key in common)}"
         )
     keys = {key: value for key, value in run.keys.items() if key != "seed"}
-    subject = Subject(run.variant, run.point, run.path.relative_to("runs").parent, keys, {})
+    subject = Subject(run.variant, run.point, run.path.relative_to("runs").parent, keys, {}, run.permission)
     for family in ("dataset", "partitioner"):
         component = families.find(family, getattr(config, family))
         for key in spaces:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from fedpisa import components
 from fedpisa.config.run import nest, override
+from fedpisa.storage.csv_file import to_csv
 from fedpisa.storage.files import replace_file
 from fedpisa.studies.study import Study
 from fedpisa.tuning.picture import plot_trials
@@ -32,7 +33,7 @@ def write_results(plan: Plan, trials: Sequence[Sequence[Trial]], directory: Path
     directory
         Folder to write to.
     """
-    replace_file(directory / "trials.csv", _frame(plan, trials).to_csv(index=False).encode())
+    replace_file(directory / "trials.csv", to_csv(_frame(plan, trials)))
     if any(trial.metric is not None for trial in chain(*trials)):
         plot_trials(plan, trials, directory / "trials.png")
     files = _best_files(plan, trials) if is_complete(plan, trials) else {}

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, final
 
 from fedpisa import components
 from fedpisa.rng import stream_key
-from fedpisa.storage.files import LOCK, InUseError, locked
+from fedpisa.storage.files import LOCK, InUseError, locked, refuse_link
 from fedpisa.tuning.metric import Metric, maximized
 from fedpisa.tuning.plan import Plan, Subject
 
@@ -200,7 +200,7 @@ class Trials:
         from sqlalchemy.pool import QueuePool
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        file = self._directory / DATABASE
+        file = refuse_link(self._directory / DATABASE)
         storage = optuna.storages.RDBStorage(
             "sqlite://", engine_kwargs={"creator": partial(_connect, file), "poolclass": QueuePool}
         )

@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -93,6 +93,7 @@ def tune(
     *,
     jobs: int = 1,
     on_progress: Callable[[TrialProgress], None] = lambda progress: None,
+    allow: Iterable[str] = (),
 ) -> list[Standing]:
     """Search the best values of each variant at each point of a study, with the same number of trials for all.
 
@@ -111,6 +112,8 @@ def tune(
         pruner depend on the order in which trials end.
     on_progress
         Called on each progress of a trial.
+    allow
+        Modules that the file may name, besides those in its folder and in the current one.
 
     Returns
     -------
@@ -124,7 +127,7 @@ def tune(
     KeyboardInterrupt
         After Ctrl-C or SIGTERM, at the end of the current round. The next call restarts the running trials.
     """
-    plan = study if isinstance(study, Plan) else read_plan(study)
+    plan = study if isinstance(study, Plan) else read_plan(study, allow=allow)
     directory = Path("tuned") / plan.study.folder if out is None else Path(out)
     with Trials(plan, directory) as trials:
         for number, subject in enumerate(plan.subjects):
@@ -222,7 +225,8 @@ def _work(
 
 def _announce(signum: int) -> None:
     """Report a signal; write directly, because the signal handler may interrupt the console."""
-    os.write(2, b"\nending this round; once more ends at once\n")
+    with suppress(OSError):  # the terminal may have been closed
+        os.write(2, b"\nending this round; once more ends at once\n")
 
 
 # ------------------------------------------------------------------------------------- several processes

@@ -212,7 +212,8 @@ def online(deployment: Deployment) -> int:
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     """Start a SuperLink and three nodes; everything is ended, whatever happens to the tests."""
     folder = tmp_path_factory.mktemp("deployment") / "private"
-    configs = [{"partition-id": node, "num-partitions": NODES} for node in range(NODES)]
+    allowed = {"allow-modules": "held_model"}
+    configs = [{"partition-id": node, "num-partitions": NODES, **allowed} for node in range(NODES)]
     deployment = Deployment.prepare(folder, f"127.0.0.1:{free_port()}", configs)
     with pytest.MonkeyPatch.context() as patch:
         path = [str(HERE), str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")]

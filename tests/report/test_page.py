@@ -127,7 +127,7 @@ def test_names_stay_text(write_run: WriteRun, tmp_path: Path) -> None:
     (run.parents[3] / "study.toml").write_text(tomli_w.dumps(tables))
     broken = write_run("<b>broken")
     (broken / "run.json").unlink()
-    file = write_report([tmp_path / "runs"], tmp_path / "page.html", title=HOSTILE, load_data=False).page
+    file = write_report([tmp_path / "runs"], tmp_path / "page.html", title=HOSTILE).page
     page = Page(file)
     tags = {tag for tag, _, _ in page.attributes}
     assert "img" not in tags
@@ -141,13 +141,11 @@ def test_names_stay_text(write_run: WriteRun, tmp_path: Path) -> None:
     assert "49" not in page.text.split("Answer")[0]
 
 
-def test_it_needs_no_data_and_says_so(written: Written, write_run: WriteRun, tmp_path: Path) -> None:
+def test_what_runs_did_not_store_is_said(written: Written, write_run: WriteRun, tmp_path: Path) -> None:
     text = Page(written.page).text
-    assert "the loaded data do not give the partition in partition.npz" in text
-    run = write_run("lost", keys={"dataset": "a9a", "data-dir": "nowhere"})
-    text = Page(write_report([run], tmp_path / "lost.html").page).text
-    assert "the data are not available (" in text
+    assert "the run stored no labels by client, as earlier versions did" in text
     assert "No accuracies by client." in text
+    assert "run with per-client = true to have them" in text
 
 
 def test_runs_without_a_round_are_named(write_run: WriteRun, tmp_path: Path) -> None:
@@ -190,7 +188,7 @@ def test_the_command(
 ) -> None:
     write_run("a")
     monkeypatch.chdir(tmp_path)
-    assert main(["report", "runs", "--target", "0.5", "--title", "Mine", "--no-data"]) == 0
+    assert main(["report", "runs", "--target", "0.5", "--title", "Mine"]) == 0
     assert capsys.readouterr().out == "report: report.html\ntables: report-tables, CSV and LaTeX\n"
     assert "<h1>Mine</h1>" in (tmp_path / "report.html").read_text()
     names = sorted(file.name for file in (tmp_path / "report-tables").iterdir())

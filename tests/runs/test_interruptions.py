@@ -20,7 +20,7 @@ from fedpisa.runs.events import Event, RoundFinished, Stopping
 from fedpisa.runs.process import own_process
 from fedpisa.runs.results import load_result
 from fedpisa.runs.runner import Simulation, run
-from fedpisa.runs.signals import Interrupted, ignore_second_signal, postponed
+from fedpisa.runs.signals import SIGNALS, Interrupted, ignore_second_signal, postponed
 from fedpisa.storage import files
 from tests.runs.interrupted import SMALL, assert_same, checkpoints, cut_short, rows
 
@@ -35,17 +35,17 @@ def signalled(signum: int, server_round: int) -> Callable[[Event], None]:
     return listen
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("signum", SIGNALS)
 @pytest.mark.parametrize("every", [0, 5])
 @own_process()
 def test_a_signal_ends_the_run_after_the_round(signum: int, every: int, tmp_path: Path) -> None:
     config = {**SMALL, "checkpoint-every": every}
     run(config, tmp_path / "whole")
-    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    handlers = [signal.getsignal(number) for number in SIGNALS]
     with pytest.raises(Interrupted) as caught:
         run(config, tmp_path / "cut", on_event=signalled(signum, 2))
     assert caught.value.signum == signum
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert [signal.getsignal(number) for number in SIGNALS] == handlers
     result = load_result(tmp_path / "cut")
     assert (result.status, len(result.rows), checkpoints(tmp_path / "cut")) == ("interrupted", 4, [3])
     assert result.parameters
@@ -106,7 +106,9 @@ def test_a_worker_heeds_one_signal(in_child: Any, ended: Any) -> None:
     assert ended(in_child(work)) == signal.SIGTERM
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_exit_codes_of_signals(
     signum: int, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,0 +1,87 @@
+"""What commands write: escaped, and without harm if nobody can read it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from logging import INFO, StreamHandler
+from typing import Any, TextIO, final
+
+import typer
+
+from fedpisa.components import LOG, escaped
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """Write a line to standard output or standard error; see `escaped`."""
+    typer.echo(escaped(text), err=err)
+
+
+@final
+class Steady:
+    """A stream whose reader may go away: after a failed write, the rest goes nowhere.
+
+    Parameters
+    ----------
+    stream
+        Standard output or standard error.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.error: OSError | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write a text, if it can be written."""
+        with self._without_harm():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush the stream, if it can be written."""
+        with self._without_harm():
+            self._stream.flush()
+
+    @contextmanager
+    def _without_harm(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.error = self.error or error
+            # What is still in the buffer is flushed when the process ends, and must not fail then.
+            with suppress(OSError, ValueError):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, self._stream.fileno())
+                os.close(nowhere)
+
+
+def _nowhere() -> TextIO:
+    """Return the stream in the place of one that the shell has closed."""
+    return os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+
+
+@contextmanager
+def steady_output() -> Iterator[None]:
+    """Let no full disk, closed pipe or closed terminal end a command, and show fedpisa's log on standard error."""
+    before = sys.stdout, sys.stderr
+    out, err = (Steady(stream or _nowhere()) for stream in before)
+    sys.stdout, sys.stderr = out, err
+    handler, level = StreamHandler(), LOG.level
+    LOG.addHandler(handler)
+    LOG.setLevel(INFO)
+    try:
+        yield
+    finally:
+        out.flush()
+        if out.error is not None and out.error.errno != errno.EPIPE:
+            say(f"standard output cannot be written: {out.error.strerror}", err=True)
+        err.flush()
+        LOG.removeHandler(handler)
+        LOG.setLevel(level)
+        sys.stdout, sys.stderr = before
