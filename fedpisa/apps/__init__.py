@@ -1,1 +1,1 @@
-"""What `flwr run` starts: the same algorithms on real nodes."""
+"""The apps that `flwr run` starts: the same algorithms on real nodes."""

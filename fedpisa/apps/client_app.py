@@ -7,7 +7,7 @@ from logging import getLogger
 from flwr.app import Context, Message, MessageType, RecordDict
 from flwr.clientapp.typing import ClientAppCallable
 
-from fedpisa.apps.node import participant_of, state_folder
+from fedpisa.apps.node import node_run, state_folder
 from fedpisa.apps.records import NodeRecord, RunRecord
 from fedpisa.apps.states import read_state
 from fedpisa.clients.client import Client
@@ -16,20 +16,20 @@ from fedpisa.flower.messages import CONFIG, SERVER_ROUND
 
 
 def client_of(context: Context) -> Client:
-    """Return the client of a node in the run of the message that it answers."""
-    return participant_of(context, RunRecord.of(context.state)).client
+    """Return a node's client in the run of the current message."""
+    return node_run(context, RunRecord.of(context.state)).client
 
 
 def own_state(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-    """Answer a message from the node's own copy of the client's state, which is written before the reply leaves.
+    """Read the client's state from the node's file, handle the message, and write the state before replying.
 
-    A mod, in Flower's words: it goes around the client app.
+    This is a Flower mod, which wraps the client app.
     """
     run = RunRecord.of(message.content)
     context.state[RunRecord.NAME] = run.to_record()
     if message.metadata.message_type != MessageType.TRAIN:
         return call_next(message, context)
-    file = participant_of(context, run).state_file(run.run, state_folder(context))
+    file = node_run(context, run).state_file(run.run, state_folder(context))
     read_state(file, context.state)
     kept = STATE in context.state
     reply = call_next(message, context)
@@ -37,7 +37,7 @@ def own_state(message: Message, context: Context, call_next: ClientAppCallable) 
         file.write(context.state)
     server_round = int(str(message.content.config_records[CONFIG][SERVER_ROUND]))
     if STATE in context.state and not kept and server_round > 1:
-        text = "round %d: %s did not exist, the initial state was taken: right for a node that was not asked before"
+        text = "round %d: %s did not exist, and the initial state was used: correct in a node's first round"
         getLogger("flwr").warning(text, server_round, file.path)
     return reply
 
@@ -47,6 +47,6 @@ app = make_client_app(client_of, mods=[own_state])
 
 @app.query()
 def describe(message: Message, context: Context) -> Message:
-    """Say what the node's samples look like."""
-    node = participant_of(context, RunRecord.of(context.state))
+    """Return the description of the node's samples."""
+    node = node_run(context, RunRecord.of(context.state))
     return Message(RecordDict({NodeRecord.NAME: node.record().to_record()}), reply_to=message)

@@ -1,4 +1,4 @@
-"""Real nodes as a run sees them: known by their clients' numbers, and asked again when a message got lost."""
+"""The Grid of real nodes, which repeats requests whose messages were lost."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ from fedpisa.server.limited_log import LimitedLog
 from fedpisa.server.reply_checks import MOST_EXAMPLES
 
 PAUSE: Final = 0.5
-"""Seconds between two looks at what has arrived."""
-LOOK: Final = 4
-"""Pauses between two looks at which nodes are there."""
+"""Seconds between two queries for replies."""
+PAUSES: Final = 4
+"""Number of pauses between two queries for the connected nodes."""
 _LOG: Final = getLogger("flwr")
 
 
 @final
 class NodeGrid(EngineGrid):
-    """Flower's Grid to the nodes of a run.
+    """The Grid to the nodes of a run.
 
-    The same nodes take part from the first round to the last. A request whose node was started again since, or whose
-    loss Flower reports, is sent again as soon as the node is there: a client that gets a request twice replies twice
-    the same, see `fedpisa.flower.client_app.state_before`. Of several replies to a request the first counts.
+    The same nodes take part from the first round to the last. A request is sent again if its node was restarted, or if
+    Flower reports its loss, as soon as the node is connected. A client gives the same reply to a repeated request; see
+    `fedpisa.flower.client_app.state_before`. Only the first reply to a request counts.
 
     Parameters
     ----------
     grid
-        Flower's own.
+        Flower's Grid.
     nodes
-        What each node said of itself.
+        Each node's description of itself.
     run_record
-        What every node is told; its own number is added.
+        The description of the run. Each node gets it with its client number.
     pause
-        Waits some seconds.
+        Function that waits for a number of seconds.
     """
 
     engine = "flower"
@@ -64,42 +64,42 @@ class NodeGrid(EngineGrid):
         cls,
         grid: Grid,
         run_record: RunRecord,
-        wanted: NodeRecord,
+        expected: NodeRecord,
         timeout: float,
         pause: Callable[[float], None] = time.sleep,
     ) -> Self:
-        """Wait for the nodes, and ask each what its samples look like.
+        """Wait for the nodes, and ask each for a description of its samples.
 
         Parameters
         ----------
         grid
-            Flower's own.
+            Flower's Grid.
         run_record
-            What every node is told.
-        wanted
-            What every node has to say of itself; its number and its samples' are its own.
+            The description of the run.
+        expected
+            The description that each node must give, apart from its client number and its number of samples.
         timeout
             Seconds to wait for the nodes, and then for their answers.
         pause
-            Waits some seconds.
+            Function that waits for a number of seconds.
 
         Raises
         ------
         ValueError
-            If not all nodes come, or one does not fit.
+            If a node is missing or does not fit.
         """
         num_clients, deadline = run_record.num_clients, time.monotonic() + timeout
         _LOG.info("waiting for %d nodes", num_clients)
         while len(node_ids := sorted(grid.get_node_ids())) < num_clients:
             if time.monotonic() > deadline:
                 raise ValueError(
-                    f"{len(node_ids)} of num-clients = {num_clients} nodes were there after {timeout:g} s: "
-                    "start the others, or give connect-timeout more seconds"
+                    f"{len(node_ids)} of num-clients = {num_clients} nodes were connected after {timeout:g} s: "
+                    "start the others, or increase connect-timeout"
                 )
             pause(PAUSE)
         if len(node_ids) > num_clients:
             raise ValueError(
-                f"{len(node_ids)} nodes are there, and num-clients = {num_clients}: give both the same number"
+                f"{len(node_ids)} nodes are connected, and num-clients = {num_clients}: make the numbers equal"
             )
         asking = cls(grid, {}, run_record, pause)
         questions = [Message(RecordDict(), node_id, MessageType.QUERY) for node_id in node_ids]
@@ -108,13 +108,13 @@ class NodeGrid(EngineGrid):
         nodes: dict[int, NodeRecord] = {}
         for node_id in node_ids:
             if node_id not in answers:
-                raise ValueError(f"node {node_id} did not answer within {timeout:g} s: its log says why")
-            nodes[node_id] = _checked(node_id, answers[node_id], wanted)
+                raise ValueError(f"node {node_id} did not answer within {timeout:g} s: see its log")
+            nodes[node_id] = _checked(node_id, answers[node_id], expected)
         return cls(grid, _numbered(nodes), run_record, pause)
 
     @property
     def client_states(self) -> None:
-        """They stay with the nodes."""
+        """``None``, because the nodes keep them."""
         return
 
     @property
@@ -135,11 +135,11 @@ class NodeGrid(EngineGrid):
         return {"run": self.run_record.run, "nodes": nodes}
 
     def snapshot(self) -> dict[str, Tensor]:
-        """Return nothing: the nodes keep their states themselves."""
+        """Return nothing, because the nodes keep their states."""
         return {}
 
     def restore(self, kept: Mapping[str, Tensor]) -> None:
-        """Nothing to take up."""
+        """Do nothing, because the nodes keep their states."""
 
     def set_run(self, run: Run) -> None:
         """Set the run."""
@@ -151,26 +151,26 @@ class NodeGrid(EngineGrid):
         return self.grid.run
 
     def get_node_ids(self) -> list[int]:
-        """Return the nodes of the run, also those that are away."""
+        """Return all nodes of the run, connected or not."""
         return list(self.nodes)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Send messages as they are."""
+        """Send messages unchanged."""
         return self.grid.push_messages(messages)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Return the replies that are there."""
+        """Return the replies that have arrived."""
         return self.grid.pull_messages(message_ids)
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        """Send requests and return the replies that come within ``timeout`` seconds, one per node at most."""
+        """Send requests, and return the replies that arrive within ``timeout`` seconds, at most one for each node."""
         exchange = _Exchange(self, {message.metadata.dst_node_id: message for message in messages})
         deadline = None if timeout is None else time.monotonic() + timeout
         exchange.send(list(exchange.requests))
         while exchange.missing and (deadline is None or time.monotonic() < deadline):
-            for _ in range(LOOK):
+            for _ in range(PAUSES):
                 exchange.receive()
                 if not exchange.missing:
                     break
@@ -182,7 +182,7 @@ class NodeGrid(EngineGrid):
         return list(exchange.replies.values())
 
     def addressed(self, request: Message) -> Message:
-        """Return a new message with a request's content, and with what its node has to know about the run."""
+        """Return a new message with the content of a request and the description of the run."""
         node_id, content = request.metadata.dst_node_id, request.content
         node = self.nodes.get(node_id)
         record = self.run_record if node is None else replace(self.run_record, client=node.client)
@@ -195,18 +195,18 @@ class NodeGrid(EngineGrid):
         )
 
     def activations(self) -> dict[int, str]:
-        """Return the nodes that are there, and when each was started."""
+        """Return the connected nodes, with the times of their last starts."""
         return {node.node_id: node.last_activated_at for node in self.grid.get_nodes()}
 
     def name_of(self, node_id: int) -> str:
-        """Return a client's number, or what is known of its node."""
+        """Return a node's client number as text, or the node's own number."""
         return str(self.nodes[node_id].client if node_id in self.nodes else f"of node {node_id}")
 
 
 @final
 @dataclass
 class _Exchange:
-    """Requests on their way, and the replies so far."""
+    """The requests of a round, and the replies so far."""
 
     grid: NodeGrid
     requests: dict[int, Message]
@@ -224,7 +224,7 @@ class _Exchange:
 
     @property
     def missing(self) -> list[int]:
-        """The nodes that have not replied."""
+        """The nodes without a reply."""
         return [node_id for node_id in self.requests if node_id not in self.replies]
 
     def send(self, node_ids: list[int]) -> None:
@@ -245,13 +245,13 @@ class _Exchange:
                 self.replies[node_id] = reply
 
     def send_again(self) -> None:
-        """Send the requests of nodes that are there, and have nothing on the way or were started since."""
-        activations, on_the_way = self.grid.activations(), set(self.sent.values())
+        """Send the requests of connected nodes again that have no message in transit or were restarted."""
+        activations, in_transit = self.grid.activations(), set(self.sent.values())
         lost = [
             node_id
             for node_id in self.missing
             if node_id in activations
-            and (node_id not in on_the_way or activations[node_id] != self.started.get(node_id))
+            and (node_id not in in_transit or activations[node_id] != self.started.get(node_id))
         ]
         for node_id in lost:
             self.warn(f"client {self.grid.name_of(node_id)} is asked again")
@@ -259,23 +259,23 @@ class _Exchange:
         self.send(lost)
 
 
-def _checked(node_id: int, answer: Message, wanted: NodeRecord) -> NodeRecord:
-    """Return what a node says of itself if it fits."""
+def _checked(node_id: int, answer: Message, expected: NodeRecord) -> NodeRecord:
+    """Return a node's description of itself, if it is as expected."""
     if answer.has_error():
         raise ValueError(f"node {node_id} cannot take part: {printable(answer.error.reason, 400)}")
     try:
         node = NodeRecord.of(answer.content)
     except ValueError as error:
         raise ValueError(f"node {node_id} cannot take part: {error}") from error
-    for what, its, ours in (
-        ("samples of shape", node.shape, wanted.shape),
-        ("outputs for its labels,", node.num_outputs, wanted.num_outputs),
-        ("a model with the fingerprint", node.layout, wanted.layout),
+    for what, of_node, of_server in (
+        ("samples of shape", node.shape, expected.shape),
+        ("outputs for its labels,", node.num_outputs, expected.num_outputs),
+        ("a model with the fingerprint", node.layout, expected.layout),
     ):
-        if its != ours:
+        if of_node != of_server:
             raise ValueError(
-                f"node {node_id} has {what} {printable(its)}, the server {ours}: give all the same columns, classes "
-                "and model, and the same version of fedpisa"
+                f"node {node_id} has {what} {printable(of_node)}, the server {of_server}: use the same columns, "
+                "classes, model and version of fedpisa on all nodes"
             )
     if not 1 <= node.num_examples <= MOST_EXAMPLES:
         raise ValueError(
@@ -285,13 +285,13 @@ def _checked(node_id: int, answer: Message, wanted: NodeRecord) -> NodeRecord:
 
 
 def _numbered(nodes: Mapping[int, NodeRecord]) -> dict[int, NodeRecord]:
-    """Return the nodes with clients' numbers: their own where all have one, or else in the order of the nodes'."""
-    own = [node.client for node in nodes.values()]
-    if all(number == NO_CLIENT for number in own):
+    """Return the nodes with client numbers: those that the nodes name, or the nodes' order if none names one."""
+    numbers = [node.client for node in nodes.values()]
+    if all(number == NO_CLIENT for number in numbers):
         return {n: replace(node, client=i) for i, (n, node) in enumerate(sorted(nodes.items()))}
-    if sorted(own) != list(range(len(own))):
+    if sorted(numbers) != list(range(len(numbers))):
         raise ValueError(
-            f"the nodes' partition-ids are {sorted(own)}: give each of the {len(own)} nodes one of "
-            f"0 to {len(own) - 1}, or none of them any"
+            f"the nodes' partition-ids are {sorted(numbers)}: give each of the {len(numbers)} nodes one of "
+            f"0 to {len(numbers) - 1}, or give none"
         )
     return dict(nodes)

@@ -1,4 +1,4 @@
-"""A node's side of a run: its samples, the model, its client."""
+"""A run on a node: the node's samples, the model, the client."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from fedpisa.families import Permission, permitted
 from fedpisa.simulation.federation import Federation
 
 NODE_KEYS = ("partition-id", "num-partitions", "data", "label-column", "state-dir", "allow-modules")
-"""Keys of a node config."""
+"""The keys of a node's configuration."""
 
 
 @final
 @dataclass(frozen=True)
-class Participant:
-    """A node in a run.
+class NodeRun:
+    """A run on a node.
 
     Parameters
     ----------
     federation
-        The model and the samples: all clients' of a named data set, or the node's own.
+        The model and the samples. These are either the node's own, or those of all clients of a data set.
     client_id
-        Its client number, `NO_CLIENT` while it has none.
+        The node's client number, `NO_CLIENT` if it has none yet.
     own_data
-        Whether the samples are its own.
+        Whether the samples are the node's own.
     """
 
     federation: Federation
@@ -47,14 +47,14 @@ class Participant:
 
     @property
     def client(self) -> Client:
-        """The client that trains."""
+        """The node's client."""
         samples = self.federation.data.client(0 if self.own_data else self.client_id)
-        part = self.federation
-        update, seed = part.algorithm.local_update, part.config.seed
-        return Client(part.task, update, *samples, self.client_id, seed, part.schedule)
+        federation = self.federation
+        update, seed = federation.algorithm.local_update, federation.config.seed
+        return Client(federation.task, update, *samples, self.client_id, seed, federation.schedule)
 
     def record(self) -> NodeRecord:
-        """Return what the server is told of the node."""
+        """Return the node's description for the server."""
         sizes_N = self.federation.data.sizes_N
         return NodeRecord(
             client=self.client_id,
@@ -66,26 +66,28 @@ class Participant:
         )
 
     def state_file(self, run: str, folder: Path) -> StateFile:
-        """Return where the node keeps the client's state."""
+        """Return the file of the client's state."""
         layout = self.federation.task.layout.fingerprint
         return StateFile(folder, Owner(run, self.federation.config.algorithm, layout, self.client_id))
 
 
-def participant_of(context: Context, run: RunRecord) -> Participant:
-    """Return the node's part in a run.
+def node_run(context: Context, run: RunRecord) -> NodeRun:
+    """Return a run on the node of a context.
 
     Raises
     ------
     ValueError
-        If the node config or the run config does not fit, or the samples cannot be used. What is wrong with a
-        node's own samples is logged there and not said in the error, which goes to the server.
+        If the node config or the run config is invalid, or the samples cannot be used. The error goes to the server,
+        so details of the node's own samples are only in the node's log.
     """
     node = {str(key): value for key, value in context.node_config.items()}
     unknown = sorted(set(node) - set(NODE_KEYS))
     if unknown:
-        raise ValueError(f"the node config has {', '.join(unknown)}; valid keys: {', '.join(NODE_KEYS)}")
+        raise ValueError(
+            f"the node config has the unknown keys {', '.join(unknown)}: use {', '.join(NODE_KEYS)} only"
+        )
     with permitted(_permission(str(node.get("allow-modules", "")))):
-        return _participant(tuple(sorted(context.run_config.items())), tuple(sorted(node.items())), run)
+        return _node_run(tuple(sorted(context.run_config.items())), tuple(sorted(node.items())), run)
 
 
 def _permission(modules: str) -> Permission:
@@ -95,20 +97,20 @@ def _permission(modules: str) -> Permission:
 
 
 def state_folder(context: Context) -> Path:
-    """Return the folder in which a node keeps its states."""
+    """Return the folder of a node's states."""
     named = str(context.node_config.get("state-dir", ""))
     return Path(named).expanduser() if named else default_folder(context.node_id)
 
 
 @lru_cache(maxsize=1)
-def _participant(
+def _node_run(
     run_config: tuple[tuple[str, Value], ...], node_config: tuple[tuple[str, Value], ...], run: RunRecord
-) -> Participant:
+) -> NodeRun:
     node = dict(node_config)
     settings, keys = read_run_config(dict(run_config))
     config = RunConfig.from_mapping({**keys, "num-clients": run.num_clients})
-    own_number = _partition_id(node, run)
-    client_id = run.client if own_number is None else own_number
+    partition_id = _partition_id(node, run)
+    client_id = run.client if partition_id is None else partition_id
     if run.client not in (NO_CLIENT, client_id):
         raise ValueError(f"the server calls this node client {run.client}, its partition-id is {client_id}")
     if settings.node_data == "own":
@@ -118,17 +120,17 @@ def _participant(
             )
         data = _own_dataset(Path(str(node["data"])).expanduser(), config, run, node)
         config = config.replace({"model": run.model})
-        return Participant(Federation(config, clients_have_data=True, dataset=data), client_id, own_data=True)
+        return NodeRun(Federation(config, clients_have_data=True, dataset=data), client_id, own_data=True)
     if "data" in node:
         raise ValueError(
-            'the node has samples of its own, and the run would not use them: set node-data = "own"'
+            'the node config has the key data, and the run would not use these samples: set node-data = "own"'
         )
-    if own_number is None:
+    if partition_id is None:
         raise ValueError(
             f"the node config has {sorted(node)}, but a node needs partition-id and num-partitions: start it with "
             "--node-config 'partition-id=0 num-partitions=4'"
         )
-    return Participant(Federation(config.replace({"model": run.model})), client_id, own_data=False)
+    return NodeRun(Federation(config.replace({"model": run.model})), client_id, own_data=False)
 
 
 def _partition_id(node: Mapping[str, Value], run: RunRecord) -> int | None:
@@ -147,7 +149,7 @@ def _partition_id(node: Mapping[str, Value], run: RunRecord) -> int | None:
 
 
 def _own_dataset(place: Path, config: RunConfig, run: RunRecord, node: Mapping[str, Value]) -> Dataset:
-    """Return a node's own samples as a data set; they stand in for its test set too, which is never used."""
+    """Return a node's own samples as a data set. They also fill the test set, which a node never uses."""
     column = node.get("label-column", config.options.get("label-column", "label"))
     if config.options.get("standardize"):
         raise ValueError(

@@ -26,20 +26,20 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run what Flower's run config says on the connected nodes, and write its directory.
+    """Run the configuration in Flower's run config on the connected nodes, and write the run's directory.
 
     Raises
     ------
     ValueError
         If the configuration, the data, the directory or a node is unusable.
     RuntimeError
-        If the run diverged or was interrupted; its directory has the rounds until then.
+        If the run diverged or was interrupted. The directory has its rounds.
     """
     settings, keys = read_run_config(context.run_config)
-    # Of a round the nodes keep the state before and after: the server must not fall back further than that.
+    # Nodes keep the states before and after their last round, so a checkpoint must not be older than that.
     config = RunConfig.from_mapping({**keys, "checkpoint-every": 1})
     directory = Path(settings.resume or settings.out or directory_for(config)).absolute()
-    run = _number_of(directory) or str(context.run_id)
+    run = _run_number(directory) or str(context.run_id)
 
     def simulation_of(resolved: RunConfig) -> Simulation:
         return Simulation(
@@ -53,9 +53,11 @@ def main(grid: Grid, context: Context) -> None:
         with own_process():
             result = train(config, out, resume=resume, on_event=_log, simulation_of=simulation_of)
     except KeyboardInterrupt as error:
-        raise RuntimeError(f"interrupted: go on with the key resume = {str(directory)!r}") from error
+        raise RuntimeError(f"interrupted: resume the run with resume = {str(directory)!r}") from error
     if result.status == "diverged":
-        raise RuntimeError(f"{config.algorithm} diverged, its rounds so far are kept in {directory}")
+        raise RuntimeError(
+            f"{config.algorithm} diverged: {directory} has the rounds until then; lower the step sizes"
+        )
     getLogger("flwr").info("result: %s", directory)
 
 
@@ -65,12 +67,14 @@ def _connect(grid: Grid, federation: Federation, run: str, settings: NodeSetting
     record = RunRecord(
         run, NO_CLIENT, config.num_clients, str(config.model), federation.classes, federation.columns
     )
-    wanted = NodeRecord(NO_CLIENT, own_data, 0, federation.shape, federation.num_outputs, layout.fingerprint)
-    return NodeGrid.connect(grid, record, wanted, settings.connect_timeout)
+    expected = NodeRecord(
+        NO_CLIENT, own_data, 0, federation.shape, federation.num_outputs, layout.fingerprint
+    )
+    return NodeGrid.connect(grid, record, expected, settings.connect_timeout)
 
 
-def _number_of(directory: Path) -> str | None:
-    """Return the number of a run that goes on: under it the nodes keep their states."""
+def _run_number(directory: Path) -> str | None:
+    """Return the number of the run in a directory, under which the nodes store their states."""
     number = RunReader(directory).info.get("run")
     return None if number is None else str(number)
 

@@ -1,11 +1,11 @@
-"""A node's own copy of its algorithm state, which survives a crash of the node's processes.
+"""A file with a client's state on its node, which survives a crash of the node's processes.
 
-Flower keeps a node's `Context.state` in the memory of its SuperNode and writes it there after the reply. The dual
-has to last longer: it is written to a file before the reply leaves, and read from there before the next message is
-answered.
-A node's folder has a folder per run, and in it one safetensors file per algorithm, replaced in one step. The file
-holds the state after the last round and the one before it, and in its metadata of which run, algorithm, model, client
-and rounds they are.
+Flower keeps a node's `Context.state` in the memory of its SuperNode only. A client's dual must not be lost. The node
+writes it to a file before it sends the reply, and reads it from there before it handles the next message.
+
+A node's folder has a folder for each run, with one safetensors file for each algorithm, which is replaced atomically.
+The file holds the states after and before the last round. Its metadata names the run, algorithm, model, client and
+rounds.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ _RECORDS: Final = (STATE, EARLIER_STATE)
 @final
 @dataclass(frozen=True)
 class Owner:
-    """Whose state it is.
+    """The run and the client of a state file.
 
     Parameters
     ----------
     run
-        The run's number; a run that goes on after an interruption keeps it.
+        The run's number; a resumed run keeps it.
     algorithm
         The algorithm's name.
     layout
@@ -59,14 +59,14 @@ class Owner:
 @final
 @dataclass(frozen=True)
 class StateFile:
-    """One client's state on the disk.
+    """The file of one client's state.
 
     Parameters
     ----------
     folder
-        The node's own; it is made for its user alone.
+        The node's folder; only its user can read it.
     owner
-        Whose state it is.
+        The run and the client of the state.
 
     Examples
     --------
@@ -89,17 +89,17 @@ class StateFile:
 
     @property
     def path(self) -> Path:
-        """The file."""
+        """The file's path."""
         name = self.owner.algorithm.replace(":", ".").replace("/", ".")
         return self.folder / shortened(f"run-{self.owner.run}") / f"{shortened(name)}.safetensors"
 
     def write(self, state: RecordDict) -> None:
-        """Write what `handlers` keeps in a context, so that a power cut leaves this or what was there before.
+        """Write the states in a context atomically: after a power cut, the file is the new one or the old one.
 
         Raises
         ------
         OSError
-            If it cannot be written; what was there stays.
+            If the file cannot be written. The old file stays.
         """
         if STATE not in state:
             return
@@ -108,71 +108,75 @@ class StateFile:
             for name in _RECORDS
             for key, array in state.array_records[name].items()
         }
-        of = state.config_records[STATE_OF]
-        about = {
+        rounds = state.config_records[STATE_OF]
+        metadata = {
             "format": FORMAT,
             "owner": asdict(self.owner),
-            "rounds": {name: of[name] for name in (SERVER_ROUND, EARLIER_ROUND)},
+            "rounds": {name: rounds[name] for name in (SERVER_ROUND, EARLIER_ROUND)},
         }
-        about["digest"] = _digest(about, tensors)
+        metadata["digest"] = _digest(metadata, tensors)
         self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        replace_file(self.path, encode(tensors, about))
+        replace_file(self.path, encode(tensors, metadata))
 
     def read_into(self, state: RecordDict) -> bool:
-        """Put what was written into a context's state; return whether there was anything.
+        """Read the file into a context's state; return whether there is a file.
 
         Raises
         ------
         DamagedFileError
-            If a byte of the file is not what was written.
+            If the file is damaged.
         ValueError
-            If it is another run's, algorithm's, model's or client's, or another version of fedpisa wrote it.
+            If the file belongs to another run, algorithm, model or client, or to another version of fedpisa.
         """
         if not self.path.exists():
             return False
-        about, tensors = _load(self.path)
-        require_format(about, self.path)
-        mine, its = asdict(self.owner), about["owner"]
+        metadata, tensors = _load(self.path)
+        require_format(metadata, self.path)
+        expected, found = asdict(self.owner), metadata["owner"]
         different = [
-            f"{name} {its.get(name)}, not {mine[name]}" for name in mine if its.get(name) != mine[name]
+            f"{name} {found.get(name)}, not {value}"
+            for name, value in expected.items()
+            if found.get(name) != value
         ]
         if different:
             raise ValueError(
-                f"{self.path} is the state of {', '.join(different)}: give every node a state-dir of its own, "
-                "and put back the model with which the run was begun"
+                f"{self.path} is the state of {', '.join(different)}: give each node a separate state-dir, and use the "
+                "model with which the run was started"
             )
         for name in _RECORDS:
-            own = {key: value for key, value in tensors.items() if key.startswith(f"{name}/")}
-            state[name] = to_record({key.removeprefix(f"{name}/"): value for key, value in own.items()})
-        state[STATE_OF] = ConfigRecord({name: int(number) for name, number in about["rounds"].items()})
+            prefix = f"{name}/"
+            state[name] = to_record(
+                {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+            )
+        state[STATE_OF] = ConfigRecord({name: int(number) for name, number in metadata["rounds"].items()})
         return True
 
 
 def read_state(file: StateFile, state: RecordDict) -> None:
-    """Read a client's state from its file; go on with what the context has if the file is damaged, and say so."""
+    """Read a client's state from its file; if the file is damaged, log it and keep the state in the context."""
     try:
         file.read_into(state)
     except DamagedFileError as error:
-        rest = "the SuperNode's own copy is used" if STATE in state else "the state is lost"
-        getLogger("flwr").error("%s: %s", one_line(error), rest)
+        consequence = "the SuperNode's copy is used" if STATE in state else "the state is lost"
+        getLogger("flwr").error("%s: %s", one_line(error), consequence)
 
 
 def default_folder(node_id: int) -> Path:
-    """Return a node's folder where its node config names none: in the user's folder for state, by the node's number."""
+    """Return the folder of a node whose configuration names none: in the user's state folder, by the node's number."""
     base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     return Path(base) / "fedpisa" / f"node-{node_id}"
 
 
 def _load(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    about, tensors = read_file(path, lambda content: decode(content, path))
-    if about.pop("digest", None) != _digest(about, tensors):
+    metadata, tensors = read_file(path, lambda content: decode(content, path))
+    if metadata.pop("digest", None) != _digest(metadata, tensors):
         raise DamagedFileError(path)
-    return about, tensors
+    return metadata, tensors
 
 
-def _digest(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    """Return a digest of everything in a file."""
-    digest = hashlib.blake2b(json.dumps(about, sort_keys=True).encode(), digest_size=16)
+def _digest(metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """Return a digest of the metadata and tensors of a file."""
+    digest = hashlib.blake2b(json.dumps(metadata, sort_keys=True).encode(), digest_size=16)
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())

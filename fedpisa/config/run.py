@@ -196,6 +196,8 @@ class RunConfig:
                 object.__setattr__(self, _snake(name), checked)
             with self._reading():
                 options = nest(self._resolved(flatten(self.options)))
+        except RecursionError:
+            raise ValueError("the configuration is nested too deeply: write flat keys") from None
         frozen = {k: MappingProxyType(v) if isinstance(v, dict) else v for k, v in options.items()}
         object.__setattr__(self, "options", MappingProxyType(frozen))
 

@@ -1,4 +1,4 @@
-"""A client's answers to Flower's messages, on any Grid."""
+"""The Flower client app of an algorithm, for any Grid."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from fedpisa.flower.messages import (
 )
 
 STATE = "client-state"
-"""Name of the record in `Context.state` that holds a client's own tensors: its dual, its moments."""
+"""Name of the record in `Context.state` with the client's state after its last round."""
 EARLIER_STATE = "earlier-client-state"
-"""Name of the record of those from before its last round."""
+"""Name of the record with the client's state before its last round."""
 STATE_OF = "client-state-of"
-"""Name of the record that says of which rounds the two are, 0 for before the first."""
+"""Name of the record with the rounds of the two states; 0 is before the first round."""
 EARLIER_ROUND = "earlier-round"
 
 
 @final
 class StateLostError(Exception):
-    """The server counts on a state that the client does not have."""
+    """The client does not have the state that the server expects."""
 
 
 def make_client_app(client_of: Callable[[Context], Client], mods: Sequence[Mod] = ()) -> ClientApp:
@@ -46,15 +46,15 @@ def make_client_app(client_of: Callable[[Context], Client], mods: Sequence[Mod] 
     Parameters
     ----------
     client_of
-        Says who a context's client is: its task, samples, local update.
+        Function that returns the client of a context.
     mods
-        Flower's mods, called around each message.
+        Flower's mods, which wrap the handling of each message.
 
     Returns
     -------
     ClientApp
-        ``train`` runs the local update and keeps the client's state in its own context, written once and
-        last; ``evaluate`` reports the received model's loss and accuracy on the client's samples.
+        ``train`` runs the local update, and writes the client's state into its context when all else is done.
+        ``evaluate`` reports the received model's metrics on the client's samples.
     """
     app = ClientApp(mods=list(mods))
 
@@ -98,21 +98,21 @@ def evaluation_reply(message: Message, client: Client, down: Arrays) -> Message:
 def state_before(
     server_round: int, context: Context, config: ConfigRecord, client: Client, down: Arrays
 ) -> tuple[Arrays, int]:
-    """Return the state from which a client starts a round, and the round that it is of.
+    """Return the state from which a client starts a round, and the round after which the client had it.
 
-    Of the two states that are kept it is the last one from before ``server_round``, so that a message that is
-    repeated gets the same reply again. Where uploads are increments it is that of the round that the server
-    confirms, whose reply was the last to arrive; 0 is the state before the first round.
+    A client keeps two states. By default it starts from the last state of an earlier round, so that a repeated message
+    gets the same reply. If uploads are increments, it starts from the state of the round that the server confirms: the
+    last round whose reply arrived. Round 0 is the initial state.
 
     Raises
     ------
     StateLostError
-        If the server confirms a round of which no state is kept.
+        If the client has no state of the confirmed round.
     """
     kept: dict[int, str] = {}
     if STATE in context.state:
-        of = context.state.config_records[STATE_OF]
-        kept = {int(str(of[EARLIER_ROUND])): EARLIER_STATE, int(str(of[SERVER_ROUND])): STATE}
+        rounds = context.state.config_records[STATE_OF]
+        kept = {int(str(rounds[EARLIER_ROUND])): EARLIER_STATE, int(str(rounds[SERVER_ROUND])): STATE}
     if CONFIRMED_ROUND in config:
         state_round = int(str(config[CONFIRMED_ROUND]))
     else:
@@ -123,8 +123,8 @@ def state_before(
     state = client.update.init(down["params"])
     if state and state_round > 0:
         raise StateLostError(
-            f"the server confirms round {state_round}, and this client keeps the states of "
-            f"{sorted(kept) or 'no round'}: it takes no part until all have begun anew"
+            f"the server confirms round {state_round}, and this client has the states of "
+            f"{sorted(kept) or 'no round'}: it takes no part until all clients begin anew"
         )
     return state, 0
 

@@ -1,12 +1,12 @@
-"""The one place that touches what Flower keeps private; tested against the range of releases we accept.
+"""All uses of Flower's private modules; tested with each supported release.
 
-- `ensure_identity`: outside a Flower process a `Message` cannot be made, because it asks a process-wide
-  task identity for the run. The in-process Grids give the process one if it has none.
-- `stamp`: Flower numbers a message when it is pushed to a SuperLink; an in-process Grid does it itself.
-- `TRANSPORT_ERRORS`, `APP_RAISED`: what Flower answers in the place of a node that is away or failed.
-- `encode`, `decode`: a `RecordDict` as Flower's own bytes, and back.
+- `ensure_identity`: a `Message` needs the task identity of a Flower process. The in-process Grids set one if there is
+  none.
+- `stamp`: Flower numbers a message when it is pushed to a SuperLink. An in-process Grid does this itself.
+- `TRANSPORT_ERRORS`, `APP_RAISED`: codes of Flower's error replies for a node that is away or whose app failed.
+- `encode`, `decode`: a `RecordDict` to bytes in Flower's format, and back.
 - `start_ray`, `ray_as_guest`: the part of Flower's simulation runtime that runs client apps in Ray's actors.
-- `TensorArray`: an `Array` that holds a tensor and encodes it only when somebody asks for bytes.
+- `TensorArray`: an `Array` around a tensor, which is encoded only when its bytes are read.
 """
 
 from __future__ import annotations
@@ -59,37 +59,37 @@ __all__ = [
 ]
 
 SERVER_NODE_ID = 1
-"""Flower's own number for the server; clients are numbered from the next one on."""
+"""Flower's number of the server; the clients have the numbers after it."""
 FIRST_CLIENT_NODE_ID = 2
 TRANSPORT_ERRORS = frozenset(
     (ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
 )
-"""Codes of the replies that Flower makes itself when a message got lost."""
+"""Codes of the error replies that Flower makes for lost messages."""
 APP_RAISED = int(ErrorCode.CLIENT_APP_RAISED_EXCEPTION)
-"""Code of the reply in the place of one whose client app raised an exception."""
+"""Code of the error reply of a client app that raised an exception."""
 _RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # no warning about GPUs for clients that get none
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # no warning about GPUs for clients without one
 }
-"""What Ray is started with, unless the environment says otherwise."""
+"""Environment variables for Ray; variables that are already set have precedence."""
 
 
 def ensure_identity() -> None:
-    """Give this process a Flower task identity, unless it has one."""
+    """Set the Flower task identity of this process if it has none."""
     for name, value in (("_task_id", 0), ("_run_id", 0), ("_node_id", SERVER_NODE_ID)):
         if getattr(TaskIdentity, name) is None:
             setattr(TaskIdentity, name, value)
 
 
 def stamp(message: Message, message_id: str) -> Message:
-    """Give a message its number."""
+    """Set a message's number, and return the message."""
     message.metadata.__dict__["_message_id"] = message_id
     return message
 
 
 @contextmanager
 def ray_as_guest() -> Iterator[None]:
-    """Give Ray its environment, and put back what it changes: that, the handler of SIGTERM, the generator `random`."""
+    """Set Ray's environment, and restore what Ray changes: the environment, SIGTERM's handler, `random`'s generator."""
     handler, environment, state = signal.getsignal(signal.SIGTERM), dict(os.environ), random.getstate()
     os.environ.update(_RAY_ENVIRONMENT | environment)
     # Ray's processes inherit the mask: a closed terminal must not end them before the round does.
@@ -107,7 +107,7 @@ def ray_as_guest() -> Iterator[None]:
 
 
 def start_ray(app: Callable[[], ClientApp], address: str | None, num_cpus: float, num_gpus: float) -> Backend:
-    """Return Flower's Ray backend, with as many actors for an app as fit.
+    """Return Flower's Ray backend with as many actors for an app as fit.
 
     Raises
     ------
@@ -116,16 +116,16 @@ def start_ray(app: Callable[[], ClientApp], address: str | None, num_cpus: float
     ConnectionError
         If there is no cluster at the address.
     ValueError
-        If not even one actor fits.
+        If no actor fits.
     """
     from flwr.server.superlink.fleet.vce.backend.raybackend import RayBackend
 
-    where: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
+    init_args: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
     if address is not None:
-        where["address"] = address
+        init_args["address"] = address
     resources: dict[str, Any] = {"num_cpus": num_cpus, "num_gpus": num_gpus}
     with ray_as_guest():
-        backend = RayBackend({"init_args": where, "client_resources": resources})
+        backend = RayBackend({"init_args": init_args, "client_resources": resources})
         try:
             backend.build(app)
         except ValueError:
@@ -135,7 +135,7 @@ def start_ray(app: Callable[[], ClientApp], address: str | None, num_cpus: float
 
 
 def encode(records: RecordDict) -> bytes:
-    """Return all records, of any kind, as bytes.
+    """Return records of any kind as bytes.
 
     Examples
     --------
@@ -148,13 +148,13 @@ def encode(records: RecordDict) -> bytes:
 
 
 def decode(content: bytes) -> RecordDict:
-    """Return the records that `encode` was given."""
+    """Return the records of bytes from `encode`."""
     return recorddict_from_proto(ProtoRecordDict.FromString(content))
 
 
 @final
 class TensorArray(Array):
-    """A Flower array around a tensor: bytes are made when asked for, and a tensor passes through as it is.
+    """A Flower array around a tensor, which is encoded only when its bytes are read.
 
     Examples
     --------
@@ -163,7 +163,7 @@ class TensorArray(Array):
     ((2,), 'float32', [1.0, 1.0], True)
     """
 
-    # Flower writes the class's name into the bytes, and the other side looks it up.
+    # Flower sends the name of the class, and the receiver looks it up.
     __qualname__ = Array.__qualname__
 
     def __init__(self, tensor: Tensor) -> None:

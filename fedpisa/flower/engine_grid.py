@@ -1,4 +1,4 @@
-"""What a run needs of its Grid: in this process, with Ray, or on a SuperLink."""
+"""The interface of a run's Grid: in this process, with Ray, or on a SuperLink."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from fedpisa.strategies.base import ClientStates
 
 
 class EngineGrid(Grid, ABC):
-    """A Flower Grid that can carry a run, and go on with one."""
+    """A Flower Grid that can run and resume a run."""
 
     engine: str
-    """What ``run.json`` calls it."""
+    """Name of the Grid in ``run.json``."""
 
     @property
     @abstractmethod
     def client_states(self) -> ClientStates | None:
-        """What all clients keep; ``None`` where that stays with them, and with it the trust in their replies."""
+        """The states of all clients; ``None`` if clients keep them, and the server does not trust their replies."""
 
     @property
     def clients(self) -> Mapping[int, int]:
-        """The nodes' client numbers, where they have some of their own."""
+        """The nodes' client numbers; empty if the server numbers the nodes."""
         return {}
 
     @property
@@ -35,16 +35,16 @@ class EngineGrid(Grid, ABC):
 
     @property
     def info(self) -> Mapping[str, object]:
-        """What ``run.json`` says about the clients."""
+        """Entries for ``run.json`` about the clients."""
         return {}
 
     @abstractmethod
     def snapshot(self) -> dict[str, Tensor]:
-        """Return what the server has to keep for the clients, for `restore`."""
+        """Return the clients' states, as far as the Grid has them, for `restore`."""
 
     @abstractmethod
     def restore(self, kept: Mapping[str, Tensor]) -> None:
-        """Take up a `snapshot`."""
+        """Restore a `snapshot`."""
 
     def create_message(
         self,
@@ -58,4 +58,4 @@ class EngineGrid(Grid, ABC):
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def close(self) -> None:
-        """End what the Grid started; the next message starts it again."""
+        """Stop the processes of the Grid; the next message starts them again."""

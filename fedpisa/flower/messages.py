@@ -1,7 +1,7 @@
-"""A round's messages as two objects, so that a thousand clients need not be a thousand objects.
+"""The messages of a round as two objects, which avoids an object for each client.
 
-A `Broadcast` is one content for many nodes and a `StackedReplies` their replies along a first axis ``S``.
-Both are iterables of ordinary Flower messages: iterating gives them one by one.
+A `Broadcast` has the content for all nodes, and a `StackedReplies` has the replies along a first axis ``S``. Both are
+iterables of ordinary Flower messages.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from fedpisa.flower.compat import payload_bytes, stamp, to_record, to_tensor
 ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
 """Names of the records in a message, Flower's own."""
 NUM_EXAMPLES, SERVER_ROUND = "num-examples", "server-round"
-"""Flower's words for ``n_i`` and the number of the round."""
+"""Flower's names of ``n_i`` and the number of the round."""
 CONFIRMED_ROUND = "confirmed-round"
-"""The last round in which the server had the node's reply, 0 for none; see `LocalUpdate.incremental`."""
+"""Name of the last round whose reply from the node arrived, 0 for none; see `LocalUpdate.incremental`."""
 
 STATE_LOST = 1000
-"""Code of the error reply of a client that has not the state on which the server counts; Flower's own are below."""
+"""Code of the error reply of a client without the state that the server expects; Flower's codes are smaller."""
 
 
 @final
 @dataclass(frozen=True)
 class Broadcast:
-    """The same training instruction for several nodes, but for what each is told about its own replies.
+    """The training request to several nodes; only the confirmed round differs between nodes.
 
     Parameters
     ----------
     content
         Arrays and config.
     node_ids
-        Whom it is for.
+        The nodes.
     confirmed_S
-        The round of each node's last reply that arrived, where clients have to know.
+        The last round whose reply from each node arrived; ``None`` if the algorithm does not need it.
     """
 
     content: RecordDict
@@ -55,8 +55,8 @@ class Broadcast:
         for position, node_id in enumerate(self.node_ids):
             content = self.content
             if self.confirmed_S is not None:
-                own = ConfigRecord({**config, CONFIRMED_ROUND: self.confirmed_S[position]})
-                content = RecordDict({ARRAYS: content[ARRAYS], CONFIG: own})
+                confirmed = ConfigRecord({**config, CONFIRMED_ROUND: self.confirmed_S[position]})
+                content = RecordDict({ARRAYS: content[ARRAYS], CONFIG: confirmed})
             yield stamp(Message(content, node_id, MessageType.TRAIN), f"{config[SERVER_ROUND]!s}-{node_id}")
 
 
@@ -68,15 +68,15 @@ class StackedReplies:
     Parameters
     ----------
     requests
-        What is replied to, in the same order.
+        The requests, in the order of the replies.
     node_ids
-        Who replied.
+        The nodes that replied.
     uploads_S
-        Named uploads, each ``(S, P)`` or ``(S,)``.
+        Uploads by name, each ``(S, P)`` or ``(S,)``.
     num_examples_S
         Sample counts, float64.
     metrics_S
-        Named scalars of each client.
+        Metrics by name, each ``(S,)``.
     """
 
     requests: Iterable[Message]
@@ -98,7 +98,7 @@ class StackedReplies:
 
 
 def reply_to(request: Message, upload: Arrays, num_examples: int, metrics: Mapping[str, float]) -> Message:
-    """Return a client's training reply, which says of what round it is."""
+    """Return a client's training reply, with the round of the request."""
     content = RecordDict(
         {
             ARRAYS: to_record(upload),
@@ -110,12 +110,12 @@ def reply_to(request: Message, upload: Arrays, num_examples: int, metrics: Mappi
 
 
 def state_lost_reply(request: Message) -> Message:
-    """Return the reply of a client that has not the state on which the server counts."""
+    """Return the error reply of a client without the state that the server expects."""
     return Message(Error(STATE_LOST, "the client's state is lost"), reply_to=request)
 
 
 def lost_states(replies: Iterable[Message]) -> list[int]:
-    """Return the nodes whose replies say that they have lost their state."""
+    """Return the nodes that report the loss of their state."""
     errors = (reply for reply in replies if reply.has_error())
     return [reply.metadata.src_node_id for reply in errors if reply.error.code == STATE_LOST]
 
@@ -126,9 +126,9 @@ def stack_replies(
     device: torch.device | str = "cpu",
     client_of: Mapping[int, int] = {},
 ) -> StackedReplies | None:
-    """Stack replies, those with an error left out; ``None`` if there are none.
+    """Stack the replies without an error; return ``None`` if there are none.
 
-    They are in the order of their nodes, or of the clients' numbers where the nodes have some.
+    They are in the order of the client numbers, or of the node numbers for nodes that have none.
 
     Raises
     ------
@@ -174,7 +174,7 @@ def _column(metrics: Sequence[MetricRecord], name: str) -> Tensor:
 
 
 def count_bytes(messages: Iterable[Message]) -> int:
-    """Return the bytes of the numbers in all arrays of the messages, without any format's headers."""
+    """Return the size of all arrays in the messages in bytes, without headers."""
     if isinstance(messages, Broadcast):
         return len(messages) * _content_bytes(messages.content)
     if isinstance(messages, StackedReplies):
@@ -187,7 +187,7 @@ def _content_bytes(content: RecordDict) -> int:
 
 
 def scalars(config: ConfigRecord, dtype: torch.dtype, device: torch.device | str = "cpu") -> Arrays:
-    """Return a config's numbers as scalars ``()``: hyper-parameters that a server sends, such as ``proximal-mu``."""
+    """Return the numbers in a config as scalars ``()``, such as ``proximal-mu``, a hyper-parameter from the server."""
     return {
         name: torch.tensor(value, dtype=dtype, device=device)
         for name, value in config.items()

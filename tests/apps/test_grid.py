@@ -138,7 +138,7 @@ def test_connecting_says_what_is_wrong(tmp_path: Path, nodes: Any) -> None:
     case = config()
     with pytest.raises(ValueError, match="partition-ids are \\[0, 1, 1\\]: give each of the 3 nodes one"):
         nodes.start(nodes.network(tmp_path, case, order=[0, 1, 1]), case, None)
-    with pytest.raises(ValueError, match="4 nodes are there, and num-clients = 3"):
+    with pytest.raises(ValueError, match="4 nodes are connected, and num-clients = 3"):
         nodes.start(nodes.network(tmp_path, case, order=[0, 1, 2, 3]), case, None)
     with pytest.raises(
         ValueError, match=r"node 2 cannot take part: num-partitions = 4 and .* num-clients = 3"
@@ -156,7 +156,7 @@ def test_too_few_nodes_is_said_in_time(tmp_path: Path, nodes: Any, monkeypatch: 
     case = config()
     network = nodes.network(tmp_path, case, order=[0, 1])
     with pytest.raises(
-        ValueError, match="2 of num-clients = 3 nodes were there after 600 s: start the others"
+        ValueError, match="2 of num-clients = 3 nodes were connected after 600 s: start the others"
     ):
         nodes.start(network, case, None)
 

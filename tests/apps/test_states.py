@@ -82,7 +82,7 @@ def test_a_damaged_file_is_said_and_the_supernodes_copy_used(
     state = kept()
     read_state(file, state)
     assert numbers(state) == numbers(kept())
-    assert "damaged: the SuperNode's own copy is used" in caplog.text
+    assert "damaged: the SuperNode's copy is used" in caplog.text
     empty = RecordDict()
     read_state(file, empty)
     assert not empty
