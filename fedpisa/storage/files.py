@@ -95,6 +95,8 @@ def read_file(file: Path, decode: Callable[[bytes], T], digest: str | None = Non
         raise DamagedFileError(file, "its content is not what was written")
     try:
         return decode(content)
+    except DamagedFileError:
+        raise
     except Exception as error:  # decoders of damaged content may fail in any way
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise DamagedFileError(file, reason) from error
