@@ -14,6 +14,7 @@ from flwr.app import Context
 from fedpisa.apps.records import NO_CLIENT, NodeRecord, RunRecord
 from fedpisa.apps.states import Owner, StateFile, default_folder
 from fedpisa.clients.client import Client
+from fedpisa.clients.trial import require_batch_statistics
 from fedpisa.components import one_line
 from fedpisa.config.flower import Value, read_run_config
 from fedpisa.config.run import RunConfig
@@ -120,7 +121,10 @@ def _node_run(
             )
         data = _own_dataset(Path(str(node["data"])).expanduser(), config, run, node)
         config = config.replace({"model": run.model})
-        return NodeRun(Federation(config, clients_have_data=True, dataset=data), client_id, own_data=True)
+        federation = Federation(config, clients_have_data=True, dataset=data)
+        update, samples = federation.algorithm.local_update, federation.data
+        require_batch_statistics(federation.task, update, samples.x[:1], samples.sizes_N, config.seed)
+        return NodeRun(federation, client_id, own_data=True)
     if "data" in node:
         raise ValueError(
             'the node config has the key data, and the run would not use these samples: set node-data = "own"'

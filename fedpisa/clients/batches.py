@@ -62,11 +62,24 @@ class BatchSampler(ABC):
         """
 
 
-def num_batches(sizes_S: Ints, batch_size: BatchSize) -> Ints:
-    """Return ``ceil(n_i / b)`` per client, 1 for ``"full"``."""
+def num_batches(sizes_S: Ints, batch_size: BatchSize, drop_last: bool = False) -> Ints:
+    """Return ``ceil(n_i / b)`` per client, or ``floor(n_i / b)`` without the smaller last one; at least 1.
+
+    Examples
+    --------
+    >>> num_batches(np.array([7, 2]), 3).tolist(), num_batches(np.array([7, 2]), 3, drop_last=True).tolist()
+    ([3, 1], [2, 1])
+    """
     if batch_size == "full":
         return np.ones_like(sizes_S)
-    return -(-sizes_S // batch_size)
+    return np.maximum(sizes_S // batch_size, 1) if drop_last else -(-sizes_S // batch_size)
+
+
+def num_used(sizes_S: Ints, batch_size: BatchSize, drop_last: bool) -> Ints:
+    """Return how many samples of each client are in its mini-batches: all, unless ``drop_last`` leaves some out."""
+    if batch_size == "full" or not drop_last:
+        return sizes_S
+    return np.minimum(sizes_S, num_batches(sizes_S, batch_size, drop_last) * batch_size)
 
 
 def _permutations(sizes_S: Ints, ids_S: Ints, epoch: int, seed: int, name: str) -> tuple[Ints, Ints]:
@@ -96,7 +109,8 @@ class Periodic(BatchSampler):
 
     A client's samples are shuffled once and cut into ``count = ceil(n_i / b)`` disjoint mini-batches whose
     sizes differ by at most one. A round takes the next ``local_steps * batches_per_round`` of them,
-    ``batches_per_round`` for each local step; ``"all"`` means ``count``.
+    ``batches_per_round`` for each local step; ``"all"`` means ``count``. With ``drop_last`` each has ``b`` samples,
+    and the ``n_i mod b`` samples left over are in none.
 
     Examples
     --------
@@ -109,10 +123,11 @@ class Periodic(BatchSampler):
     batch_size: BatchSize = "full"
     batches_per_round: int | Literal["all"] = 1
     local_steps: int = 1
+    drop_last: bool = False
 
     def draw(self, sizes_S: Ints, ids_S: Ints, server_round: int, seed: int) -> BatchIndices:
         """Return the round's samples; see `BatchSampler.draw`."""
-        count_S = num_batches(sizes_S, self.batch_size)
+        count_S = num_batches(sizes_S, self.batch_size, self.drop_last)
         per_step_S = (
             count_S if self.batches_per_round == "all" else np.full_like(count_S, self.batches_per_round)
         )
@@ -122,7 +137,8 @@ class Periodic(BatchSampler):
         done_S = (server_round - 1) * self.local_steps * per_step_S
         number_SKC = done_S[:, None, None] + k[:, None] * per_step_S[:, None, None] + c
         batch_SKC = number_SKC % count_S[:, None, None]
-        n, count = sizes_S[:, None, None], count_S[:, None, None]
+        used_S = num_used(sizes_S, self.batch_size, self.drop_last)
+        n, count = used_S[:, None, None], count_S[:, None, None]
         index, real = _take(shuffled_M, begin_S, batch_SKC * n // count, (batch_SKC + 1) * n // count)
         real &= (c < per_step_S[:, None, None])[..., None]
         weight = real / np.maximum(real.sum(-1, keepdims=True), 1) / per_step_S[:, None, None, None]
@@ -133,6 +149,8 @@ class Periodic(BatchSampler):
 @dataclass(frozen=True)
 class Epochs(BatchSampler):
     """Each epoch shuffles the samples and cuts mini-batches of ``batch_size``; the last one may be smaller.
+
+    With ``drop_last`` a smaller last one is left out, unless it is the client's only one.
 
     A round has ``local_epochs`` epochs, or, if ``local_steps`` is given, exactly that many mini-batches.
 
@@ -146,10 +164,12 @@ class Epochs(BatchSampler):
     batch_size: BatchSize = 32
     local_epochs: int = 1
     local_steps: int | None = None
+    drop_last: bool = False
 
     def draw(self, sizes_S: Ints, ids_S: Ints, server_round: int, seed: int) -> BatchIndices:
         """Return the round's samples; see `BatchSampler.draw`."""
-        count_S = num_batches(sizes_S, self.batch_size)
+        count_S = num_batches(sizes_S, self.batch_size, self.drop_last)
+        used_S = num_used(sizes_S, self.batch_size, self.drop_last)
         epochs_S = count_S * self.local_epochs
         steps_S = epochs_S if self.local_steps is None else np.full_like(count_S, self.local_steps)
         epochs = int((-(-steps_S // count_S)).max())
@@ -164,7 +184,7 @@ class Epochs(BatchSampler):
             step_SK = epoch * count_S[:, None] + batch
             used_SK = (batch < count_S[:, None]) & (step_SK < steps_S[:, None])
             start_SK = np.where(used_SK, batch * width, 0)
-            stop_SK = np.where(used_SK, np.minimum(start_SK + width, sizes_S[:, None]), 0)
+            stop_SK = np.where(used_SK, np.minimum(start_SK + width, used_S[:, None]), 0)
             taken, real = _take(shuffled_M, begin_S, start_SK, stop_SK)
             cell = (np.nonzero(used_SK)[0], step_SK[used_SK], 0, slice(taken.shape[-1]))
             index[cell] = taken[used_SK]

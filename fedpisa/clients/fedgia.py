@@ -65,6 +65,8 @@ class FedGiAUpdate(DualUpdate):
         Local L2 coefficient: ``F_i = f_i + mu/2 ||w||^2``.
     batch_size
         Samples per mini-batch, or ``"full"``.
+    drop_last
+        Whether a smaller last mini-batch is left out, unless it is a client's only one.
     batches_per_round
         Number of periodic mini-batches whose gradients ``g`` averages, or ``"all"``.
     local_steps
@@ -90,12 +92,13 @@ class FedGiAUpdate(DualUpdate):
     admm_share: Probability = 0.5
     mu: NonNegative = 0.0
     batch_size: PositiveInt | Literal["full"] = 32
+    drop_last: bool = False
     batches_per_round: PositiveInt | Literal["all"] = "all"
     local_steps: PositiveInt = 5
 
     def batch_sampler(self) -> ShareWithExtraSteps:
         """Return periodic mini-batches for the gradient, and the draw of the clients that take ADMM steps."""
-        gradient = Periodic(self.batch_size, self.batches_per_round)
+        gradient = Periodic(self.batch_size, self.batches_per_round, drop_last=self.drop_last)
         return ShareWithExtraSteps(gradient, self.local_steps, self.admm_share)
 
     def start(self, down: Arrays, state: Arrays) -> Arrays:

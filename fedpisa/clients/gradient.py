@@ -21,6 +21,8 @@ class MeanGradient(LocalUpdate):
     ----------
     batch_size
         Samples per mini-batch, or ``"full"``.
+    drop_last
+        Whether a smaller last mini-batch is left out, unless it is a client's only one.
     batches_per_round
         Number of periodic mini-batches whose gradients are averaged, or ``"all"``.
     mu
@@ -35,12 +37,13 @@ class MeanGradient(LocalUpdate):
     """
 
     batch_size: PositiveInt | Literal["full"] = 32
+    drop_last: bool = False
     batches_per_round: PositiveInt | Literal["all"] = 1
     mu: NonNegative = 0.0
 
     def batch_sampler(self) -> Periodic:
         """Return periodic mini-batches."""
-        return Periodic(self.batch_size, self.batches_per_round)
+        return Periodic(self.batch_size, self.batches_per_round, drop_last=self.drop_last)
 
     def start(self, down: Arrays, state: Arrays) -> Arrays:
         """Begin with a zero gradient."""

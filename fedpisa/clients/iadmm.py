@@ -33,6 +33,8 @@ class LinearisedADMM(DualUpdate, ABC):
         Local L2 coefficient: ``F_i = f_i + mu/2 ||w||^2``.
     batch_size
         Samples per mini-batch, or ``"full"``.
+    drop_last
+        Whether a smaller last mini-batch is left out, unless it is a client's only one.
     local_epochs
         Passes over the client's samples per round.
     local_steps
@@ -43,12 +45,13 @@ class LinearisedADMM(DualUpdate, ABC):
     proximity: NonNegativeInverseStepSize = 3.0
     mu: NonNegative = 0.0
     batch_size: PositiveInt | Literal["full"] = 32
+    drop_last: bool = False
     local_epochs: PositiveInt = 1
     local_steps: PositiveInt | None = None
 
     def batch_sampler(self) -> Epochs:
         """Return shuffled epochs."""
-        return Epochs(self.batch_size, self.local_epochs, self.local_steps)
+        return Epochs(self.batch_size, self.local_epochs, self.local_steps, self.drop_last)
 
     def init(self, params_P: Tensor) -> Arrays:
         """Return ``pi_i = 0`` and no ``w_i`` yet."""

@@ -47,6 +47,8 @@ class PisaUpdate(DualUpdate):
         Local L2 coefficient: ``F_i = f_i + mu/2 ||w||^2``.
     batch_size
         Samples per mini-batch, or ``"full"``.
+    drop_last
+        Whether a smaller last mini-batch is left out, unless it is a client's only one.
     batches_per_round
         Number of periodic mini-batches whose gradients one step averages, or ``"all"``.
     local_steps
@@ -80,6 +82,7 @@ class PisaUpdate(DualUpdate):
     gamma_until: PositiveInt | None = None
     mu: NonNegative = 0.0
     batch_size: PositiveInt | Literal["full"] = 32
+    drop_last: bool = False
     batches_per_round: PositiveInt | Literal["all"] = 1
     local_steps: PositiveInt = 1
     gradient_reduction: Literal["mean", "sum"] = "mean"
@@ -110,7 +113,7 @@ class PisaUpdate(DualUpdate):
 
     def batch_sampler(self) -> Periodic:
         """Return periodic mini-batches (4.4)."""
-        return Periodic(self.batch_size, self.batches_per_round, self.local_steps)
+        return Periodic(self.batch_size, self.batches_per_round, self.local_steps, self.drop_last)
 
     def init(self, params_P: Tensor) -> Arrays:
         """Return ``pi_i = 0`` and the preconditioner's memory."""

@@ -34,12 +34,14 @@ class GeometricSteps(BatchSampler):
 
     batch_size: BatchSize = 32
     probability: float = 0.1
+    drop_last: bool = False
 
     def draw(self, sizes_S: Ints, ids_S: Ints, server_round: int, seed: int) -> BatchIndices:
         """Return the round's samples; see `BatchSampler.draw`."""
         rng = generator(seed, "local-steps", server_round)
         steps = int(rng.geometric(self.probability))
-        return Epochs(self.batch_size, local_steps=steps).draw(sizes_S, ids_S, server_round, seed)
+        epochs = Epochs(self.batch_size, local_steps=steps, drop_last=self.drop_last)
+        return epochs.draw(sizes_S, ids_S, server_round, seed)
 
 
 @final
@@ -87,7 +89,7 @@ class ScaffnewUpdate(SGDSteps):
 
     def batch_sampler(self) -> GeometricSteps:
         """Return a random number of mini-batches, the same for all clients."""
-        return GeometricSteps(self.batch_size, self.probability)
+        return GeometricSteps(self.batch_size, self.probability, self.drop_last)
 
     def init(self, params_P: Tensor) -> Arrays:
         """Return a state with ``h_i = 0``."""

@@ -38,12 +38,15 @@ class SGDSteps(LocalUpdate, ABC):
         Local L2 coefficient, added to the gradient.
     batch_size
         Samples per mini-batch, or ``"full"``.
+    drop_last
+        Whether a smaller last mini-batch is left out, unless it is a client's only one.
     """
 
     learning_rate: StepSize = 0.1
     momentum: Probability = 0.0
     weight_decay: NonNegative = 0.0
     batch_size: PositiveInt | Literal["full"] = 32
+    drop_last: bool = False
 
     def centre(self, down: Arrays, state: Arrays) -> Tensor:
         """Return the starting point of the steps and of the drift ``(P,)``: by default the global model."""
@@ -124,7 +127,7 @@ class SGDUpdate(SGDSteps, ABC):
 
     def batch_sampler(self) -> Epochs:
         """Return shuffled epochs."""
-        return Epochs(self.batch_size, self.local_epochs, self.local_steps)
+        return Epochs(self.batch_size, self.local_epochs, self.local_steps, self.drop_last)
 
     def finish(self, down: Arrays, state: Arrays, work: Arrays) -> LocalResult:
         """Upload the local model."""

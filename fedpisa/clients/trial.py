@@ -85,9 +85,12 @@ def require_batch_statistics(task: Task, update: LocalUpdate, x: Tensor, sizes_S
     alone_S = (samples_SKC == 1).any((1, 2))
     if alone_S.any():
         client = int(alone_S.argmax())
+        who = f"client {client}" if len(sizes_S) > 1 else "a client"
+        dropped = "set drop-last = true, " if sizes_S[client] > 1 else ""
         raise ValueError(
-            f"BatchNorm cannot train on a mini-batch of one sample, and client {client} with {sizes_S[client]} samples "
-            "has one: change batch-size, raise min-partition-size, or take a model without BatchNorm"
+            f"BatchNorm cannot train on a mini-batch of one sample, and {who} with {sizes_S[client]} samples "
+            f"has one: change batch-size, {dropped}raise min-partition-size, "
+            "or take a model without BatchNorm"
         )
 
 

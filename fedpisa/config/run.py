@@ -197,7 +197,7 @@ class RunConfig:
             with self._reading():
                 options = nest(self._resolved(flatten(self.options)))
         except RecursionError:
-            raise ValueError("the configuration is nested too deeply: write flat keys") from None
+            raise ValueError("a value of the configuration is nested too deeply: write flat keys") from None
         frozen = {k: MappingProxyType(v) if isinstance(v, dict) else v for k, v in options.items()}
         object.__setattr__(self, "options", MappingProxyType(frozen))
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
+import sys
+import sysconfig
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 if TYPE_CHECKING:
     from fedpisa.runs.simulation import Simulation
@@ -38,11 +43,37 @@ def provenance_of(simulation: Simulation) -> dict[str, object]:
         "engine": simulation.engine,
         "process": {"threads": torch.get_num_threads()},
         "data": simulation.federation.data_digest(),
+        "model_source": source_digest(simulation.config.model or "", task.module),
         "num_parameters": task.layout.size,
         "layout": task.layout.fingerprint,
         "started": now(),
         **simulation.grid.info,
     }
+
+
+def source_digest(model: str, module: nn.Module) -> str | None:
+    """Return a digest of the files that define a user's own model; ``None`` for a model of ours or of torchvision's.
+
+    The files are those of the module that ``model`` names and of the layers' classes, without installed packages.
+
+    Examples
+    --------
+    >>> source_digest("mlp", torch.nn.Linear(1, 1)) is None
+    True
+    """
+    if ":" not in model:
+        return None
+    names = {model.partition(":")[0], *(type(layer).__module__ for layer in module.modules())}
+    installed = tuple(sysconfig.get_paths()[key] for key in ("stdlib", "purelib", "platlib"))
+    digest, found = hashlib.sha256(), False
+    for name in sorted(names - {"__main__"}):
+        file = getattr(sys.modules.get(name), "__file__", None)
+        if file is None or file.startswith(installed) or name.partition(".")[0] == "fedpisa":
+            continue
+        with suppress(OSError):
+            digest.update(name.encode() + Path(file).read_bytes())
+            found = True
+    return digest.hexdigest()[:32] if found else None
 
 
 def now() -> str:

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpisa.components import escaped
+from fedpisa.components import LOG, escaped
 from fedpisa.runs.reading import CLIENTS, TIED, Row, RunReader, Status
 from fedpisa.storage.files import (
     OccupiedError,
@@ -261,6 +261,12 @@ class RunDirectory:
         names = names or {name: name for name in parameters}
         # safetensors takes the memory as it lies: give it C order.
         arrays = {key: np.asarray(parameters[name], order="C") for key, name in sorted(names.items())}
+        for key, array in arrays.items():
+            if array.dtype == np.complex128:
+                LOG.warning(
+                    "model.safetensors has %s as complex64, because the format has no complex128", key
+                )
+                arrays[key] = array.astype(np.complex64)
         tied = {key: name for key, name in sorted(names.items()) if key != name}
         metadata = {TIED: json.dumps(tied)} if tied else None
         replace_file(self.path / "model.safetensors", save(arrays, metadata))

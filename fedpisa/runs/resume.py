@@ -155,3 +155,9 @@ def require_same_data(before: object, now: str, directory: Path) -> None:
             f"the data or their partition are not those with which the run in {directory} began: put the data back, or "
             "start a new run"
         )
+
+
+def warn_of_other_model(before: object, now: object, directory: Path) -> None:
+    """Log a warning if the code of the user's model is not that with which a run began, where both are known."""
+    if before is not None and now is not None and before != now:
+        _LOG.warning("%s: the code of the model has changed since the run began", directory)

@@ -20,7 +20,7 @@ from fedpisa.runs.process import is_own, reserved_heap
 from fedpisa.runs.provenance import now, provenance_of
 from fedpisa.runs.reading import Row, Status
 from fedpisa.runs.results import Result, RunDirectory, load_result, require_free
-from fedpisa.runs.resume import changed, pick, require_same_data
+from fedpisa.runs.resume import changed, pick, require_same_data, warn_of_other_model
 from fedpisa.runs.signals import Interrupted, Stop, postponed
 from fedpisa.runs.simulation import Simulation
 from fedpisa.runs.tracking import Listener, fan_out
@@ -161,6 +161,7 @@ def _resume(
             files.begin(simulation.config, provenance, federation.partition, federation.label_counts())
             return _Run(simulation, notify, files).train()
         require_same_data(info.get("data"), simulation.federation.data_digest(), directory)
+        warn_of_other_model(info.get("model_source"), provenance["model_source"], directory)
         simulation.restore(found.server_round, found.tensors)
         part = {"after_round": found.server_round, "at": now()}
         part |= {key: provenance[key] for key in ("versions", "machine", "process")}

@@ -24,7 +24,7 @@ class InProcessGrid(EngineGrid, ABC):
     def __init__(self, num_clients: int) -> None:
         ensure_identity()
         self.num_clients = num_clients
-        self._run: Run | None = None
+        self._run = Run.create_empty(0)
         self._replies: dict[str, Message] = {}
         self._has_replied = False
         self._pushed = 0
@@ -61,14 +61,12 @@ class InProcessGrid(EngineGrid, ABC):
         return replies
 
     def set_run(self, run: Run) -> None:
-        """Set the run, which the Grid itself does not use."""
+        """Set the run, which the Grid itself does not use; Flower's legacy apps ask for it."""
         self._run = run
 
     @property
     def run(self) -> Run:
-        """The run given to `set_run`."""
-        if self._run is None:
-            raise ValueError("the Grid has no Flower run: call set_run first")
+        """The run given to `set_run`; an empty one by default."""
         return self._run
 
     def get_node_ids(self) -> range:

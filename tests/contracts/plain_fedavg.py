@@ -88,7 +88,8 @@ def simulated(keys: Mapping[str, Any], engine: str) -> Outcome:
 
 def initial(keys: Mapping[str, Any]) -> nn.Module:
     """Return the model with its initial weights."""
-    return models.build(keys["model"], tuple(numbers(keys["of-shape"])), CLASSES, 0).double()
+    options = {"torchvision_name": keys["torchvision-name"]} if "torchvision-name" in keys else {}
+    return models.build(keys["model"], tuple(numbers(keys["of-shape"])), CLASSES, 0, **options).double()
 
 
 def plain(keys: Mapping[str, Any], copied: Callable[[nn.Module], nn.Module] | None = None) -> Outcome:
@@ -99,8 +100,8 @@ def plain(keys: Mapping[str, Any], copied: Callable[[nn.Module], nn.Module] | No
     model, sizes = initial(keys), numbers(keys["sizes"])
     data = samples(keys["of-shape"], keys["whole"], keys["sizes"])
     parts = split(None, len(sizes), keys["sizes"])
-    x, y = torch.from_numpy(data.x_train), torch.from_numpy(data.y_train)
-    for server_round in range(1, ROUNDS + 1):
+    x, y = torch.from_numpy(data.x_train * (1 + keys.get("moved", 0.0))), torch.from_numpy(data.y_train)
+    for server_round in range(1, keys["num-server-rounds"] + 1):
         trained = []
         for number, part in enumerate(parts):
             client = (copied(model) if copied else rebuilt(model, keys)).train()

@@ -53,7 +53,6 @@ def test_a_model_that_draws_is_reproducible(model: str, engine: str) -> None:
     ("model", "keys", "cause"),
     [
         ("frozen", {}, "no trainable parameters"),
-        ("complex_parameter", {}, "parameter 'phase' is not real"),
         ("scripted", {}, "RecursiveScriptModule"),
         ("parallel", {}, "gave a DataParallel: give the torch.nn.Module inside it"),
         ("PairInTraining", {}, "returns a tuple in training"),
@@ -69,6 +68,13 @@ def test_what_cannot_be_trained_is_refused_in_one_line(
     with pytest.raises(ValueError, match=cause) as caught:
         run(model, engine=engine, **keys)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_complex_parameters_are_trained_and_saved(dtype: str, tmp_path: Path) -> None:
+    result = run("complex_parameter", tmp_path / "run", dtype=dtype)
+    assert result.parameters["phase"].dtype == ("complex64" if dtype == "float32" else "complex128")
+    np.testing.assert_array_equal(load_result(tmp_path / "run").parameters["phase"], np.ones(2, np.complex64))
 
 
 def test_lazy_modules_get_their_shapes_and_weights_from_the_seed() -> None:
