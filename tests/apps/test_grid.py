@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from torch import nn
 
 import fedpisa
 from fedpisa.apps.records import NodeRecord
@@ -255,6 +256,21 @@ def test_an_error_quotes_no_sample(tmp_path: Path, nodes: Any, hospitals: dict[s
     ) as error:
         nodes.start(network, hospitals["config"], None, own_data=True)
     assert "Rosa" not in str(error.value)
+
+
+def test_a_node_has_no_mini_batch_of_one_sample_under_batchnorm(
+    tmp_path: Path, nodes: Any, hospitals: dict[str, Any]
+) -> None:
+    keys = {"model": "tests.apps.test_grid:with_batchnorm", "batch-size": 1}
+    own = hospitals["config"].replace(keys)
+    with pytest.raises(
+        ValueError, match=r"node 2 cannot take part: .*a mini-batch of one sample.*batch-size"
+    ):
+        nodes.start(nodes.network(tmp_path, own, data=hospitals["data"]), own, None, own_data=True)
+
+
+def with_batchnorm(num_outputs: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, num_outputs))
 
 
 def test_columns_have_to_agree(
