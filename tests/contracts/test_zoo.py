@@ -23,6 +23,7 @@ LEFT_TO_THE_LOOP = {
         "embedding_bag",
     ),
     *(
+        "activations",
         "in_place",
         "weight_norm",
         "weight_norm_by_hook",
