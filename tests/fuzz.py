@@ -261,7 +261,7 @@ class Fuzz:
         except ValueError as error:
             require_line(error, *(name.split()[0] for name in names))
             outcome = "refused"
-        page = write_report([place / "runs"], place / "report.html", load_data=False).page
+        page = write_report([place / "runs"], place / "report.html").page
         if "scaffold" not in page.read_text():
             raise FailureError(f"the report lacks the good run: {names}")
         code = command_line(["plot", str(directory), "--out", str(place / "curves.png")])

@@ -234,8 +234,11 @@ def test_python_allows_by_an_argument(plant: Callable[..., Planted], tmp_path: P
     assert load_config(file, {"model": f"{other.name}:net"}).options["width"] == 4
 
 
-def test_installed_packages_and_the_standard_library_lie_in_no_folder(plant: Callable[..., Planted]) -> None:
+def test_installed_packages_and_the_standard_library_lie_in_no_folder(
+    plant: Callable[..., Planted], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A virtual environment is often below the project's folder, and ``/`` holds everything."""
+    monkeypatch.setattr("fedpisa.families.permission._GIVEN", set())  # other tests name torch.nn:Flatten
     plant()
     everything = Permission(folders=("/",))
     for name in ("os:popen", "subprocess:run", "numpy:zeros", "torch.nn:Flatten", "builtins:eval"):

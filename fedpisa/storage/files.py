@@ -6,13 +6,12 @@ A result may come from anywhere. No symbolic link in its folder is followed: it 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePath
-from typing import Any, Final, TypeVar, final
+from typing import Final, TypeVar, final
 
 from filelock import FileLock, Timeout
 
@@ -148,20 +147,6 @@ def read_bytes(file: Path) -> bytes:
     """Return the content of a file of a result; see `open_file` for errors."""
     with open(open_file(file), "rb") as stream:
         return stream.read()
-
-
-def read_json(content: bytes | str) -> Any:
-    """Return the value of a JSON text.
-
-    Raises
-    ------
-    ValueError
-        If the text is not JSON, or its values are nested too deeply.
-    """
-    try:
-        return json.loads(content)
-    except RecursionError:
-        raise ValueError("its JSON is nested too deeply") from None
 
 
 def replace_file(file: Path, content: bytes) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from fedpisa.storage.files import DamagedFileError, read_json
+from fedpisa.storage.files import DamagedFileError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,7 +53,7 @@ def decode(content: bytes, file: Path) -> tuple[dict[str, Any], dict[str, Tensor
     try:
         tensors = load(content)
         length = int.from_bytes(content[:8], "little")
-        description = dict(read_json(read_json(content[8 : 8 + length])["__metadata__"]["about"]))
+        description = dict(json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["about"]))
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise DamagedFileError(file) from error
     return description, tensors

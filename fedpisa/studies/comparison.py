@@ -131,9 +131,10 @@ def _require_same(runs: Sequence[StudyRun], directory: Path) -> None:
     """Raise an error if existing runs have other configurations."""
     other, reasons = [], dict[str, None]()
     for run in runs:
-        if (directory / run.path / "config.toml").exists():
+        path = inside(directory, run.path)
+        if (path / "config.toml").exists():
             try:
-                before = RunReader(inside(directory, run.path)).config()
+                before = RunReader(path).config()
             except ValueError:  # the run fails, and the others go on
                 continue
             after = run.stored

@@ -271,8 +271,8 @@ class Study:
         """
         results = []
         for run in self.runs():
+            path = inside(Path(directory), run.path)
             try:
-                path = inside(Path(directory), run.path)
                 if (path / "run.json").exists():
                     results.append(StudyResult(run.variant, run.point, run.seed, load_result(path)))
             except ValueError as error:

@@ -39,8 +39,8 @@ from fedpisa.tuning.plan import Plan
 
 # People's configurations rely on these names: change one only with a note in the changelog. Components may be
 # added without a line here. A key of a part that is chosen by default is listed with the part.
-_SGD = "learning-rate momentum weight-decay batch-size local-epochs local-steps"
-_PISA = """preconditioner sigma rho gamma gamma-every gamma-until mu batch-size batches-per-round local-steps
+_SGD = "learning-rate momentum weight-decay batch-size drop-last local-epochs local-steps"
+_PISA = """preconditioner sigma rho gamma gamma-every gamma-until mu batch-size drop-last batches-per-round local-steps
            gradient-reduction lambda absent weighting"""
 OPTIONS = {
     "run": """algorithm dataset data-dir model num-clients partitioner seed num-server-rounds fraction-train engine
@@ -49,7 +49,7 @@ OPTIONS = {
               pace availability dropout crash late nan corrupt min-replies round-timeout max-upload-norm
               num-cpus num-gpus ray-address""",
     "algorithm fedavg": _SGD,
-    "algorithm fedsgd": """batch-size batches-per-round mu optimizer
+    "algorithm fedsgd": """batch-size drop-last batches-per-round mu optimizer
                            learning-rate momentum optimizer-options.dampening weight-decay nesterov""",
     "algorithm localsgd": _SGD,
     "algorithm pisa": f"{_PISA} eta",
@@ -129,6 +129,7 @@ def test_options_are_completed() -> None:
         "momentum": 0.0,
         "weight-decay": 0.0,
         "batch-size": 32,
+        "drop-last": False,
         "local-epochs": 1,
         "dirichlet-alpha": 0.5,
         "min-partition-size": 10,

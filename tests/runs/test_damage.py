@@ -121,7 +121,7 @@ def test_a_report_names_the_damaged_runs_and_has_the_others(kind: str, whole: Pa
     assert "good" in [run.directory.name for run in found.runs]
     assert len(found.unreadable) > 30
     assert all(reason and "\n" not in reason for reason in found.unreadable.values())
-    written = write_report([tmp_path / "runs"], tmp_path / "report.html", load_data=False)
+    written = write_report([tmp_path / "runs"], tmp_path / "report.html")
     assert "run.json empty" in written.page.read_text()
 
 
@@ -155,7 +155,7 @@ def test_the_commands_end_in_one_line(
     directory, file, _ = copy_of(whole / "finished", tmp_path / "run", name, damage)
     for words in (
         ["plot", str(directory), "--out", "curves.png"],
-        ["report", str(directory), "--no-data"],
+        ["report", str(directory)],
         ["run", "--resume", str(directory)],
     ):
         code = main(words)

@@ -285,7 +285,10 @@ def test_batch_norms_buffers_stay_with_the_mean(lab: Any, engine: str) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"algorithm": "sisa"}, "Sisa is more than that: use algorithm = fedavg or fedprox or localsgd"),
+        (
+            {"algorithm": "sisa"},
+            "Sisa computes more than that: use algorithm = fedavg or fedprox or localsgd",
+        ),
         ({"server-strategy": "fedadam"}, "unknown server-strategy 'fedadam'; did you mean 'fed-adam'"),
         (
             {"server-strategy": "qfed-avg", "warmup-rounds": 1, "num-server-rounds": 2},

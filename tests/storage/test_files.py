@@ -22,7 +22,7 @@ from fedpisa.config.flower import read_run_config
 from fedpisa.config.run import RunConfig, parse_overrides
 from fedpisa.report import write_report
 from fedpisa.storage.csv_file import to_csv
-from fedpisa.storage.files import locked, read_bytes, read_json, replace_file
+from fedpisa.storage.files import locked, read_bytes, replace_file
 
 KEYS = {"model": "logistic", "num-server-rounds": 2, "num-clients": 3, "checkpoint-every": 1}
 FILES = ("config.toml", "run.json", "metrics.jsonl", "partition.npz", "model.safetensors")
@@ -60,10 +60,8 @@ def test_a_folder_that_is_a_link_is_not_entered(name: str, tmp_path: Path) -> No
     assert len(result.clients) == 9
     linked(run / name, tmp_path / "elsewhere")
     before = {path: path.read_bytes() for path in (tmp_path / "elsewhere").iterdir()}
-    stored = fedpisa.load_result(run)
     with pytest.raises(ValueError, match=f"{name} is a symbolic link"):
-        fedpisa.run({"num-server-rounds": 3}, resume=run) if name == "checkpoint" else stored.clients
-    write_report([run], tmp_path / "page.html")
+        fedpisa.run({"num-server-rounds": 3}, resume=run)
     assert {path: path.read_bytes() for path in (tmp_path / "elsewhere").iterdir()} == before
 
 
@@ -205,5 +203,3 @@ def test_deep_nesting_is_one_line(depth: int, tmp_path: Path, capsys: pytest.Cap
         assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match=r"nested too deeply|cannot read"):
         parse_overrides(f"a={'[' * 100_000}{']' * 100_000}")
-    with pytest.raises(ValueError, match="its JSON is nested too deeply"):
-        read_json("[" * 100_000 + "]" * 100_000)
