@@ -189,7 +189,7 @@ def instructions(deployment: Deployment) -> Iterator[str]:
     for node in range(count):
         yield f"\n# On the machine of node {node}, with {CA} and node-{node}.key, and nothing else:"
         yield command(deployment.node_command(node, 9094))
-    yield '\n# A node that has a table of its own: data="/path/table.csv" in its --node-config.'
+    yield '\n# A node with its own table: data="/path/table.csv" in its --node-config.'
     yield f"\n# Train, from a checkout of fedpisa; port {port} of {host} must be open, for these machines alone:"
     yield f"flwr run . {CONNECTION} --stream -c 'algorithm=\"sisa\" num-clients={count} num-server-rounds=50'"
 

@@ -1,4 +1,4 @@
-"""What commands write: escaped, and without harm if nobody can read it."""
+"""Output of commands: control characters are escaped, and a closed output does not end a command."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def say(text: str, *, err: bool = False) -> None:
 
 @final
 class Steady:
-    """A stream whose reader may go away: after a failed write, the rest goes nowhere.
+    """A stream that ignores further output after a failed write.
 
     Parameters
     ----------
@@ -38,13 +38,13 @@ class Steady:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """Write a text, if it can be written."""
+        """Write a text, or drop it if the stream has failed."""
         with self._without_harm():
             self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        """Flush the stream, if it can be written."""
+        """Flush the stream unless it has failed."""
         with self._without_harm():
             self._stream.flush()
 
@@ -54,7 +54,7 @@ class Steady:
             yield
         except OSError as error:
             self.error = self.error or error
-            # What is still in the buffer is flushed when the process ends, and must not fail then.
+            # The buffer is flushed when the process ends, which must not fail.
             with suppress(OSError, ValueError):
                 nowhere = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(nowhere, self._stream.fileno())
@@ -62,13 +62,13 @@ class Steady:
 
 
 def _nowhere() -> TextIO:
-    """Return the stream in the place of one that the shell has closed."""
+    """Return a stream that replaces one that the shell has closed."""
     return os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
 
 
 @contextmanager
 def steady_output() -> Iterator[None]:
-    """Let no full disk, closed pipe or closed terminal end a command, and show fedpisa's log on standard error."""
+    """Keep a command running after a full disk, a closed pipe or terminal, and show the log on standard error."""
     before = sys.stdout, sys.stderr
     out, err = (Steady(stream or _nowhere()) for stream in before)
     sys.stdout, sys.stderr = out, err

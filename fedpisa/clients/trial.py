@@ -44,7 +44,7 @@ def require_trainable(task: Task, x: Tensor, y: Tensor) -> None:
             AutogradGradient(task, task.initial_buffers().to(x.device))(params_P, batch)
         except ValueError:
             raise
-        except Exception as error:  # a model of the user's may fail in any way
+        except Exception as error:  # a user's model may fail in any way
             raise ValueError(
                 f"the model cannot be trained on samples of shape {tuple(x.shape[2:])} ({one_line(error)[:300]}): "
                 "try it on two samples in training mode, with loss.backward()"

@@ -14,7 +14,7 @@ from fedpisa.config.run import RunConfig, nest, parse_overrides, run_keys
 UNSET: Final = ""
 """The value of a key that is not set. Flower requires a value for every key."""
 MORE: Final = "more"
-"""The key whose text holds all other keys: those of the user's own components."""
+"""The key whose text holds all other keys: those of a user's components."""
 
 Value = bool | int | float | str
 

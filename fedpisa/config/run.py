@@ -131,7 +131,7 @@ class RunConfig:
     options
         Values of the components' keys. A table such as ``optimizer-options`` is a mapping.
     stored
-        Whether the configuration was read from a result: components of the user's own stay names and are not imported,
+        Whether the configuration was read from a result: a user's components remain names and are not imported,
         and their keys are not checked. `load_config` turns it into one that can run.
 
     Raises
@@ -209,7 +209,7 @@ class RunConfig:
     def from_mapping(cls, values: Mapping[str, object], stored: bool = False) -> Self:
         """Return the configuration of flat keys, written ``num-clients`` or ``num_clients``.
 
-        A ``stored`` one imports no component of the user's own.
+        With ``stored``, a user's components are not imported.
 
         Examples
         --------

@@ -87,7 +87,7 @@ def find(family: str, name: str) -> Component:
 
 
 def is_unread(component: Component) -> bool:
-    """Return whether a component is the user's own and only its name is known; see `READ_ONLY`."""
+    """Return whether a component is a user's and was not imported; see `READ_ONLY`."""
     return component.factory is _unread
 
 

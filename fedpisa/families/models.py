@@ -1,4 +1,4 @@
-"""Models by name: small ones of the federated-learning literature, torchvision's, and the user's own."""
+"""Models by name: small ones of the federated-learning literature, torchvision's, and users' models."""
 
 from __future__ import annotations
 

@@ -40,13 +40,13 @@ class Permission:
     folders
         Folders whose modules may be imported. The packages that are installed below them do not count.
     allow
-        Modules that may be imported wherever they lie, with those below them, and whole names ``module:attribute``.
+        Modules that may be imported from any place, with their submodules, and full names ``module:attribute``.
     installed
         Whether installed packages that declare components in the entry-point group `ENTRY_POINTS` may be imported.
     fix
         How to allow a module, for error messages; ``{module}`` stands for its name.
     reads
-        Whether nothing is imported at all, and components of the user's own stay names.
+        Whether nothing is imported. A user's components then remain names.
     """
 
     folders: tuple[str, ...] = ()
@@ -71,7 +71,7 @@ class Permission:
         allow
             Names of further modules.
         typed
-            Keys that the user gave beside the file; what they name is allowed.
+            Keys that the user gave in addition to the file. Their modules are allowed.
         """
         names = (value for value in (typed or {}).values() if isinstance(value, str) and ":" in value)
         allow = (allow,) if isinstance(allow, str) else allow
@@ -134,10 +134,10 @@ class Permission:
 
 
 READ_ONLY: Final = Permission(reads=True)
-"""Permission of a configuration that is only read."""
+"""The permission for configurations that are only read."""
 _CURRENT: ContextVar[Permission | None] = ContextVar("permission", default=None)
 _GIVEN: Final = set[str]()
-"""Names that this process's own code has used: its results name them again, and may when they are resumed."""
+"""Names that this process's code has used. A resumed run may use them again."""
 
 
 def current() -> Permission | None:
@@ -152,7 +152,7 @@ def note_given(name: str) -> None:
 
 @contextmanager
 def permitted(permission: Permission | None) -> Iterator[None]:
-    """Put a permission in force; ``None`` changes nothing.
+    """Apply a permission inside the block; ``None`` changes nothing.
 
     Examples
     --------
@@ -172,7 +172,7 @@ def _top(module: str) -> str:
 
 
 def _places(module: str) -> list[Path]:
-    """Return the files and folders from which a module's top-level package comes; its code is not run."""
+    """Return the files and folders of a module's top-level package, without running its code."""
     top, spec = _top(module), None
     loaded = sys.modules.get(top)
     with suppress(ImportError, ValueError):  # no module has this name

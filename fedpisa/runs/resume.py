@@ -158,6 +158,6 @@ def require_same_data(before: object, now: str, directory: Path) -> None:
 
 
 def warn_of_other_model(before: object, now: object, directory: Path) -> None:
-    """Log a warning if the code of the user's model is not that with which a run began, where both are known."""
+    """Log a warning if the code of a user's model has changed since the run began."""
     if before is not None and now is not None and before != now:
         LOG.warning("%s: the code of the model has changed since the run began", directory)

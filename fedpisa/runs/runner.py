@@ -148,7 +148,7 @@ def _resume(
             result = load_result(directory)
             notify(RunFinished(result, before=True))
             return result
-        # What the user's own keys or configuration name is allowed.
+        # Modules that the user's keys or configuration name are allowed.
         typed = config.to_mapping() if isinstance(config, RunConfig) else config
         keys = typed if isinstance(typed, Mapping) else {}
         with permitted(Permission.of_file(directory / "config.toml", allow, keys)):

@@ -33,7 +33,7 @@ def to_csv(frame: pd.DataFrame) -> bytes:
 
 
 def safe_cell(value: Any) -> Any:
-    r"""Return a number as it is, and any other value as a text that is no formula.
+    r"""Return a number unchanged, and any other value as a text that is not a formula.
 
     Examples
     --------

@@ -109,7 +109,7 @@ def open_file(file: Path, flags: int = os.O_RDONLY) -> int:
     OSError
         If the file cannot be opened.
     ValueError
-        If it is a symbolic link, or something else that is no file.
+        If it is a symbolic link, or not a file.
     """
     refuse_link(file)
     # Without O_NONBLOCK, a pipe of that name would be waited for.
@@ -184,7 +184,7 @@ def sync(path: Path) -> None:
     """Wait until the content of a file or the entries of a folder are on the disk."""
     if os.name == "nt" and path.is_dir():
         return  # Windows cannot open folders, and its renames are synchronous
-    # A directory of the user's may be a link, and nothing is read or written here.
+    # A user's directory may be a link. Nothing is read or written here.
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

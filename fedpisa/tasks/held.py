@@ -1,9 +1,9 @@
-"""A module's own tensors, which hold a run's values while the module is called.
+"""Put a run's values into a module's own tensors while the module is called.
 
-`torch.func.functional_call` puts other tensors into a module's places. What looks elsewhere for a parameter finds the
-old one: a list of parameters, a function that refers to one, a hook of the gradient, and `torch.utils.checkpoint`,
-which calls the module again during the backward pass. Here the module keeps its tensors, as in plain PyTorch, and each
-of them gets the memory of the values for a while.
+`torch.func.functional_call` replaces a module's tensors by others. Code that finds a parameter in another way still
+gets the old one: a list of parameters, a closure, a gradient hook, and `torch.utils.checkpoint`, which calls the module
+again during the backward pass. Here the module keeps its tensors, as in plain PyTorch, and each of them temporarily
+uses the memory of the values.
 
 Shapes: ``P`` parameters, ``Q`` buffer entries.
 """
@@ -30,7 +30,7 @@ class Held:
         self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
 
     def gradient(self, loss: Tensor) -> Tensor:
-        """Return the derivatives of a loss as a flat vector ``(P,)``, 0 for what it does not depend on."""
+        """Return a loss's derivatives as a flat vector ``(P,)``, 0 for parameters that it does not depend on."""
         loss.backward()  # type: ignore[no-untyped-call]
         gradients = {}
         for name, parameter in self.parameters.items():
@@ -40,7 +40,7 @@ class Held:
         return self.layout.flatten(gradients)
 
     def differentiable_gradient(self, loss: Tensor) -> Tensor:
-        """Return the same with a graph, for derivatives of derivatives."""
+        """Return the gradient with a graph, for second derivatives."""
         return self._derivatives(loss, None, create_graph=True)
 
     def product(self, gradient_P: Tensor, vector_P: Tensor) -> Tensor:
@@ -58,9 +58,9 @@ class Held:
 def holding(
     module: nn.Module, layout: ParamLayout, buffer_layout: BufferLayout, params_P: Tensor, buffers_Q: Tensor
 ) -> Iterator[Held]:
-    """Let a module's own tensors hold values meanwhile; derivatives are to be taken inside.
+    """Put values into a module's own tensors inside the block. Take derivatives inside the block too.
 
-    Parameters are not copied: a module that writes into them writes into ``params_P``. Buffers are.
+    Buffers are copied. Parameters are not: a module that writes into them writes into ``params_P``.
 
     Examples
     --------
@@ -91,7 +91,7 @@ def holding(
 
 @contextmanager
 def own_attributes(module: nn.Module) -> Iterator[None]:
-    """Let what a module's layers keep as plain attributes be as before in the end, such as a count of calls.
+    """Restore the plain attributes of a module's layers at the end of the block, such as a count of calls.
 
     Examples
     --------

@@ -88,7 +88,7 @@ class Task:
         return self.buffer_layout.flatten(dict(self.module.named_buffers()), self.layout.dtype)
 
     def holding(self, params_P: Tensor, buffers_Q: Tensor) -> AbstractContextManager[Held]:
-        """Let the module hold these values meanwhile: what is called with ``params = None`` uses them."""
+        """Put these values into the module inside the block. Calls with ``params = None`` use them."""
         return holding(self.module, self.layout, self.buffer_layout, params_P, buffers_Q)
 
     def losses(

@@ -97,7 +97,7 @@ def run_cohort(
 
     def run_part(task: Task, rows_S: Ints) -> LocalResult:
         own = {name: _rows(value, rows_S) for name, value in states_S.items()}
-        # A thread's copy of the module has layers of its own.
+        # Each thread's copy of the module has other layers.
         gradient = sequential if task is tasks[0] or not written_out else sequential_gradient(task, data.x)
         common = Common(update, data, seed, server_round, down, gradient)
         return run(task, common, ids_S[rows_S], own, indices.rows(rows_S))
@@ -132,7 +132,7 @@ def _rows(value: Tensor, rows_S: Ints) -> Tensor:
 def _run_one_by_one(
     task: Task, common: Common, ids_S: Ints, states_S: Arrays, indices: BatchIndices
 ) -> LocalResult:
-    """Return the stacked outcome of clients, each of them a stack of its own."""
+    """Return the stacked outcome of clients, computed one by one."""
     outcomes = []
     for row in range(len(ids_S)):
         own = {name: value[row : row + 1] for name, value in states_S.items()}

@@ -1,8 +1,8 @@
-"""Which way a module's gradients are computed for stacked clients, proved on the module at hand.
+"""Check that a way to compute stacked gradients is right for the module at hand.
 
-A stacked engine changes how a module is called: many clients at once, padded mini-batches, and for sequential modules
-gradients without autograd. Each way states the structure that it needs. Here it is also compared with plain autograd,
-one client after the other, on a few samples of the run. A way that differs is not taken.
+The stacked engine changes how a module is called: many clients at once, padded mini-batches, and for sequential modules
+gradients without autograd. Each way needs a certain structure. In addition, it is compared with plain autograd, one
+client after the other, on a few samples of the run. A way that differs is not used.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from fedpisa.tasks.modules import copy_of, in_dtype, plain_attributes
 from fedpisa.tasks.task import Task
 
 _LARGE: Final = 1_000_000
-"""Parameters from which fewer samples are compared, because each of them takes its time."""
+"""Number of parameters from which fewer samples are compared, to save time."""
 _NOISE: Final = ("p", "dropout", "drop_prob")
-"""Attributes with which layers say how much they drop at random."""
+"""Attributes of layers that hold a probability of dropping values."""
 _TOLERANCE: Final = {torch.float64: 1e-8, torch.float32: 1e-3}
 
 
@@ -48,7 +48,7 @@ class UnstackableError(ValueError):
 
 
 class Case(NamedTuple):
-    """Three clients' points, buffers and mini-batches; the later ones' have fewer samples and are padded."""
+    """Points, buffers and mini-batches of three clients. The second and third have fewer samples and are padded."""
 
     params_SP: Tensor
     buffers_SQ: Tensor
@@ -58,26 +58,26 @@ class Case(NamedTuple):
 
 
 def require_stackable(module: nn.Module) -> None:
-    """Refuse what no comparison of a few numbers can decide.
+    """Refuse modules that a comparison of a few numbers cannot judge.
 
     Raises
     ------
     UnstackableError
-        If a layer tracks statistics that padding would enter, or a parameter has a hook of its gradient.
+        If a layer tracks statistics that would include padding, or a parameter has a gradient hook.
     """
     for name, layer in module.named_modules():
         if isinstance(layer, _InstanceNorm) and layer.track_running_stats:
             raise UnstackableError(_named(name, layer), "its running statistics would count padding")
     for name, parameter in module.named_parameters():
         if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
-            raise UnstackableError(f"parameter {name!r}", "it has a hook of its gradient")
+            raise UnstackableError(f"parameter {name!r}", "it has a gradient hook")
 
 
 def differs(task: Task, data: ClientData, sequential: bool) -> str:
     """Return how a stacked gradient differs from plain autograd; empty if it does not.
 
     The comparison runs on a copy of the module, on the CPU, in float64 where the module allows it, and leaves all
-    generators as they were. Layers that drop at random keep everything meanwhile.
+    generators unchanged. Dropout is switched off for it.
 
     Parameters
     ----------
@@ -95,9 +95,9 @@ def differs(task: Task, data: ClientData, sequential: bool) -> str:
     """
     try:
         module = copy_of(task.module)
-    except Exception as error:  # a copy runs code of the module's
+    except Exception as error:  # copying runs the module's code
         return f"the module cannot be copied: {one_line(error)}"
-    # A copy may call layers of the module itself.
+    # A copy may call layers of the original.
     with own_attributes(task.module), task.holding(task.initial_params(), task.initial_buffers()):
         return _of_copy(task, Task(module, task.num_classes, task.autocast), data, sequential)
 
@@ -126,7 +126,7 @@ def _of_copy(task: Task, copy: Task, data: ClientData, sequential: bool) -> str:
 
 
 def _is_faithful(task: Task, copy: Task, data: ClientData) -> bool:
-    """Return whether a copy has the losses of the module itself, at a point where neither has been before."""
+    """Return whether a copy has the losses of the original at a new point."""
     found = []
     for one in (task, copy):
         case = _case(one, data, data.x.dtype, data.x.device)
@@ -164,7 +164,7 @@ def _difference(task: Task, data: ClientData, sequential: bool, dtype: torch.dty
 
 
 def _case(task: Task, data: ClientData, dtype: torch.dtype, device: torch.device) -> Case:
-    """Return samples of the data, drawn from a stream of their own, and three points about the initial model."""
+    """Return random samples of the data and three points around the initial model."""
     rng, size = generator(0, "proof"), 5 if task.layout.size < _LARGE else 2
     rows = torch.from_numpy(np.resize(rng.permutation(len(data.x)), 3 * size)).to(data.x.device)
     x = data.x[rows].to(device, dtype).view(3, 1, size, *data.x.shape[1:])
@@ -180,7 +180,7 @@ def _case(task: Task, data: ClientData, dtype: torch.dtype, device: torch.device
 
 
 def _one_by_one(task: Task, case: Case) -> tuple[Tensor, Tensor, Tensor] | str:
-    """Return the clients' losses, gradients and buffers by plain autograd, without padding, or what is against it."""
+    """Return the clients' losses, gradients and buffers by plain autograd without padding, or why there are none."""
     rows = []
     for params_P, buffers_Q, x, y_CB, weight_CB in zip(*case, strict=True):
         real_B = weight_CB[0] > 0
@@ -190,17 +190,17 @@ def _one_by_one(task: Task, case: Case) -> tuple[Tensor, Tensor, Tensor] | str:
             before = plain_attributes(task.module)
             try:
                 rows.append((*gradient(params_P, batch), gradient.buffers_Q))
-            except Exception as error:  # a module of the user's may fail in any way
+            except Exception as error:  # a user's module may fail in any way
                 return f"plain autograd fails on a mini-batch of {len(batch.x[0])}: {one_line(error)}"
             for name, value in plain_attributes(task.module).items():
                 if before.get(name) != value:
-                    return f"a call changes its attribute {name!r}, which is no buffer"
+                    return f"a call changes its attribute {name!r}, which is not a buffer"
     losses_S, gradients_SP, buffers_SQ = (torch.stack(parts) for parts in zip(*rows, strict=True))
     return losses_S, gradients_SP, buffers_SQ
 
 
 def _stacked(task: Task, case: Case, written_out: SequentialGradient | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the same of all clients at once."""
+    """Return the losses, gradients and buffers of all clients at once."""
 
     def of_one(params_P: Tensor, buffers_Q: Tensor, *batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         gradient = StackedGradient(task, buffers_Q, written_out)
@@ -226,7 +226,7 @@ def _two_steps(task: Task, case: Case) -> None:
 
 @contextmanager
 def _named_errors(task: Task) -> Iterator[None]:
-    """Turn what fails inside into an `UnstackableError` that names the innermost layer."""
+    """Turn an error in the block into an `UnstackableError` that names the innermost layer."""
     entered: list[str] = []
     hooks = []
     for name, layer in task.module.named_modules():
@@ -243,7 +243,7 @@ def _named_errors(task: Task) -> Iterator[None]:
             # What has no batching rule runs one client after the other, with this warning in every round.
             warnings.filterwarnings("error", "There is a performance drop", UserWarning)
             yield
-    except Exception as error:  # a module of the user's may fail in any way
+    except Exception as error:  # a user's module may fail in any way
         layer_name = entered[-1] if entered else "the model's loss or backward pass"
         raise UnstackableError(layer_name, one_line(error)[:200]) from error
     finally:
