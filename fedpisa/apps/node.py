@@ -14,7 +14,7 @@ from flwr.app import Context
 from fedpisa.apps.records import NO_CLIENT, NodeRecord, RunRecord
 from fedpisa.apps.states import Owner, StateFile, default_folder
 from fedpisa.clients.client import Client
-from fedpisa.clients.trial import require_batch_statistics
+from fedpisa.clients.model_trial import require_batch_statistics
 from fedpisa.components import one_line
 from fedpisa.config.flower import Value, read_run_config
 from fedpisa.config.run import RunConfig

@@ -100,9 +100,9 @@ def run(
     from fedpisa.config.run import RunConfig, flatten, load_config, override, read_toml
     from fedpisa.deployment.local import Deployment
     from fedpisa.families import Permission, permitted
-    from fedpisa.runs.reading import RunReader
     from fedpisa.runs.results import directory_for, require_free
     from fedpisa.runs.resume import changed
+    from fedpisa.runs.run_files import RunReader
 
     deployment = Deployment.read(folder)
     given = read_keys(config)

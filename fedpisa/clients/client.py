@@ -14,7 +14,7 @@ from fedpisa.clients.gradients import AutogradGradient
 from fedpisa.clients.step_sizes import UNSCHEDULED, StepSizeSchedule
 from fedpisa.datasets.client_data import rows
 from fedpisa.rng import seeded, step_keys
-from fedpisa.tasks.held import own_attributes
+from fedpisa.tasks.module_values import own_attributes
 from fedpisa.tasks.task import Task
 
 BUFFERS = "buffers"

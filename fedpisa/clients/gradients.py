@@ -18,8 +18,8 @@ from torch import Tensor
 
 from fedpisa.clients.base import MiniBatches
 from fedpisa.tasks.features import FeatureLoss
-from fedpisa.tasks.held import Held
 from fedpisa.tasks.layout import ParamLayout
+from fedpisa.tasks.module_values import Held
 from fedpisa.tasks.task import Task
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fedpisa.components import LOG
 from fedpisa.runs.per_client import require_parquet
-from fedpisa.runs.reading import DECILES, RunReader
+from fedpisa.runs.run_files import DECILES, RunReader
 
 if TYPE_CHECKING:
     from fedpisa.datasets import Heterogeneity

@@ -17,8 +17,8 @@ from typing import Any, final
 
 from fedpisa import components, families
 from fedpisa.families import READ_ONLY, is_unread, permitted
-from fedpisa.runs.reading import RunReader
 from fedpisa.runs.results import Result, load_result
+from fedpisa.runs.run_files import RunReader
 from fedpisa.storage.files import refuse_link
 from fedpisa.studies.study import STUDY_FILE, read_study
 

@@ -20,8 +20,8 @@ from fedpisa.components import escaped
 from fedpisa.runs.events import Event, RoundFinished, RunFinished, RunStarted, Stopping
 
 if TYPE_CHECKING:
-    from fedpisa.runs.reading import Row
     from fedpisa.runs.results import Result
+    from fedpisa.runs.run_files import Row
 
 PLAIN_LINES = 6
 """Number of rounds that are reported, besides the last, if the output is not a terminal."""

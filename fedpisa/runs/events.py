@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, final
 
 if TYPE_CHECKING:
     from fedpisa.config.run import RunConfig
-    from fedpisa.runs.reading import Row
     from fedpisa.runs.results import Result
+    from fedpisa.runs.run_files import Row
 
 
 @final

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fedpisa.datasets.client_data import ClientData
 from fedpisa.rng import seeded
-from fedpisa.runs.reading import CLIENTS, RunReader
+from fedpisa.runs.run_files import CLIENTS, RunReader
 from fedpisa.tasks.task import Task
 
 if TYPE_CHECKING:

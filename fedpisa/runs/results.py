@@ -32,7 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpisa.components import LOG, escaped
-from fedpisa.runs.reading import CLIENTS, TIED, Row, RunReader, Status
+from fedpisa.runs.run_files import CLIENTS, TIED, Row, RunReader, Status
 from fedpisa.storage.files import (
     OccupiedError,
     digest_of,

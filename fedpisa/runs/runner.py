@@ -18,9 +18,9 @@ from fedpisa.runs.events import RoundFinished, RunFinished, Stopping
 from fedpisa.runs.per_client import Table, require_parquet
 from fedpisa.runs.process import is_own, reserved_heap
 from fedpisa.runs.provenance import now, provenance_of
-from fedpisa.runs.reading import Row, Status
 from fedpisa.runs.results import Result, RunDirectory, load_result, require_free
 from fedpisa.runs.resume import changed, pick, require_same_data, warn_of_other_model
+from fedpisa.runs.run_files import Row, Status
 from fedpisa.runs.signals import Interrupted, Stop, postponed
 from fedpisa.runs.simulation import Simulation
 from fedpisa.runs.tracking import Listener, fan_out

@@ -19,7 +19,7 @@ from fedpisa.flower.compat import to_record, to_tensors
 from fedpisa.flower.engine_grid import EngineGrid
 from fedpisa.runs.events import RunStarted
 from fedpisa.runs.per_client import Table, evaluate_clients, table_of
-from fedpisa.runs.reading import Row
+from fedpisa.runs.run_files import Row
 from fedpisa.server.reply_filter import MAX_UPLOAD_NORM, ReplyFilter
 from fedpisa.simulation.faults import FaultyGrid
 from fedpisa.simulation.federation import Federation, build_faults

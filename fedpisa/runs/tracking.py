@@ -21,7 +21,7 @@ from fedpisa.storage.files import read_file, refuse_link, replace_file
 
 if TYPE_CHECKING:
     from fedpisa.config.run import RunConfig
-    from fedpisa.runs.reading import Row
+    from fedpisa.runs.run_files import Row
 
 Listener = Callable[[Event], None]
 

@@ -15,8 +15,8 @@ from torch import nn
 
 from fedpisa import families
 from fedpisa.clients.client import BUFFERS, Client
+from fedpisa.clients.model_trial import require_batch_statistics, require_trainable
 from fedpisa.clients.step_sizes import StepSizeSchedule
-from fedpisa.clients.trial import require_batch_statistics, require_trainable
 from fedpisa.components.describe import Component
 from fedpisa.config.run import RunConfig
 from fedpisa.datasets.base import Dataset, Generated, Indices

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedpisa.runs.reading import RunReader
 from fedpisa.runs.resume import differences
+from fedpisa.runs.run_files import RunReader
 from fedpisa.runs.signals import Interrupted
 from fedpisa.simulation.federation import build_algorithm, build_schedule, load_dataset
 from fedpisa.storage.csv_file import to_csv

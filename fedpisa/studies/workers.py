@@ -16,8 +16,8 @@ from fedpisa.config.run import RunConfig
 from fedpisa.families import Permission, permitted
 from fedpisa.runs.events import Event, RoundFinished, RunStarted, Stopping
 from fedpisa.runs.process import own_process
-from fedpisa.runs.reading import RunReader
 from fedpisa.runs.results import Result, load_result
+from fedpisa.runs.run_files import RunReader
 from fedpisa.storage.files import InUseError, OccupiedError
 from fedpisa.studies.pool import Pool, Worker, become_worker
 

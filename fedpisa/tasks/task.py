@@ -19,9 +19,9 @@ from fedpisa.rng import seeded
 from fedpisa.tasks.batchnorm import MaskedBatchNorm, mask_batchnorms, real_rows
 from fedpisa.tasks.buffers import BufferLayout
 from fedpisa.tasks.features import FeatureLoss, with_features
-from fedpisa.tasks.held import Held, holding, own_attributes
 from fedpisa.tasks.layout import ParamLayout
 from fedpisa.tasks.losses import Loss, sample_losses
+from fedpisa.tasks.module_values import Held, holding, own_attributes
 from fedpisa.tasks.modules import places
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-from fedpisa.runs.reading import Row
+from fedpisa.runs.run_files import Row
 
 Metric = Literal[
     "test_accuracy", "best_test_accuracy", "test_loss", "train_loss", "objective", "rounds_to_target"

@@ -16,7 +16,7 @@ from typing import final
 
 from fedpisa.components import one_line
 from fedpisa.runs.process import own_process
-from fedpisa.runs.reading import Row
+from fedpisa.runs.run_files import Row
 from fedpisa.runs.signals import Interrupted, postponed
 from fedpisa.studies.pool import Pool, Worker, become_worker
 from fedpisa.tuning.metric import column_of, measure, worst

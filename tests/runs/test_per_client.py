@@ -14,8 +14,8 @@ import fedpisa
 from fedpisa.config.run import RunConfig
 from fedpisa.flower.compat import to_tensors
 from fedpisa.runs.per_client import evaluate_clients
-from fedpisa.runs.reading import CLIENTS as FILE
 from fedpisa.runs.results import RunDirectory
+from fedpisa.runs.run_files import CLIENTS as FILE
 from fedpisa.runs.runner import Simulation
 
 KEYS: dict[str, Any] = {

@@ -26,7 +26,7 @@ from fedpisa.datasets.client_data import ClientData
 from fedpisa.rng import generator, seeded
 from fedpisa.simulation.stacked.gradients import StackedGradient
 from fedpisa.simulation.stacked.sequential import SequentialGradient, sequential_gradient
-from fedpisa.tasks.held import own_attributes
+from fedpisa.tasks.module_values import own_attributes
 from fedpisa.tasks.modules import copy_of, in_dtype, plain_attributes
 from fedpisa.tasks.task import Task
 

@@ -41,7 +41,7 @@ from fedpisa.simulation.stacked.gradient_check import UnstackableError, differs,
 from fedpisa.simulation.stacked.sequential import sequential_gradient
 from fedpisa.storage.client_rows import UNLIMITED
 from fedpisa.strategies.base import ClientStates
-from fedpisa.tasks.held import own_attributes
+from fedpisa.tasks.module_values import own_attributes
 from fedpisa.tasks.modules import copy_of
 from fedpisa.tasks.task import Task
 

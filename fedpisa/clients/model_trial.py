@@ -16,7 +16,7 @@ from fedpisa.clients.gradients import AutogradGradient
 from fedpisa.components import one_line
 from fedpisa.rng import seeded
 from fedpisa.tasks.batchnorm import MaskedBatchNorm
-from fedpisa.tasks.held import own_attributes
+from fedpisa.tasks.module_values import own_attributes
 from fedpisa.tasks.task import Task
 
 
