@@ -13,7 +13,7 @@ import pydantic
 import pydantic_core
 
 from fedpisa.components.describe import Key
-from fedpisa.components.names import show
+from fedpisa.components.names import printable, show
 
 
 def check(key: Key, value: object) -> object:
@@ -40,6 +40,11 @@ def check(key: Key, value: object) -> object:
     given = plain(value)
     if isinstance(given, float) and math.isnan(given):
         raise ValueError(f"key {key.name!r} = nan: must be a number")
+    for number in given if isinstance(given, list) else [given]:
+        if isinstance(number, int) and not -(2**63) <= number < 2**63:
+            raise ValueError(
+                f"key {key.name!r} = {printable(number, 40)}: must be between -2**63 and 2**63 - 1, as in TOML"
+            )
     try:
         # The strict rules for JSON are right for TOML: they accept integers for floats and arrays for tuples.
         text = pydantic_core.to_json(given, inf_nan_mode="constants")

@@ -138,7 +138,7 @@ def standardized(x_train: Features, x_test: Features) -> tuple[Features, Feature
     mean += (train - mean).mean(axis=0)
     std = (train - mean).std(axis=0)
     constant = std <= 1e-12 * np.abs(train).max(axis=0)
-    std[constant] = 1.0
+    std = np.where(constant, 1.0, std)
     scaled = [np.where(constant, 0.0, (part - mean) / std).astype(x_train.dtype) for part in (train, test)]
     return scaled[0], scaled[1]
 

