@@ -558,6 +558,6 @@ def test_infinite_hyper_parameters_and_those_of_float64_are_kept() -> None:
 @pytest.mark.parametrize(
     "keys", [{"batch-size": 2**63}, {"seed": -(2**63) - 1}, {"model": "mlp", "widths": [8, 2**70]}]
 )
-def test_integers_beyond_64_bits_are_refused(keys: dict[str, Any]) -> None:
+def test_integers_beyond_64_bits_are_refused(keys: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"must be between -2\*\*63 and 2\*\*63 - 1"):
         RunConfig.from_mapping({"algorithm": "fedavg", "learning-rate": 0.1, **keys})
