@@ -6,9 +6,10 @@ import ctypes
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 _BLOCK: Final = 2**25 - 2**14
 """Size of the largest block by which glibc extends its heap: 32 MB, less a header."""
@@ -85,10 +86,14 @@ def reserved_heap() -> Iterator[None]:
         del end
         libc.malloc_trim(0)
         heap_end = libc.sbrk(0)
-        while (block := _block()).ctypes.data < heap_end:
-            _HOLES.append(block)
+        # The number is bounded, because with unlimited stacks all other memory lies below the heap.
+        with suppress(MemoryError):
+            while len(_HOLES) < _NUM_BLOCKS and (block := _block()).ctypes.data < heap_end:
+                _HOLES.append(block)
         _reserved = False
 
 
 def _block() -> np.ndarray[Any, Any]:
+    import numpy as np
+
     return np.empty(_BLOCK, np.uint8)
