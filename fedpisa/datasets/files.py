@@ -5,7 +5,6 @@ from __future__ import annotations
 import zipfile
 import zlib
 from collections.abc import Sequence
-from logging import getLogger
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,12 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from fedpisa.components import LOG
 from fedpisa.datasets.base import Dataset, Features, Targets, train_test_split
 from fedpisa.datasets.labels import known_targets, targets_of
 from fedpisa.datasets.tables import TableSchema, is_table, lost_columns, read_table
 from fedpisa.rng import generator
-
-_LOG = getLogger("fedpisa")
 
 
 def file(
@@ -97,7 +95,7 @@ def file(
         x_train, x_test = standardized(x_train, x_test)
     elif columns is not None and (lost := lost_columns(x_train, columns)):
         name, count = next(iter(lost.items()))
-        _LOG.warning(
+        LOG.warning(
             "%s: float32 makes %d different values of column %r equal: set standardize = true, or scale the column",
             path,
             count,

@@ -14,14 +14,13 @@ from torch import Tensor
 
 from fedpisa.clients.base import Arrays
 from fedpisa.clients.client import BUFFERS
+from fedpisa.components import LOG
 from fedpisa.flower.compat import to_record
 from fedpisa.flower.messages import ARRAYS, CONFIG, SERVER_ROUND, Broadcast, StackedReplies, lost_states
 from fedpisa.server.base import Options, ServerStrategy, averaged
 from fedpisa.storage import client_rows
 from fedpisa.strategies.base import Algorithm
 from fedpisa.tasks.layout import ParamLayout
-
-_LOG = getLogger("fedpisa")
 
 
 @final
@@ -95,7 +94,7 @@ class AlgorithmStrategy(ServerStrategy):
         if not lost:
             return arrays, metrics
         text = "round %d: client %s lost its state: all clients begin anew from the model of this round"
-        _LOG.warning(text, server_round, ", ".join(map(str, lost)))
+        LOG.warning(text, server_round, ", ".join(map(str, lost)))
         assert self.server is not None
         self.server = self.algorithm_at(0).init(self.server["params"], self.layout)
         self._confirmed.clear()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from logging import getLogger
 from typing import TypedDict
 
 import numpy as np
@@ -17,7 +16,7 @@ from torch import Tensor
 from fedpisa.clients.base import Arrays
 from fedpisa.clients.client import BUFFERS
 from fedpisa.clients.step_sizes import UNSCHEDULED, StepSizeSchedule
-from fedpisa.components import printable
+from fedpisa.components import LOG, printable
 from fedpisa.flower.compat import payload_bytes, to_record, to_tensors
 from fedpisa.flower.messages import StackedReplies, stack_replies
 from fedpisa.rng import generator
@@ -28,8 +27,6 @@ from fedpisa.storage import client_rows
 from fedpisa.strategies.base import Algorithm, Cohort, norm, weighted_mean
 from fedpisa.tasks.buffers import BufferLayout
 from fedpisa.tasks.layout import ParamLayout
-
-_LOG = getLogger("fedpisa")
 
 
 class Options(TypedDict, total=False):
@@ -258,7 +255,7 @@ class ServerStrategy(Strategy, ABC):
         buffers_Q, differing = self.buffer_layout.combine(weights_S, buffers_SQ)
         if differing and not self._said_differing:
             self._said_differing = True
-            _LOG.info("clients' integer buffers differ, such as %r: the largest is kept", differing[0])
+            LOG.info("clients' integer buffers differ, such as %r: the largest is kept", differing[0])
         return buffers_Q
 
     def _cohort(self, server_round: int, replies: StackedReplies) -> Cohort:

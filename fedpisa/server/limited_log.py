@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from logging import getLogger
 from typing import final
 
-from fedpisa.components import printable
-
-_LOG = getLogger("fedpisa")
+from fedpisa.components import LOG, printable
 
 
 @final
@@ -44,10 +41,10 @@ class LimitedLog:
         if self._logged < self.most:
             self._texts.add(text)
             self._logged += 1
-            _LOG.warning("round %d: %s", server_round, printable(text, 400))
+            LOG.warning("round %d: %s", server_round, printable(text, 400))
             return
         self.dropped += 1
         if str(self.dropped).strip("0") == "1":
-            _LOG.warning(
+            LOG.warning(
                 "round %d: %d further warnings about clients are not logged", server_round, self.dropped
             )

@@ -15,14 +15,13 @@ import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from logging import getLogger
 from operator import itemgetter
 from typing import Any, Final, final
 from weakref import finalize
 
 import numpy as np
 
-_LOG = getLogger("fedpisa")
+from fedpisa.components import LOG
 
 CACHED_SHARE: Final = 0.25
 """Share of the machine's memory up to which a file uses the system's cache."""
@@ -68,7 +67,7 @@ class RowFile:
         self._pitch = -(-size // _PAGE) * _PAGE if self._direct else size
         needed, free = num_rows * self._pitch, shutil.disk_usage(self.folder).free
         if needed > free:
-            _LOG.warning(
+            LOG.warning(
                 "clients' vectors may need %.0f GB in %s, which has %.0f GB free: set TMPDIR to a larger folder",
                 needed / 1e9,
                 self.folder,
