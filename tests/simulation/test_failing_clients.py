@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from fedpisa.clients.client import Client
+from fedpisa.simulation.stacked.client_states import StackedStates
 from fedpisa.simulation.stacked.grid import VmapGrid
 from tests.contracts.test_lost_replies import lose
 
@@ -56,8 +57,7 @@ def test_it_is_as_if_the_client_had_not_been_asked(
 
 def test_all_may_fail_later(lab: Any, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The model then stays as it is in that round."""
-    everybody = set(range(len(lab.SIZES)))
-    fail(monkeypatch, {2: everybody})
+    fail(monkeypatch, {2: set(range(len(lab.SIZES)))})
     models = [
         finished.arrays["params"].numpy()
         for finished in lab.make(lab.Case("sisa", {}).build(), engine).rounds(3)
@@ -74,3 +74,17 @@ def test_if_all_fail_from_the_start_the_cause_is_raised(
     with pytest.raises((RuntimeError, ArithmeticError), match="no step"):
         lab.make(lab.Case("sisa", {}).build(), engine).run(8)
     assert torch.is_grad_enabled()
+
+
+def test_states_that_cannot_be_written_end_the_run(lab: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk is not a failure of a client."""
+    write = StackedStates.write
+
+    def full(self: StackedStates, ids_S: Any, states_S: Any, server_round: int) -> None:
+        if server_round == 2:
+            raise OSError("no space left")
+        write(self, ids_S, states_S, server_round)
+
+    monkeypatch.setattr(StackedStates, "write", full)
+    with pytest.raises(OSError, match="no space left"):
+        lab.make(lab.Case("sisa", {}).build(), "vmap").run(3)

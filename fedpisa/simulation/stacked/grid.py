@@ -7,7 +7,6 @@ Shapes: ``S`` clients, ``P`` parameters, ``Q`` buffer entries, ``K`` local steps
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from logging import getLogger
 from typing import Any, Literal, final
 
 import numpy as np
@@ -19,7 +18,7 @@ from fedpisa.clients.base import Arrays, LocalResult, LocalUpdate
 from fedpisa.clients.batches import Ints
 from fedpisa.clients.client import Client
 from fedpisa.clients.step_sizes import UNSCHEDULED, StepSizeSchedule
-from fedpisa.components import one_line
+from fedpisa.components import LOG, one_line
 from fedpisa.datasets.client_data import ClientData
 from fedpisa.flower.client_app import evaluation_reply
 from fedpisa.flower.compat import to_tensors
@@ -44,8 +43,6 @@ from fedpisa.strategies.base import ClientStates
 from fedpisa.tasks.module_values import own_attributes
 from fedpisa.tasks.modules import copy_of
 from fedpisa.tasks.task import Task
-
-_LOG = getLogger("fedpisa")
 
 Path = Literal["written-out", "one-by-one", "stacked"]
 """How gradients are computed: written out for all clients at once or for one after the other, or by `torch.func`."""
@@ -120,17 +117,28 @@ class VmapGrid(InProcessGrid):
         """Run the requests' clients, those with the same content together.
 
         If this raises, each client of a broadcast runs alone. Those that raise then give error replies.
+
+        Raises
+        ------
+        OSError
+            If the clients' states cannot be read or written. This is not a failure of a client.
         """
         if isinstance(requests, Broadcast):
+            nodes, content, confirmed_S = requests.node_ids, requests.content, requests.confirmed_S
             try:
-                stacked = self._train(requests, requests.node_ids, requests.content, requests.confirmed_S)
+                stacked = self._train(requests, nodes, content, confirmed_S)
                 self._has_replied = True
                 return stacked
+            except OSError:
+                raise
             except Exception:
                 messages, answers = list(requests), list[Message | Exception]()
-                for message in messages:
+                for row, message in enumerate(messages):
+                    confirmed = None if confirmed_S is None else confirmed_S[row : row + 1]
                     try:
-                        answers += self.exchange([message])
+                        answers += self._train([message], nodes[row : row + 1], content, confirmed, first=row)
+                    except OSError:
+                        raise
                     except Exception as error:
                         answers.append(error)
                 if not self._has_replied and all(isinstance(answer, Exception) for answer in answers):
@@ -194,6 +202,7 @@ class VmapGrid(InProcessGrid):
         nodes: Sequence[int],
         content: Mapping[str, Any],
         confirmed_S: Sequence[int] | None,
+        first: int = 0,
     ) -> StackedReplies:
         down = self._received(content)
         ids_S = np.array([self.client_of(node) for node in nodes], dtype=np.int64)
@@ -205,13 +214,18 @@ class VmapGrid(InProcessGrid):
             self.states.roll_back_unconfirmed(rows_S, torch.tensor(confirmed_S, device=rows_S.device))
         server_round = int(content[CONFIG][SERVER_ROUND])
         own = self.states.read(rows_S)
-        outcome = self._in_blocks(ids_S, server_round, down, own)
+        outcome = self._in_blocks(ids_S, server_round, down, own, first)
         self.states.write(rows_S, outcome.state, server_round)
         sizes_S = torch.from_numpy(self.data.sizes_N[ids_S]).double()
         return StackedReplies(requests, nodes, outcome.upload, sizes_S, outcome.metrics)
 
-    def _in_blocks(self, ids_S: Ints, server_round: int, down: Arrays, states_S: Arrays) -> LocalResult:
-        """Return the cohort's outcome, of no more clients at a time than memory has proved to take."""
+    def _in_blocks(
+        self, ids_S: Ints, server_round: int, down: Arrays, states_S: Arrays, first: int = 0
+    ) -> LocalResult:
+        """Return the clients' outcome, computed for as many clients at a time as fit into memory.
+
+        ``first`` clients of the round come before them.
+        """
         update = self.schedule.scaled(self.update, server_round)
         common = (self.task, update, self.data, self.seed)
         outcomes: list[LocalResult] = []
@@ -228,7 +242,7 @@ class VmapGrid(InProcessGrid):
                         down,
                         own,
                         self.copies,
-                        begin,
+                        first + begin,
                         written_out=self.path != "stacked",
                     )
                 )
@@ -239,7 +253,7 @@ class VmapGrid(InProcessGrid):
                         f"one client's local step does not fit into the memory of {self.data.x.device} "
                         f'({one_line(error)}): take a smaller batch-size, or device = "cpu"'
                     ) from error
-                _LOG.warning("out of memory: from now on %d clients at a time", self.block)
+                LOG.warning("out of memory: from now on %d clients at a time", self.block)
             else:
                 begin = part.stop
         whole: LocalResult = join(outcomes)
