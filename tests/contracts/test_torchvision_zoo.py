@@ -32,8 +32,8 @@ SMALLEST = {
 }
 """Height and width of the smallest image that a model takes in training."""
 OTHERS = 33
-"""Height and width for the others. They take a single pixel, and with two samples BatchNorm's output is then plus or
-minus one whatever the pixel is: the gradient is the rounding error."""
+"""Height and width for the others. They take a single pixel too, but then BatchNorm maps two samples to plus and minus
+one, for any pixels, and the gradient is only rounding error."""
 STEADY = 1e-5
 """How far plain PyTorch's result may move when the samples move by a rounding error."""
 FAMILIES = {
