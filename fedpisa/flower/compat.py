@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from io import BytesIO
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 import torch
@@ -31,7 +31,6 @@ try:
     from flwr.common.constant import ErrorCode
     from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
     from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
-    from flwr.server.superlink.fleet.vce.backend import Backend
     from flwr.supercore.run import Run
     from flwr.supercore.task_identity import TaskIdentity
 except ImportError as error:
@@ -40,10 +39,12 @@ except ImportError as error:
         "install it with: pip install 'flwr>=1.41,<1.43'"
     ) from error
 
+if TYPE_CHECKING:  # it imports a database and a web server
+    from flwr.server.superlink.fleet.vce.backend import Backend as Backend
+
 __all__ = [
     "APP_RAISED",
     "TRANSPORT_ERRORS",
-    "Backend",
     "Run",
     "TensorArray",
     "decode",

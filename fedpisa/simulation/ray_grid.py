@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from importlib.util import find_spec
-from typing import Final, final
+from typing import TYPE_CHECKING, Final, final
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
@@ -24,11 +24,14 @@ from fedpisa.clients.client import Client
 from fedpisa.config.flower import NodeSettings, Value, read_run_config, to_run_config
 from fedpisa.config.run import RunConfig
 from fedpisa.flower.client_app import make_client_app
-from fedpisa.flower.compat import Backend, ensure_identity, ray_as_guest, start_ray
+from fedpisa.flower.compat import ensure_identity, ray_as_guest, start_ray
 from fedpisa.flower.messages import Broadcast
 from fedpisa.simulation.contexts import ContextGrid, transport
 from fedpisa.simulation.federation import Federation
 from fedpisa.simulation.grid import cause_of
+
+if TYPE_CHECKING:
+    from fedpisa.flower.compat import Backend
 
 MODULE_PATH: Final = "module-path"
 """Key of the run config with the folders in which the actors look for modules, as JSON."""
