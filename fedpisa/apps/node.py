@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -100,7 +101,7 @@ def _permission(modules: str) -> Permission:
 def state_folder(context: Context) -> Path:
     """Return the folder of a node's states."""
     named = str(context.node_config.get("state-dir", ""))
-    return Path(named).expanduser() if named else default_folder(context.node_id)
+    return Path(os.path.expanduser(named)) if named else default_folder(context.node_id)
 
 
 @lru_cache(maxsize=1)
@@ -119,7 +120,7 @@ def _node_run(
             raise ValueError(
                 'node-data = "own", and the node config names no data: --node-config \'data="..."\''
             )
-        data = _own_dataset(Path(str(node["data"])).expanduser(), config, run, node)
+        data = _own_dataset(Path(os.path.expanduser(str(node["data"]))), config, run, node)
         config = config.replace({"model": run.model})
         federation = Federation(config, clients_have_data=True, dataset=data)
         update, samples = federation.algorithm.local_update, federation.data

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -64,8 +65,8 @@ def file(
     ValueError
         If the file is missing, damaged or of another kind, or a column does not fit.
     """
-    path = Path(data_file).expanduser()
-    if not path.is_file():
+    path = Path(os.path.expanduser(data_file))
+    if not os.path.isfile(path):
         raise ValueError(f"data-file {path} does not exist; give the path of a .npz, .csv or .parquet file")
     columns: tuple[str, ...] | None = None
     if path.suffix.lower() == ".npz":
@@ -191,8 +192,8 @@ def read_samples(
     ValueError
         If there is nothing to read, or it does not fit. The text may quote the data: it is for the node alone.
     """
-    files = sorted(f for f in place.iterdir() if _is_readable(f)) if place.is_dir() else [place]
-    if not files or not place.exists() or not _is_readable(files[0]):
+    files = sorted(f for f in place.iterdir() if _is_readable(f)) if os.path.isdir(place) else [place]
+    if not files or not os.path.exists(place) or not _is_readable(files[0]):
         raise ValueError(f"data {place} is no .npz, .csv or .parquet file, nor a folder of some: name one")
     schema = TableSchema(label_column, None, tuple(drop_columns), tuple(columns or ()))
     parts = []

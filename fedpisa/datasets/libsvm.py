@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -85,7 +86,7 @@ _Part = tuple[NDArray[np.float32], NDArray[np.float64]]
 
 
 def _existing(path: Path) -> Path:
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ValueError(
             f"{path} does not exist; put the file there (LIBSVM's are at {_ORIGIN}) "
             "or set data-dir to the folder that has it"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import os
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +47,7 @@ def mnist_t10k(*, seed: int, data_dir: Path) -> Dataset:
 
 def _find(data_dir: Path, name: str) -> Path:
     for path in (data_dir / name, data_dir / "MNIST" / "raw" / name):
-        if path.is_file():
+        if os.path.isfile(path):
             return path
     raise ValueError(
         f"{data_dir / name} does not exist; download it from {_ORIGIN}{name} "

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fedpisa.components import kebab
+from fedpisa.components import kebab, one_line
 from fedpisa.datasets._own import as_dataset
 from fedpisa.datasets.base import Dataset, Indices
 from fedpisa.datasets.partitioners import EFFECTS
@@ -52,10 +52,13 @@ def load(
     >>> data.x_train.shape, data.y_train.dtype
     ((1438, 1, 8, 8), dtype('int64'))
     """
-    folder = Path(data_dir or os.environ.get("FEDPISA_DATA") or "data").expanduser()
+    folder = Path(os.path.expanduser(data_dir or os.environ.get("FEDPISA_DATA") or "data"))
     component = find("dataset", name)
     keys = {kebab(key): value for key, value in options.items()}
-    made = build(component, keys, seed=seed, data_dir=folder, num_clients=num_clients)
+    try:
+        made = build(component, keys, seed=seed, data_dir=folder, num_clients=num_clients)
+    except OSError as error:
+        raise ValueError(f"data set {name!r} cannot be read: {one_line(error)}") from error
     return as_dataset(name, made, seed)
 
 

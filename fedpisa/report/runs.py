@@ -8,6 +8,7 @@ differ between them on a split. The runs of one variant on one split form a *gro
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -189,7 +190,7 @@ def _find_runs(paths: Iterable[str | Path]) -> list[Path]:
     """Return the run directories in some directories, at any depth and without duplicates."""
     found: dict[Path, Path] = {}
     for path in map(Path, paths):
-        if not path.is_dir():
+        if not os.path.isdir(path):
             raise ValueError(
                 f"{path} is not a directory: give a run's directory, or a directory that contains runs"
             )

@@ -448,7 +448,7 @@ def load_result(directory: str | Path) -> Result:
         If ``directory`` is not a run's directory, or one of its files cannot be read.
     """
     path = Path(directory)
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise ValueError(f"{path} is not a directory: name the directory of a run")
     missing = [name for name in ("config.toml", "run.json", "metrics.jsonl") if not (path / name).is_file()]
     if missing:

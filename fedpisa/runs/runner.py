@@ -134,7 +134,7 @@ def _resume(
     simulation_of: Callable[[RunConfig], Simulation],
     allow: Iterable[str],
 ) -> Result:
-    if not (directory / "config.toml").is_file():
+    if not os.path.isfile(directory / "config.toml"):
         raise ValueError(
             f"{directory} is not a run's directory, it lacks config.toml: name the directory of a run"
         )

@@ -322,7 +322,7 @@ def load_study(directory: str | os.PathLike[str]) -> list[StudyResult]:
         If the directory is not a study's.
     """
     file = Path(directory) / STUDY_FILE
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise ValueError(
             f"{directory} is not a study's directory, it has no {STUDY_FILE}: "
             "give a directory that fedpisa compare wrote"

@@ -7,6 +7,8 @@ import io
 import json
 import logging
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -180,6 +182,23 @@ def test_names_control_neither_terminal_nor_log(
     assert all(
         line.isprintable() for line in repr(fedpisa.load_study(tmp_path / "out")[0].result).splitlines()
     )
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "/dev/null/x", "~no-such-user/x", "no\0name"])
+def test_a_path_that_cannot_exist_is_refused_in_one_line(name: str) -> None:
+    few = {"num-clients": 2, "num-server-rounds": 1}
+    uses: list[Callable[[], object]] = [
+        *(
+            partial(fedpisa.run, {"dataset": "file", "data-file": name + end, **few})
+            for end in (".csv", ".npz")
+        ),
+        *(partial(fedpisa.run, {"dataset": data, "data-dir": name, **few}) for data in ("mnist-t10k", "a9a")),
+        *(partial(use, name) for use in (fedpisa.load_result, fedpisa.load_study, fedpisa.run)),
+        partial(fedpisa.run, resume=name),
+    ]
+    for use in uses:
+        with pytest.raises(ValueError, match=r"\A.+\Z"):
+            use()
 
 
 # ------------------------------------------------------------------------------------------------------- depth
