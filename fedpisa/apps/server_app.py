@@ -86,7 +86,9 @@ def _log(event: Event) -> None:
         log("%s on %d nodes%s", escaped(event.config.algorithm), event.config.num_clients, resumed)
     elif isinstance(event, RoundFinished):
         shown = {
-            key: value for key, value in event.row.items() if key in ("test_accuracy", "test_loss", "seconds")
+            key: value
+            for key, value in event.row.items()
+            if key.startswith(("test_", "validation_")) or key == "seconds"
         }
         log(
             "round %s: %s",

@@ -52,10 +52,11 @@ def partition(
     from rich.console import Console
 
     from fedpisa import datasets, plots
+    from fedpisa.datasets.validation import hold_out
     from fedpisa.simulation.federation import load_dataset, split_dataset
 
     picture = plots.picture_path(out)
-    data = load_dataset(settings)
+    data = hold_out(load_dataset(settings), settings.validation_fraction, settings.seed).dataset
     parts = split_dataset(settings, data)[1]
     split = datasets.heterogeneity(data.y_train, parts, data.num_classes)
     terminal = Console(highlight=False, soft_wrap=True)

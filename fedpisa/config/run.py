@@ -20,7 +20,16 @@ from fedpisa import components, families
 from fedpisa.components import Component, Key
 from fedpisa.config.flat_options import flat_names, in_tables, option_of
 from fedpisa.families import Permission, permitted
-from fedpisa.typing import Bytes, Fraction, NonNegative, NonNegativeInt, Positive, PositiveInt, Probability
+from fedpisa.typing import (
+    Bytes,
+    Decay,
+    Fraction,
+    NonNegative,
+    NonNegativeInt,
+    Positive,
+    PositiveInt,
+    Probability,
+)
 
 _CHOICES: Final = (
     "algorithm",
@@ -67,6 +76,13 @@ class RunConfig:
         Number of rounds.
     fraction_train
         Fraction of the clients that take part in each round.
+    validation_fraction
+        Share of the training samples, in [0, 1), that no client trains on. The model is evaluated on them whenever it
+        is evaluated on the test set. The seed draws them before the rest is split among the clients: by label, or at
+        random for a regression.
+    early_stopping
+        Number of evaluations without a lower validation loss after which the run ends; 0 never ends it early.
+        Needs ``validation-fraction``.
     schedule
         How step sizes change with the round: ``constant``, ``step``, ``milestones``, ``linear``, ``cosine``.
     warmup_rounds
@@ -119,7 +135,8 @@ class RunConfig:
         Number of clients that ``vmap`` computes at once; fewer need less memory. 0 takes all, and halves the number
         each time the device runs out of memory.
     eval_every
-        Rounds between two evaluations on the test set; the last round is always evaluated.
+        Rounds between two evaluations on the test set, and on the validation set if there is one; the last round is
+        always evaluated.
     checkpoint_every
         Rounds between two checkpoints in the run's directory; 0 writes one only at the end and on an interruption.
     target_accuracy
@@ -155,6 +172,8 @@ class RunConfig:
     seed: NonNegativeInt = 0
     num_server_rounds: PositiveInt = 50
     fraction_train: Fraction = 1.0
+    validation_fraction: Decay = 0.0
+    early_stopping: NonNegativeInt = 0
     schedule: str = "constant"
     warmup_rounds: NonNegativeInt = 0
     schedule_keys: str | None = None
@@ -194,6 +213,11 @@ class RunConfig:
                 value = getattr(self, _snake(name))
                 checked = key.default if value is None else components.check(key, value)
                 object.__setattr__(self, _snake(name), checked)
+            if self.early_stopping and not self.validation_fraction:
+                raise ValueError(
+                    f"early-stopping = {self.early_stopping} needs validation samples: set validation-fraction, such "
+                    "as 0.2, or early-stopping = 0"
+                )
             with self._reading():
                 options = nest(self._resolved(flatten(self.options)))
         except RecursionError:

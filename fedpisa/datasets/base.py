@@ -167,7 +167,10 @@ def _check_part(name: str, part: str, x: Features, y: Targets, num_classes: int 
 
 
 def train_test_split(
-    targets: Targets, test_fraction: float, rng: np.random.Generator
+    targets: Targets,
+    test_fraction: float,
+    rng: np.random.Generator,
+    kept: NDArray[np.bool_] | None = None,
 ) -> tuple[Indices, Indices]:
     """Split samples at random into a training and a test part, class by class if the targets are labels.
 
@@ -182,6 +185,8 @@ def train_test_split(
         Share of the samples in the test part, in (0, 1).
     rng
         Generator that draws the split.
+    kept
+        Whether a sample must stay in the training part, ``(n,)``; by default none must.
 
     Returns
     -------
@@ -199,14 +204,16 @@ def train_test_split(
     stratified = np.issubdtype(targets.dtype, np.integer)
     strata = np.unique(targets, return_inverse=True)[1] if stratified else np.zeros(n, np.int64)
     sizes = np.bincount(strata)
+    kept = np.zeros(n, np.bool_) if kept is None else kept
+    most = sizes - np.maximum(np.bincount(strata[kept], minlength=len(sizes)), 1)
     share = sizes * test_fraction
-    tests = np.minimum(np.floor(share).astype(np.int64), sizes - 1)
-    can_give = np.flatnonzero(tests + 1 < sizes)
+    tests = np.minimum(np.floor(share).astype(np.int64), most)
+    can_give = np.flatnonzero(tests < most)
     missing = max(0, round(n * test_fraction) - int(tests.sum()))
     tests[can_give[np.argsort((tests - share)[can_give], kind="stable")][:missing]] += 1
 
     shuffled = rng.permutation(n)
-    shuffled = shuffled[np.argsort(strata[shuffled], kind="stable")]
+    shuffled = shuffled[np.lexsort((kept[shuffled], strata[shuffled]))]
     first = np.repeat(np.cumsum(sizes) - sizes, sizes)
     is_test = np.arange(n) - first < np.repeat(tests, sizes)
     return np.sort(shuffled[~is_test]), np.sort(shuffled[is_test])

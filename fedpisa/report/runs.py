@@ -1,8 +1,9 @@
 """Runs, grouped by split and variant.
 
-A *split* is a learning problem: the keys of the data set, the partitioner and the model, ``num-clients`` and
-``fraction-train``. A *variant* is an algorithm with its keys; variants of the same name are labelled with the keys that
-differ between them on a split. The runs of one variant on one split form a *group*: they differ only in their seeds.
+A *split* is a learning problem: the keys of the data set, the partitioner and the model, ``num-clients``,
+``fraction-train`` and ``validation-fraction``. A *variant* is an algorithm with its keys; variants of the same name are
+labelled with the keys that differ between them on a split. The runs of one variant on one split form a *group*: they
+differ only in their seeds.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from fedpisa.studies.study import STUDY_FILE, read_study
 
 FAMILIES = ("dataset", "partitioner", "model")
 """Families whose components, with their keys, define a split."""
-SETTING = (*FAMILIES, "num-clients", "fraction-train")
+SETTING = (*FAMILIES, "num-clients", "fraction-train", "validation-fraction")
 BOOKKEEPING = frozenset(
     {
         "seed",

@@ -117,10 +117,12 @@ class RunConsole(Display):
 
     def _start(self, event: RunStarted) -> None:
         self._stop()
-        config = event.config
+        config, samples = event.config, f"{event.num_train:,} training"
+        if event.num_validation:
+            samples += f", {event.num_validation:,} validation"
         self._say(
             f"{config.algorithm} on {config.dataset}: {config.num_clients} clients by {config.partitioner}, "
-            f"{event.num_train:,} training and {event.num_test:,} test samples, "
+            f"{samples} and {event.num_test:,} test samples, "
             f"{event.num_parameters:,} parameters, {event.engine} engine on {event.device}"
         )
         if event.resumed is not None:

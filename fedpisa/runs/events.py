@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class RunStarted:
     """The run is checked and built; the first round follows.
 
-    ``resumed`` is the last finished round of a resumed run.
+    ``resumed`` is the last finished round of a resumed run. ``num_validation`` is 0 without validation samples.
     """
 
     config: RunConfig
@@ -26,6 +26,7 @@ class RunStarted:
     engine: str
     device: str
     resumed: int | None = None
+    num_validation: int = 0
 
 
 @final

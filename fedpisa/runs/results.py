@@ -7,7 +7,8 @@ A run's directory contains
 - ``metrics.jsonl``: one JSON object per round, written when the round ends;
 - ``checkpoint/``: the state from which `fedpisa.run` resumes or adds rounds, see `fedpisa.storage.checkpoint`;
 - ``partition.npz``: the arrays ``0`` .. ``N-1``, client ``i``'s sample indices into the training set, and ``labels``,
-  the samples of each client and class, or ``deciles``, those in each decile of a regression's target;
+  the samples of each client and class, or ``deciles``, those in each decile of a regression's target; with
+  ``validation-fraction``, also ``validation``, the indices of the validation samples into the training set;
 - ``model.safetensors``: the global parameters under the module's own names;
 - ``clients.parquet``, if ``per-client = true``: a file for each evaluated round, a row for each client.
 """
@@ -135,7 +136,7 @@ class RunDirectory:
         config: RunConfig,
         info: Mapping[str, object],
         partition: Sequence[Indices],
-        counts: Mapping[str, NDArray[np.int64]] = MappingProxyType({}),
+        arrays: Mapping[str, NDArray[np.int64]] = MappingProxyType({}),
     ) -> RunDirectory:
         """Make the directory with its ``config.toml``, ``run.json`` and ``partition.npz``.
 
@@ -151,8 +152,8 @@ class RunDirectory:
             Entries of ``run.json`` besides ``status``: versions, seed, machine, timing.
         partition
             Sample indices of each client.
-        counts
-            Samples of each client and label, by `LABELS` or `DECILES`.
+        arrays
+            Samples of each client and label, by `LABELS` or `DECILES`, and the validation samples, by `VALIDATION`.
 
         Raises
         ------
@@ -160,7 +161,7 @@ class RunDirectory:
             If the directory exists and is not empty.
         """
         run = cls(require_free(path))
-        run.begin(config, info, partition, counts)
+        run.begin(config, info, partition, arrays)
         return run
 
     def begin(
@@ -168,7 +169,7 @@ class RunDirectory:
         config: RunConfig,
         info: Mapping[str, object],
         partition: Sequence[Indices],
-        counts: Mapping[str, NDArray[np.int64]] = MappingProxyType({}),
+        arrays: Mapping[str, NDArray[np.int64]] = MappingProxyType({}),
     ) -> None:
         """Write the files of a run before its first round; see `create`.
 
@@ -177,16 +178,16 @@ class RunDirectory:
         """
         toml = config.to_toml().encode()
         run_json = _json_bytes({"status": "running", **info})
-        arrays = io.BytesIO()
+        content = io.BytesIO()
         parts: dict[str, Any] = {str(i): np.asarray(part, dtype=np.int64) for i, part in enumerate(partition)}
-        np.savez(arrays, **parts, **dict[str, Any](counts))
+        np.savez(content, **parts, **dict[str, Any](arrays))
 
         self.path.mkdir(parents=True, exist_ok=True)
         (self.path / "run.json").unlink(
             missing_ok=True
         )  # its digests are those of the files that are replaced
         replace_file(self.path / "config.toml", toml)
-        replace_file(self.path / "partition.npz", arrays.getvalue())
+        replace_file(self.path / "partition.npz", content.getvalue())
         replace_file(self.metrics, b"")
         replace_file(self.path / "run.json", run_json)
 

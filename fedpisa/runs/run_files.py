@@ -35,6 +35,8 @@ TIED: Final = "tied"
 LABELS: Final = "labels"
 DECILES: Final = "deciles"
 """Names of the arrays in ``partition.npz`` that count samples."""
+VALIDATION: Final = "validation"
+"""Name of the array in ``partition.npz`` with the positions of the validation samples in the training set."""
 CLIENTS: Final = "clients.parquet"
 """Folder with a file for each round in which clients were evaluated."""
 DIGESTED: Final = (
@@ -221,7 +223,7 @@ def _rows(content: bytes) -> list[Row]:
 
 def _partition(content: bytes) -> list[NDArray[np.int64]]:
     with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-        clients = range(len({*arrays.files} - {LABELS, DECILES}))
+        clients = range(len({*arrays.files} - {LABELS, DECILES, VALIDATION}))
         parts: list[NDArray[np.int64]] = [arrays[str(client)] for client in clients]
     for part in parts:
         if part.ndim != 1 or part.dtype.kind != "i" or (part < 0).any():

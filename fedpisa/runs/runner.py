@@ -62,9 +62,9 @@ def run(
     Returns
     -------
     Result
-        Result with ``status`` ``finished``, or ``diverged`` if a loss, in training or on the test set, or the
-        parameters were no longer finite;
-        the rounds until then are kept.
+        Result with ``status`` ``finished``, or ``diverged`` if a loss, in training, on the test set or on the
+        validation set, or the parameters were no longer finite; the rounds until then are kept. A run that
+        ``early-stopping`` ends is finished too.
 
     Raises
     ------
@@ -122,8 +122,8 @@ def _begin(
     simulation = simulation_of(config)
     with locked(directory):
         info, partition = provenance_of(simulation), simulation.federation.partition
-        counts = simulation.federation.label_counts()
-        files = RunDirectory.create(directory, simulation.config, info, partition, counts)
+        arrays = simulation.federation.split_arrays()
+        files = RunDirectory.create(directory, simulation.config, info, partition, arrays)
         return _Run(simulation, notify, files).train()
 
 
@@ -158,7 +158,7 @@ def _resume(
         found = pick(files, simulation)
         if found is None:
             federation = simulation.federation
-            files.begin(simulation.config, provenance, federation.partition, federation.label_counts())
+            files.begin(simulation.config, provenance, federation.partition, federation.split_arrays())
             return _Run(simulation, notify, files).train()
         require_same_data(info.get("data"), simulation.federation.data_digest(), directory)
         warn_of_other_model(info.get("model_source"), provenance["model_source"], directory)
@@ -220,15 +220,16 @@ class _Run:
                     table = self.simulation.client_table()
                     self.tables.append(table) if self.files is None else self.files.write_clients(table)
                 done, diverged = self.simulation.server_round, self.simulation.diverged
+                ended = done == last or diverged or self.simulation.stopping.is_due
                 signum = stop.signum  # read once: a later signal stops the run after the next round
                 if self.files is not None:
                     self.files.append(row)
-                    due = done == last or signum or (every and done % every == 0)
+                    due = ended or signum or (every and done % every == 0)
                     # No checkpoint before the first round, and none of a model that is not finite.
                     if due and done > 0 and not diverged:
                         self._write_checkpoint(self.files)
                 self.notify(RoundFinished(row, last))
-                if signum and done < last and not diverged:
+                if signum and not ended:
                     raise Interrupted(signum)
 
     def _write_checkpoint(self, files: RunDirectory) -> None:
@@ -248,6 +249,10 @@ class _Run:
         if self.files is not None:
             self.files.write_model(parameters, state_names(self.simulation.federation.task.module))
             digests = self.files.reader().digests()
-            self.files.update(status=status, seconds=self._seconds(), finished=now(), digests=digests)
+            stopping, done = self.simulation.stopping, self.simulation.server_round
+            why: dict[str, object] = {}
+            if status == "finished" and stopping.is_due and done < self.simulation.config.num_server_rounds:
+                why["stopped_early"] = {"round": done, "best_round": stopping.best_round}
+            self.files.update(status=status, seconds=self._seconds(), finished=now(), digests=digests, **why)
             if status in ("finished", "diverged"):
                 checkpoint.keep_last(self.files.checkpoints)

@@ -17,6 +17,7 @@ from fedpisa.config.run import RunConfig
 from fedpisa.flower.client_app import make_client_app
 from fedpisa.flower.compat import to_record, to_tensors
 from fedpisa.flower.engine_grid import EngineGrid
+from fedpisa.runs.early_stopping import EarlyStopping
 from fedpisa.runs.events import RunStarted
 from fedpisa.runs.per_client import Table, evaluate_clients, table_of
 from fedpisa.runs.run_files import Row
@@ -66,6 +67,7 @@ class Simulation:
         self.model: ArrayRecord = self.strategy.start_from(self.federation.initial_model())
         self.server_round = 0
         self.diverged = False
+        self.stopping = EarlyStopping(self.config.early_stopping)
 
     @property
     def engine(self) -> str:
@@ -79,24 +81,30 @@ class Simulation:
             num_parameters=self.federation.task.layout.size,
             num_train=self.federation.data.num_samples,
             num_test=self.federation.test.num_samples,
+            num_validation=len(self.federation.validation_rows),
             engine=self.engine,
             device=str(self.federation.device),
             resumed=self.server_round or None,
         )
 
     def rows(self) -> Iterator[Row]:
-        """Yield the row of the initial model and of each round; stop at divergence."""
+        """Yield the row of the initial model and of each round; stop at divergence, or early."""
         last, timeout = self.config.num_server_rounds, self.config.round_timeout
         try:
             if self.server_round == 0:
-                yield {"round": 0, **self._evaluate()}
+                row: Row = {"round": 0, **self._evaluate()}
+                self.stopping.observe(row)
+                yield row
                 if self.diverged:
                     return
-            first = self.server_round + 1
+            # A run may resume from the checkpoint of the round after which it stops.
+            last, first = self.server_round if self.stopping.is_due else last, self.server_round + 1
             for finished in rounds(self.strategy, self.grid, self.model, last, timeout, first_round=first):
                 self.model, self.server_round = finished.arrays, finished.server_round
-                yield self._row(finished)
-                if self.diverged:
+                row = self._row(finished)
+                self.stopping.observe(row)
+                yield row
+                if self.diverged or self.stopping.is_due:
                     return
         finally:
             self.grid.close()
@@ -114,12 +122,13 @@ class Simulation:
             "model": self._tensors(),
             "strategy": self.strategy.snapshot(),
             "clients": self.grid.snapshot(),
+            "stopping": self.stopping.snapshot(),
         }
         return {f"{part}/{name}": value for part, named in parts.items() for name, value in named.items()}
 
     def restore(self, server_round: int, kept: Mapping[str, Tensor]) -> None:
         """Go on after a round, from its `snapshot`."""
-        parts: dict[str, dict[str, Tensor]] = {"model": {}, "strategy": {}, "clients": {}}
+        parts: dict[str, dict[str, Tensor]] = {"model": {}, "strategy": {}, "clients": {}, "stopping": {}}
         for path, value in kept.items():
             part, _, name = path.partition("/")
             is_buffers = path.rpartition("/")[2] == BUFFERS and part != "clients"
@@ -127,6 +136,7 @@ class Simulation:
         self.strategy.restore(parts["strategy"])
         self._number_clients()  # a node may have come back under another number
         self.grid.restore(parts["clients"])
+        self.stopping.restore(parts["stopping"])
         self.model = to_record({n: value.to(self.federation.device) for n, value in parts["model"].items()})
         self.server_round = server_round
 
@@ -179,10 +189,12 @@ class Simulation:
 
     def _evaluate(self) -> dict[str, float]:
         begin = time.perf_counter()
-        test = self.federation.test
-        metrics = self.federation.task.evaluate(*self._vectors(), test.x, test.y)
-        self.diverged = not np.isfinite(metrics["loss"])
-        row = {f"test_{name}": value for name, value in metrics.items()}
+        row = {
+            f"{part}_{name}": value
+            for part, data in self.federation.evaluated.items()
+            for name, value in self.federation.task.evaluate(*self._vectors(), data.x, data.y).items()
+        }
+        self.diverged = not all(np.isfinite(value) for name, value in row.items() if name.endswith("loss"))
         row["evaluation_seconds"] = time.perf_counter() - begin
         return row
 

@@ -22,6 +22,7 @@ from fedpisa.config.run import RunConfig
 from fedpisa.datasets.base import Dataset, Generated, Indices
 from fedpisa.datasets.client_data import ClientData
 from fedpisa.datasets.heterogeneity import count_labels
+from fedpisa.datasets.validation import hold_out
 from fedpisa.families import data, models
 from fedpisa.families.flower_strategies import combine
 from fedpisa.flower.compat import to_record
@@ -46,7 +47,7 @@ class Federation:
         The run's configuration.
     clients_have_data
         Whether the clients bring their own samples. The configuration's data set then gives only the shape of a
-        sample and the server's test set; it is not split.
+        sample and the server's test set; it is not split, and there are no validation samples.
     dataset
         The data set; by default the one that the configuration names.
 
@@ -77,10 +78,18 @@ class Federation:
         dtype: torch.dtype = getattr(torch, config.dtype)
         dataset = load_dataset(config) if dataset is None else dataset
         self.config = with_model_of(config, dataset)
-        self.partition: list[NDArray[np.int64]] = []
+        if clients_have_data and config.validation_fraction:
+            raise ValueError(
+                f"validation-fraction = {config.validation_fraction:g}: the nodes train on their own samples, of which "
+                "the server has none: set validation-fraction = 0"
+            )
+        whole, held = dataset, hold_out(dataset, config.validation_fraction, config.seed)
+        parts, self.partition = [held.train], list[Indices]()
+        dataset, self.validation_rows = held.dataset, held.validation
         if not clients_have_data and dataset.generated is None:
-            dataset, self.partition = split_dataset(self.config, dataset)
-        parts = self.partition or [np.arange(len(dataset.y_train))]
+            dataset, parts = split_dataset(self.config, dataset)
+            # Positions in the whole training set, which mean the same with and without validation samples.
+            self.partition = [held.train[part] for part in parts] if len(held.validation) else parts
         self.num_outputs, self.shape, self.classes = dataset.num_outputs, dataset.shape, dataset.class_names
         self.columns = dataset.columns or ()
         module = in_dtype(build_model(self.config, dataset), dtype).to(self.device)
@@ -94,8 +103,13 @@ class Federation:
         require_trainable(self.task, sample, self.data.y[:1])
         if not clients_have_data:
             require_batch_statistics(self.task, update, sample, self.data.sizes_N, config.seed)
-        all_rows = [np.arange(len(dataset.y_test))]
+        all_rows, rows = [np.arange(len(dataset.y_test))], self.validation_rows
         self.test = ClientData.of(dataset.x_test, dataset.y_test, all_rows, dtype, self.device)
+        self.evaluated = {"test": self.test}
+        if len(rows):
+            self.evaluated["validation"] = ClientData.of(
+                whole.x_train, whole.y_train, [rows], dtype, self.device
+            )
 
     def client(self, client_id: int) -> Client:
         """Return one client."""
@@ -135,28 +149,31 @@ class Federation:
         return FlowerStrategy(self.algorithm, self.task.layout, make, **common)
 
     def data_digest(self) -> str:
-        """Return a digest of all samples, of which client has which, and of the test set.
+        """Return a digest of all samples, of which client has which, and of the test and validation sets.
 
         Samples that clients make on the fly are not looked at: the seed decides them.
         """
         digest = hashlib.sha256()
-        for samples in (self.data, self.test):
+        for samples in (self.data, *self.evaluated.values()):
             for values in (samples.x.cpu().numpy(), samples.y.cpu().numpy(), samples.sizes_N):
                 digest.update(np.ascontiguousarray(values).data)
         return digest.hexdigest()[:32]
 
-    def label_counts(self) -> dict[str, NDArray[np.int64]]:
-        """Return the samples of each client and class as ``labels`` ``(N, C)``, or in each decile of the target.
+    def split_arrays(self) -> dict[str, NDArray[np.int64]]:
+        """Return what describes the split besides the partition; nothing if clients bring or make their samples.
 
-        There are none of samples that clients bring or make on the fly.
+        ``labels`` ``(N, C)`` counts the samples of each client and class, or ``deciles`` those in each decile of the
+        target. ``validation`` holds the positions of the validation samples, if there are any.
         """
         if not self.partition:
             return {}
         labels, classes = self.data.y.cpu().numpy(), self.task.num_classes
+        arrays = {"validation": self.validation_rows} if len(self.validation_rows) else {}
         if classes is not None:
-            return {"labels": count_labels(labels, self.data.sizes_N, classes)}
+            return {"labels": count_labels(labels, self.data.sizes_N, classes), **arrays}
         bounds = np.quantile(labels, np.linspace(0, 1, 11)[1:-1])
-        return {"deciles": count_labels(np.searchsorted(bounds, labels), self.data.sizes_N, 10)}
+        counts = count_labels(np.searchsorted(bounds, labels), self.data.sizes_N, 10)
+        return {"deciles": counts, **arrays}
 
     def initial_model(self) -> ArrayRecord:
         """Return the module's initial parameters and buffers."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedpisa.datasets.validation import hold_out
 from fedpisa.runs.resume import differences
 from fedpisa.runs.run_files import RunReader
 from fedpisa.runs.signals import Interrupted
@@ -120,11 +121,12 @@ def check(runs: Sequence[StudyRun]) -> None:
         config = run.config
         try:
             build_schedule(config, build_algorithm(config))
-            if (config.dataset, config.data_dir) not in read:
-                load_dataset(config)
+            data = config.dataset, config.data_dir, config.validation_fraction
+            if data not in read:
+                hold_out(load_dataset(config), config.validation_fraction, config.seed)
         except ValueError as error:
             raise ValueError(f"{run}: {error}") from error
-        read.add((config.dataset, config.data_dir))
+        read.add(data)
 
 
 def _require_same(runs: Sequence[StudyRun], directory: Path) -> None:

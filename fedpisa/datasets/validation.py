@@ -1,0 +1,82 @@
+"""The validation samples: part of the training set, on which no client trains."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+
+from fedpisa.datasets.base import Dataset, Indices, train_test_split
+from fedpisa.rng import generator
+
+
+class HeldOut(NamedTuple):
+    """A data set without its validation samples, and the sorted positions of both parts in its training set."""
+
+    dataset: Dataset
+    train: Indices
+    validation: Indices
+
+
+def hold_out(dataset: Dataset, fraction: float, seed: int) -> HeldOut:
+    """Take validation samples from the training set, class by class if there are classes.
+
+    The seed alone draws them, so they are the same for all algorithms and partitioners. Each class and each natural
+    client keeps at least one training sample. The test set does not change, and neither does the scale of the features.
+    Values in ``ground_truth`` hold for the whole training set only and are left out.
+
+    Parameters
+    ----------
+    dataset
+        The whole data set.
+    fraction
+        Share of the training samples, in [0, 1); 0 changes nothing.
+    seed
+        The run's seed.
+
+    Raises
+    ------
+    ValueError
+        If there would be no validation sample, or if clients make their samples on the fly.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x, y = np.zeros((10, 1)), np.repeat([0, 1], [8, 2])
+    >>> data = Dataset.of("tiny", (x, y), (x, y), num_classes=2)
+    >>> held = hold_out(data, 0.5, seed=0)
+    >>> len(held.train), np.bincount(y[held.validation]).tolist()
+    (5, [4, 1])
+    """
+    n = len(dataset.y_train)
+    if fraction == 0:
+        return HeldOut(dataset, np.arange(n), np.zeros(0, np.int64))
+    if dataset.generated is not None:
+        raise ValueError(
+            f"validation-fraction = {fraction:g}: {dataset.name} makes its samples client by client, so none can be "
+            "set aside: set validation-fraction = 0"
+        )
+    rng, kept = generator(seed, "validation"), np.zeros(n, np.bool_)
+    if dataset.groups is not None:
+        order = rng.permutation(n)
+        kept[order[np.unique(dataset.groups[order], return_index=True)[1]]] = True
+    train, validation = train_test_split(dataset.y_train, fraction, rng, kept)
+    if not len(validation):
+        fix = (
+            f"at least {1 / n:.2g}"
+            if round(n * fraction) == 0
+            else "0, because each class and each natural client must keep a training sample"
+        )
+        raise ValueError(
+            f"validation-fraction = {fraction:g} takes none of the {n} training samples of {dataset.name}: set it to "
+            f"{fix}"
+        )
+    rest = dataclasses.replace(
+        dataset,
+        x_train=dataset.x_train[train],
+        y_train=dataset.y_train[train],
+        groups=None if dataset.groups is None else dataset.groups[train],
+        ground_truth={},
+    )
+    return HeldOut(rest, train, validation)
