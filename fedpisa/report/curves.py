@@ -26,6 +26,8 @@ AXES: Mapping[str, str] = {
 CONVERGENCE: Mapping[str, str] = {
     "test_accuracy": "test accuracy",
     "test_loss": "test loss",
+    "validation_accuracy": "validation accuracy",
+    "validation_loss": "validation loss",
     "train_loss": "train loss",
     "objective": "global objective",
     "gradient_norm": "gradient norm of the objective",

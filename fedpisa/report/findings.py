@@ -36,9 +36,11 @@ class Measure:
 
     def best_of(self, run: Run) -> float | None:
         """Return a run's best value over its rounds."""
-        values = [row.get(self.column) for row in run.result.rows]
-        finite = (float(value) for value in values if value is not None and math.isfinite(value))
-        return (max if self.higher_is_better else min)(finite, default=None)
+        return run.result.best(self.column)
+
+    def selected_of(self, run: Run) -> float | None:
+        """Return a run's value in the round of its lowest validation loss; ``None`` without validation samples."""
+        return run.result.selected(self.column)
 
     def rank(self, mean: float) -> float:
         """Return a sort key; the best mean has the smallest."""
@@ -82,7 +84,11 @@ class Cost:
 @final
 @dataclass(frozen=True, eq=False)
 class VariantResult:
-    """Results of one variant on one split; estimates are ``None`` if none of its runs finished."""
+    """Results of one variant on one split; estimates are ``None`` if none of its runs finished.
+
+    ``final`` is of the last round, ``selected`` of the round with the lowest validation loss, and ``best`` of the round
+    that is best on the test set itself.
+    """
 
     group: Group
     final: Estimate | None
@@ -91,6 +97,7 @@ class VariantResult:
     cost: Cost | None
     megabytes: Estimate | None
     seconds: Estimate | None
+    selected: Estimate | None = None
 
 
 @final
@@ -206,6 +213,7 @@ def _find_split(split: int, groups: Sequence[Group], target_accuracy: float | No
                 cost=None if target is None else _cost(runs, measure.column, target.accuracy),
                 megabytes=estimate([total_bytes(run.result) / 1e6 for run in runs]),
                 seconds=estimate([run.result.total("seconds") for run in runs]),
+                selected=estimate(list(_by_seed(group, measure.selected_of).values())),
             )
         )
     outcomes.sort(key=lambda o: math.inf if o.final is None else measure.rank(o.final.mean))

@@ -78,7 +78,7 @@ class Run:
     @property
     def last_round(self) -> int:
         """Number of the last round."""
-        return max((int(row["round"] or 0) for row in self.result.rows), default=0)
+        return self.result.last_round
 
     @cached_property
     def keys(self) -> dict[str, object]:

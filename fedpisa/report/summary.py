@@ -79,6 +79,11 @@ def warnings(found: Findings) -> list[str]:
         lines.append(f"{_count(len(collection.missing), 'run')} not started: {'; '.join(collection.missing)}")
     if "num-server-rounds" in collection.differing:
         lines.append("the runs differ in num-server-rounds: their final values have different budgets")
+    if early := [run.last_round for run in collection.runs if run.result.stopped_early]:
+        lines.append(
+            f"early-stopping ended {_count(len(early), 'run')}, after {min(early)} to {max(early)} rounds: their final "
+            "values have different budgets, and a mean curve ends with its shortest run"
+        )
     versions_of = [run.info.get("versions") for run in collection.runs]
     versions = {str(one.get("fedpisa")) for one in versions_of if isinstance(one, dict)}
     if len(versions) > 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -62,14 +62,19 @@ def overview(found: Findings) -> Table:
 
 def accuracy(found: Findings) -> Table:
     """Return final and best values of every group, with their intervals."""
+    rows = _group_rows(found)
+    validated = any(row.result.selected for row in rows)
+    chosen = (
+        " Best by validation is the value in the round with the lowest validation loss." if validated else ""
+    )
     return table_of(
         "accuracy",
         f"Final and best {_measure_name(found)}",
         "Mean ± sample standard deviation (n − 1) over the finished seeds; Student's t interval of the mean, which may "
-        "exceed 100% if a few seeds differ much. The best round is chosen on the test set and is therefore optimistic "
-        "for every algorithm; compare the final values.",
-        _ACCURACY,
-        _group_rows(found),
+        f"exceed 100% if a few seeds differ much.{chosen} Best by test chooses the round on the test set and is "
+        f"therefore optimistic for every algorithm; compare the {'other' if validated else 'final'} values.",
+        [column for column in _ACCURACY if validated or column not in _SELECTED],
+        rows,
     )
 
 
@@ -141,6 +146,7 @@ def runs(found: Findings) -> Table:
             "status": run.status + ", repeats a seed: not counted" * (run in group.repeats),
             "rounds": run.last_round,
             "final": run.result.last(measures[group.split].column),
+            "selected": measures[group.split].selected_of(run),
             "best": measures[group.split].best_of(run),
             "bytes": total_bytes(run.result),
             "seconds": run.result.total("seconds"),
@@ -153,7 +159,9 @@ def runs(found: Findings) -> Table:
         {"status": f"unreadable: {reason}", "directory": directory}
         for directory, reason in collection.unreadable.items()
     ]
-    return table_of("runs", "Every run", "", _RUNS, rows)
+    validated = any(row.get("selected") is not None for row in rows)
+    columns = [column for column in _RUNS if validated or column.title != _BY_VALIDATION]
+    return table_of("runs", "Every run", "", columns, rows)
 
 
 # ----------------------------------------------------------------------------------------------------- columns
@@ -260,12 +268,19 @@ _NAMES: tuple[Column[_GroupRow], ...] = (
     _value("algorithm", "algorithm", lambda row: row.algorithm),
 )
 
+_BY_VALIDATION: Final = "best by validation"
+_BY_TEST: Final = "best by test (optimistic)"
+_SELECTED: tuple[Column[_GroupRow], ...] = _with_interval(
+    _BY_VALIDATION, "selected", lambda row: row.result.selected, spread
+)
+
 _ACCURACY: tuple[Column[_GroupRow], ...] = (
     *_NAMES,
     Column(data=lambda row: {"measure": row.measure.column}),
     Column("seeds", lambda row: str(row.result.final.n if row.result.final else 0) + row.note),
     *_with_interval("final", "final", lambda row: row.result.final, spread),
-    *_with_interval("best round", "best", lambda row: row.result.best, spread, "95% interval of the best"),
+    *_SELECTED,
+    *_with_interval(_BY_TEST, "best", lambda row: row.result.best, spread, "95% interval of the best"),
     Column(data=lambda row: {"not_finished": row.result.group.note}),
 )
 
@@ -320,7 +335,12 @@ _FAIRNESS: tuple[Column[_GroupRow], ...] = (
 _RUNS: tuple[Column[Mapping[str, Any]], ...] = (
     *(_entry(name) for name in ("split", "algorithm", "seed", "status", "rounds")),
     Column("final", lambda row: number(row.get("final"), row.get("measure")), _entry("final").data),
-    Column("best", lambda row: number(row.get("best"), row.get("measure")), _entry("best").data),
+    Column(
+        _BY_VALIDATION,
+        lambda row: number(row.get("selected"), row.get("measure")),
+        _entry("selected").data,
+    ),
+    Column(_BY_TEST, lambda row: number(row.get("best"), row.get("measure")), _entry("best").data),
     _entry("bytes", "MB", lambda size: number(size / 1e6)),
     _entry("seconds", form=number),
     _entry("directory"),

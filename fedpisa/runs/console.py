@@ -155,6 +155,8 @@ class RunConsole(Display):
             parts.append(f"test accuracy {self._accuracy:.1%}")
         elif (loss := row.get("test_loss")) is not None:
             parts.append(f"test loss {loss:.4g}")
+        if (loss := row.get("validation_loss")) is not None and self._live is None:
+            parts.append(f"validation loss {loss:.4g}")
         parts.append(f"{(number - self._resumed) / max(self._clock() - self._began, 1e-9):.3g} rounds/s")
         metrics = "  ".join(parts)
         if isinstance(self._live, Progress):
@@ -181,18 +183,23 @@ def cell(value: object) -> str:
 
 def summary(result: Result) -> str:
     """Return the outcome of a run in one line."""
-    rounds = max((int(row["round"] or 0) for row in result.rows), default=0)
+    rounds, planned = result.last_round, result.config.num_server_rounds
     ends = {
         "finished": f"finished {rounds} rounds",
         "diverged": f"diverged: loss or parameters were no longer finite in round {rounds}",
         "interrupted": f"was interrupted after {rounds} rounds",
     }
-    parts = [f"{ends.get(result.status, result.status)} in {result.total('seconds'):.1f} s"]
+    end = f"stopped early after {rounds} of {planned} rounds" if result.stopped_early else None
+    parts = [f"{end or ends.get(result.status, result.status)} in {result.total('seconds'):.1f} s"]
     accuracy, best = result.last("test_accuracy"), result.best("test_accuracy")
     if accuracy is not None and best is not None:
         parts.append(f"test accuracy {accuracy:.1%}" + (f" (best {best:.1%})" if best > accuracy else ""))
     elif (loss := result.last("test_loss")) is not None:
         parts.append(f"test loss {loss:.4g}")
+    if (loss := result.best("validation_loss")) is not None:
+        lowest = f"lowest validation loss {loss:.4g} in round {result.best_round()}"
+        chosen = result.selected()
+        parts.append(lowest + ("" if chosen is None else f", with test accuracy {chosen:.1%}"))
     if (loss := result.last("train_loss")) is not None:
         parts.append(f"train loss {loss:.4g}")
     target = result.config.target_accuracy

@@ -334,8 +334,32 @@ class Result:
         return values[-1][1] if values else None
 
     def best(self, column: str = "test_accuracy") -> float | None:
-        """Return the largest finite value of a column; ``None`` if there is none."""
-        return max((value for _, value in self._values(column)), default=None)
+        """Return the largest value of an accuracy, or the smallest of another column; ``None`` if there is none.
+
+        The best test accuracy is optimistic, because the test set itself selects the round; see `selected`.
+        """
+        found = self._best(column)
+        return None if found is None else found[1]
+
+    def best_round(self, column: str = "validation_loss") -> int | None:
+        """Return the first round in which a column has its `best` value; ``None`` if it has none."""
+        found = self._best(column)
+        return None if found is None else found[0]
+
+    def selected(self, column: str = "test_accuracy", by: str = "validation_loss") -> float | None:
+        """Return a column's value in the best round of another column; ``None`` if one of them has no value."""
+        return dict(self._values(column)).get(-1 if (best := self.best_round(by)) is None else best)
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether ``early-stopping`` ended the run before its last round."""
+        ended = self.status == "finished" and self.config.early_stopping > 0
+        return ended and self.last_round < self.config.num_server_rounds
+
+    @property
+    def last_round(self) -> int:
+        """Number of the last round; 0 if there is none."""
+        return max((int(row["round"] or 0) for row in self.rows), default=0)
 
     def total(self, column: str) -> float:
         """Return the sum of a column over the rounds, such as ``bytes_up`` or ``seconds``."""
@@ -371,6 +395,10 @@ class Result:
         plots.label_axes(ax, x=x, y=y)
         return ax
 
+    def _best(self, column: str) -> tuple[int, float] | None:
+        sign = 1 if column.endswith("accuracy") else -1
+        return max(self._values(column), key=lambda pair: sign * pair[1], default=None)
+
     def _values(self, column: str) -> list[tuple[int, float]]:
         """Return ``(round, value)`` for each finite value of a column."""
         pairs = ((int(row["round"] or 0), row.get(column)) for row in self.rows)
@@ -384,10 +412,11 @@ class Result:
             "algorithm": self.config.algorithm,
             "dataset": self.config.dataset,
             "clients": str(self.config.num_clients),
-            "rounds": str(max((int(row["round"] or 0) for row in self.rows), default=0)),
+            "rounds": str(self.last_round),
             "status": self.status,
         }
-        for column, form in (("test_accuracy", ".2%"), ("test_loss", ".4g"), ("train_loss", ".4g")):
+        forms = {"test_accuracy": ".2%", "test_loss": ".4g", "validation_loss": ".4g", "train_loss": ".4g"}
+        for column, form in forms.items():
             value = self.last(column)
             if value is not None:
                 summary[column.replace("_", " ")] = format(value, form)

@@ -7,7 +7,7 @@ study's only file beside them is ``study.toml``.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,8 @@ from fedpisa.studies.workers import Progress, Task, run_task, share_out, standin
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from fedpisa.runs.results import Result
 
 MOST_NAMED = 4
 """Maximum runs, and maximum differences, in an error message."""
@@ -175,13 +177,22 @@ def summary(results: Sequence[StudyResult]) -> pd.DataFrame:
     """Return a row per variant and point, with means and standard deviations over the seeds.
 
     Columns: ``variant``, the swept keys, the numbers of started ``runs`` and ``finished`` runs; over the finished runs
-    the ``final`` and ``best`` accuracy (or loss, if there is no accuracy); ``rounds_to_target`` over the runs that
-    ``reached`` it. Deviations are sample standard deviations, NaN for one run.
+    the ``final`` and ``best`` accuracy on the test set (or loss, if there is no accuracy); ``rounds_to_target`` over
+    the runs that ``reached`` it. Deviations are sample standard deviations, NaN for one run. Runs with validation
+    samples add ``selected``, the accuracy in the round of the lowest validation loss, and early stopping adds
+    ``rounds``.
     """
     import pandas as pd
 
     accuracy = any(one.result.last("test_accuracy") is not None for one in results)
-    return pd.DataFrame([_row(group, accuracy) for group in by_seed(results)])
+    column = "test_accuracy" if accuracy else "test_loss"
+    measures: dict[str, Callable[[Result], float | None]] = {f"final_{column}": lambda run: run.last(column)}
+    if any(one.result.best_round() is not None for one in results):
+        measures[f"selected_{column}"] = lambda run: run.selected(column)
+    measures[f"best_{column}"] = lambda run: run.best(column)
+    if any(one.result.stopped_early for one in results):
+        measures["rounds"] = lambda run: run.last_round
+    return pd.DataFrame([_row(group, measures) for group in by_seed(results)])
 
 
 def by_seed(results: Sequence[StudyResult]) -> list[list[StudyResult]]:
@@ -192,11 +203,12 @@ def by_seed(results: Sequence[StudyResult]) -> list[list[StudyResult]]:
     return list(groups.values())
 
 
-def _row(group: Sequence[StudyResult], accuracy: bool) -> dict[str, Any]:
+def _row(
+    group: Sequence[StudyResult], measures: Mapping[str, Callable[[Result], float | None]]
+) -> dict[str, Any]:
     import pandas as pd
 
     finished = [one.result for one in group if one.result.status == "finished"]
-    column = "test_accuracy" if accuracy else "test_loss"
     reached = [r.rounds_to(target) for r in finished if (target := r.config.target_accuracy) is not None]
     point = {
         key: str(value) if isinstance(value, list | bool) else value for key, value in group[0].point.items()
@@ -208,14 +220,8 @@ def _row(group: Sequence[StudyResult], accuracy: bool) -> dict[str, Any]:
         "finished": len(finished),
     }
     numbers = [number for number in reached if number is not None]
-    values = {
-        f"final_{column}": [result.last(column) for result in finished],
-        f"best_{column}": [
-            result.best(column) if accuracy else result.history[column].min() for result in finished
-        ],
-        "rounds_to_target": numbers,
-    }
-    for name, by_run in values.items():
+    values = {name: [measure(run) for run in finished] for name, measure in measures.items()}
+    for name, by_run in {**values, "rounds_to_target": numbers}.items():
         series = pd.Series(by_run, dtype="float64")
         row |= {f"{name}_mean": series.mean(), f"{name}_std": series.std()}
     return {**row, "reached": len(numbers)}

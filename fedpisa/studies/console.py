@@ -109,14 +109,26 @@ def table(results: Sequence[StudyResult]) -> Table:
     column, form = ("test_accuracy", ".1%") if accuracy else ("test_loss", ".4g")
     keys = list(results[0].point) if results else []
     targets = {one.result.config.target_accuracy or 0 for one in results} - {0}
-    view = plain_table("variant", *keys, "runs", f"final {column.removeprefix('test_')}", "best")
+    titles = {"final": f"final {column.removeprefix('test_')}", "selected": "best by validation"}
+    titles["best"] = "best by test (optimistic)"
+    shown = {
+        f"{name}_{column}": title
+        for name, title in titles.items()
+        if rows and f"{name}_{column}_mean" in rows[0]
+    }
+    view = plain_table("variant", *keys, "runs", *shown.values())
+    early = bool(rows) and "rounds_mean" in rows[0]
+    if early:
+        view.add_column("rounds", justify="right")
     timed = bool(targets)
     if timed:
         title = "rounds to target" if len(targets) > 1 else f"rounds to {targets.pop():.0%}"
         view.add_column(title, justify="right")
     for group, row in zip(by_seed(results), rows, strict=True):
         runs = str(row["runs"]) if row["runs"] == row["finished"] else f"{row['finished']} of {row['runs']}"
-        cells = [runs, _mean(row, f"final_{column}", form), _mean(row, f"best_{column}", form)]
+        cells = [runs, *(_mean(row, name, form) for name in shown)]
+        if early:
+            cells.append(_mean(row, "rounds", ".0f"))
         if timed:
             reached = "never" if not row["reached"] else _mean(row, "rounds_to_target", ".0f")
             missed = row["reached"] and row["reached"] < row["finished"]

@@ -124,10 +124,9 @@ def _start_or_resume(config: RunConfig, path: Path, listen: Callable[[Event], No
 
 def _ended(number: int, result: Result) -> Progress:
     states: Mapping[str, State] = {"finished": "finished", "diverged": "diverged"}
-    last = max((int(row["round"] or 0) for row in result.rows), default=0)
     state = states.get(result.status, "failed")
     message = "loss or parameters were no longer finite" if state == "diverged" else ""
-    return Progress(number, state, last, result.last("test_accuracy"), message)
+    return Progress(number, state, result.last_round, result.last("test_accuracy"), message)
 
 
 # ------------------------------------------------------------------------------------- several processes
