@@ -63,12 +63,20 @@ def tune(
         ),
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Trials at a time, each in its own process.")] = 1,
+    extend: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            metavar="TIMES",
+            help="While a best value lies at an edge, widen its space and add as many trials, at most so many times.",
+        ),
+    ] = 0,
     allow: Allow = None,
 ) -> None:
     """Search the best values for each variant of a study, with the same number of trials for all."""
     from rich.console import Console
 
-    from fedpisa.tuning.console import TuneConsole, at_the_end, table
+    from fedpisa.tuning.console import TuneConsole, remarks, table
     from fedpisa.tuning.plan import read_plan
     from fedpisa.tuning.tune import tune as run_tuning
 
@@ -76,7 +84,7 @@ def tune(
     directory = out or Path("tuned") / plan.study.folder
     kept = f"the trials so far are kept in {directory}, the same command continues"
     with interruptible(lambda: kept), TuneConsole(plan) as console:
-        standings = run_tuning(plan, directory, jobs=jobs, on_progress=console)
+        standings = run_tuning(plan, directory, jobs=jobs, extend=extend, on_progress=console)
     terminal = Console(highlight=False, soft_wrap=True)
     terminal.print(table(standings, plan.metric))
     terminal.print()
@@ -85,8 +93,8 @@ def tune(
         for trial in one.trials:
             if trial.state == "failed":
                 say(f"failed: {one.subject}, trial {trial.index}: {trial.error}", err=True)
-        for key in at_the_end(one.subject, one.best) if one.best else ():
-            say(f"{one.subject}: the best {key} is at the end of its range: widen it", err=True)
+    for text in remarks(plan, standings):
+        say(text, err=True)
     running = sum(one.counts["running"] for one in standings)
     missing = [str(one.subject) for one in standings if one.best is None]
     if running:

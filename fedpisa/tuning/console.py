@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, final
+from typing import final
 
 from rich.console import Console
 from rich.table import Table
@@ -11,13 +11,9 @@ from rich.table import Table
 from fedpisa import components
 from fedpisa.runs.console import LiveTable, cell, plain_table
 from fedpisa.tuning.metric import Metric, maximized
-from fedpisa.tuning.plan import Plan, Subject
-from fedpisa.tuning.space import Range
-from fedpisa.tuning.trials import Trial
-from fedpisa.tuning.tune import Standing, TrialProgress
-
-EDGE: Final = 0.02
-"""Distance to an end of a range, as a fraction of the range, within which a value is at the end."""
+from fedpisa.tuning.plan import Plan
+from fedpisa.tuning.standing import Standing
+from fedpisa.tuning.tune import TrialProgress
 
 
 @final
@@ -42,13 +38,15 @@ class TuneConsole(LiveTable):
         super().__init__(console)
         self._plan = plan
         self._trials: list[dict[int, TrialProgress]] = [{} for _ in plan.subjects]
+        self._budgets = [plan.budget(subject) for subject in plan.subjects]
 
     def __call__(self, progress: TrialProgress) -> None:
         """Show one change."""
         self._trials[progress.subject][progress.index] = progress
+        self._budgets[progress.subject] = progress.budget
         if not self._on_screen() and progress.state != "running" and not progress.before:
             ended = sum(one.state != "running" for trials in self._trials for one in trials.values())
-            total = self._plan.trials * len(self._plan.subjects)
+            total = sum(self._budgets)
             reached = "" if progress.metric is None else f", {_shown(progress.metric, self._plan.metric)}"
             text = (
                 f"[{ended:{len(str(total))}}/{total}] {self._plan.subjects[progress.subject]}: "
@@ -60,7 +58,7 @@ class TuneConsole(LiveTable):
         keys = list(self._plan.study.sweep)
         table = plain_table("variant", *keys, "trials", "pruned", "diverged", "failed", "best")
         table.add_column("running")
-        for subject, progress in zip(self._plan.subjects, self._trials, strict=True):
+        for subject, progress, budget in zip(self._plan.subjects, self._trials, self._budgets, strict=True):
             trials = progress.values()
             states = [one.state for one in trials]
             ended = [one.metric for one in trials if one.state == "finished" and one.metric is not None]
@@ -69,7 +67,7 @@ class TuneConsole(LiveTable):
             table.add_row(
                 cell(subject.variant),
                 *(cell(components.show(value)) for value in subject.point.values()),
-                f"{len(states) - len(working)}/{self._plan.trials}",
+                f"{len(states) - len(working)}/{budget}",
                 *(str(states.count(state) or "") for state in ("pruned", "diverged", "failed")),
                 "" if best is None else _shown(best, self._plan.metric),
                 ", ".join(working),
@@ -78,9 +76,13 @@ class TuneConsole(LiveTable):
 
 
 def table(standings: Sequence[Standing], metric: Metric) -> Table:
-    """Return the outcome, a row per variant and point: trials, rounds, and the best values."""
+    """Return the outcome, a row per variant and point: what tuning cost, and what it found.
+
+    ``median`` is the metric's median over the finished trials: what values at random reach.
+    """
     keys = list(standings[0].subject.point) if standings else []
-    view = plain_table("variant", *keys, "trials", "pruned", "rounds", metric.replace("_", " "))
+    counted = ("trials", "pruned", "rounds", "gradients", "seconds", "median")
+    view = plain_table("variant", *keys, *counted, metric.replace("_", " "))
     view.add_column("best values", overflow="fold")
     for one in standings:
         counts, best = one.counts, one.best
@@ -90,6 +92,9 @@ def table(standings: Sequence[Standing], metric: Metric) -> Table:
             str(len(one.trials) - counts["running"]),
             str(counts["pruned"]),
             f"{one.rounds:,}",
+            "-" if one.gradients is None else f"{one.gradients:.3g}",
+            f"{one.seconds:.0f}",
+            "-" if one.median is None else _shown(one.median, metric),
             "-" if best is None or best.metric is None else _shown(best.metric, metric),
             ""
             if best is None
@@ -98,24 +103,29 @@ def table(standings: Sequence[Standing], metric: Metric) -> Table:
     return view
 
 
-def at_the_end(subject: Subject, best: Trial) -> list[str]:
-    """Return the searched keys whose best value is at an end of its range.
-
-    Examples
-    --------
-    >>> from pathlib import PurePosixPath
-    >>> subject = Subject("a", {}, PurePosixPath("a"), {}, {"rho": Range(0.01, 1, log=True), "mu": Range(0, 1)})
-    >>> at_the_end(subject, Trial(0, {"rho": 0.99, "mu": 0.5}, "finished"))
-    ['rho']
-    """
-    found = []
-    for key, space in subject.space.items():
-        value = best.keys[key]
-        if isinstance(space, Range) and isinstance(value, int | float):
-            place = space.fraction(value)
-            if min(place, 1 - place) <= EDGE:
-                found.append(key)
-    return found
+def remarks(plan: Plan, standings: Sequence[Standing]) -> list[str]:
+    """Return what makes the outcome doubtful: values at an edge, and a pruner that may have misled."""
+    said = []
+    for one in standings:
+        for edge in one.edges:
+            size = "smallest" if edge.side == "low" else "largest"
+            said.append(
+                f"{one.subject}: the best {edge.key}, {_short(edge.value)}, is among the {size} "
+                f"tried: --extend {len(one.subject.earlier) + 1} widens its space"
+            )
+        pruned, (swapped, pairs) = one.counts["pruned"], one.swapped
+        rungs = plan.settings.rungs(plan.rounds(one.subject))
+        if one.misled:
+            said.append(
+                f"{one.subject}: {swapped} of {pairs} pairs of complete trials ended in another order than at round "
+                f'{rungs[0]}, by which {pruned} trials were pruned: take pruner = "none"'
+            )
+        elif pruned and not pairs:
+            said.append(
+                f"{one.subject}: {pruned} trials were pruned, and too few are complete to check the ranking at round "
+                f'{rungs[0]}: take pruner = "none"'
+            )
+    return said
 
 
 def _short(value: object) -> str:

@@ -136,14 +136,10 @@ def _reached(trials: Sequence[Sequence[Trial]]) -> list[float]:
 
 def _position(space: Space, value: object) -> float:
     """Return the coordinate of a value: the number, or the index of another choice."""
-    if isinstance(space, Choices) and not _numbers(space):
+    if isinstance(space, Choices) and not space.numbers:
         return float(space.values.index(value))
     assert isinstance(value, int | float)
     return float(value)
-
-
-def _numbers(space: Choices) -> bool:
-    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in space.values)
 
 
 def _scale(ax: Axes, space: Space) -> None:
@@ -161,7 +157,7 @@ def _scale(ax: Axes, space: Space) -> None:
     ax.margins(x=0.06)
     if isinstance(space, Choices):
         places = [_position(space, value) for value in space.values]
-        if _numbers(space) and min(places) > 0 and max(places) >= 10 * min(places):
+        if space.numbers and min(places) > 0 and max(places) >= 10 * min(places):
             ax.set_xscale("log")
         ax.xaxis.set_major_locator(FixedLocator(places))
         ax.xaxis.set_major_formatter(

@@ -6,7 +6,7 @@
     trials = 20                      # of every variant at every point of the sweep
     metric = "test_accuracy"         # of the last round; see fedpisa/tuning/metric.py
     sampler = "tpe"                  # or random, grid
-    pruner = "halving"               # or none
+    pruner = "none"                  # or halving
 
     [search]                         # of all variants that have the key
     learning-rate = {low = 0.001, high = 1, log = true}
@@ -24,6 +24,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import product
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Final, Literal, final
 
@@ -56,12 +57,13 @@ class Settings:
     sampler
         ``tpe`` (the first third of the trials, at most ten, at random), ``random`` or ``grid``.
     pruner
-        ``halving``: asynchronous successive halving, see `rungs`; ``none``: all trials are trained to the end.
+        ``none``: all trials are trained to the end. ``halving``: asynchronous successive halving, see `rungs`. It costs
+        less, and is unfair: where small steps look best in early rounds, it stops the trials that would win.
     seed
         Seed of the sampler.
     seeds
         Seeds of a trial's runs, over which the metric is averaged. They must differ from the study's seeds, so that the
-        values are not chosen by the reported runs. The default is one seed, the study's largest plus 1.
+        values are not chosen by the reported runs. The default is three seeds that follow the study's largest.
     min_rounds
         Rounds before the first rung; by default all rounds divided by ``reduction-factor`` squared.
     reduction_factor
@@ -71,7 +73,7 @@ class Settings:
     trials: PositiveInt | None = None
     metric: Metric = "test_accuracy"
     sampler: Literal["tpe", "random", "grid"] = "tpe"
-    pruner: Literal["halving", "none"] = "halving"
+    pruner: Literal["none", "halving"] = "none"
     seed: NonNegativeInt = 0
     seeds: tuple[NonNegativeInt, ...] = ()
     min_rounds: PositiveInt | None = None
@@ -91,9 +93,9 @@ class Settings:
 
         Examples
         --------
-        >>> Settings().rungs(90), Settings(min_rounds=4, reduction_factor=2).rungs(20)
+        >>> Settings(pruner="halving").rungs(90), Settings(pruner="halving", min_rounds=4, reduction_factor=2).rungs(20)
         ((10, 30), (4, 8, 16))
-        >>> Settings(pruner="none").rungs(90)
+        >>> Settings().rungs(90)
         ()
         """
         if self.pruner == "none":
@@ -125,6 +127,8 @@ class Subject:
         Search space of each searched key.
     permission
         Modules that the keys may name; ``None`` if they come from Python.
+    earlier
+        The search spaces before each extension.
     """
 
     variant: str
@@ -133,6 +137,45 @@ class Subject:
     keys: Mapping[str, object]
     space: Mapping[str, Space]
     permission: Permission | None = field(default=None, compare=False, repr=False)
+    earlier: tuple[Mapping[str, Space], ...] = ()
+
+    @property
+    def size(self) -> float:
+        """Number of configurations in the search space; infinite if one of its ranges is continuous."""
+        return math.prod(float(space.size) for space in self.space.values())
+
+    def grid(self) -> list[dict[str, object]]:
+        """Return the points of the grid; the last key varies fastest, and the points of an extension come last.
+
+        Examples
+        --------
+        >>> space = {"a": parse_space([1, 2]), "b": parse_space(["x", "y"])}
+        >>> Subject("s", {}, PurePosixPath("s"), {}, space).grid()[1:3]
+        [{'a': 1, 'b': 'y'}, {'a': 2, 'b': 'x'}]
+        """
+        points = (
+            dict(zip(space, values, strict=True))
+            for space in (*self.earlier, self.space)
+            for values in product(*(_grid(key, one) for key, one in space.items()))
+        )
+        return list({repr(point): point for point in points}.values())
+
+    def widened(self, spaces: Mapping[str, Space]) -> Subject:
+        """Return the subject with some of its spaces widened."""
+        return replace(self, space={**self.space, **spaces}, earlier=(*self.earlier, self.space))
+
+    def check(self, key: str, value: object) -> None:
+        """Raise a ValueError if a key does not allow a value."""
+        config = self.config({key: value}, 0)
+        build_schedule(config, build_algorithm(config))
+
+    def allows(self, key: str, value: object) -> bool:
+        """Return whether a key allows a value."""
+        try:
+            self.check(key, value)
+        except (ValueError, OverflowError):
+            return False
+        return True
 
     def config(self, values: Mapping[str, object], seed: int) -> RunConfig:
         """Return the configuration of a run with the given values of searched keys."""
@@ -158,6 +201,8 @@ class Plan:
         The study's table ``[tune]``, with ``trials`` and ``seeds`` filled in.
     subjects
         Every variant at every point, in the study's order.
+    extensions
+        How many times search spaces were widened; see `extended`.
 
     Examples
     --------
@@ -176,6 +221,7 @@ class Plan:
     study: Study
     settings: Settings
     subjects: tuple[Subject, ...]
+    extensions: int = 0
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], name: str = "study") -> Plan:
@@ -196,9 +242,23 @@ class Plan:
 
     @property
     def trials(self) -> int:
-        """Trials of each subject."""
+        """Trials of each subject before any extension."""
         assert self.settings.trials is not None
         return self.settings.trials
+
+    def budget(self, subject: Subject) -> int:
+        """Return the number of trials of a subject: each extension adds `trials`, up to the size of the space.
+
+        A grid has the number of its points.
+        """
+        if self.settings.sampler == "grid":
+            return len(subject.grid())
+        return int(min(self.trials * (1 + self.extensions), subject.size))
+
+    def extended(self, spaces: Sequence[Mapping[str, Space]]) -> Plan:
+        """Return the plan with some spaces of each subject widened, and as many trials again of every subject."""
+        subjects = (one.widened(wider) for one, wider in zip(self.subjects, spaces, strict=True))
+        return replace(self, subjects=tuple(subjects), extensions=self.extensions + 1)
 
     def rounds(self, subject: Subject) -> int:
         """Return the rounds of a complete trial, over all its seeds."""
@@ -285,7 +345,8 @@ def _settings(table: object, study_seeds: Sequence[int]) -> Settings:
             f"[tune] seeds = {list(settings.seeds)} shares {shared} with the study's seeds: take other "
             "seeds, so that the reported runs do not choose the values"
         )
-    return settings if settings.seeds else replace(settings, seeds=(max(study_seeds) + 1,))
+    first = max(study_seeds) + 1
+    return settings if settings.seeds else replace(settings, seeds=(first, first + 1, first + 2))
 
 
 def _spaces(table: object, name: str, study: Study) -> dict[str, Space]:
@@ -329,8 +390,7 @@ def _fitting(subject: Subject, key: str, space: Space) -> Space:
 
     def check(value: object) -> None:
         try:
-            config = subject.config({key: value}, 0)
-            build_schedule(config, build_algorithm(config))
+            subject.check(key, value)
         except ValueError as error:
             raise ValueError(f"{subject}: search {key}: {error}") from error
 
@@ -354,10 +414,7 @@ def _budget(settings: Settings, subjects: Sequence[Subject]) -> int:
     """Return the number of trials, the same for every subject."""
     sizes: dict[str, float] = {}
     for subject in subjects:
-        if settings.sampler == "grid":
-            sizes[str(subject)] = math.prod(len(_grid(key, space)) for key, space in subject.space.items())
-        else:
-            sizes[str(subject)] = math.prod(float(space.size) for space in subject.space.values())
+        sizes[str(subject)] = len(subject.grid()) if settings.sampler == "grid" else subject.size
     if settings.sampler == "grid":
         wanted = set(sizes.values()) | ({settings.trials} if settings.trials else set())
         if len(wanted) > 1:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,28 +14,32 @@ from fedpisa.storage.files import replace_file
 from fedpisa.studies.study import Study
 from fedpisa.tuning.picture import plot_trials
 from fedpisa.tuning.plan import Plan, Subject
-from fedpisa.tuning.trials import Trial, best_of
+from fedpisa.tuning.standing import Standing, is_complete
+from fedpisa.tuning.trials import Trial
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-def write_results(plan: Plan, trials: Sequence[Sequence[Trial]], directory: Path) -> None:
-    """Write ``trials.csv`` and ``trials.png``, and after the last trial ``best/`` and ``best.toml``.
+def write_results(plan: Plan, standings: Sequence[Standing], directory: Path) -> None:
+    """Write all trials and a summary, and after the last trial the best values.
+
+    The files are ``trials.csv``, ``summary.csv``, ``trials.png``, ``best/`` and ``best.toml``.
 
     Parameters
     ----------
     plan
         The plan.
-    trials
-        Trials of each subject.
+    standings
+        Outcome of each subject.
     directory
         Folder to write to.
     """
-    replace_file(directory / "trials.csv", to_csv(_frame(plan, trials)))
-    if any(trial.metric is not None for trial in chain(*trials)):
-        plot_trials(plan, trials, directory / "trials.png")
-    files = _best_files(plan, trials) if is_complete(plan, trials) else {}
+    replace_file(directory / "trials.csv", to_csv(_trials(plan, standings)))
+    replace_file(directory / "summary.csv", to_csv(_summary(plan, standings)))
+    if any(trial.metric is not None for one in standings for trial in one.trials):
+        plot_trials(plan, [one.trials for one in standings], directory / "trials.png")
+    files = _best_files(plan, standings) if is_complete(plan, standings) else {}
     for name, content in files.items():
         (directory / name).parent.mkdir(parents=True, exist_ok=True)
         replace_file(directory / name, content.encode())
@@ -45,24 +48,19 @@ def write_results(plan: Plan, trials: Sequence[Sequence[Trial]], directory: Path
             file.unlink(missing_ok=True)
 
 
-def _best_files(plan: Plan, trials: Sequence[Sequence[Trial]]) -> dict[str, str]:
+def _best_files(plan: Plan, standings: Sequence[Standing]) -> dict[str, str]:
     """Return the files with the best values; ``best.toml`` needs a best trial of every subject."""
-    best = [best_of(own_trials, plan.metric) for own_trials in trials]
     files = {
-        str(Path("best") / f"{subject.path}.toml"): _best_config(subject, trial)
-        for subject, trial in zip(plan.subjects, best, strict=True)
-        if trial is not None
+        str(Path("best") / f"{one.subject.path}.toml"): _best_config(one.subject, one.best)
+        for one in standings
+        if one.best is not None
     }
-    if len(files) == len(best):
-        head = f"# {plan.trials} trials each by {plan.metric}, on other seeds than these; see trials.csv.\n"
-        study = _best_study(plan, [trial for trial in best if trial is not None])
+    if len(files) == len(standings):
+        trials = " or ".join(map(str, sorted({len(one.trials) for one in standings})))
+        head = f"# {trials} trials each by {plan.metric}, on other seeds than these; see summary.csv.\n"
+        study = _best_study(plan, [one.best for one in standings if one.best is not None])
         files["best.toml"] = head + study.to_toml()
     return files
-
-
-def is_complete(plan: Plan, trials: Sequence[Sequence[Trial]]) -> bool:
-    """Return whether all trials have ended."""
-    return all(sum(t.state != "running" for t in own_trials) == plan.trials for own_trials in trials)
 
 
 def _best_config(subject: Subject, best: Trial) -> str:
@@ -88,26 +86,56 @@ def _best_study(plan: Plan, best: Sequence[Trial]) -> Study:
     return Study(study.name, study.base, study.sweep, variants, study.seeds, at)
 
 
-def _frame(plan: Plan, trials: Sequence[Sequence[Trial]]) -> pd.DataFrame:
+def _summary(plan: Plan, standings: Sequence[Standing]) -> pd.DataFrame:
+    """Return a row per subject: what tuning cost, what it found, and what makes that doubtful."""
+    import pandas as pd
+
+    rows = []
+    for one in standings:
+        swapped, pairs = one.swapped
+        rows.append(
+            {
+                "variant": one.subject.variant,
+                **{key: _cell(value) for key, value in one.subject.point.items()},
+                "trials": len(one.trials) - one.counts["running"],
+                **{state: one.counts[state] for state in ("finished", "pruned", "diverged", "failed")},
+                "extensions": plan.extensions,
+                "rounds": one.rounds,
+                "gradients": one.gradients,
+                "seconds": one.seconds,
+                plan.metric: None if one.best is None else one.best.metric,
+                f"median_{plan.metric}": one.median,
+                "at_edge": ", ".join(edge.key for edge in one.edges),
+                "swapped_pairs": swapped,
+                "pairs": pairs,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _trials(plan: Plan, standings: Sequence[Standing]) -> pd.DataFrame:
     """Return a row per trial: variant, swept keys, index, state and searched keys."""
     import pandas as pd
 
     rows = [
         {
-            "variant": subject.variant,
-            **{key: _cell(value) for key, value in subject.point.items()},
+            "variant": one.subject.variant,
+            **{key: _cell(value) for key, value in one.subject.point.items()},
             "trial": trial.index,
             "state": trial.state,
             plan.metric: math.nan if trial.metric is None else trial.metric,
             "rounds": trial.rounds,
+            "gradients": trial.gradients,
             "seconds": trial.seconds,
             "error": trial.error,
             **{key: _cell(value) for key, value in trial.keys.items()},
         }
-        for subject, own_trials in zip(plan.subjects, trials, strict=True)
-        for trial in own_trials
+        for one in standings
+        for trial in one.trials
     ]
-    columns = ["variant", *plan.study.sweep, "trial", "state", plan.metric, "rounds", "seconds", "error"]
+    columns = [
+        "variant", *plan.study.sweep, "trial", "state", plan.metric, "rounds", "gradients", "seconds", "error"
+    ]  # fmt: skip
     return pd.DataFrame(rows) if rows else pd.DataFrame(columns=columns)
 
 

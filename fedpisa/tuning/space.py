@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, final
+from typing import TYPE_CHECKING, Any, Final, cast, final
 
 import numpy as np
 
@@ -126,7 +126,7 @@ class Range:
 @final
 @dataclass(frozen=True)
 class Choices:
-    """An unordered list of values.
+    """A list of values.
 
     Examples
     --------
@@ -148,6 +148,13 @@ class Choices:
         """Number of values."""
         return len(self.values)
 
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        """The values in ascending order if all are finite numbers; otherwise nothing."""
+        values = cast(tuple[Any, ...], self.values)
+        are_numbers = all(_is_number(value) and math.isfinite(value) for value in values)
+        return tuple(sorted(values)) if are_numbers else ()
+
     def grid(self) -> tuple[object, ...]:
         """Return the values in the given order."""
         return self.values
@@ -168,6 +175,22 @@ class Choices:
 
 
 Space = Range | Choices
+
+
+def stored_space(space: Space) -> object:
+    """Return a space as JSON can store it, for `read_stored_space`."""
+    return vars(space) if isinstance(space, Range) else list(space.values)
+
+
+def read_stored_space(stored: Any) -> Space:
+    """Return a space that `stored_space` made.
+
+    Examples
+    --------
+    >>> read_stored_space(stored_space(Range(1, 9, whole=True))) == Range(1, 9, whole=True)
+    True
+    """
+    return Range(**stored) if isinstance(stored, Mapping) else Choices(tuple(stored))
 
 
 def parse_space(written: object) -> Space:

@@ -1,8 +1,9 @@
 """Trials in SQLite, shared by all processes that tune in one directory.
 
-Each subject is an Optuna study. A process claims a trial, with its index and its values, under the directory's lock.
-The values depend only on the plan's seed, the subject, the index and the stored trials. Each process holds a lock until
-it ends. If a trial is running and the lock of its process is free, the process died: the index is claimed again.
+Each subject is an Optuna study, and another one after each extension. A process claims a trial, with its index and its
+values, under the directory's lock. The values depend only on the plan's seed, the subject, the index and the stored
+trials. Each process holds a lock until it ends. If a trial is running and the lock of its process is free, the process
+died: the index is claimed again.
 """
 
 from __future__ import annotations
@@ -15,16 +16,16 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
-from itertools import product
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Literal, final
+from typing import TYPE_CHECKING, Final, Literal, final
 
 from fedpisa import components
 from fedpisa.rng import stream_key
 from fedpisa.storage.files import LOCK, InUseError, locked, refuse_link
 from fedpisa.tuning.metric import Metric, maximized
 from fedpisa.tuning.plan import Plan, Subject
+from fedpisa.tuning.space import Space, read_stored_space, stored_space
 
 if TYPE_CHECKING:
     import optuna
@@ -60,6 +61,10 @@ class Trial:
         Duration.
     error
         Reason of a failure.
+    gradients
+        Gradients of single samples; ``None`` if an earlier version did not count them.
+    early
+        Metric at the first rung, if the trial reached it.
     """
 
     index: int
@@ -69,6 +74,8 @@ class Trial:
     rounds: int = 0
     seconds: float = 0.0
     error: str = ""
+    gradients: int | None = 0
+    early: float | None = None
 
 
 @final
@@ -88,12 +95,27 @@ class Claim:
             self._trial.report(metric, step)
             return self._trial.should_prune()
 
-    def end(self, state: State, metric: float | None, rounds: int, seconds: float, error: str) -> None:
+    def end(
+        self,
+        state: State,
+        metric: float | None,
+        rounds: int,
+        seconds: float,
+        error: str = "",
+        gradients: int = 0,
+    ) -> None:
         """Store how the trial ended; see `Trial` for the parameters."""
         from optuna.trial import TrialState
 
         text = None if metric is None else repr(metric)  # JSON has no infinity
-        end = {"state": state, "metric": text, "rounds": rounds, "seconds": seconds, "error": error}
+        end = {
+            "state": state,
+            "metric": text,
+            "rounds": rounds,
+            "seconds": seconds,
+            "error": error,
+            "gradients": gradients,
+        }
         stored = {"failed": TrialState.FAIL, "pruned": TrialState.PRUNED}.get(state, TrialState.COMPLETE)
         with _database_errors():
             self._ended = True
@@ -139,7 +161,18 @@ class Trials:
         self._locks = ExitStack()
         self._me = directory / WORKERS / f"{os.getpid()}-{time.time_ns()}"
         with locked(directory, wait=True), _database_errors():
-            self._studies = self._open()
+            self._storage = self._open()
+            # ``_first`` are the studies before any extension; those of the latest are in ``_studies``.
+            self._first = self._studies = [self._study(subject) for subject in plan.subjects]
+            for subject, study in zip(plan.subjects, self._first, strict=True):
+                self._require_same(study, subject)
+            self._follow()
+            self._require_budget()
+
+    @property
+    def plan(self) -> Plan:
+        """The plan, with all extensions in the directory."""
+        return self._plan
 
     def __enter__(self) -> Trials:
         self._locks.enter_context(locked(self._me))
@@ -156,19 +189,20 @@ class Trials:
     def claim(self) -> Claim | None:
         """Claim a trial of the subject with the fewest; return ``None`` if all trials are claimed."""
         with locked(self._directory, wait=True), _database_errors():
-            claimed = []
-            for study in self._studies:
+            self._follow()
+            claimed, free = [], []
+            for subject, study in zip(self._plan.subjects, self._studies, strict=True):
                 self._fail_lost(study)
                 claimed.append(set(self._latest(study)))
-            number = min(range(len(claimed)), key=lambda n: len(claimed[n]))
-            free = [index for index in range(self._plan.trials) if index not in claimed[number]]
-            if not free:
+                free.append([n for n in range(self._plan.budget(subject)) if n not in claimed[-1]])
+            if not any(free):
                 return None
-            subject, study = self._plan.subjects[number], self._studies[number]
-            trial = self._ask(study, subject, free[0])
-            trial.set_user_attr("claim", {"index": free[0], "worker": self._me.name})
+            number = min((n for n, own in enumerate(free) if own), key=lambda n: len(claimed[n]))
+            subject, study, index = self._plan.subjects[number], self._studies[number], free[number][0]
+            trial = self._ask(study, subject, index)
+            trial.set_user_attr("claim", {"index": index, "worker": self._me.name})
             values = {key: space.decoded(trial.params[key]) for key, space in subject.space.items()}
-            return Claim(subject, free[0], values, trial)
+            return Claim(subject, index, values, trial)
 
     def of(self, subject: Subject) -> list[Trial]:
         """Return a subject's trials, ordered by index, without those whose process died."""
@@ -180,8 +214,41 @@ class Trials:
         """Yield the trials of all subjects; within the block, no other process claims a trial."""
         with locked(self._directory, wait=True):
             with _database_errors():
+                self._follow()
                 found = [self._of(subject) for subject in self._plan.subjects]
             yield found
+
+    def widen(self, extensions: int, spaces: Sequence[Mapping[str, Space]]) -> None:
+        """Widen some search spaces of each subject, and keep its trials, unless another process did it.
+
+        Parameters
+        ----------
+        extensions
+            The number of extensions before this one.
+        spaces
+            The widened spaces of each subject.
+        """
+        import optuna
+
+        with locked(self._directory, wait=True), _database_errors():
+            self._follow()
+            if self._plan.extensions != extensions:
+                return
+            wider = self._plan.extended(spaces)
+            names = {study.study_name for study in optuna.get_all_study_summaries(self._storage)}
+            for subject, first, study in zip(wider.subjects, self._first, self._studies, strict=True):
+                if _name(subject) in names:  # of a process that died here
+                    optuna.delete_study(study_name=_name(subject), storage=self._storage)
+                copy = self._study(subject)
+                for trial in self._latest(study).values():
+                    copy.add_trial(_copied(trial, subject))
+                stored = [
+                    {key: stored_space(one) for key, one in space.items()}
+                    for space in (*subject.earlier[1:], subject.space)
+                ]
+                first.set_user_attr("extended", stored)
+            self._first[0].set_user_attr("extensions", wider.extensions)
+            self._follow()
 
     def disconnect(self) -> None:
         """Close the connections, which a forked process must not inherit; the next use opens new ones."""
@@ -195,7 +262,7 @@ class Trials:
         latest = self._latest(study)
         return [_read(subject, index, latest[index]) for index in sorted(latest)]
 
-    def _open(self) -> list[optuna.Study]:
+    def _open(self) -> optuna.storages.RDBStorage:
         import optuna
         from sqlalchemy.pool import QueuePool
 
@@ -204,22 +271,32 @@ class Trials:
         storage = optuna.storages.RDBStorage(
             "sqlite://", engine_kwargs={"creator": partial(_connect, file), "poolclass": QueuePool}
         )
-        directions = optuna.study.StudyDirection
         self._engine = storage.engine
         self._locks.callback(self.disconnect)
-        direction = directions.MAXIMIZE if maximized(self._plan.metric) else directions.MINIMIZE
-        studies = []
-        for subject in self._plan.subjects:
-            study = optuna.create_study(
-                storage=storage,
-                study_name=str(subject.path),
-                direction=direction,
-                pruner=self._pruner(subject),
-                load_if_exists=True,
-            )
-            self._require_same(study, subject)
-            studies.append(study)
-        return studies
+        return storage
+
+    def _study(self, subject: Subject) -> optuna.Study:
+        import optuna
+
+        directions = optuna.study.StudyDirection
+        return optuna.create_study(
+            storage=self._storage,
+            study_name=_name(subject),
+            direction=directions.MAXIMIZE if maximized(self._plan.metric) else directions.MINIMIZE,
+            pruner=self._pruner(subject),
+            load_if_exists=True,
+        )
+
+    def _follow(self) -> None:
+        """Go on to the latest extension in the directory."""
+        extensions = self._first[0].user_attrs.get("extensions", 0)
+        if self._plan.extensions == extensions:
+            return
+        stored = [study.user_attrs["extended"] for study in self._first]
+        for number in range(self._plan.extensions, extensions):
+            spaces = [{key: read_stored_space(space) for key, space in own[number].items()} for own in stored]
+            self._plan = self._plan.extended(spaces)
+        self._studies = [self._study(subject) for subject in self._plan.subjects]
 
     def _require_same(self, study: optuna.Study, subject: Subject) -> None:
         now = dict(self._plan.fingerprint[subject.path])
@@ -237,11 +314,16 @@ class Trials:
                 f"the trials of {subject} in {self._directory} are of another plan: {', '.join(different)}: restore "
                 "the plan, or give another directory with --out"
             )
-        if extra := [index for index in self._latest(study) if index >= self._plan.trials]:
-            raise ValueError(
-                f"{self._directory} has {max(extra) + 1} trials of {subject}, more than trials = {self._plan.trials}: "
-                "trials can only grow"
-            )
+
+    def _require_budget(self) -> None:
+        for subject, study in zip(self._plan.subjects, self._studies, strict=True):
+            budget = self._plan.budget(subject)
+            if extra := [index for index in self._latest(study) if index >= budget]:
+                times = f" times {1 + self._plan.extensions}" if self._plan.extensions else ""
+                raise ValueError(
+                    f"{self._directory} has {max(extra) + 1} trials of {subject}, more than trials = "
+                    f"{self._plan.trials}{times}: trials can only grow"
+                )
 
     def _pruner(self, subject: Subject) -> optuna.pruners.BasePruner:
         import optuna
@@ -260,7 +342,7 @@ class Trials:
         seed = stream_key(settings.seed, f"tune {subject.path}", index) % 2**32
         at_random = optuna.samplers.RandomSampler(seed)
         if settings.sampler == "grid":
-            chosen = grid_point(subject.space, index)
+            chosen = subject.grid()[index]
             point = {key: [one.encoded(chosen[key])] for key, one in subject.space.items()}
             study.sampler = optuna.samplers.GridSampler(point)
         elif settings.sampler == "random":
@@ -313,17 +395,23 @@ class Trials:
         return found
 
 
-def grid_point(space: Mapping[str, Any], index: int) -> dict[str, object]:
-    """Return a point of the grid; the last key varies fastest.
+def _name(subject: Subject) -> str:
+    """Return the name of the subject's Optuna study."""
+    return f"{subject.path} extension {len(subject.earlier)}" if subject.earlier else str(subject.path)
 
-    Examples
-    --------
-    >>> from fedpisa.tuning.space import Choices
-    >>> grid_point({"a": Choices((1, 2)), "b": Choices(("x", "y"))}, 2)
-    {'a': 2, 'b': 'x'}
-    """
-    points: Sequence[tuple[object, ...]] = list(product(*(one.grid() for one in space.values())))
-    return dict(zip(space, points[index], strict=True))
+
+def _copied(trial: optuna.trial.FrozenTrial, subject: Subject) -> optuna.trial.FrozenTrial:
+    """Return a trial as one of the subject's widened space, which contains its values."""
+    from optuna.trial import create_trial
+
+    return create_trial(
+        state=trial.state,
+        value=trial.value,
+        params=trial.params,
+        distributions={key: space.distribution() for key, space in subject.space.items()},
+        user_attrs=trial.user_attrs,
+        intermediate_values=trial.intermediate_values,
+    )
 
 
 def _read(subject: Subject, index: int, found: optuna.trial.FrozenTrial) -> Trial:
@@ -334,7 +422,18 @@ def _read(subject: Subject, index: int, found: optuna.trial.FrozenTrial) -> Tria
     if end is None:
         return Trial(index, values, "failed", error=f"its process ended {ATTEMPTS} times")
     metric = None if end["metric"] is None else float(end["metric"])
-    return Trial(index, values, end["state"], metric, end["rounds"], end["seconds"], end["error"])
+    early = found.intermediate_values
+    return Trial(
+        index,
+        values,
+        end["state"],
+        metric,
+        end["rounds"],
+        end["seconds"],
+        end["error"],
+        end.get("gradients"),
+        early[min(early)] if early else None,
+    )
 
 
 def _connect(file: Path) -> sqlite3.Connection:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import repeat
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import fmean
@@ -20,9 +21,10 @@ from fedpisa.runs.run_files import Row
 from fedpisa.runs.signals import Interrupted, postponed
 from fedpisa.studies.pool import Pool, Worker, become_worker
 from fedpisa.tuning.metric import column_of, measure, worst
-from fedpisa.tuning.plan import Plan, Subject, read_plan
-from fedpisa.tuning.results import is_complete, write_results
-from fedpisa.tuning.trials import Claim, DatabaseError, State, Trial, Trials, best_of
+from fedpisa.tuning.plan import Plan, read_plan
+from fedpisa.tuning.results import write_results
+from fedpisa.tuning.standing import Standing, is_complete
+from fedpisa.tuning.trials import Claim, DatabaseError, State, Trials
 
 
 @final
@@ -45,7 +47,11 @@ class TrialProgress:
     message
         Reason of a failure.
     before
-        Whether the trial ended before this call of `tune`.
+        Whether the trial ended before this call of `tune`, or before an extension.
+    gradients
+        Gradients of single samples so far, over all seeds.
+    budget
+        Number of the subject's trials.
     """
 
     subject: int
@@ -55,36 +61,8 @@ class TrialProgress:
     metric: float | None = None
     message: str = ""
     before: bool = False
-
-
-@final
-@dataclass(frozen=True)
-class Standing:
-    """Outcome of one subject.
-
-    Parameters
-    ----------
-    subject
-        The subject.
-    trials
-        Its trials so far.
-    best
-        The best finished trial, if any.
-    """
-
-    subject: Subject
-    trials: Sequence[Trial]
-    best: Trial | None
-
-    @property
-    def counts(self) -> Counter[State]:
-        """Number of trials in each state."""
-        return Counter(trial.state for trial in self.trials)
-
-    @property
-    def rounds(self) -> int:
-        """Trained rounds of all trials."""
-        return sum(trial.rounds for trial in self.trials)
+    gradients: int = 0
+    budget: int = 0
 
 
 def tune(
@@ -92,12 +70,13 @@ def tune(
     out: str | os.PathLike[str] | None = None,
     *,
     jobs: int = 1,
+    extend: int = 0,
     on_progress: Callable[[TrialProgress], None] = lambda progress: None,
     allow: Iterable[str] = (),
 ) -> list[Standing]:
     """Search the best values of each variant at each point of a study, with the same number of trials for all.
 
-    Write ``tune.db`` (Optuna's), ``trials.csv`` and ``trials.png``, and after the last trial
+    Write ``tune.db`` (Optuna's), ``trials.csv``, ``summary.csv`` and ``trials.png``, and after the last trial
     ``best/<variant>/<point>.toml`` for ``fedpisa run`` and ``best.toml`` for ``fedpisa compare``. After an
     interruption, the same call continues. Several processes may tune in the same directory.
 
@@ -110,6 +89,9 @@ def tune(
     jobs
         Number of parallel processes. With one, the trials are reproducible. With more, the sampler ``tpe`` and the
         pruner depend on the order in which trials end.
+    extend
+        Number of extensions, at most. When all trials have ended and a best value lies at an edge, its space is
+        widened, and every variant gets as many trials again. A directory keeps its extensions.
     on_progress
         Called on each progress of a trial.
     allow
@@ -130,29 +112,42 @@ def tune(
     plan = study if isinstance(study, Plan) else read_plan(study, allow=allow)
     directory = Path("tuned") / plan.study.folder if out is None else Path(out)
     with Trials(plan, directory) as trials:
-        for number, subject in enumerate(plan.subjects):
-            for one in trials.of(subject):
-                if one.state != "running":
-                    on_progress(
-                        TrialProgress(number, one.index, one.state, one.rounds, one.metric, one.error, True)
-                    )
-        if jobs == 1:
-            signum = _work(plan, trials, on_progress, _announce)
-        else:
-            signum = None
-            # If a worker dies, its trial starts again, up to `ATTEMPTS` times.
-            while signum is None and (left := sum(plan.trials - len(trials.of(s)) for s in plan.subjects)):
-                trials.disconnect()
-                signum = _share_out(plan, directory, min(jobs, left), on_progress)
-        # The last process to end sees all trials, so it writes the complete outcome.
-        with trials.standing_still() as found:
-            write_results(plan, found, directory)
-    if signum is not None and not is_complete(plan, found):
-        raise Interrupted(signum)
-    return [
-        Standing(subject, own_trials, best_of(own_trials, plan.metric))
-        for subject, own_trials in zip(plan.subjects, found, strict=True)
-    ]
+        while True:
+            _tell_ended(trials, on_progress)
+            if jobs == 1:
+                signum = _work(trials, on_progress, _announce)
+            else:
+                signum = None
+                # If a worker dies, its trial starts again, up to `ATTEMPTS` times.
+                while signum is None and (left := _left(trials)):
+                    trials.disconnect()
+                    signum = _share_out(plan, directory, min(jobs, left), on_progress)
+            # The last process to end sees all trials, so it writes the complete outcome.
+            with trials.standing_still() as found:
+                now = trials.plan
+                standings = list(map(Standing.of, repeat(now), now.subjects, found))
+                write_results(now, standings, directory)
+            complete = is_complete(now, standings)
+            if signum is not None and not complete:
+                raise Interrupted(signum)
+            at_edge = any(one.edges for one in standings)
+            if not (complete and at_edge and now.extensions < extend) or signum is not None:
+                return standings
+            trials.widen(now.extensions, [{edge.key: edge.wider for edge in one.edges} for one in standings])
+
+
+def _tell_ended(trials: Trials, tell: Callable[[TrialProgress], None]) -> None:
+    for number, subject in enumerate(trials.plan.subjects):
+        budget = trials.plan.budget(subject)
+        for one in trials.of(subject):
+            if one.state != "running":
+                state = TrialProgress(number, one.index, one.state, one.rounds, one.metric, one.error, True)
+                tell(replace(state, gradients=one.gradients or 0, budget=budget))
+
+
+def _left(trials: Trials) -> int:
+    """Return the number of trials that no process has claimed."""
+    return sum(trials.plan.budget(subject) - len(trials.of(subject)) for subject in trials.plan.subjects)
 
 
 def training(plan: Plan, claim: Claim, number: int = 0) -> Iterator[TrialProgress]:
@@ -161,12 +156,15 @@ def training(plan: Plan, claim: Claim, number: int = 0) -> Iterator[TrialProgres
     At a rung, the metric is the mean over the completed seeds and the current one.
     """
     from fedpisa.runs.simulation import Simulation
+    from fedpisa.tuning.cost import sample_gradients
 
-    seed_metrics, rounds, metric = list[float](), 0, None
+    seed_metrics, rounds, gradients, metric = list[float](), 0, 0, None
     rungs = deque(plan.settings.rungs(plan.rounds(claim.subject)))
 
     def now(state: State, message: str = "") -> TrialProgress:
-        return TrialProgress(number, claim.index, state, rounds, metric, message)
+        return TrialProgress(
+            number, claim.index, state, rounds, metric, message, False, gradients, plan.budget(claim.subject)
+        )
 
     yield now("running")
     try:
@@ -175,6 +173,7 @@ def training(plan: Plan, claim: Claim, number: int = 0) -> Iterator[TrialProgres
             simulation, rows, last = Simulation(config), list[Row](), None
             for row in simulation.rows():
                 rows.append(row)
+                gradients += sample_gradients(simulation, row)
                 if simulation.diverged:
                     rounds, metric = rounds + bool(row["round"]), worst(plan.metric)
                     yield now("diverged")
@@ -202,7 +201,7 @@ def training(plan: Plan, claim: Claim, number: int = 0) -> Iterator[TrialProgres
 
 
 def _work(
-    plan: Plan, trials: Trials, tell: Callable[[TrialProgress], None], announce: Callable[[int], None]
+    trials: Trials, tell: Callable[[TrialProgress], None], announce: Callable[[int], None]
 ) -> int | None:
     """Train trials until none is left; return the signal that interrupted, if any."""
     from fedpisa.simulation.stacked.threads import one_thread
@@ -211,10 +210,17 @@ def _work(
         while stop.signum is None and (claim := trials.claim()) is not None:
             began = time.perf_counter()
             try:
+                plan = trials.plan
                 for progress in training(plan, claim, plan.subjects.index(claim.subject)):
                     if progress.state != "running":
-                        seconds = time.perf_counter() - began
-                        claim.end(progress.state, progress.metric, progress.rounds, seconds, progress.message)
+                        claim.end(
+                            progress.state,
+                            progress.metric,
+                            progress.rounds,
+                            time.perf_counter() - began,
+                            progress.message,
+                            progress.gradients,
+                        )
                     tell(progress)
                     if stop.signum is not None:
                         break
@@ -269,7 +275,7 @@ def _be_worker(plan: Plan, directory: Path, pipe: Connection) -> None:
 
     try:
         with Trials(plan, directory) as trials:
-            _work(plan, trials, tell, lambda signum: None)  # the parent reports it
+            _work(trials, tell, lambda signum: None)  # the parent reports it
     except (ValueError, OSError) as error:
         with suppress(OSError):
             pipe.send(one_line(error))

@@ -20,7 +20,7 @@ BASE: Mapping[str, Any] = {
 TABLES: Mapping[str, Any] = {
     "name": "small",
     "seeds": [0, 1],
-    "tune": {"trials": 5, "metric": "test_loss"},
+    "tune": {"trials": 5, "metric": "test_loss", "seeds": [2]},
     "base": BASE,
     "search": {"learning-rate": {"low": 0.01, "high": 1, "log": True}},
     "variant": [
@@ -56,7 +56,7 @@ def write(path: Path, **changes: Any) -> Path:
 
 SGD: Mapping[str, Any] = {"variant": [TABLES["variant"][0]]}
 GRID: Mapping[str, Any] = {
-    "tune": {"sampler": "grid", "trials": 6, "pruner": "none"},
+    "tune": {"sampler": "grid", "trials": 6},
     "search": {"learning-rate": [0.1, 0.3, 1]},
     "variant": [{"name": "sgd", "algorithm": "fedsgd", "search": {"momentum": [0, 0.5]}}],
 }

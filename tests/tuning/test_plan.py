@@ -115,8 +115,16 @@ def test_a_missing_budget_and_a_missing_table_are_said() -> None:
 
 
 def test_the_seeds_of_tuning_are_not_the_studys() -> None:
-    assert plan_of().settings.seeds == (2,)
+    tables = tables_of()
+    del tables["tune"]["seeds"]
+    assert Plan.from_mapping(tables).settings.seeds == (2, 3, 4)
     assert plan_of(tune={"seeds": [5, 6]}).settings.seeds == (5, 6)
+
+
+def test_no_trial_is_pruned_unless_the_plan_says_so() -> None:
+    plan = plan_of()
+    assert [plan.settings.rungs(plan.rounds(subject)) for subject in plan.subjects] == [(), ()]
+    assert plan_of(tune={"pruner": "halving"}).settings.rungs(90) == (10, 30)
 
 
 def test_grids_of_ranges() -> None:

@@ -88,7 +88,7 @@ def test_more_trials_may_be_asked_for_and_fewer_not(tmp_path: Path) -> None:
     [
         ({"base": {"num-server-rounds": 8}}, "num-server-rounds was 9 and is now 8"),
         ({"search": {"learning-rate": {"low": 0.1, "high": 1}}}, "search learning-rate was Range"),
-        ({"tune": {"pruner": "none"}}, r"\[tune\] pruner was 'halving' and is now 'none'"),
+        ({"tune": {"pruner": "halving"}}, r"\[tune\] pruner was 'none' and is now 'halving'"),
     ],
 )
 def test_another_plan_is_refused(tmp_path: Path, changes: Any, message: str) -> None:
@@ -121,7 +121,7 @@ def test_choices_that_are_lists_come_back_as_lists(tmp_path: Path) -> None:
 def test_gradient_descent_is_tuned_to_its_best_step(tmp_path: Path) -> None:
     base = {"dimension": 6, "condition": 20.0, "num-server-rounds": 60, "eval-every": 60}
     tables = {**SGD, "base": base, "search": {"learning-rate": {"low": 0.05, "high": 5, "log": True}}}
-    (standing,) = tune(plan_of(**tables, tune={"trials": 25, "pruner": "none"}), tmp_path)
+    (standing,) = tune(plan_of(**tables, tune={"trials": 25}), tmp_path)
     # The best step in closed form: F(w_R) - F* = 1/2 sum_k h_k (1 - eta h_k)^2R c_k^2 along the Hessian's eigenvectors.
     config = RunConfig.from_mapping({**BASE, **base, "algorithm": "fedsgd", "seed": 2})
     data = load_dataset(config)
@@ -139,9 +139,9 @@ def test_gradient_descent_is_tuned_to_its_best_step(tmp_path: Path) -> None:
 
 
 def test_pruned_trials_stop_at_a_rung(tmp_path: Path) -> None:
-    plan = plan_of(**SGD, tune={"trials": 12, "seeds": [7, 8]})
+    plan = plan_of(**SGD, tune={"trials": 12, "seeds": [7, 8], "pruner": "halving"})
     (standing,) = tune(plan, tmp_path)
-    rungs = Settings().rungs(18)
+    rungs = Settings(pruner="halving").rungs(18)
     assert rungs == (2, 6)
     assert standing.counts["pruned"] > 3
     for trial in standing.trials:
@@ -515,7 +515,7 @@ def test_a_full_disk_loses_nothing(
     assert_each_trial_ended_once(read_plan(file), out, undisturbed)
 
 
-@pytest.mark.parametrize("name", ["trials.csv", "trials.png", "best.toml"])
+@pytest.mark.parametrize("name", ["trials.csv", "summary.csv", "trials.png", "best.toml"])
 def test_what_could_not_be_written_is_written_by_the_same_command(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -525,7 +525,8 @@ def test_what_could_not_be_written_is_written_by_the_same_command(
     before = {
         path: path.read_bytes() for path in out.rglob("*.*") if path.suffix in (".csv", ".toml", ".png")
     }
-    assert {"trials.csv", "trials.png", "best.toml", "all.toml"} == {path.name for path in before}
+    names = {"trials.csv", "summary.csv", "trials.png", "best.toml", "all.toml"}
+    assert names == {path.name for path in before}
 
     def full(path: Path, mode: str = "r", *more: Any, **options: Any) -> Any:
         if name in path.name and mode == "wb":
