@@ -41,7 +41,8 @@ def main(grid: Grid, context: Context) -> None:
     directory = Path(settings.resume or settings.out or directory_for(config)).absolute()
     run = _run_number(directory) or str(context.run_id)
 
-    def simulation_of(resolved: RunConfig) -> Simulation:
+    def simulation_of(resolved: RunConfig, partition: object = None) -> Simulation:
+        # The nodes make the split themselves, so an earlier version's is not taken up.
         return Simulation(
             resolved,
             lambda federation: _connect(grid, federation, run, settings),

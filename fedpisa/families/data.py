@@ -63,7 +63,13 @@ def load(
 
 
 def partition(
-    dataset: Dataset, name: str, *, num_clients: int, seed: int = 0, **options: Any
+    dataset: Dataset,
+    name: str,
+    *,
+    num_clients: int,
+    seed: int = 0,
+    stored: Sequence[Indices] | None = None,
+    **options: Any,
 ) -> tuple[Dataset, list[Indices]]:
     """Split a data set's training samples among clients.
 
@@ -77,6 +83,8 @@ def partition(
         Number of clients N.
     seed
         Seed of the split.
+    stored
+        Each client's indices if the data was split before; the partitioner is then not called.
     options
         The partitioner's own keys, with underscores.
 
@@ -99,15 +107,17 @@ def partition(
     """
     component = find("partitioner", name)
     keys = {kebab(key): value for key, value in options.items()}
-    made = build(
-        component,
-        keys,
-        # A user's partitioner may write into its arguments.
-        labels=dataset.y_train.copy(),
-        groups=None if dataset.groups is None else dataset.groups.copy(),
-        num_clients=num_clients,
-        rng=generator(seed, "partition"),
-    )
+    made: Any = stored
+    if stored is None:
+        made = build(
+            component,
+            keys,
+            # A user's partitioner may write into its arguments.
+            labels=dataset.y_train.copy(),
+            groups=None if dataset.groups is None else dataset.groups.copy(),
+            num_clients=num_clients,
+            rng=generator(seed, "partition"),
+        )
     parts = _parts(name, made, num_clients)
     _check_partition(name, parts, num_clients, len(dataset.y_train))
     effect = EFFECTS.get(component.factory)

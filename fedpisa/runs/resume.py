@@ -17,6 +17,8 @@ from fedpisa.storage import checkpoint
 from fedpisa.storage.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
+    from fedpisa.datasets.base import Indices
+    from fedpisa.runs.run_files import RunReader
     from fedpisa.runs.simulation import Simulation
 
 FREE: Final = ("num-server-rounds", "checkpoint-every", "state-memory", "num-cpus", "num-gpus", "ray-address")
@@ -89,6 +91,16 @@ def _show(value: object) -> str:
     return "not set" if value is None else components.show(value)
 
 
+def earlier_partition(reader: RunReader, config: RunConfig) -> list[Indices] | None:
+    """Return the stored split of a run whose partitioner made other splits in earlier versions; otherwise ``None``.
+
+    Ray's actors make the split themselves, so such a run cannot resume on Ray.
+    """
+    if config.partitioner != "client-dirichlet" or config.engine == "ray":
+        return None
+    return reader.partition() or None
+
+
 def pick(files: RunDirectory, simulation: Simulation) -> Checkpoint | None:
     """Return the newest usable checkpoint; ``None`` if the run has to start again.
 
@@ -133,8 +145,8 @@ def _require_same(found: Checkpoint, files: RunDirectory, simulation: Simulation
     before, now = files.reader().partition(), simulation.federation.partition
     if len(before) != len(now) or not all(map(np.array_equal, before, now)):
         raise ValueError(
-            f"{config.dataset} is split differently than in {files.path / 'partition.npz'}: restore the old data, "
-            "or start a new run"
+            f"{config.dataset} is split differently than in {files.path / 'partition.npz'}: restore the old data "
+            "or the version of fedpisa that began the run, or start a new run"
         )
 
 

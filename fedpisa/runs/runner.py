@@ -19,7 +19,7 @@ from fedpisa.runs.per_client import Table, require_parquet
 from fedpisa.runs.process import is_own, reserved_heap
 from fedpisa.runs.provenance import now, provenance_of
 from fedpisa.runs.results import Result, RunDirectory, load_result, require_free
-from fedpisa.runs.resume import changed, pick, require_same_data, warn_of_other_model
+from fedpisa.runs.resume import changed, earlier_partition, pick, require_same_data, warn_of_other_model
 from fedpisa.runs.run_files import Row, Status
 from fedpisa.runs.signals import Interrupted, Stop, postponed
 from fedpisa.runs.simulation import Simulation
@@ -91,10 +91,13 @@ def train(
     *,
     resume: str | os.PathLike[str] | None = None,
     on_event: Listener | Iterable[Listener] | None = None,
-    simulation_of: Callable[[RunConfig], Simulation] = Simulation,
+    simulation_of: Callable[..., Simulation] = Simulation,
     allow: Iterable[str] = (),
 ) -> Result:
-    """Run like `run`, with the simulation that ``simulation_of`` returns."""
+    """Run like `run`, with the simulation that ``simulation_of`` returns for a configuration and a ``partition``.
+
+    The partition is that of an earlier version, see `fedpisa.runs.resume.earlier_partition`, or ``None``.
+    """
     notify = fan_out(on_event)
     with reserved_heap():
         if resume is None:
@@ -110,7 +113,7 @@ def _begin(
     config: RunConfig | Mapping[str, object] | str | os.PathLike[str] | None,
     out: str | os.PathLike[str] | None,
     notify: Listener,
-    simulation_of: Callable[[RunConfig], Simulation],
+    simulation_of: Callable[..., Simulation],
     allow: Iterable[str],
 ) -> Result:
     config = load_config(config, allow=allow)
@@ -131,7 +134,7 @@ def _resume(
     directory: Path,
     config: RunConfig | Mapping[str, object] | str | os.PathLike[str] | None,
     notify: Listener,
-    simulation_of: Callable[[RunConfig], Simulation],
+    simulation_of: Callable[..., Simulation],
     allow: Iterable[str],
 ) -> Result:
     if not os.path.isfile(directory / "config.toml"):
@@ -153,7 +156,7 @@ def _resume(
         keys = typed if isinstance(typed, Mapping) else {}
         with permitted(Permission.of_file(directory / "config.toml", allow, keys)):
             after = RunConfig.from_mapping(after.to_mapping())
-        simulation = simulation_of(after)
+        simulation = simulation_of(after, partition=earlier_partition(reader, after))
         provenance = provenance_of(simulation)
         found = pick(files, simulation)
         if found is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, final
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fedpisa.clients.client import BUFFERS
 from fedpisa.config.run import RunConfig
+from fedpisa.datasets.base import Indices
 from fedpisa.flower.client_app import make_client_app
 from fedpisa.flower.compat import to_record, to_tensors
 from fedpisa.flower.engine_grid import EngineGrid
@@ -43,8 +44,8 @@ class Simulation:
         The run's configuration.
     grid
         Function that makes the Grid; by default the Grid of the configuration's engine.
-    clients_have_data
-        Whether the clients bring their own samples; see `Federation`.
+    clients_have_data, partition
+        Whether the clients bring their own samples, and the split of the data; see `Federation`.
 
     Raises
     ------
@@ -58,8 +59,9 @@ class Simulation:
         grid: Callable[[Federation], EngineGrid] | None = None,
         *,
         clients_have_data: bool = False,
+        partition: Sequence[Indices] | None = None,
     ) -> None:
-        self.federation = Federation(config, clients_have_data=clients_have_data)
+        self.federation = Federation(config, clients_have_data=clients_have_data, partition=partition)
         self.config = self.federation.config
         self.grid = self._checked((grid or _simulated)(self.federation))
         self.strategy = self.federation.strategy(self._reply_filter())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, final
 
 import numpy as np
@@ -50,6 +50,8 @@ class Federation:
         sample and the server's test set; it is not split, and there are no validation samples.
     dataset
         The data set; by default the one that the configuration names.
+    partition
+        Each client's indices into the training samples; by default the configuration's partitioner makes them.
 
     Raises
     ------
@@ -64,7 +66,12 @@ class Federation:
     """
 
     def __init__(
-        self, config: RunConfig, *, clients_have_data: bool = False, dataset: Dataset | None = None
+        self,
+        config: RunConfig,
+        *,
+        clients_have_data: bool = False,
+        dataset: Dataset | None = None,
+        partition: Sequence[Indices] | None = None,
     ) -> None:
         self.device = resolve_device(config.device)
         cohort = cohort_size(config.num_clients, config.fraction_train)
@@ -87,8 +94,9 @@ class Federation:
         parts, self.partition = [held.train], list[Indices]()
         dataset, self.validation_rows = held.dataset, held.validation
         if not clients_have_data and dataset.generated is None:
-            dataset, parts = split_dataset(self.config, dataset)
-            # Positions in the whole training set, which mean the same with and without validation samples.
+            # A partition's indices are positions in the whole training set, with and without validation samples.
+            stored = partition and [np.searchsorted(held.train, part) for part in partition]
+            dataset, parts = split_dataset(self.config, dataset, stored)
             self.partition = [held.train[part] for part in parts] if len(held.validation) else parts
         self.num_outputs, self.shape, self.classes = dataset.num_outputs, dataset.shape, dataset.class_names
         self.columns = dataset.columns or ()
@@ -289,8 +297,10 @@ def load_dataset(config: RunConfig) -> Dataset:
     )
 
 
-def split_dataset(config: RunConfig, dataset: Dataset) -> tuple[Dataset, list[Indices]]:
-    """Return the clients' data set, and each client's indices into its training samples.
+def split_dataset(
+    config: RunConfig, dataset: Dataset, stored: Sequence[Indices] | None = None
+) -> tuple[Dataset, list[Indices]]:
+    """Return the clients' data set, and each client's indices into its training samples, those ``stored`` if given.
 
     The partitioner ``feature-noise`` changes the training features; others return the data set unchanged.
     """
@@ -303,6 +313,7 @@ def split_dataset(config: RunConfig, dataset: Dataset) -> tuple[Dataset, list[In
         config.partitioner,
         num_clients=config.num_clients,
         seed=config.seed,
+        stored=stored,
         **_options_of(config, "partitioner"),
     )
 

@@ -133,7 +133,9 @@ def start(
         out,
         resume=resume,
         on_event=on_event,
-        simulation_of=lambda resolved: Simulation(resolved, connect, clients_have_data=own_data),
+        simulation_of=lambda resolved, partition=None: Simulation(
+            resolved, connect, clients_have_data=own_data
+        ),
     )
 
 

@@ -66,6 +66,7 @@ OPTIONS = {
     "partitioner iid": "",
     "partitioner label-dirichlet": "dirichlet-alpha min-partition-size",
     "partitioner client-dirichlet": "dirichlet-alpha",
+    "partitioner client-dirichlet-sequential": "dirichlet-alpha",
     "partitioner quantity-dirichlet": "dirichlet-alpha min-partition-size",
     "partitioner labels-per-client": "labels-per-client",
     "partitioner shards": "shards-per-client",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedpisa.datasets import Dataset, heterogeneity
+from fedpisa.datasets import Dataset, heterogeneity, margins
 from fedpisa.datasets import partitioners as ps
 from fedpisa.families import available
 from fedpisa.families.data import partition
@@ -21,6 +22,7 @@ Partitioner = Callable[..., list[np.ndarray]]
 BY_LABEL: list[tuple[Partitioner, dict[str, Any]]] = [
     (ps.label_dirichlet, {"dirichlet_alpha": 0.5, "min_partition_size": 1}),
     (ps.client_dirichlet, {"dirichlet_alpha": 0.3}),
+    (ps.client_dirichlet_sequential, {"dirichlet_alpha": 0.3}),
     (ps.labels_per_client, {"labels_per_client": 2}),
     (ps.shards, {"shards_per_client": 2}),
 ]
@@ -254,9 +256,90 @@ class TestLabelDirichlet:
         assert np.abs(counts(labels, near_even) - 1000 / 90).max() <= 2
 
 
+def distances(labels: np.ndarray, parts: list[np.ndarray]) -> np.ndarray:
+    """Return the total-variation distance of each client's labels to all labels."""
+    table = counts(labels, parts)
+    return np.abs(table / table.sum(axis=1, keepdims=True) - table.sum(axis=0) / table.sum()).sum(axis=1) / 2
+
+
 class TestClientDirichlet:
+    @settings(deadline=None)
+    @given(
+        class_sizes=st.lists(st.integers(1, 60), min_size=1, max_size=12),
+        num_clients=st.integers(1, 40),
+        alpha=st.floats(1e-300, 1e300),
+        seed=st.integers(0, 2**32),
+    )
+    def test_margins_are_exact(
+        self, class_sizes: list[int], num_clients: int, alpha: float, seed: int
+    ) -> None:
+        labels = np.repeat(np.arange(len(class_sizes)), class_sizes)
+        num_clients = min(num_clients, len(labels))
+        table = counts(labels, ps.client_dirichlet(labels, num_clients, rng(seed), dirichlet_alpha=alpha))
+        larger, smaller = -(-len(labels) // num_clients), len(labels) // num_clients
+        wanted = [larger] * (len(labels) % num_clients) + [smaller] * (
+            num_clients - len(labels) % num_clients
+        )
+        assert table.sum(axis=1).tolist() == wanted
+        assert table.sum(axis=0).tolist() == class_sizes
+
+    @pytest.mark.parametrize("alpha", [0.1, 1.0, 10.0])
+    def test_no_client_comes_last(self, alpha: float) -> None:
+        """Each position has the same mean distance, and the farthest client is an ordinary one."""
+        labels, num_clients, seeds = balanced(1000, 10), 20, 200
+        found = np.array(
+            [
+                distances(labels, ps.client_dirichlet(labels, num_clients, rng(seed), dirichlet_alpha=alpha))
+                for seed in range(seeds)
+            ]
+        )
+        error = found.std() / np.sqrt(seeds)
+        assert np.abs(found.mean(axis=0) - found.mean()).max() < 4 * error
+        farthest = found.max(axis=1) / np.median(found, axis=1)
+        assert farthest.mean() < 1.7  # of the sequential form 2.3 at alpha = 10
+
+    def test_large_alpha_is_iid_to_rounding(self) -> None:
+        for seed, class_sizes in enumerate([(3000, 1000), (100,) * 10, (7, 1, 91, 20), (333, 333, 334)]):
+            labels = np.repeat(np.arange(len(class_sizes)), class_sizes)
+            for num_clients in (3, 4, 11):
+                parts = ps.client_dirichlet(labels, num_clients, rng(seed), dirichlet_alpha=1e9)
+                wanted = sizes(parts)[:, None] * np.array(class_sizes) / len(labels)
+                assert np.abs(counts(labels, parts) - wanted).max() < 1.1
+
+    def test_tiny_alpha_gives_one_or_few_classes(self) -> None:
+        labels = balanced(1000, 10)
+        held = [
+            (counts(labels, ps.client_dirichlet(labels, 20, rng(s), dirichlet_alpha=1e-3)) > 0).sum(axis=1)
+            for s in range(20)
+        ]
+        # A vertex of the tables with these margins has at most 20 + 10 - 1 entries.
+        assert np.mean(held) < 2
+        assert np.median(held) <= 2
+
+    def test_mean_mixture_is_the_global_one(self) -> None:
+        labels = np.repeat([0, 1, 2], [60, 30, 10])
+        tables = [
+            counts(labels, ps.client_dirichlet(labels, 10, rng(seed), dirichlet_alpha=0.5))
+            for seed in range(400)
+        ]
+        mean, error = np.mean(tables, axis=0), np.std(tables, axis=0).max() / 20
+        assert np.abs(mean - [6, 3, 1]).max() < 4 * error
+
+
+def test_fitting_keeps_the_odds_ratios_of_the_weights() -> None:
+    """A table with the wanted margins is the fitted one if and only if it has the odds ratios of the weights."""
+    weights = rng(1).gamma(1.0, size=(6, 4)) + 1e-3
+    rows, columns = np.array([500, 100, 70, 30, 200, 100]), np.array([400, 300, 200, 100])
+    table = margins.fitted(weights, rows, columns)
+    assert np.allclose(table.sum(axis=1), rows, rtol=1e-12)
+    assert np.abs(table.sum(axis=0) - columns).sum() < 0.5
+    scaled = np.log(table / weights)
+    assert np.allclose(scaled - scaled[:1] - scaled[:, :1] + scaled[0, 0], 0, atol=1e-9)
+
+
+class TestClientDirichletSequential:
     def test_equal_sizes_and_every_sample_dealt(self) -> None:
-        parts = ps.client_dirichlet(balanced(1003, 10), 10, rng(), dirichlet_alpha=0.1)
+        parts = ps.client_dirichlet_sequential(balanced(1003, 10), 10, rng(), dirichlet_alpha=0.1)
         assert sizes(parts).tolist() == [101] * 3 + [100] * 7
 
     def test_mixture_has_dirichlet_multinomial_moments(self) -> None:
@@ -268,7 +351,7 @@ class TestClientDirichlet:
             twin = rng(seed)  # draws what the partitioner draws: the mixtures, then the clients' order
             twin.dirichlet(np.full(num_classes, alpha), num_clients)
             first = int(twin.permutation(num_clients)[0])
-            parts = ps.client_dirichlet(labels, num_clients, rng(seed), dirichlet_alpha=alpha)
+            parts = ps.client_dirichlet_sequential(labels, num_clients, rng(seed), dirichlet_alpha=alpha)
             drawn.append(np.sum(labels[parts[first]] == 0))
         p, total = 1 / num_classes, num_classes * alpha
         variance = size * p * (1 - p) * (total + size) / (total + 1)
@@ -277,14 +360,21 @@ class TestClientDirichlet:
 
     def test_large_alpha_gives_everyone_the_global_mixture(self) -> None:
         labels = np.repeat([0, 1], [3000, 1000])
-        mixtures = counts(labels, ps.client_dirichlet(labels, 4, rng(), dirichlet_alpha=1e6)) / 1000
+        mixtures = (
+            counts(labels, ps.client_dirichlet_sequential(labels, 4, rng(), dirichlet_alpha=1e6)) / 1000
+        )
         assert np.abs(mixtures - [0.75, 0.25]).max() < 0.06
 
     def test_tiny_alpha_gives_pure_clients_until_pools_run_out(self) -> None:
         mixtures = counts(
-            balanced(1000, 5), ps.client_dirichlet(balanced(1000, 5), 10, rng(), dirichlet_alpha=1e-3)
+            balanced(1000, 5),
+            ps.client_dirichlet_sequential(balanced(1000, 5), 10, rng(), dirichlet_alpha=1e-3),
         )
         assert np.median(np.sort(mixtures, axis=1)[:, -1]) == 100
+
+    def test_the_split_is_that_of_earlier_versions(self) -> None:
+        parts = ps.client_dirichlet_sequential(balanced(100, 5), 4, rng(3), dirichlet_alpha=0.5)
+        assert hashlib.sha256(np.concatenate(parts).tobytes()).hexdigest()[:16] == "e4ba7abd816ed79f"
 
 
 class TestLabelsPerClient:

@@ -13,6 +13,7 @@ import torch
 
 from fedpisa import families
 from fedpisa.cli.main import main
+from fedpisa.families import data
 from fedpisa.runs import runner
 from fedpisa.runs.events import Event, RunFinished, RunStarted
 from fedpisa.runs.results import Result
@@ -351,3 +352,19 @@ def test_another_split_of_the_data_is_seen(tmp_path: Path) -> None:
     np.savez(directory / "partition.npz", **{str(client): np.arange(3) for client in range(5)})
     with pytest.raises(ValueError, match="digits is split differently"):
         run(resume=directory)
+
+
+def test_a_split_of_an_earlier_version_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Earlier versions had another ``client-dirichlet``: such a run goes on with its stored split."""
+    config = {**SMALL, "partitioner": "client-dirichlet", "dirichlet-alpha": 0.5}
+    whole = {**config, "partitioner": "client-dirichlet-sequential"}
+    run(whole, tmp_path / "whole")
+    split = data.partition
+    with monkeypatch.context() as earlier:
+        earlier.setattr(data, "partition", lambda d, name, **k: split(d, whole["partitioner"], **k))
+        directory = cut_short(config, tmp_path / "cut", 4)
+    result = run(resume=directory)
+    assert result.status == "finished"
+    for file in ("model.safetensors", "partition.npz"):
+        assert (directory / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+    assert result.config.partitioner == "client-dirichlet"
