@@ -6,15 +6,13 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
-from typing import TYPE_CHECKING, TypeVar, final
+from typing import TYPE_CHECKING, final
 
 from fedpisa.report.runs import total_bytes
-from fedpisa.report.statistics import Comparison, Estimate, compare, corrected, estimate
+from fedpisa.report.statistics import Comparison, Estimate, compare, corrected, estimate, seed_means
 
 if TYPE_CHECKING:
     from fedpisa.report.runs import Collection, Group, Run
-
-_Key = TypeVar("_Key")
 
 DEFAULT_TARGET = 0.95
 """Default target, as a fraction of the best final accuracy, rounded down to a percent."""
@@ -146,7 +144,8 @@ class Findings:
         Mean final value over the splits, for the variants that finished on all splits, the best first. Empty if there
         is only one split, or if the splits have different measures.
     pooled
-        Comparisons of these variants; a pair is a seed on a split.
+        Comparisons of these variants by their seeds' means over the splits, see
+        `fedpisa.report.statistics.seed_means`.
     """
 
     collection: Collection
@@ -172,27 +171,15 @@ def find(collection: Collection, target_accuracy: float | None = None) -> Findin
     ]
     if len(by_split) < 2 or len({found.measure for found in by_split}) > 1:
         return Findings(collection, by_split)
-    values = {
-        variant: {
-            (seed, found.split): value
-            for found in by_split
-            for outcome in found.ranked
-            if outcome.group.variant == variant
-            for seed, value in outcome.final_by_seed.items()
-        }
-        for variant in range(len(collection.variants))
-    }
-    means = {}
-    for variant in values:
-        finals = [o.final.mean for f in by_split for o in f.ranked if o.final and o.group.variant == variant]
-        if len(finals) == len(by_split):
-            means[variant] = math.fsum(finals) / len(finals)
+    means, values = {}, {}
+    for variant in range(len(collection.variants)):
+        ranked = [o for found in by_split for o in found.ranked if o.group.variant == variant]
+        if len(ranked) == len(by_split):
+            means[variant] = math.fsum(o.final.mean for o in ranked if o.final) / len(ranked)
+            values[variant] = seed_means([outcome.final_by_seed for outcome in ranked])
     order = sorted(means, key=lambda variant: by_split[0].measure.rank(means[variant]))
     return Findings(
-        collection,
-        by_split,
-        {variant: means[variant] for variant in order},
-        _comparisons(order, {variant: values[variant] for variant in order}),
+        collection, by_split, {variant: means[variant] for variant in order}, _comparisons(order, values)
     )
 
 
@@ -207,8 +194,8 @@ def _find_split(split: int, groups: Sequence[Group], target_accuracy: float | No
         outcomes.append(
             VariantResult(
                 group,
-                final=estimate(list(finals[id(group)].values())),
-                best=estimate(list(_by_seed(group, measure.best_of).values())),
+                final=estimate(list(finals[id(group)].values()), share=measure.percent),
+                best=estimate(list(_by_seed(group, measure.best_of).values()), share=measure.percent),
                 final_by_seed=finals[id(group)],
                 cost=None if target is None else _cost(runs, measure.column, target.accuracy),
                 megabytes=estimate([total_bytes(run.result) / 1e6 for run in runs]),
@@ -266,12 +253,14 @@ def _spent_until(run: Run, column: str, target: float) -> tuple[float, float, fl
 
 
 def _comparisons(
-    order: Sequence[int], values: Mapping[int, Mapping[_Key, float]]
+    order: Sequence[int], values: Mapping[int, Mapping[int, float]]
 ) -> dict[tuple[int, int], Comparison]:
-    """Compare each two variants on their common keys, the higher-ranked minus the other."""
+    """Compare each two variants on their common seeds, the higher-ranked minus the other."""
     pairs = list(combinations(order, 2))
     found = []
     for first, second in pairs:
-        shared = [key for key in values[first] if key in values[second]]
-        found.append(compare([values[first][key] for key in shared], [values[second][key] for key in shared]))
+        shared = [seed for seed in values[first] if seed in values[second]]
+        found.append(
+            compare([values[first][seed] for seed in shared], [values[second][seed] for seed in shared])
+        )
     return dict(zip(pairs, corrected(found), strict=True))

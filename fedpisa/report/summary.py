@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, final
 
 from fedpisa.report.clients import unlike_seeds
 from fedpisa.report.formatting import difference, number, p_value, spread
-from fedpisa.report.statistics import LEVEL, Comparison, smallest_wilcoxon_p
+from fedpisa.report.statistics import POWER, SIGNIFICANCE, Comparison, smallest_wilcoxon_p
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -120,11 +120,9 @@ def _of_split(found: Findings, one: SplitFindings) -> Answer:
     if final.sd is None:
         sentences = [f"Final {measure.name} of a single seed: a deviation and an interval need a second one."]
     else:
-        assert final.half_width is not None
-        low, high = final.mean - final.half_width, final.mean + final.half_width
         sentences = [
             f"Mean final {measure.name} of {final.n} seeds; standard deviation {_amount(final.sd, measure)}, "
-            f"95% interval {number(low, measure)} to {_value(high, measure)}."
+            f"95% interval {number(final.low, measure)} to {_value(final.high, measure)}."
         ]
     caution = ""
     if len(ranked) > 1:
@@ -148,23 +146,28 @@ def _compared(
     """Return the comparison of the best with the next, and a caution if the pairs are few."""
     name, n = found.collection.variants[second], one.difference.n if one.difference else 0
     next_is = f"Next is {name}, {_value(mean, measure)}"
-    pairs = f"{n} pairs (seed, split)" if pooled else f"{_count(n, 'common seed')}"
+    pairs = _count(n, "common seed") + ", each by its mean over the splits" * pooled
     if one.difference is None or n < 2:
         return [f"{next_is}; a test is not possible with {pairs}."], ""
-    if one.t_p is None:
-        gap = difference(one.difference, measure)
-        return [f"{next_is}; the difference is {gap} in each of {pairs}, which a t-test cannot judge."], ""
     if one.difference.mean == 0:
         return [f"{next_is}: equal."], ""
     gap = difference(one.difference, measure) + " points" * measure.percent
     word = "significant" if one.significant else "not significant"
-    test = f"{next_is}: {gap} on {pairs}, {word} at {1 - LEVEL:.0%} (paired t-test, corrected p {_equals(one.t_holm)})."
+    method = "paired t-test" if one.difference.sd else "all differences are equal: signed-rank test"
+    said = [
+        f"{next_is}: {gap} on {pairs}, {word} at {SIGNIFICANCE:.0%} ({method}, corrected p {_equals(one.t_holm)})."
+    ]
+    if measure.percent and (seeds := one.seeds_for_a_point):
+        said.append(
+            f"A difference of one point would need {_count(seeds, 'seed')} (power {POWER:.0%}, uncorrected), if seeds "
+            "vary as these."
+        )
     least = smallest_wilcoxon_p(n)
-    if least < 1 - LEVEL:
+    if least < SIGNIFICANCE:
         ranks = f"Wilcoxon's signed-rank test, which assumes no normal differences: p {_equals(one.wilcoxon_holm)}."
-        return [test, ranks], ""
-    return [test], (
-        f"With {n} pairs no rank test can give p below {least:g}: significance rests on the t-test, which assumes "
+        return [*said, ranks], ""
+    return said, (
+        f"With {n} seeds no rank test can give p below {least:g}: significance rests on the t-test, which assumes "
         "approximately normal differences. Run more seeds for a stronger test."
     )
 
@@ -226,7 +229,7 @@ def _spent(outcome: VariantResult) -> str:
     return f"{spread(cost.rounds)} rounds, {spread(cost.megabytes)} MB, {spread(cost.seconds)} s"
 
 
-def _value(mean: float, measure: Measure) -> str:
+def _value(mean: float | None, measure: Measure) -> str:
     return number(mean, measure) + "%" * measure.percent
 
 

@@ -13,7 +13,7 @@ from fedpisa.report.clients import Fairness, worst
 from fedpisa.report.findings import Findings, Measure, SplitFindings, VariantResult
 from fedpisa.report.formatting import NOTHING, difference, fixed, interval, number, p_value, spread, verdict
 from fedpisa.report.runs import total_bytes
-from fedpisa.report.statistics import Comparison, Estimate, estimate, scaled
+from fedpisa.report.statistics import POWER, Comparison, Estimate, estimate, scaled
 from fedpisa.report.table import Column, Row, Table, table_of
 
 
@@ -70,9 +70,10 @@ def accuracy(found: Findings) -> Table:
     return table_of(
         "accuracy",
         f"Final and best {_measure_name(found)}",
-        "Mean ± sample standard deviation (n − 1) over the finished seeds; Student's t interval of the mean, which may "
-        f"exceed 100% if a few seeds differ much.{chosen} Best by test chooses the round on the test set and is "
-        f"therefore optimistic for every algorithm; compare the {'other' if validated else 'final'} values.",
+        "Mean ± sample standard deviation (n − 1) over the finished seeds; Student's t interval of the mean, for "
+        f"accuracies on the logit scale, so that it stays within 0 and 100%.{chosen} Best by test chooses the round on "
+        f"the test set and is therefore optimistic for every algorithm; compare the "
+        f"{'other' if validated else 'final'} values.",
         [column for column in _ACCURACY if validated or column not in _SELECTED],
         rows,
     )
@@ -94,8 +95,11 @@ def significance(found: Findings) -> Table:
         "significance",
         f"Paired comparisons of the final {_measure_name(found)}{unit}",
         "Pairs are runs of the same seed: the same data, split and initial model. Two-sided tests; Holm's "
-        "correction over all pairs of a split; the verdict is that of the corrected t-test at 5%. The "
-        "interval is not corrected. Over all splits a pair is a seed on a split; the result holds for these splits.",
+        "correction over all pairs of a split; the verdict is that of the corrected t-test at 5%. For equal "
+        "differences both tests are the signed-rank test. The interval is not corrected. Over all splits a seed's "
+        "value is its mean over the splits, because its results on several splits are not independent; the result "
+        "holds for these splits. The last column is the number of seeds with which an uncorrected t-test at 5% would "
+        f"find a difference of one point with power {POWER:g}, if seeds vary as these.",
         _SIGNIFICANCE,
         rows,
         texts=3,
@@ -254,11 +258,13 @@ def _over_clients(
     least_clients: int = 1,
     factor: float = 100,
     digits: int = 2,
+    share: bool = False,
 ) -> Column[_GroupRow]:
     """Return a column with a measure of the accuracies over a seed's clients."""
 
     def value(row: _GroupRow) -> Estimate | None:
-        return estimate([float(measure(v)) for v in row.accuracies if len(v) >= least_clients])
+        values = [float(measure(v)) for v in row.accuracies if len(v) >= least_clients]
+        return estimate(values, share=share)
 
     return _mean(title, name, value, lambda found: fixed(scaled(found, factor), digits))
 
@@ -288,13 +294,19 @@ _SIGNIFICANCE: tuple[Column[_PairRow], ...] = (
     _value("split", "split", lambda row: row.split),
     _value("A", "first", lambda row: row.first),
     _value("B", "second", lambda row: row.second),
-    Column("pairs", lambda row: str(row.comparison.difference.n if row.comparison.difference else 0)),
+    Column("seeds", lambda row: str(row.comparison.difference.n if row.comparison.difference else 0)),
     *_with_interval("A − B", "difference", lambda row: row.comparison.difference, difference),
     _value("t-test p", "t_p", lambda row: row.comparison.t_p, p_value),
     _value("corrected", "t_p_holm", lambda row: row.comparison.t_holm, p_value),
     _value("Wilcoxon p", "wilcoxon_p", lambda row: row.comparison.wilcoxon_p, p_value),
     _value("corrected", "wilcoxon_p_holm", lambda row: row.comparison.wilcoxon_holm, p_value),
     _value("verdict", "verdict", lambda row: verdict(row.comparison)),
+    _value(
+        "seeds for 1 point",
+        "seeds_for_a_point",
+        lambda row: row.comparison.seeds_for_a_point if row.measure.percent else None,
+        number,
+    ),
 )
 
 _COST: tuple[Column[_GroupRow], ...] = (
@@ -321,8 +333,8 @@ _FAIRNESS: tuple[Column[_GroupRow], ...] = (
     *_NAMES,
     Column(data=lambda row: {"samples": row.fairness.source if row.fairness else ""}),
     Column("seeds", lambda row: str(len(row.accuracies))),
-    _over_clients("mean", "mean", np.mean),
-    _over_clients("worst 10%", "worst_tenth", worst),
+    _over_clients("mean", "mean", np.mean, share=True),
+    _over_clients("worst 10%", "worst_tenth", worst, share=True),
     _over_clients("deviation", "deviation", lambda v: v.std(ddof=1), least_clients=2),
     _over_clients("variance (points²)", "variance", lambda v: v.var(ddof=1), 2, factor=1e4, digits=1),
     Column(
@@ -362,13 +374,12 @@ def _group_rows(found: Findings) -> list[_GroupRow]:
 def _numbers(name: str, value: Estimate | None) -> dict[str, float | None]:
     if value is None:
         return {f"{name}_{part}": None for part in ("n", "mean", "sd", "low", "high")}
-    half = value.half_width
     return {
         f"{name}_n": value.n,
         f"{name}_mean": value.mean,
         f"{name}_sd": value.sd,
-        f"{name}_low": None if half is None else value.mean - half,
-        f"{name}_high": None if half is None else value.mean + half,
+        f"{name}_low": value.low,
+        f"{name}_high": value.high,
     }
 
 

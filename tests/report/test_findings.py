@@ -42,7 +42,7 @@ def test_ranking_and_comparison(write_run: WriteRun, tmp_path: Path) -> None:
         "Next is fedavg, 81.33%: +10.67 points on 3 common seeds, significant at 5% (paired t-test, corrected"
         in text(found)
     )
-    assert "With 3 pairs no rank test can give p below 0.25" in text(found)
+    assert "With 3 seeds no rank test can give p below 0.25" in text(found)
 
 
 def test_the_others_are_named_or_said_not_to_be_behind(write_run: WriteRun, tmp_path: Path) -> None:
@@ -128,10 +128,13 @@ def test_pooled_over_splits(write_run: WriteRun, tmp_path: Path) -> None:
     assert [found.collection.variants[v] for v in found.means] == ["sisa", "fedavg"]
     (pooled,) = found.pooled.values()
     assert pooled.difference is not None
-    assert pooled.difference.n == 6
-    assert pooled.difference.mean == pytest.approx((0.10 + 0.11 + 0.11 + 0.02 + 0 + 0.04) / 6)
+    assert pooled.difference.n == 3
+    by_seed = np.array([0.10 + 0.02, 0.11 + 0, 0.11 + 0.04]) / 2
+    assert pooled.difference.mean == pytest.approx(by_seed.mean())
+    assert pooled.difference.sd == pytest.approx(by_seed.std(ddof=1))
     overall = answers(found)[0]
     assert (overall.title, overall.best) == ("All splits", "sisa")
+    assert "on 3 common seeds, each by its mean over the splits, " in overall.sentences[1]
     assert "Only the 2 algorithms with a finished run on every split are ranked here." in overall.sentences
 
 

@@ -77,7 +77,7 @@ def test_it_parses_and_holds_every_number(written: Written) -> None:
     for part in (
         "sisa 92.00%",
         "92.00 ± 2.00",
-        "[87.03, 96.97]",  # 2 t / sqrt(3), t = 4.303
+        "[85.41, 95.76]",  # logit(0.92) ± 0.02 t / sqrt(3) / (0.92 0.08), t = 4.303
         "81.00 ± 1.00",
         "3 of 3",
         "12 finished, 1 diverged",
