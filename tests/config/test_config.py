@@ -43,8 +43,8 @@ _SGD = "learning-rate momentum weight-decay batch-size drop-last local-epochs lo
 _PISA = """preconditioner sigma rho gamma gamma-every gamma-until mu batch-size drop-last batches-per-round local-steps
            gradient-reduction lambda absent weighting"""
 OPTIONS = {
-    "run": """algorithm dataset data-dir model num-clients partitioner seed num-server-rounds fraction-train validation-fraction early-stopping engine
-              device dtype autocast state-memory cohort-block eval-every checkpoint-every target-accuracy
+    "run": """algorithm dataset data-dir model num-clients partitioner seed num-server-rounds fraction-train
+              validation-fraction early-stopping engine device dtype autocast state-memory cohort-block eval-every checkpoint-every target-accuracy
               exact-diagnostics per-client schedule schedule-keys warmup-rounds server-strategy differential-privacy
               pace availability dropout crash late nan corrupt min-replies round-timeout max-upload-norm
               num-cpus num-gpus ray-address""",
