@@ -44,7 +44,8 @@ _PISA = """preconditioner sigma rho gamma gamma-every gamma-until mu batch-size 
            gradient-reduction lambda absent weighting"""
 OPTIONS = {
     "run": """algorithm dataset data-dir model num-clients partitioner seed num-server-rounds fraction-train
-              validation-fraction early-stopping engine device dtype autocast state-memory cohort-block eval-every checkpoint-every target-accuracy
+              validation-fraction early-stopping engine
+              device dtype autocast state-memory cohort-block eval-every checkpoint-every target-accuracy
               exact-diagnostics per-client schedule schedule-keys warmup-rounds server-strategy differential-privacy
               pace availability dropout crash late nan corrupt min-replies round-timeout max-upload-norm
               num-cpus num-gpus ray-address""",
@@ -66,7 +67,6 @@ OPTIONS = {
     "partitioner iid": "",
     "partitioner label-dirichlet": "dirichlet-alpha min-partition-size",
     "partitioner client-dirichlet": "dirichlet-alpha",
-    "partitioner client-dirichlet-sequential": "dirichlet-alpha",
     "partitioner quantity-dirichlet": "dirichlet-alpha min-partition-size",
     "partitioner labels-per-client": "labels-per-client",
     "partitioner shards": "shards-per-client",

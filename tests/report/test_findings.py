@@ -168,3 +168,13 @@ def test_runs_of_a_seed_on_other_partitions_are_warned_of(write_run: WriteRun, t
     np.savez(tmp_path / "runs" / "sisa-1" / "partition.npz", **{str(i): part for i, part in enumerate(parts)})
     (line,) = warnings(find(collect([tmp_path])))
     assert line.endswith("the runs of seed 1 have different partitions, so they cannot be paired")
+
+
+def test_runs_that_ended_early_are_named(write_run: WriteRun, tmp_path: Path) -> None:
+    keys = {"validation-fraction": 0.2, "early-stopping": 1, "num-server-rounds": 9}
+    for seed, rounds in enumerate((3, 5, 9)):
+        write_run(f"run-{seed}", 0.8, rounds=rounds, keys={**keys, "seed": seed})
+    said = text(find(collect([tmp_path])))
+    assert (
+        "early-stopping ended 2 runs, after 3 to 5 rounds: their final values have different budgets" in said
+    )

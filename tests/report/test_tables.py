@@ -102,3 +102,30 @@ def test_a_single_seed_has_no_deviation(write_run: WriteRun, tmp_path: Path) -> 
     write_run("a", 0.9)
     (row,) = tables.accuracy(findings.find(collect([tmp_path]))).rows
     assert row[2:] == ["1", "90.00", "–", "90.00", "–"]
+
+
+def test_the_best_round_by_validation_stands_between_final_and_best(
+    write_run: WriteRun, tmp_path: Path
+) -> None:
+    losses = {"validation_loss": [2.0, 1.0, 3.0, 4.0]}
+    write_run("validated", 0.8, columns=losses, keys={"validation-fraction": 0.2})
+    write_run("old", 0.8, keys={"validation-fraction": 0.2, "algorithm": "sisa"})
+    found = findings.find(collect([tmp_path]))
+    table = tables.accuracy(found)
+    titles = ["final", "95% interval", "best by validation", "95% interval", "best by test (optimistic)"]
+    assert table.head[3:8] == titles
+    by_name = {row[1]: list(row[3:8]) for row in table.rows}
+    assert by_name == {
+        "fedavg": ["80.00", "–", "40.00", "–", "80.00"],
+        "sisa": ["80.00", "–", "–", "–", "80.00"],
+    }
+    assert table.frame["selected_mean"].dropna().tolist() == [pytest.approx(0.4)]
+    assert table.to_latex().isascii()
+    assert tables.runs(found).head[5:8] == ["final", "best by validation", "best by test (optimistic)"]
+
+
+def test_a_report_without_validation_has_no_such_column(found: findings.Findings) -> None:
+    for table in (tables.accuracy(found), tables.runs(found)):
+        assert "best by test (optimistic)" in table.head
+        assert "best by validation" not in table.head
+        assert not [name for name in table.frame if name.startswith("selected")]

@@ -162,8 +162,13 @@ def test_all_algorithms_of_a_seed_see_the_same(tmp_path: Path, monkeypatch: pyte
         ({"sweep": {"sigma": [1.0, -1.0]}, "variant": [{"name": "s"}]}, r"variant 's', sigma=-1.0, seed=0"),
         ({"base": {"dataset": "a9a", "data-dir": "/nowhere"}}, r"variant 'avg'.*/nowhere"),
         ({"variant": [{"name": "a", "algorithm": "fedsgd", "optimizer": "adam", "beta": 3}]}, r"variant 'a'"),
+        (
+            {"base": {"validation-fraction": 1e-5}},
+            r"variant 'avg'.*takes none of the 1438 .* at least 0.0007",
+        ),
+        ({"base": {"early-stopping": 2}}, r"variant 'avg'.*early-stopping = 2 needs validation samples"),
     ],
-    ids=["key", "name", "value", "data", "option"],
+    ids=["key", "name", "value", "data", "option", "no validation sample", "no validation"],
 )
 def test_what_is_wrong_is_said_before_anything_runs(
     change: dict[str, Any], message: str, tmp_path: Path
@@ -353,6 +358,37 @@ def test_summary_is_mean_and_deviation_over_seeds() -> None:
     lines = [line.split() for line in stream.getvalue().splitlines()]
     assert lines[1] == ["a", "1", "2", "60.0%", "±", "14.1%", "65.0%", "±", "7.1%", "2", "±", "1"]
     assert lines[2] == ["b", "1", "1", "20.0%", "20.0%", "never"]
+
+
+def test_summary_with_validation_and_runs_of_unequal_length() -> None:
+    from fedpisa.config.run import RunConfig
+    from fedpisa.runs.results import Result
+
+    def stopped(losses: list[float], accuracies: list[float]) -> Result:
+        rows = [
+            {"round": n, "validation_loss": loss, "test_accuracy": accuracy}
+            for n, (loss, accuracy) in enumerate(zip(losses, accuracies, strict=True))
+        ]
+        return Result(RunConfig(validation_fraction=0.2, early_stopping=1, num_server_rounds=9), rows, {}, [])
+
+    results = [
+        StudyResult("a", {}, 0, stopped([3, 1, 2], [0.1, 0.4, 0.6])),
+        StudyResult("a", {}, 1, stopped([3, 2, 1, 2], [0.1, 0.7, 0.6, 0.2])),
+        StudyResult("old", {}, 0, result_of([0.1, 0.2])),
+    ]
+    one, old = comparison.summary(results).to_dict("records")
+    assert one["final_test_accuracy_mean"] == pytest.approx(0.4)
+    assert one["selected_test_accuracy_mean"] == pytest.approx(0.5)
+    assert one["best_test_accuracy_mean"] == pytest.approx(0.65)
+    assert (one["rounds_mean"], old["rounds_mean"]) == (2.5, 1)
+    assert pd.isna(old["selected_test_accuracy_mean"])
+    stream = io.StringIO()
+    Console(file=stream, width=140).print(table(results))
+    head, first, second = (line.rstrip() for line in stream.getvalue().splitlines())
+    assert "final accuracy  best by validation  best by test (optimistic)  rounds" in head
+    assert " ".join(first.split()[2:]) == "40.0% ± 28.3% 50.0% ± 14.1% 65.0% ± 7.1% 2 ± 1"
+    assert second.split() == ["old", "1", "20.0%", "-", "20.0%", "1"]
+    assert not [c for c in comparison.summary(results[2:]) if c.startswith(("selected", "rounds_m"))]
 
 
 def test_live_table_shows_every_run_or_those_at_work() -> None:
