@@ -10,6 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from fedpisa.config.run import load_config
+from fedpisa.report import findings, tables
+from fedpisa.report.runs import collect
 from fedpisa.runs.results import load_result
 from fedpisa.runs.runner import run
 
@@ -28,6 +30,13 @@ def test_an_old_run_is_read(name: str) -> None:
     assert result.status == "finished"
     assert [row["round"] for row in result.rows] == [0, 1, 2, 3, 4]
     assert result.last("test_accuracy") == result.rows[-1]["test_accuracy"] is not None
+
+
+def test_old_runs_are_reported_without_validation() -> None:
+    table = tables.accuracy(findings.find(collect([OLD / name for name in NAMES])))
+    assert len(table.rows) == len(NAMES)
+    assert [title for title in table.head if title.startswith("best")] == ["best by test (optimistic)"]
+    assert not [result for name in NAMES if (result := load_result(OLD / name)).stopped_early]
 
 
 @pytest.mark.parametrize("name", NAMES)
