@@ -54,9 +54,11 @@ step size and divides the inverse of one.
 - `server-learning-rate` and `server-step` change only if `schedule-keys` names them.
 - In your own algorithm, annotate a key with `StepSize` or `InverseStepSize` of `fedpisa.typing`.
 
-PISA's own `gamma` comes first: the penalty of a round is what `gamma` gives, divided by the factor. The `gamma` of the
-paper's Table 7 changes `sigma` and `rho` together; here it is a `schedule` on `schedule-keys = "sigma, rho"`. Client
-and server know the round, so nothing is sent. Algorithms that reach the optimum still do if the factor becomes
+PISA's own `gamma` of (2.12) comes first: the penalty of a round is what `gamma` gives, divided by the factor. The gamma
+of the paper's Table 7 is not this key. The authors' scripts multiply the step `1 / (sigma + rho)` by it and scale
+`sigma` and `rho` together. Here that is a `schedule`, whose default keys are `sigma` and `rho`: for example
+`schedule = "step"` with `schedule-factor = 0.85` and `schedule-every = 3`. Client and server know the round, so nothing
+is sent. Algorithms that reach the optimum still do if the factor becomes
 constant.
 
 Your own schedule is a function `(rounds_done, num_rounds, *, keys) -> float`, named `module:function`.

@@ -38,7 +38,8 @@ class PisaUpdate(DualUpdate):
         Scale of the preconditioner.
     gamma
         Divisor of ``sigma`` in every round ``l`` (from 0) that is a multiple of ``gamma-every`` (2.12). The theory
-        assumes [3/4, 1); 1 keeps ``sigma`` constant.
+        assumes [3/4, 1); 1 keeps ``sigma`` constant. The gamma of the paper's Table 7 is another: it divides ``sigma``
+        and ``rho`` together, as ``schedule`` does.
     gamma_every
         Rounds between two changes of ``sigma``.
     gamma_until
@@ -55,7 +56,9 @@ class PisaUpdate(DualUpdate):
         Inner steps K.
     gradient_reduction
         ``"mean"`` over the mini-batches, or ``"sum"`` as in the authors' public code. The sum weights clients by
-        the square of their sample counts.
+        the square of their sample counts. It has ``mu`` once: ``F_i = sum_b f_b + mu/2 ||w||^2``. With ``c``
+        mini-batches, ``fisher`` then averages ``sum_b (g_b + mu/c w)^2``, and ``hutchinson`` the diagonal of the
+        Hessian of the sum.
 
     References
     ----------

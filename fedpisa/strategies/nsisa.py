@@ -21,10 +21,15 @@ class Nsisa(ConsensusADMM):
 
     Costs: 1 vector up, 1 down, 3 in the client, N + 1 on the server; K gradients per round.
 
-    Notes ----- For deep networks with large matrices and similar clients. Steps do not depend on the length of a
-    client's gradient, so with heterogeneous clients the fixed point is not the optimum (for matrices of one row it is
+    Notes
+    -----
+    For deep networks with large matrices and similar clients. Steps do not depend on the length of a client's gradient,
+    so with heterogeneous clients the fixed point is not the optimum (for matrices of one row it is
     ``sum_i alpha_i g_i / ||g_i|| = 0``). The five steps take at most ``15 min(rows, cols) rows cols`` multiplications
     per matrix, for any mini-batch size.
+
+    The authors' public code multiplies the whole dual by ``alpha_i`` in every step. That is not (2.14), which is
+    what runs here.
 
     References
     ----------
