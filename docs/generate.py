@@ -31,15 +31,12 @@ vectors twice, after and before its last round, until the server confirms that r
 """
 SERVERS = """\
 For `fedavg`, `fedprox`, `localsgd` and `moon`, the server's step is a mean of models. `server-strategy` names one of
-Flower's strategies that takes its place, or your own class by `module:Class`. `differential-privacy` names one of
-Flower's wrappers for central privacy. Their arguments are keys; those of strategies have the prefix `server-`. Sampling
-and weights of clients stay the same.
+Flower's strategies that takes its place, or your own class by `module:Class`. `differential-privacy` names the
+mechanism `central`, which `pisa`, `sisa` and `nsisa` can use too, or one of Flower's wrappers. Arguments of Flower's
+classes are keys; those of strategies have the prefix `server-`. Sampling and weights of clients stay the same.
 
-- The noise's standard deviation is `noise-multiplier * clipping-norm / |S|`. This is right if all clients have the same
-  weight, as in `localsgd`, and the whole cohort `S` replies. If some clients do not reply, each of the others counts
-  for more than the noise hides.
 - BatchNorm's buffers are averaged and do not pass through the strategy. With privacy, a model with buffers is refused.
-- No privacy budget is computed.
+- [privacy.md](privacy.md) says what differential privacy protects, and which combinations are refused.
 - Flower's FedAdam corrects the bias in round `t` as if it were round `t + 1`.
 - `qfed-avg` takes the clients' `learning-rate` for `1 / L`.
 """

@@ -85,6 +85,8 @@ def _log(event: Event) -> None:
     if isinstance(event, RunStarted):
         resumed = f", after round {event.resumed}" if event.resumed else ""
         log("%s on %d nodes%s", escaped(event.config.algorithm), event.config.num_clients, resumed)
+        if event.privacy:
+            log("%s", event.privacy)
     elif isinstance(event, RoundFinished):
         shown = {
             key: value

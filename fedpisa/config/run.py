@@ -96,8 +96,8 @@ class RunConfig:
         One of Flower's strategies to use instead of an averaging server step: ``fed-adam``, ``krum``, ...;
         ``none`` keeps the algorithm's own step.
     differential_privacy
-        ``server-fixed-clipping`` or ``server-adaptive-clipping``: Flower's wrappers, which clip the clients' model
-        updates and add noise to the model.
+        ``central`` clips each client's increment and adds noise to their mean. Flower's wrappers
+        ``server-fixed-clipping`` and ``server-adaptive-clipping`` are for simulations.
     pace
         How long simulated clients take: ``none``, ``constant``, ``lognormal``. Adds ``simulated_seconds`` to each
         round's metrics.

@@ -10,8 +10,9 @@ from typing import Any, Final
 from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import Strategy
 
-from fedpisa.components import REQUIRED, Component, Key, Parameter, kebab, parameter_docs
+from fedpisa.components import REQUIRED, Component, Key, Parameter, inspect_component, kebab, parameter_docs
 from fedpisa.server.flower_strategy import WEIGHT, require_trimming
+from fedpisa.server.privacy import CentralPrivacy, Delta
 from fedpisa.strategies.averaging import ModelAveraging
 from fedpisa.strategies.base import Algorithm
 
@@ -42,12 +43,23 @@ def server_strategies() -> Iterator[Component]:
 
 
 def wrappers() -> Iterator[Component]:
-    """Yield the wrappers that make the model differentially private, and `none`."""
+    """Yield fedpisa's mechanism, Flower's wrappers that make the model differentially private, and `none`."""
     yield Component("differential-privacy", "none", lambda: None, "No noise.")
+    yield inspect_component("differential-privacy", "central", CentralPrivacy)
     for name, cls in WRAPPERS.items():
         # Flower explains the keys of adaptive clipping with the client-side class alone.
         sibling = getattr(flower, cls.replace("ServerSide", "ClientSide"))
-        yield describe(getattr(flower, cls), "differential-privacy", name, "", sibling)
+        yield _with_delta(describe(getattr(flower, cls), "differential-privacy", name, "", sibling))
+
+
+def _with_delta(component: Component) -> Component:
+    """Return a wrapper's component with the key ``delta``, for which its epsilon is computed."""
+    delta = Key("delta", Delta, CentralPrivacy.delta, "Probability with which the bound on epsilon may fail.")
+    return dataclasses.replace(
+        component,
+        factory=lambda *, delta, **options: component.factory(**options),
+        parameters=(*component.parameters, Parameter("delta", delta)),
+    )
 
 
 def describe(

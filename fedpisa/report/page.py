@@ -244,7 +244,18 @@ def _info(collection: Collection) -> list[tuple[str, str]]:
         ("training time", f"{seconds:,.1f} s in all"),
         ("versions", _distinct(runs, "versions")),
         ("machine", _distinct(runs, "machine")),
+        *(("differential privacy", text) for text in _privacy(runs)),
     ]
+
+
+def _privacy(runs: Iterable[Run]) -> list[str]:
+    """Return what differential privacy protects, one line for all runs that have it."""
+    records = [(run.name, run.info["privacy"]) for run in runs if isinstance(run.info.get("privacy"), dict)]
+    if not records:
+        return []
+    from fedpisa.simulation.privacy import sentence
+
+    return ["; ".join(dict.fromkeys(f"{name}: {sentence(record)}" for name, record in records))]
 
 
 def _distinct(runs: Iterable[Run], fact: str) -> str:

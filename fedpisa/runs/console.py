@@ -125,6 +125,8 @@ class RunConsole(Display):
             f"{samples} and {event.num_test:,} test samples, "
             f"{event.num_parameters:,} parameters, {event.engine} engine on {event.device}"
         )
+        if event.privacy:
+            self._say(event.privacy)
         if event.resumed is not None:
             self._say(f"resuming after round {event.resumed}")
         self._resumed = event.resumed or 0

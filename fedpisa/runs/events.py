@@ -17,6 +17,7 @@ class RunStarted:
     """The run is checked and built; the first round follows.
 
     ``resumed`` is the last finished round of a resumed run. ``num_validation`` is 0 without validation samples.
+    ``privacy`` says what differential privacy protects.
     """
 
     config: RunConfig
@@ -27,6 +28,7 @@ class RunStarted:
     device: str
     resumed: int | None = None
     num_validation: int = 0
+    privacy: str = ""
 
 
 @final

@@ -36,6 +36,7 @@ def provenance_of(simulation: Simulation) -> dict[str, object]:
     }
     if device.type == "cuda":
         machine["gpu"] = torch.cuda.get_device_name(device)
+    privacy = simulation.privacy
     return {
         "seed": simulation.config.seed,
         "versions": versions,
@@ -47,6 +48,7 @@ def provenance_of(simulation: Simulation) -> dict[str, object]:
         "num_parameters": task.layout.size,
         "layout": task.layout.fingerprint,
         "started": now(),
+        **({} if privacy is None else {"privacy": privacy.record(simulation.config.num_server_rounds)}),
         **simulation.grid.info,
     }
 

@@ -65,6 +65,11 @@ def changed(
         # The run's directory names the default model of its data set.
         after = after.replace({"model": before.model}) if after.model is None else after
     _require_unchanged(before, after)
+    if after.num_server_rounds != before.num_server_rounds and "epsilon" in after.options:
+        raise ValueError(
+            f"the noise was solved for epsilon after {before.num_server_rounds} rounds, and more rounds would spend "
+            "more: start a new run, or give noise-multiplier in place of epsilon"
+        )
     return after
 
 

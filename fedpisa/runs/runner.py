@@ -253,9 +253,11 @@ class _Run:
             self.files.write_model(parameters, state_names(self.simulation.federation.task.module))
             digests = self.files.reader().digests()
             stopping, done = self.simulation.stopping, self.simulation.server_round
-            why: dict[str, object] = {}
+            more: dict[str, object] = {}
             if status == "finished" and stopping.is_due and done < self.simulation.config.num_server_rounds:
-                why["stopped_early"] = {"round": done, "best_round": stopping.best_round}
-            self.files.update(status=status, seconds=self._seconds(), finished=now(), digests=digests, **why)
+                more["stopped_early"] = {"round": done, "best_round": stopping.best_round}
+            if self.simulation.privacy is not None:
+                more["privacy"] = self.simulation.privacy.record(done)
+            self.files.update(status=status, seconds=self._seconds(), finished=now(), digests=digests, **more)
             if status in ("finished", "diverged"):
                 checkpoint.keep_last(self.files.checkpoints)

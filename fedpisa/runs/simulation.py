@@ -27,6 +27,7 @@ from fedpisa.simulation.faults import FaultyGrid
 from fedpisa.simulation.federation import Federation, build_faults
 from fedpisa.simulation.grid import InProcessGrid
 from fedpisa.simulation.loop import LoopGrid
+from fedpisa.simulation.privacy import sentence
 from fedpisa.simulation.ray_grid import RayGrid
 from fedpisa.simulation.rounds import Round, rounds
 from fedpisa.simulation.stacked.gradient_check import UnstackableError
@@ -64,7 +65,8 @@ class Simulation:
         self.federation = Federation(config, clients_have_data=clients_have_data, partition=partition)
         self.config = self.federation.config
         self.grid = self._checked((grid or _simulated)(self.federation))
-        self.strategy = self.federation.strategy(self._reply_filter())
+        self.privacy = self.federation.privacy(deployed=self.grid.client_states is None)
+        self.strategy = self.federation.strategy(self._reply_filter(), self.privacy)
         self._number_clients()
         self.model: ArrayRecord = self.strategy.start_from(self.federation.initial_model())
         self.server_round = 0
@@ -87,6 +89,9 @@ class Simulation:
             engine=self.engine,
             device=str(self.federation.device),
             resumed=self.server_round or None,
+            privacy=""
+            if self.privacy is None
+            else sentence(self.privacy.record(self.config.num_server_rounds)),
         )
 
     def rows(self) -> Iterator[Row]:
@@ -172,7 +177,8 @@ class Simulation:
         is_real = self.grid.client_states is None
         if not (is_real or isinstance(self.grid, FaultyGrid) or bound is not None):
             return None
-        if bound is None and (is_real or config.corrupt > 0):
+        # A bound that compares clients would undo privacy, which clips each of them.
+        if bound is None and (is_real or config.corrupt > 0) and self.privacy is None:
             bound = MAX_UPLOAD_NORM
         sizes_N = self.federation.data.sizes_N if self.grid.sizes_N is None else self.grid.sizes_N
         return ReplyFilter(bound, config.min_replies, [int(size) for size in sizes_N])

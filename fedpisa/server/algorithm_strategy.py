@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from logging import getLogger
 from typing import Unpack, final
 
@@ -50,6 +51,7 @@ class AlgorithmStrategy(ServerStrategy):
         self._confirmed: dict[int, int] = {}
         self._begun_anew: set[int] = set()
         self._cohort_nodes: frozenset[int] = frozenset()
+        self._asked: list[int] = []
 
     def summary(self) -> None:
         """Log the algorithm and the share of the clients in a round."""
@@ -69,6 +71,7 @@ class AlgorithmStrategy(ServerStrategy):
         """Sample the cohort, and return the broadcast to it."""
         server = self._with_model(server_round, arrays)
         cohort = self._sampled(server_round, grid)
+        self._asked = [self._client_of[node] for node in cohort] if self.privacy else []
         content = RecordDict(
             {
                 ARRAYS: to_record({**self._broadcast(server_round, server), **self._buffers}),
@@ -115,8 +118,15 @@ class AlgorithmStrategy(ServerStrategy):
         weights_S = algorithm.weights(cohort)
         if BUFFERS in uploads_S:
             self._buffers = {BUFFERS: self._combined(weights_S, uploads_S.pop(BUFFERS))}
-        before = self.server
-        self.server = algorithm.step(before, uploads_S, cohort)
+        before, seen = self.server, cohort
+        if self.privacy is not None:
+            # The step sees one noised model in place of every client's, and not which clients replied.
+            ((name, uploads_SP),) = uploads_S.items()
+            mean_P = self.privacy(server_round, before["params"], uploads_SP, len(self._asked))
+            uploads_S = {name: mean_P.expand(len(self._asked), -1)}
+            ids_S = torch.tensor(self._asked, device=self.device)
+            seen = replace(cohort, ids_S=ids_S, num_examples_S=torch.ones_like(ids_S, dtype=torch.float64))
+        self.server = algorithm.step(before, uploads_S, seen)
         metrics = averaged(weights_S, stacked)
         columns = algorithm.diagnostics(before, self.server, metrics, cohort)
         return self._record(), MetricRecord({**columns, **counts})

@@ -21,6 +21,7 @@ from fedpisa.flower.compat import payload_bytes, to_record, to_tensors
 from fedpisa.flower.messages import StackedReplies, stack_replies
 from fedpisa.rng import generator
 from fedpisa.server.limited_log import LimitedLog
+from fedpisa.server.privacy import PrivateMean, secretly_sampled
 from fedpisa.server.reply_filter import ReplyFilter
 from fedpisa.server.reply_spec import contract_of, idle_uploads
 from fedpisa.storage import client_rows
@@ -39,6 +40,7 @@ class Options(TypedDict, total=False):
     memory_limit: int
     schedule: StepSizeSchedule
     buffer_layout: BufferLayout | None
+    privacy: PrivateMean | None
 
 
 class ServerStrategy(Strategy, ABC):
@@ -67,6 +69,8 @@ class ServerStrategy(Strategy, ABC):
         Factors of the algorithm's step sizes by round.
     buffer_layout
         The module's buffers; without it, all entries of their vector are averaged.
+    privacy
+        What takes the place of the clients' uploads: their mean with noise.
     """
 
     def __init__(
@@ -81,6 +85,7 @@ class ServerStrategy(Strategy, ABC):
         memory_limit: int = client_rows.UNLIMITED,
         schedule: StepSizeSchedule = UNSCHEDULED,
         buffer_layout: BufferLayout | None = None,
+        privacy: PrivateMean | None = None,
     ) -> None:
         self.algorithm = algorithm
         self.layout = layout
@@ -91,6 +96,7 @@ class ServerStrategy(Strategy, ABC):
         self.memory_limit = memory_limit
         self.schedule = schedule
         self.buffer_layout = buffer_layout
+        self.privacy = privacy
         self.server: Arrays | None = None
         self.reported: tuple[Tensor, Arrays] | None = None
         self.bytes_up = 0
@@ -158,6 +164,8 @@ class ServerStrategy(Strategy, ABC):
             self._nodes = nodes
         if not isinstance(nodes, range):
             nodes = sorted(nodes, key=self._client_of.__getitem__)
+        if self.privacy is not None and self.privacy.secret_cohorts and nodes:
+            return secretly_sampled(nodes, cohort_size(len(nodes), self.fraction_train))
         return sampled(nodes, self.fraction_train, self.seed, server_round)
 
     def _valid(

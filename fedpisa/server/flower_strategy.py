@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from logging import WARNING, getLogger
 from typing import Any, Final, Unpack, cast, final
 
@@ -115,6 +116,11 @@ class FlowerStrategy(ServerStrategy):
         stacked, counts = self._valid(server_round, replies, self._requests, {"params": before["params"]})
         if stacked is None:
             return None, MetricRecord({**counts}) if counts else None
+        if self.privacy is not None:
+            asked, uploads_SP = len(self._requests), stacked.uploads_S["params"]
+            mean_P = self.privacy(server_round, before["params"], uploads_SP, asked)
+            noised_SP = mean_P.expand(len(stacked), -1)
+            stacked = replace(stacked, uploads_S={**stacked.uploads_S, "params": noised_SP})
         cohort = self._cohort(server_round, stacked)
         weights_S = self.algorithm.weights(cohort)
         try:
@@ -175,6 +181,13 @@ class FlowerStrategy(ServerStrategy):
         """
         name, count = type(self.strategy).__name__, len(stacked)
         require_trimming(self.strategy, count)
+        wrapper: Any = self.strategy  # perhaps one for privacy
+        sampled = getattr(wrapper, "num_sampled_clients", 0)
+        if count < sampled and wrapper.noise_multiplier > 0:
+            raise ValueError(
+                f"{count} of {sampled} clients replied, and the noise of {name} is right for all of them: set "
+                'differential-privacy = "central", which allows for lost replies'
+            )
         with global_randomness(self.seed, "server-strategy", server_round):
             try:
                 model, _ = self.strategy.aggregate_train(

@@ -31,6 +31,7 @@ from fedpisa.server.base import cohort_size
 from fedpisa.server.flower_strategy import FlowerStrategy
 from fedpisa.server.reply_filter import ReplyFilter
 from fedpisa.simulation.faults import Faults
+from fedpisa.simulation.privacy import Privacy, build_privacy
 from fedpisa.strategies.base import Algorithm
 from fedpisa.strategies.schedules import factors, schedule_of
 from fedpisa.tasks.modules import in_dtype
@@ -124,19 +125,34 @@ class Federation:
         update, samples = self.algorithm.local_update, self.data.client(client_id)
         return Client(self.task, update, *samples, client_id, self.config.seed, self.schedule)
 
-    def strategy(self, reply_filter: ReplyFilter | None = None) -> AlgorithmStrategy | FlowerStrategy:
+    def privacy(self, *, deployed: bool = False) -> Privacy | None:
+        """Return the run's differential privacy, ``None`` without; see `build_privacy`."""
+        privacy = build_privacy(self.config, self.algorithm, deployed=deployed)
+        if privacy is not None and self.task.buffer_layout.names:
+            raise ValueError(
+                f"differential-privacy: the model's {self.task.buffer_layout.names[0]!r}, a running statistic of the "
+                "clients' samples, would be sent without noise; use a model without BatchNorm"
+            )
+        return privacy
+
+    def strategy(
+        self, reply_filter: ReplyFilter | None = None, privacy: Privacy | None = None
+    ) -> AlgorithmStrategy | FlowerStrategy:
         """Return the algorithm's Flower strategy, or the stock Flower strategy that replaces the server's step.
 
         Parameters
         ----------
         reply_filter
             The checks of replies; by default there are none.
+        privacy
+            The run's `privacy`; by default that of a simulation.
 
         Raises
         ------
         ValueError
             If the strategy does not work with the algorithm or the model.
         """
+        privacy = privacy or self.privacy()
         common: dict[str, Any] = {
             "fraction_train": self.config.fraction_train,
             "seed": self.config.seed,
@@ -145,15 +161,11 @@ class Federation:
             "memory_limit": self.config.state_memory,
             "schedule": self.schedule,
             "buffer_layout": self.task.buffer_layout,
+            "privacy": None if privacy is None else privacy.mean,
         }
         make = build_server_strategy(self.config, self.schedule.scaled(self.algorithm, 1).at_round(1))
         if make is None:
             return AlgorithmStrategy(self.algorithm, self.task.layout, **common)
-        if self.config.differential_privacy != "none" and self.task.buffer_layout.names:
-            raise ValueError(
-                f"differential-privacy: the model's {self.task.buffer_layout.names[0]!r}, a running statistic of the "
-                "clients' samples, would be sent without noise; use a model without BatchNorm"
-            )
         return FlowerStrategy(self.algorithm, self.task.layout, make, **common)
 
     def data_digest(self) -> str:
@@ -253,15 +265,16 @@ def factors_of(config: RunConfig) -> tuple[float, ...]:
 
 def build_server_strategy(config: RunConfig, algorithm: Algorithm) -> Callable[[], Strategy] | None:
     """Return a factory of the stock Flower strategy; ``None`` if the algorithm makes the server's step."""
-    if config.server_strategy == config.differential_privacy == "none":
+    if config.server_strategy == "none" and config.differential_privacy in ("none", "central"):
         return None
     if config.server_strategy == "qfed-avg" and set(factors_of(config)) != {1.0}:
         raise ValueError(
             "server-strategy 'qfed-avg' needs the same learning rate in all rounds: set schedule = \"constant\" "
             "and warmup-rounds = 0"
         )
-    keys = ("server-strategy", "differential-privacy")
-    strategy, wrapper = (families.build(*_chosen(config, key)) for key in keys)
+    strategy = families.build(*_chosen(config, "server-strategy"))
+    is_wrapped = config.differential_privacy not in ("none", "central")
+    wrapper = families.build(*_chosen(config, "differential-privacy")) if is_wrapped else None
     return combine(algorithm, strategy, wrapper, cohort_size(config.num_clients, config.fraction_train))
 
 

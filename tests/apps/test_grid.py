@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import nn
 import fedpisa
 from fedpisa.apps.records import NodeRecord
 from fedpisa.config.run import RunConfig
+from fedpisa.rng import generator
 from fedpisa.runs.events import Event, RoundFinished
 from fedpisa.runs.results import load_result
 
@@ -51,7 +53,13 @@ def test_the_same_model_as_in_the_simulation(tmp_path: Path, nodes: Any, algorit
     "keys",
     [
         {"server-strategy": "fed-adam"},
-        {"differential-privacy": "server-fixed-clipping", "clipping-norm": 1, "noise-multiplier": 0.1},
+        {
+            "differential-privacy": "central",
+            "clipping-norm": 1,
+            "noise-multiplier": 0.1,
+            "secure-noise": False,
+            "algorithm": "localsgd",
+        },
         {"schedule": "cosine", "warmup-rounds": 2},
     ],
     ids=lambda keys: next(iter(keys)),
@@ -59,11 +67,44 @@ def test_the_same_model_as_in_the_simulation(tmp_path: Path, nodes: Any, algorit
 def test_the_same_with_flowers_strategies_and_schedules(
     tmp_path: Path, nodes: Any, keys: dict[str, Any]
 ) -> None:
-    case = config("fedavg", **{"fraction-train": 0.7, "per-client": True, **keys})
+    case = config(**{"algorithm": "fedavg", "fraction-train": 0.7, "per-client": True, **keys})
     result = nodes.start(nodes.network(tmp_path / "nodes", case, order=[2, 0, 1]), case, tmp_path / "run")
     loop = fedpisa.run(case)
     assert same(result, loop)
     pd.testing.assert_frame_equal(result.clients, loop.clients)
+
+
+def test_privacy_on_nodes_draws_from_the_operating_system(tmp_path: Path, nodes: Any) -> None:
+    """Two runs of one seed differ on nodes, and redrawing the seed's noise removes none of theirs."""
+    keys = {
+        "differential-privacy": "central",
+        "clipping-norm": 1,
+        "noise-multiplier": 2.0,
+        "num-server-rounds": 1,
+    }
+    case = config("localsgd", **keys)
+
+    def model(place: str, case: RunConfig) -> np.ndarray:
+        result = nodes.start(nodes.network(tmp_path / f"{place}-nodes", case), case, tmp_path / place)
+        return np.concatenate([array.ravel() for array in result.parameters.values()])
+
+    first, second = model("first", case), model("second", case)
+    plain = model("plain", case.replace({"noise-multiplier": 0.0}))
+    hidden, other = ((one - plain) * case.num_clients / 2.0 for one in (first, second))
+    drawn = generator(case.seed, "privacy-noise", 1).standard_normal(plain.size)
+    loop = np.concatenate([array.ravel() for array in fedpisa.run(case).parameters.values()])
+    bound = 5 / np.sqrt(plain.size)
+    assert np.corrcoef((loop - plain) * case.num_clients / 2.0, drawn)[0, 1] > 1 - 1e-6
+    assert abs(np.corrcoef(hidden, drawn)[0, 1]) < bound
+    assert abs(np.corrcoef(hidden, other)[0, 1]) < bound
+    assert hidden.std() == pytest.approx(1, abs=5 / np.sqrt(plain.size))
+    record = json.loads((tmp_path / "first" / "run.json").read_text())["privacy"]
+    assert (record["noise"], record["rounds"]) == ("operating system", 1)
+    wrapped = case.replace(
+        {"differential-privacy": "server-fixed-clipping", "clipping-norm": 1, "noise-multiplier": 1}
+    )
+    with pytest.raises(ValueError, match="from the seed, which every node reads"):
+        model("wrapped", wrapped)
 
 
 def test_the_server_waits_as_long_as_the_key_says(tmp_path: Path, nodes: Any) -> None:

@@ -33,7 +33,7 @@ SMALL: dict[str, object] = {
     "server-num-malicious-nodes": 1, "noise-multiplier": 0.1, "clipping-norm": 0.5,
 }  # fmt: skip
 NAMES = [name for name in families.available("server-strategy") if name != "none"]
-PRIVATE = [name for name in families.available("differential-privacy") if name != "none"]
+PRIVATE = ["server-fixed-clipping", "server-adaptive-clipping"]
 
 
 def config(**more: object) -> RunConfig:
@@ -219,7 +219,8 @@ def test_the_clipping_norm_follows_the_quantile() -> None:
 def test_engines_agree_runs_repeat_and_go_on(strategy: str, privacy: str) -> None:
     """Three rounds, a snapshot and three more in a fresh object are six rounds, bit for bit, noise and all."""
     run = config(
-        server_strategy=strategy, differential_privacy=privacy, num_server_rounds=6, schedule="constant",
+        algorithm="fedavg" if privacy == "none" else "localsgd", server_strategy=strategy,
+        differential_privacy=privacy, num_server_rounds=6, schedule="constant",
         fraction_train=1.0 if strategy == "bulyan" else 0.7,
     )  # fmt: skip
     random.seed(1)
@@ -251,8 +252,8 @@ def test_each_name_runs_from_end_to_end(name: str) -> None:
     needed = {"noise-multiplier": 0.1} if name in PRIVATE else {}
     needed |= {"clipping-norm": 1.0} if name == "server-fixed-clipping" else {}
     result = fedpisa.run({
-        "algorithm": "fedavg", family: name, "num-server-rounds": 2, "model": "logistic", "learning-rate": 0.3,
-        **needed,
+        "algorithm": "localsgd" if name in PRIVATE else "fedavg", family: name, "num-server-rounds": 2,
+        "model": "logistic", "learning-rate": 0.3, **needed,
     })  # fmt: skip
     assert result.status == "finished"
     assert result.history["test_loss"].notna().all()
@@ -335,7 +336,7 @@ def test_the_global_generators_stay_as_they_were() -> None:
     wanted = random.random(), np.random.random()  # noqa: NPY002
     random.seed(5)
     np.random.seed(5)  # noqa: NPY002
-    models(config(differential_privacy="server-fixed-clipping"))
+    models(config(algorithm="localsgd", differential_privacy="server-fixed-clipping"))
     assert (random.random(), np.random.random()) == wanted  # noqa: NPY002
 
 
