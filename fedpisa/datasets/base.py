@@ -136,10 +136,10 @@ class Dataset:
 
 def _check_part(name: str, part: str, x: Features, y: Targets, num_classes: int | None) -> None:
     """Raise a ValueError if features and targets of the training or the test part do not fit."""
-    if len(x) == 0 or x.ndim < 2:
+    if x.size == 0 or x.ndim < 2:
         raise ValueError(
-            f"{name}: the {part} features have shape {x.shape}; give at least one sample, "
-            "as an array (samples, features ...)"
+            f"{name}: the {part} features have shape {x.shape}; give at least one sample "
+            "and one feature, as an array (samples, features ...)"
         )
     if y.shape != (len(x),):
         raise ValueError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -78,8 +78,12 @@ def file(
         raise ValueError(f"data-file {path} is of unknown kind {path.suffix!r}; give .npz, .csv or .parquet")
 
     x, labels, groups = arrays["x"], arrays["y"], arrays.get("groups")
-    if len(x) != len(labels) or (groups is not None and len(groups) != len(labels)):
+    if len(x) != len(labels):
         raise ValueError(f"{path} has {len(x)} samples but {len(labels)} labels; give one label per sample")
+    if groups is not None and groups.shape != (len(labels),):
+        raise ValueError(
+            f"{path} has {len(labels)} samples and groups of shape {groups.shape}; give one group per sample"
+        )
     if len(labels) == 0:
         raise _empty(path)
     classes, y = targets_of(str(path), labels, regression)
@@ -92,9 +96,10 @@ def file(
         train, test = train_test_split(strata, test_fraction, generator(seed, "file-split"))
         x_train, y_train, x_test, y_test = x[train], y[train], x[test], y[test]
         owner = None if owner is None else owner[train]
+    dtype = np.float64 if columns is None and x.dtype == np.float64 else np.float32
     if standardize:
         x_train, x_test = standardized(x_train, x_test)
-    elif columns is not None and (lost := lost_columns(x_train, columns)):
+    elif lost := _lost(x_train, columns):
         name, count = next(iter(lost.items()))
         LOG.warning(
             "%s: float32 makes %d different values of column %r equal: set standardize = true, or scale the column",
@@ -102,10 +107,10 @@ def file(
             count,
             name,
         )
-    dtype = np.float32 if columns is not None else x.dtype
-    x_train, x_test = (
-        _shaped(path, part.astype(dtype, copy=False), sample_shape) for part in (x_train, x_test)
-    )
+    with np.errstate(over="ignore"):  # what becomes infinite is refused
+        x_train, x_test = (
+            _shaped(path, part.astype(dtype, copy=False), sample_shape) for part in (x_train, x_test)
+        )
     return Dataset(
         name=path.stem,
         x_train=x_train,
@@ -120,6 +125,16 @@ def file(
     )
 
 
+def _lost(x: Features, columns: Sequence[str] | None) -> Mapping[str, int]:
+    """Return what float32 makes equal; see `lost_columns`. An array's columns are called by their number."""
+    if columns is not None:
+        return lost_columns(x.astype(np.float64, copy=False), columns)
+    if x.dtype.kind not in "iu" or np.abs(x.astype(np.float64)).max(initial=0) <= 2**24:
+        return {}
+    flat = x.reshape(len(x), -1).astype(np.float64)
+    return lost_columns(flat, [str(number) for number in range(flat.shape[1])])
+
+
 def standardized(x_train: Features, x_test: Features) -> tuple[Features, Features]:
     """Return both parts with mean 0 and standard deviation 1 over the training part, computed in float64.
 
@@ -132,13 +147,17 @@ def standardized(x_train: Features, x_test: Features) -> tuple[Features, Feature
     ([[-1.0, 0.0], [1.0, 0.0]], [[3.0, 0.0]])
     """
     train, test = x_train.astype(np.float64), x_test.astype(np.float64)
+    # A power of two changes no digit, and no square overflows or vanishes.
+    exponent = np.frexp(np.abs(train).max(axis=0))[1]
+    train, test = np.ldexp(train, -exponent), np.ldexp(test, -exponent)
     # The mean of what is left corrects the rounding of the first mean.
     mean = train.mean(axis=0)
     mean += (train - mean).mean(axis=0)
     std = (train - mean).std(axis=0)
     constant = std <= 1e-12 * np.abs(train).max(axis=0)
     std = np.where(constant, 1.0, std)
-    scaled = [np.where(constant, 0.0, (part - mean) / std).astype(x_train.dtype) for part in (train, test)]
+    dtype = x_train.dtype if x_train.dtype.kind == "f" else np.float64
+    scaled = [np.where(constant, 0.0, (part - mean) / std).astype(dtype) for part in (train, test)]
     return scaled[0], scaled[1]
 
 
@@ -154,7 +173,9 @@ def _shaped(path: Path, x: Features, shape: Sequence[int]) -> Features:
 
 
 def _owners(path: Path, groups: NDArray[Any]) -> NDArray[np.int64]:
-    if groups.dtype.kind == "f" and not np.isfinite(groups).all():
+    if groups.dtype.kind not in "fiubSUM":
+        raise ValueError(f"{path}: the groups are {groups.dtype}; give integers, strings or dates")
+    if groups.dtype.kind in "fM" and not np.isfinite(groups).all():
         row = int(np.argmin(np.isfinite(groups)))
         raise ValueError(f"{path}: sample {row} has no group; fill it in or remove the sample")
     return np.unique(groups, return_inverse=True)[1].astype(np.int64)
@@ -195,7 +216,7 @@ def read_samples(
     files = sorted(f for f in place.iterdir() if _is_readable(f)) if os.path.isdir(place) else [place]
     if not files or not os.path.exists(place) or not _is_readable(files[0]):
         raise ValueError(f"data {place} is no .npz, .csv or .parquet file, nor a folder of some: name one")
-    schema = TableSchema(label_column, None, tuple(drop_columns), tuple(columns or ()))
+    schema = TableSchema(label_column, None, tuple(drop_columns), tuple(columns or ()), tuple(class_names))
     parts = []
     for path in files:
         if is_table(path):
@@ -203,7 +224,7 @@ def read_samples(
             x: Features = arrays["x"].astype(np.float32)
         else:
             arrays = _read_npz(path)
-            x = arrays["x"]
+            x = arrays["x"] if arrays["x"].dtype == np.float64 else arrays["x"].astype(np.float32)
         own, y = targets_of(str(path), arrays["y"], regression=not class_names)
         if own is not None:
             number_of = {name: number for number, name in enumerate(class_names)}
@@ -234,9 +255,11 @@ def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
             f"{path} cannot be read ({error}); write it again with numpy.savez, without object arrays"
         ) from error
     for ours, others in (("x", ("features", "x_train")), ("y", ("labels", "y_train"))):
-        for theirs in others:
-            if ours not in arrays and theirs in arrays:
-                arrays[ours] = arrays.pop(theirs)
+        named = [name for name in (ours, *others) if name in arrays]
+        if len(named) > 1:
+            raise ValueError(f"{path} has the arrays {named[0]} and {named[1]}; give one of them")
+        if named:
+            arrays[ours] = arrays.pop(named[0])
     needed = {"x", "y"} | ({"x_test", "y_test"} if {"x_test", "y_test"} & arrays.keys() else set())
     missing = sorted(needed - arrays.keys())
     if missing:
@@ -252,8 +275,8 @@ def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
     for name in sorted({"x", "x_test"} & arrays.keys()):
         if arrays[name].dtype.kind not in "fiub":
             raise ValueError(f"{path}: array {name} holds {arrays[name].dtype}; give numbers")
-        if arrays[name].dtype != np.float64:
-            arrays[name] = arrays[name].astype(np.float32)
+        if arrays[name].dtype.kind in "fb" and arrays[name].dtype != np.float64:
+            arrays[name] = arrays[name].astype(np.float64 if arrays[name].itemsize > 8 else np.float32)
     return arrays
 
 

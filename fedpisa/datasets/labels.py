@@ -40,7 +40,9 @@ def targets_of(
     """
     if labels.ndim != 1:
         raise ValueError(f"{name}: labels have shape {labels.shape}; give one label per sample")
-    if labels.dtype.kind not in "fiubUS":
+    if labels.dtype.kind == "S":
+        labels = np.char.decode(labels, "utf-8", "backslashreplace")
+    if labels.dtype.kind not in "fiubU":
         raise ValueError(f"{name}: labels are {labels.dtype}; give integers, strings or decimal numbers")
     decimal = labels.dtype.kind == "f"
     whole = decimal and bool(np.isfinite(labels).all()) and bool((labels == np.round(labels)).all())
@@ -57,9 +59,10 @@ def targets_of(
                 "or regression = false for classes"
             )
     if regression or (decimal and regression is None):
-        if labels.dtype.kind not in "fiub":
-            raise ValueError(f"{name}: the labels are not numbers, which a regression needs")
-        targets = labels.astype(np.float64)
+        try:
+            targets = labels.astype(np.float64)
+        except ValueError:
+            raise ValueError(f"{name}: the labels are not numbers, which a regression needs") from None
         if not np.isfinite(targets).all():
             sample = int(np.argmin(np.isfinite(targets)))
             raise ValueError(f"{name}: sample {sample} has a NaN or infinite target; remove the sample")
@@ -69,6 +72,11 @@ def targets_of(
             raise ValueError(
                 f"{name}: label {labels[~np.isfinite(labels) | (labels != np.round(labels))][0]} is no class: "
                 "regression = true"
+            )
+        if float(np.abs(labels).max(initial=0)) >= 2**53:
+            raise ValueError(
+                f"{name}: label {labels[np.abs(labels).argmax()]} has lost its last digits: write the classes as "
+                "integers or strings"
             )
         labels = labels.astype(np.int64)
     classes, y = np.unique(labels, return_inverse=True)

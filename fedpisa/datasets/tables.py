@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import csv
 import gzip
+import io
 import re
 import warnings
+import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain, dropwhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, final
 
 import numpy as np
 from numpy.typing import NDArray
+
+from fedpisa.components import one_line
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,6 +28,9 @@ TABLES: Final = (".csv", ".csv.gz", ".parquet")
 LONGEST_NAME: Final = 200
 """Characters of the longest name of a column; a longer one is rather a row of a file without a header."""
 _SEPARATORS: Final = ",;\t"
+_NUMBER: Final = r"[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|(?i:inf(?:inity)?))"
+_PADDED: Final = r"[+-]?0\d+"
+_TRUTH: Final = ("True", "TRUE", "true", "False", "FALSE", "false")
 
 
 @final
@@ -40,12 +48,15 @@ class TableSchema:
         Columns that are left out.
     features
         The features' columns in order; empty before a table has been read, which then gives them.
+    classes
+        The names of the classes, if they are known.
     """
 
     label: str = "label"
     group: str | None = None
     dropped: tuple[str, ...] = ()
     features: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
 
     @property
     def chosen(self) -> dict[str, str]:
@@ -75,7 +86,7 @@ class TableSchema:
         if missing or extra:
             cause = f"no column {missing[0]!r}" if missing else f"a further column {extra[0]!r}"
             raise ValueError(f"{path} has {cause}: the features are {_few(features)}")
-        return TableSchema(self.label, self.group, self.dropped, features)
+        return replace(self, features=features)
 
 
 def read_table(path: Path, schema: TableSchema) -> tuple[TableSchema, dict[str, NDArray[Any]]]:
@@ -98,11 +109,12 @@ def read_table(path: Path, schema: TableSchema) -> tuple[TableSchema, dict[str, 
         raise ValueError(f"{path} has no samples; give at least two of every class")
     columns = [str(name) for name in table.columns]
     table.columns = columns
+    _refuse_index(path, columns, schema)
     schema = schema.fitted(path, _require_unique(path, columns))
     features = table[list(schema.features)]
-    arrays = {"x": _numbers(path, features), "y": _plain(table[schema.label])}
+    arrays = {"x": _numbers(path, features), "y": _plain(path, table[schema.label])}
     if schema.group is not None:
-        arrays["groups"] = _plain(table[schema.group])
+        arrays["groups"] = _plain(path, table[schema.group])
     for column in schema.chosen.values():
         empty = table[column].isna().to_numpy() | (table[column] == "").to_numpy(dtype=bool, na_value=False)
         if empty.any():
@@ -124,24 +136,30 @@ def _read_csv(path: Path, schema: TableSchema) -> pd.DataFrame:
     opened: Any = gzip.open if path.suffix.lower() == ".gz" else open
     try:
         with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
-            first = file.readline()
-        separator = max(_SEPARATORS, key=first.count)
-        header = next(csv.reader([first], delimiter=separator), [])
+            lines = dropwhile(lambda line: not line.strip(), file)
+            first = next(lines, "")
+            separator = _separator(first, schema.label)
+            header = next(csv.reader(chain([first], lines), delimiter=separator), [])
         _require_unique(path, header)
         _refuse_index(path, header, schema)
+        texts = [name for name in schema.chosen.values() if name in header]
         # A class may be named like a missing value; a feature may not.
         missing = {name: _MISSING for name in header if name not in schema.chosen.values()}
         with warnings.catch_warnings():
             warnings.simplefilter("error", ParserWarning)
             # Without index_col pandas makes an index of the first column where rows are longer than the header.
-            return pd.read_csv(
+            table = pd.read_csv(
                 path,
                 sep=separator,
+                dtype=dict.fromkeys(texts, "str"),
                 na_values=missing,
                 keep_default_na=False,
                 index_col=False,
                 low_memory=False,
             )
+        if len(header) == len(table.columns):
+            table.columns = header  # pandas renames a column without a name
+        return table.assign(**{name: _as_written(table[name], schema.classes) for name in texts})
     except ParserWarning:
         raise ValueError(
             f"{path}: a row has more cells than the header has names; name every column"
@@ -151,12 +169,38 @@ def _read_csv(path: Path, schema: TableSchema) -> pd.DataFrame:
         EOFError,
         ValueError,
         csv.Error,
+        zlib.error,
     ) as error:  # pandas' errors of a malformed file are ValueErrors
         if str(error).startswith(str(path)):
             raise
         raise ValueError(
             f"{path} cannot be read ({' '.join(str(error).split())[:200]}); check the file"
         ) from error
+
+
+def _separator(first: str, label: str) -> str:
+    """Return what separates the names of a header: what gives the label's column, or else what stands there most."""
+    frequent = sorted(_SEPARATORS, key=first.count, reverse=True)
+    fitting = (s for s in frequent if label in next(csv.reader([first], delimiter=s), []))
+    return next(fitting, frequent[0])
+
+
+def _as_written(texts: pd.Series[Any], classes: Sequence[str]) -> pd.Series[Any]:
+    """Return a column of texts as numbers or truth values if all are; 007 is a name, because it is not 7.
+
+    Texts that are names of classes stay: 1e5 is one if the classes are 1e5 and 2f5.
+    """
+    import pandas as pd
+
+    if texts.empty or texts.isna().any():
+        return texts
+    texts = texts.str.strip()
+    if texts.isin(classes).all():
+        return texts
+    if texts.str.fullmatch(_NUMBER).all() and not texts.str.fullmatch(_PADDED).any():
+        numbers: pd.Series[Any] = pd.read_csv(io.StringIO("\n".join(texts)), header=None, low_memory=False)[0]
+        return numbers
+    return texts.str.lower() == "true" if texts.isin(_TRUTH).all() else texts
 
 
 _MISSING: Final = [
@@ -184,8 +228,8 @@ def _read_parquet(path: Path, schema: TableSchema) -> pd.DataFrame:
         table = pd.read_parquet(path)
     except ImportError as error:
         raise ValueError(f"{path} needs the extra parquet; run pip install 'fedpisa[parquet]'") from error
-    except (OSError, ValueError) as error:  # pyarrow's errors of a malformed file are ValueErrors
-        raise ValueError(f"{path} cannot be read ({' '.join(str(error).split())}); check the file") from error
+    except Exception as error:  # a damaged file fails in any way
+        raise ValueError(f"{path} cannot be read ({one_line(error)[:200]}); check the file") from error
     named = [str(name) for name in table.index.names if name is not None]
     wanted = (*schema.chosen.values(), *schema.dropped)
     unasked = [name for name in named if name not in wanted and name not in schema.features]
@@ -194,9 +238,7 @@ def _read_parquet(path: Path, schema: TableSchema) -> pd.DataFrame:
             f"{path}: its index {unasked[0]!r} may be a feature or a row number: write it with reset_index(), or set "
             f"drop-columns = [{unasked[0]!r}]"
         )
-    table = table.reset_index() if named else table.reset_index(drop=True)
-    _refuse_index(path, [str(name) for name in table.columns], schema)
-    return table
+    return table.reset_index() if named else table.reset_index(drop=True)
 
 
 def _require_unique(path: Path, columns: Sequence[str]) -> Sequence[str]:
@@ -238,12 +280,16 @@ def _numbers(path: Path, features: pd.DataFrame) -> NDArray[np.float64]:
     return x
 
 
-def _plain(column: pd.Series[Any]) -> NDArray[Any]:
+def _plain(path: Path, column: pd.Series[Any]) -> NDArray[Any]:
     """Return a column as numbers or strings; decimal numbers are numbers."""
     from decimal import Decimal
 
     values = column.to_numpy()
     if values.dtype.kind == "O":
+        if any(isinstance(value, dict | list | tuple | np.ndarray) for value in values):
+            raise ValueError(
+                f"{path}: column {column.name!r} holds lists; give one number or text in each cell"
+            )
         kinds = {type(value) for value in values}
         return values.astype(np.float64 if kinds <= {Decimal, float} else str)
     return values
@@ -264,7 +310,8 @@ def lost_columns(x: NDArray[np.float64], names: Sequence[str]) -> Mapping[str, i
     """
     found = {}
     for name, column in zip(names, x.T, strict=True):
-        before, after = np.unique(column), np.unique(column.astype(np.float32))
+        with np.errstate(over="ignore"):
+            before, after = np.unique(column), np.unique(column.astype(np.float32))
         if len(after) < len(before):
             found[name] = len(before) - len(after)
     return found
