@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Iterator, Sequence
 from enum import StrEnum
@@ -13,6 +14,7 @@ import typer
 from fedpisa.cli.app import app
 from fedpisa.cli.options import Allow, File, Keys, read_config
 from fedpisa.cli.terminal import say
+from fedpisa.storage.files import refuse_link
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,14 +30,11 @@ MOST_LABELS = 12
 """Labels up to which ``fedpisa partition`` counts each."""
 
 
-class XAxis(StrEnum):
-    """The x axis of curves."""
+class BandKind(StrEnum):
+    """The band around a mean."""
 
-    ROUND = "round"
-    BYTES = "bytes"
-    LOCAL_STEPS = "local-steps"
-    SECONDS = "seconds"
-    SIMULATED_SECONDS = "simulated-seconds"
+    DEVIATION = "deviation"
+    INTERVAL = "interval"
 
 
 @app.command()
@@ -43,7 +42,7 @@ def partition(
     file: File = None,
     config: Keys = None,
     out: Annotated[
-        Path | None, typer.Option(help="Draw the split into a .png, .pdf or .svg.", show_default=False)
+        Path | None, typer.Option(help="Draw the split into a .png, .pdf, .svg or .pgf.", show_default=False)
     ] = None,
     allow: Allow = None,
 ) -> None:
@@ -123,34 +122,102 @@ def _three(numbers: NDArray[np.int64]) -> str:
 def plot(
     runs: Annotated[
         list[Path],
-        typer.Argument(metavar="DIR...", help="Directories of runs, or a directory that contains runs."),
+        typer.Argument(
+            metavar="DIR...", help="A study's directory, runs, or a directory that contains runs."
+        ),
     ],
-    x: Annotated[XAxis, typer.Option(help="The x axis; all but round are running sums.")] = XAxis.ROUND,
+    against: Annotated[
+        str,
+        typer.Option(
+            "--against",
+            "--x",
+            help="rounds, bytes, gradients, seconds or simulated-seconds; all but rounds are running sums.",
+        ),
+    ] = "rounds",
     y: Annotated[
         list[str] | None,
         typer.Option(
             help="A column of metrics.jsonl; repeat for more panels.",
-            show_default="test-accuracy (or test-loss) and train-loss",
+            show_default="test-accuracy (or test-loss), for single runs also train-loss",
         ),
     ] = None,
-    out: Annotated[Path, typer.Option(help="A .png, .pdf or .svg; replaced if it exists.")] = Path(
+    out: Annotated[Path, typer.Option(help="A .pdf, .svg, .pgf or .png; replaced if it exists.")] = Path(
         "curves.png"
     ),
+    band: Annotated[
+        BandKind, typer.Option(help="Of a study: the standard deviation, or the 95% interval of the mean.")
+    ] = BandKind.DEVIATION,
+    width: Annotated[
+        str | None, typer.Option(help="Width, such as 3.25in, 8cm, 80mm or 240pt.", show_default="by panels")
+    ] = None,
+    font_size: Annotated[float, typer.Option(help="Size of the labels in points.")] = 9.0,
+    labels: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=TEXT,...", help="Texts of the legend.", show_default="the names"),
+    ] = None,
 ) -> None:
-    """Draw convergence curves of one or more runs."""
+    """Draw a study, as mean and band over its seeds with a panel for each split, or the curves of single runs."""
     from fedpisa import plots
     from fedpisa.runs.results import curve_labels, load_result
+    from fedpisa.studies.study import STUDY_FILE, read_study
 
+    columns = [column.replace("-", "_") for column in y] if y else None
+    texts, inches = _texts(labels), None if width is None else _inches(width)
+    studies = [path for path in runs if (path / STUDY_FILE).is_file()]
+    if studies and len(runs) > 1:
+        raise ValueError(f"{studies[0]} is a study's directory: plot it alone, or name runs in it")
+    if studies:
+        study = read_study(refuse_link(studies[0] / STUDY_FILE))
+        study.plot(
+            studies[0],
+            against,
+            columns,
+            out,
+            band=band.value,
+            labels=texts,
+            width=inches,
+            font_size=font_size,
+        )
+        say(f"picture: {out}")
+        return
     results = [load_result(directory) for directory in _run_directories(runs)]
     targets = {result.config.target_accuracy for result in results}
+    names = curve_labels(results)
+    unknown = [name for name in texts if name not in names]
+    if unknown:
+        raise ValueError(f"there is no curve {unknown[0]!r} to label: choose from {', '.join(names)}")
     plots.plot_curves(
-        {label: r.history for label, r in zip(curve_labels(results), results, strict=True)},
-        x=x.value,
-        y=[column.replace("-", "_") for column in y] if y else None,
-        path=out,
+        {texts.get(name, name): r.history for name, r in zip(names, results, strict=True)},
+        against,
+        columns,
+        out,
         target_accuracy=targets.pop() if len(targets) == 1 else None,
+        width=inches,
+        font_size=font_size,
     )
     say(f"picture: {out}")
+
+
+def _texts(labels: Sequence[str] | None) -> dict[str, str]:
+    """Return the texts by name of ``name=text,name=text``."""
+    found = {}
+    for part in ",".join(labels or ()).split(",") if labels else ():
+        name, equals, text = part.partition("=")
+        if not equals or not name.strip():
+            raise ValueError(f"--labels {part!r} is not name=text: write sisa=SISA,fedavg=FedAvg")
+        found[name.strip()] = text.strip()
+    return found
+
+
+def _inches(width: str) -> float:
+    """Return a width such as ``8cm`` in inches; a number alone is in inches."""
+    found = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(in|cm|mm|pt|)\s*", width)
+    size = float(found[1]) / {"cm": 2.54, "mm": 25.4, "pt": 72.27}.get(found[2], 1) if found else 0.0
+    if not 1 <= size <= 100:
+        raise ValueError(
+            f"--width {width!r} is not a width of 1 to 100 inches: write 3.25in, 8cm, 80mm or 240pt"
+        )
+    return size
 
 
 def _run_directories(paths: Sequence[Path]) -> Iterator[Path]:

@@ -9,23 +9,24 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpisa.plots.style import COLOURS, DASHES, MARKERS, picture_path, style, write_picture
+from fedpisa.plots.style import legend_below, look, picture_path, style, write_picture
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Abscissa = Literal["round", "bytes", "local-steps", "seconds", "simulated-seconds"]
+Abscissa = Literal["rounds", "bytes", "gradients", "seconds", "simulated-seconds"]
 
 # The label of each axis, and the columns of which it shows the running sum.
 _X_AXES = {
-    "round": ("server round", []),
+    "rounds": ("server round", []),
     "bytes": ("megabytes up and down", ["bytes_up", "bytes_down"]),
-    "local-steps": ("local gradient evaluations, all clients", ["local_steps"]),
+    "gradients": ("local gradient evaluations, all clients", ["local_steps"]),
     "seconds": ("training time (s)", ["seconds"]),
     "simulated-seconds": ("simulated time (s)", ["simulated_seconds"]),
 }
+_OTHER_NAMES = {"round": "rounds", "local-steps": "gradients"}
 _Y_LABELS = {
     "gradient_norm": "gradient norm of the objective",
     "stationarity": "norm of sum alpha pi - lambda w",
@@ -34,65 +35,72 @@ _Y_LABELS = {
 
 def plot_curves(
     results: Mapping[str, pd.DataFrame],
-    x: Abscissa = "round",
+    x: Abscissa | str = "rounds",
     y: str | Sequence[str] | None = None,
     path: str | Path | None = None,
     *,
     target_accuracy: float | None = None,
+    width: float | None = None,
+    font_size: float = 9.0,
 ) -> Figure:
-    """Draw columns of runs against rounds, bytes, local steps or seconds, one panel per column.
+    """Draw columns of runs against rounds, bytes, gradients or seconds, one panel per column.
 
     Parameters
     ----------
     results
         Histories of the runs, by the labels of their curves.
     x
-        ``round``, or the running sum of ``bytes`` (both ways), ``local-steps``, ``seconds`` or, for runs with a
+        ``rounds``, or the running sum of ``bytes`` (both ways), ``gradients``, ``seconds`` or, for runs with a
         ``pace``, ``simulated-seconds``.
     y
         Columns of the history; by default the train loss and the test accuracy, or the test loss of a regression.
         Positive columns that are not accuracies have a logarithmic scale.
     path
-        File of the picture, ``.png``, ``.pdf`` or ``.svg``; not written by default.
+        File of the picture, ``.png``, ``.pdf``, ``.svg`` or ``.pgf``; not written by default.
     target_accuracy
         Accuracy in [0, 1] to mark with a line in panels of accuracies.
+    width
+        Width of the picture in inches; by default it fits the number of panels.
+    font_size
+        Size of the labels in points.
 
     Raises
     ------
     ValueError
         If there is no run, a run lacks a column, or the file's suffix is unknown.
     """
-    from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    from fedpisa.plots.picture import Picture
 
     panels = default_columns(results.values()) if y is None else [y] if isinstance(y, str) else list(y)
     if not results or not panels:
         raise ValueError("nothing to plot: name at least one run and one column")
     file = picture_path(path)
-    with style():
+    with style(font_size):
         layout = ConstrainedLayoutEngine(wspace=0.06)
-        figure = Figure(figsize=(0.6 + 3.6 * len(panels), 3.1), layout=layout)
+        size = 0.6 + 3.6 * len(panels) if width is None else width
+        figure = Picture(figsize=(size, 2.8 * min(1, max(0.5, size / (4 * len(panels))))), layout=layout)
         axes: list[Axes] = list(figure.subplots(1, len(panels), squeeze=False, sharex=True)[0])
         for ax, column in zip(axes, panels, strict=True):
             for number, (label, result) in enumerate(results.items()):
-                block, index = divmod(number, len(COLOURS))
-                look = {
-                    "color": COLOURS[index],
-                    "marker": MARKERS[index],
-                    "linestyle": DASHES[block % len(DASHES)],
-                }
-                draw_curve(ax, result, x, column, label=label, **look)
+                draw_curve(ax, result, x, column, label=label, **look(number, font_size))
             label_axes(ax, x, column)
             if target_accuracy is not None and column.endswith("accuracy"):
                 ax.axhline(target_accuracy, color="#666666", linewidth=0.9, linestyle=(0, (3, 2)), zorder=1.5)
                 place, text = ax.get_yaxis_transform(), f"target {100 * target_accuracy:.4g}%"
                 ax.text(
-                    0.01, target_accuracy, text, transform=place, va="bottom", fontsize=7.5, color="#555555"
+                    0.01,
+                    target_accuracy,
+                    text,
+                    transform=place,
+                    va="bottom",
+                    fontsize="small",
+                    color="#555555",
                 )
         if len(results) > 1:
             handles, labels = axes[0].get_legend_handles_labels()
-            columns = min(len(labels), 2 * len(panels) + 1)
-            figure.legend(handles, labels, loc="outside upper center", ncols=columns)
+            legend_below(figure, handles, [str(label) for label in labels])
         else:
             axes[0].set_title(next(iter(results)), loc="left")
         write_picture(figure, file)
@@ -137,8 +145,8 @@ def draw_curve(ax: Axes, frame: pd.DataFrame, x: str, y: str, **line: Any) -> No
     # A long curve has about eight markers, staggered between curves; a short one has a marker at every point.
     number = int(finite.sum())
     step = 1 if number <= 15 else number // 8
-    look = {"marker": "o", "markersize": 3.8, "markevery": (len(ax.lines) * step // 3 % step, step), **line}
-    ax.plot(abscissa(frame, x)[finite], values[finite], **look)
+    shown = {"marker": "o", "markersize": 3.8, "markevery": (len(ax.lines) * step // 3 % step, step), **line}
+    ax.plot(abscissa(frame, x)[finite], values[finite], **shown)
 
 
 def abscissa(frame: pd.DataFrame, x: str) -> NDArray[np.float64]:
@@ -148,17 +156,18 @@ def abscissa(frame: pd.DataFrame, x: str) -> NDArray[np.float64]:
     --------
     >>> import pandas as pd
     >>> frame = pd.DataFrame({"round": [0, 1, 2], "local_steps": [float("nan"), 20, 20]})
-    >>> abscissa(frame, "local-steps").tolist()
+    >>> abscissa(frame, "gradients").tolist()
     [0.0, 20.0, 40.0]
     """
+    x = _OTHER_NAMES.get(x, x)
     if x not in _X_AXES:
         raise ValueError(f"{x!r} is not an axis to plot against: choose from {', '.join(_X_AXES)}")
-    if x == "round":
+    if x == "rounds":
         return frame["round"].to_numpy(dtype=np.float64)
     columns = _X_AXES[x][1]
     missing = [name for name in columns if name not in frame]
     if missing:
-        raise ValueError(f"the run has no column {missing[0]!r} to plot against: choose x = 'round'")
+        raise ValueError(f"the run has no column {missing[0]!r} to plot against: choose rounds")
     per_round = frame[columns].fillna(0).to_numpy(dtype=np.float64)
     total: NDArray[np.float64] = per_round.sum(axis=1).cumsum()
     return total / 1e6 if x == "bytes" else total
@@ -168,13 +177,14 @@ def label_axes(ax: Axes, x: str, y: str) -> None:
     """Set the labels, units and scales of the axes."""
     from matplotlib import ticker
 
+    x = _OTHER_NAMES.get(x, x)
     name = y.replace("_", " ").replace("-", " ")
     ax.set_xlabel(_X_AXES[x][0])
     ax.set_ylabel(_Y_LABELS.get(y, name))
     ax.margins(x=0.02)
-    if x == "round":
+    if x == "rounds":
         ax.xaxis.set_major_locator(ticker.MaxNLocator(integer=True, nbins=6))
-    if x == "local-steps":
+    if x == "gradients":
         ax.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
     if name.endswith("accuracy"):
         ax.yaxis.set_major_formatter(ticker.PercentFormatter(1))

@@ -33,7 +33,7 @@ def plot_partition(
     num_classes
         Number of classes; ``None`` for a regression.
     path
-        File of the picture, ``.png``, ``.pdf`` or ``.svg``; not written by default.
+        File of the picture, ``.png``, ``.pdf``, ``.svg`` or ``.pgf``; not written by default.
 
     Raises
     ------

@@ -1,7 +1,8 @@
 """A report that compares many runs: an HTML page, and its tables as CSV and LaTeX.
 
 `runs` reads and groups the runs. `statistics` and `findings` compute the numbers. `curves` and `clients` prepare the
-figures. `tables`, `text` and `summary` write tables and sentences. `page` renders all into one HTML file.
+figures. `tables`, `hyperparameters`, `formatting` and `summary` write tables and sentences. `page` renders all into one
+HTML file.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ def write_report(
         If there is no readable run, the page's name has another suffix, or the target is not an accuracy.
     """
     from fedpisa.report import clients, findings, page, runs, tables
+    from fedpisa.report.hyperparameters import hyperparameters
     from fedpisa.storage.files import refuse_link, replace_file
 
     file = Path(out)
@@ -82,6 +84,7 @@ def write_report(
         tables.cost(found),
         tables.fairness(found, fairness),
         tables.runs(found),
+        hyperparameters(collection),
     ]
     html = page.render(
         found, {one.name: one for one in made}, pictures, fairness, title or "Report of fedpisa"

@@ -18,27 +18,13 @@ from pathlib import Path
 from typing import Any, final
 
 from fedpisa import components, families
-from fedpisa.families import READ_ONLY, is_unread, permitted
+from fedpisa.families import READ_ONLY, permitted
 from fedpisa.runs.results import Result, load_result
 from fedpisa.runs.run_files import RunReader
 from fedpisa.storage.files import refuse_link
+from fedpisa.studies.splits import BOOKKEEPING, FAMILIES, SETTING, split_keys
 from fedpisa.studies.study import STUDY_FILE, read_study
 
-FAMILIES = ("dataset", "partitioner", "model")
-"""Families whose components, with their keys, define a split."""
-SETTING = (*FAMILIES, "num-clients", "fraction-train", "validation-fraction")
-BOOKKEEPING = frozenset(
-    {
-        "seed",
-        "data-dir",
-        "eval-every",
-        "target-accuracy",
-        "exact-diagnostics",
-        "per-client",
-        "checkpoint-every",
-    }
-)
-"""Keys that change what is measured or stored, but not what is trained."""
 WRAPPERS = ("server-strategy", "differential-privacy")
 """Keys that change the algorithm unless they are ``none``."""
 
@@ -88,15 +74,7 @@ class Run:
     @cached_property
     def split_keys(self) -> dict[str, object]:
         """The keys of the split: data, partition, model and clients."""
-        names, config = set(SETTING), self.result.config
-        with permitted(READ_ONLY):
-            parts = [config.component(family) for family in FAMILIES if family in self.keys]
-            names |= {key for part in parts for key in families.keys_of(part, self.keys)}
-            # Keys of a component that is not imported are the split's if the algorithm is known.
-            trained = families.parts_of(config.component("algorithm"), self.keys)
-            if any(map(is_unread, parts)) and not any(map(is_unread, trained)):
-                names |= config.options_of_unread()
-        return {name: value for name, value in self.keys.items() if name in names - BOOKKEEPING}
+        return split_keys(self.result.config)
 
     @cached_property
     def variant_keys(self) -> dict[str, object]:

@@ -38,6 +38,8 @@ class Table:
         Number of columns at the left that hold names; they are left-aligned.
     strong
         Cells ``(row, column)`` in bold.
+    rules
+        Rows above which LaTeX draws a rule.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Table:
     rows: Sequence[Sequence[str]]
     texts: int = 2
     strong: frozenset[tuple[int, int]] = frozenset()
+    rules: frozenset[int] = frozenset()
 
     def to_latex(self) -> str:
         r"""Return a ``tabular`` with booktabs' rules; ``\input`` it into a ``table``."""
@@ -56,6 +59,11 @@ class Table:
             for i, row in enumerate(self.rows)
         ]
         tabular = pd.DataFrame(marked, columns=pd.Index(self.head)).to_latex(index=False, escape=True)
+        lines = tabular.splitlines(keepends=True)
+        first = lines.index("\\midrule\n") + 1
+        for row in sorted(self.rules, reverse=True):
+            lines.insert(first + row, "\\midrule\n")
+        tabular = "".join(lines)
         text = f"% {self.title}\n% \\usepackage{{booktabs}}\n{tabular}"
         for character, command in _LATEX.items():
             text = text.replace(character, command)

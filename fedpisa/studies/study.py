@@ -42,6 +42,9 @@ from fedpisa.storage.files import inside, refuse_link, shortened
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
+
+    from fedpisa.plots import Abscissa, Band
 
 STUDY_FILE: Final = "study.toml"
 _TABLES: Final = ("name", "seeds", "base", "sweep", "variant")
@@ -282,6 +285,63 @@ class Study:
     def frame(self, directory: str | os.PathLike[str]) -> pd.DataFrame:
         """Return the rounds of all runs in one table; see `frame`."""
         return frame(self.results(directory))
+
+    def plot(
+        self,
+        directory: str | os.PathLike[str],
+        x: Abscissa | str = "rounds",
+        y: str | Sequence[str] | None = None,
+        path: str | Path | None = None,
+        *,
+        band: Band = "deviation",
+        labels: Mapping[str, str] | None = None,
+        width: float | None = None,
+        font_size: float = 9.0,
+    ) -> Figure:
+        """Draw mean and band over the seeds: a line per variant, a panel per split.
+
+        Swept keys of data, partition, model and clients make panels. Other swept keys make lines.
+
+        Parameters
+        ----------
+        directory
+            The study's directory.
+        x, y, path, band, labels, width, font_size
+            As in `fedpisa.plots.plot_study`.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+            The figure, which a notebook shows. pyplot does not know it.
+
+        Raises
+        ------
+        ValueError
+            If no run of the study has started, or a parameter is invalid.
+        """
+        from fedpisa.plots import plot_study
+        from fedpisa.studies.splits import split_keys
+
+        results = self.results(directory)
+        if not results:
+            raise ValueError(
+                f"nothing to plot: no run of the study in {directory} has started: run fedpisa compare first"
+            )
+        names = {key for one in results for key in split_keys(one.result.config)}
+        targets = {one.result.config.target_accuracy for one in results}
+        return plot_study(
+            frame(results),
+            [key for key in self.sweep if key in names],
+            ["variant", *(key for key in self.sweep if key not in names)],
+            x,
+            y,
+            path,
+            band=band,
+            labels=labels,
+            width=width,
+            font_size=font_size,
+            target_accuracy=targets.pop() if len(targets) == 1 else None,
+        )
 
 
 def read_study(file: str | os.PathLike[str], *, allow: Iterable[str] = ()) -> Study:

@@ -162,6 +162,10 @@ def test_a_result_is_never_overwritten(
         ["plot", "missing"],
         ["plot", "."],
         ["plot", ".", "--x", "epochs"],
+        ["plot", ".", "--width", "3 feet"],
+        ["plot", ".", "--width", "0.1in"],
+        ["plot", ".", "--labels", "sisa"],
+        ["plot", ".", "--band", "wide"],
         ["partition", "-c", "num-clients=5000"],
         ["partition", "--out", "split.bmp"],
         ["list", "frobs"],
@@ -257,6 +261,9 @@ def test_plot(fake: Callable[[str], None], tmp_path: Path, capsys: pytest.Captur
     assert "train loss" in picture
     assert main(["plot", "runs", "--y", "test-accuracy"]) == 0
     assert (tmp_path / "curves.png").exists()
+    assert main(["plot", "runs", "--labels", "sisa-digits-1=One", "--width", "8cm", "--out", "c.svg"]) == 0
+    assert "One" in (tmp_path / "c.svg").read_text()
+    assert main(["plot", "runs", "--labels", "sissa=SISA"]) == 2
 
 
 def test_partition(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,7 +32,8 @@ def frame(rounds: int = 20) -> pd.DataFrame:
 
 
 @pytest.mark.parametrize(
-    ("x", "per_round"), [("round", 1), ("bytes", 3), ("local-steps", 50), ("seconds", 0.5)]
+    ("x", "per_round"),
+    [("rounds", 1), ("bytes", 3), ("gradients", 50), ("seconds", 0.5), ("round", 1), ("local-steps", 50)],
 )
 def test_abscissa_sums_what_rounds_spent(x: str, per_round: float) -> None:
     np.testing.assert_allclose(abscissa(frame(), x), per_round * np.arange(21))
@@ -83,12 +84,12 @@ def test_same_data_same_bytes(tmp_path: Path, suffix: str) -> None:
 
 
 def test_bad_requests_are_explained() -> None:
-    with pytest.raises(ValueError, match=r"must end in \.png, \.pdf, \.svg, not 'a\.bmp'"):
+    with pytest.raises(ValueError, match=r"must end in \.png, \.pdf, \.svg, \.pgf, not 'a\.bmp'"):
         plot_curves({"a": frame()}, path="a.bmp")
     with pytest.raises(ValueError, match=r"no column 'accuracy'.*choose from train_loss"):
         plot_curves({"a": frame()}, y="accuracy")
-    with pytest.raises(ValueError, match="choose from round, bytes, local-steps, seconds"):
-        plot_curves({"a": frame()}, x="epoch")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="choose from rounds, bytes, gradients, seconds"):
+        plot_curves({"a": frame()}, x="epoch")
     with pytest.raises(ValueError, match="no column 'seconds'"):
         plot_curves({"a": frame().drop(columns="seconds")}, x="seconds")
     with pytest.raises(ValueError, match="nothing to plot"):

@@ -194,7 +194,7 @@ def test_the_command(
     names = sorted(file.name for file in (tmp_path / "report-tables").iterdir())
     assert names == sorted(
         f"{name}.{kind}"
-        for name in ("overview", "accuracy", "significance", "cost", "clients", "runs")
+        for name in ("overview", "accuracy", "significance", "cost", "clients", "runs", "hyperparameters")
         for kind in ("csv", "tex")
     )
     assert main(["report", "nowhere"]) == 2
