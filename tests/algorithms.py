@@ -50,6 +50,8 @@ FURTHER: Mapping[str, Sequence[object]] = {
     "skip-probability": [0.5],
     "weight-decay": [0.1],
 }
+# The algorithms that train one model by federation; the others are references.
+FEDERATED = [name for name, found in families.available("algorithm").items() if not found.factory.reference]
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 SIZES = (7, 1, 50, 2, 5, 12)
 

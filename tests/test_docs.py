@@ -112,8 +112,8 @@ def test_costs_are_what_a_round_moves_and_keeps(name: str) -> None:
     state, server = grid.state(0) or {}, strategy.server
     assert server is not None
     measured = {
-        "up": finished.bytes_up // (8 * N * size),
-        "down": finished.bytes_down // (8 * N * size),
+        "up": finished.bytes_up // (8 * grid.num_clients * size),
+        "down": finished.bytes_down // (8 * grid.num_clients * size),
         "client": length(state),
         "server": length(server),
     }

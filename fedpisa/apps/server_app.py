@@ -19,7 +19,7 @@ from fedpisa.runs.results import directory_for
 from fedpisa.runs.run_files import RunReader
 from fedpisa.runs.runner import train
 from fedpisa.runs.simulation import Simulation
-from fedpisa.simulation.federation import Federation
+from fedpisa.simulation.federation import Federation, require_federated
 
 app = ServerApp()
 
@@ -38,6 +38,7 @@ def main(grid: Grid, context: Context) -> None:
     settings, keys = read_run_config(context.run_config)
     # Nodes keep the states before and after their last round, so a checkpoint must not be older than that.
     config = RunConfig.from_mapping({**keys, "checkpoint-every": 1})
+    require_federated(config)
     directory = Path(settings.resume or settings.out or directory_for(config)).absolute()
     run = _run_number(directory) or str(context.run_id)
 

@@ -103,6 +103,7 @@ def run(
     from fedpisa.runs.results import directory_for, require_free
     from fedpisa.runs.resume import changed
     from fedpisa.runs.run_files import RunReader
+    from fedpisa.simulation.federation import require_federated
 
     deployment = Deployment.read(folder)
     given = read_keys(config)
@@ -121,6 +122,7 @@ def run(
         permission = Permission.of_file(file, allow or (), given) if file else None
         with permitted(permission):
             resolved = RunConfig.from_mapping({"num-clients": len(deployment.nodes), **keys})
+            require_federated(resolved)
         directory = (require_free(out) if out else directory_for(resolved)).absolute()
         settings = NodeSettings(str(directory), "", settings.node_data, settings.connect_timeout)
     if any("data" in node for node in deployment.nodes):

@@ -186,12 +186,14 @@ def plot(
     unknown = [name for name in texts if name not in names]
     if unknown:
         raise ValueError(f"there is no curve {unknown[0]!r} to label: choose from {', '.join(names)}")
+    labelled = {texts.get(name, name): result for name, result in zip(names, results, strict=True)}
     plots.plot_curves(
-        {texts.get(name, name): r.history for name, r in zip(names, results, strict=True)},
+        {label: result.history for label, result in labelled.items()},
         against,
         columns,
         out,
         target_accuracy=targets.pop() if len(targets) == 1 else None,
+        references=[label for label, result in labelled.items() if result.reference],
         width=inches,
         font_size=font_size,
     )

@@ -126,6 +126,7 @@ def combine(
         names = [
             name for name, part in available("algorithm").items()
             if isinstance(part.factory, type) and issubclass(part.factory, ModelAveraging)
+            and not part.factory.reference
         ]  # fmt: skip
         raise ValueError(
             f"server-strategy and differential-privacy replace a mean of models, and "

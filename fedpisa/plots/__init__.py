@@ -6,11 +6,12 @@ The same data give the same bytes.
 from fedpisa.plots.curves import Abscissa, abscissa, draw_curve, label_axes, plot_curves
 from fedpisa.plots.splits import plot_partition
 from fedpisa.plots.study import Band, plot_study
-from fedpisa.plots.style import COLOURS, MARKERS, picture_path, style, write_picture
+from fedpisa.plots.style import COLOURS, MARKERS, REFERENCE, picture_path, style, write_picture
 
 __all__ = [
     "COLOURS",
     "MARKERS",
+    "REFERENCE",
     "Abscissa",
     "Band",
     "abscissa",

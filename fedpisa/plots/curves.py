@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpisa.plots.style import legend_below, look, picture_path, style, write_picture
+from fedpisa.plots.style import (
+    REFERENCE,
+    REFERENCE_DASHES,
+    legend_below,
+    look,
+    picture_path,
+    style,
+    write_picture,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,6 +48,7 @@ def plot_curves(
     path: str | Path | None = None,
     *,
     target_accuracy: float | None = None,
+    references: Collection[str] = (),
     width: float | None = None,
     font_size: float = 9.0,
 ) -> Figure:
@@ -59,6 +68,9 @@ def plot_curves(
         File of the picture, ``.png``, ``.pdf``, ``.svg`` or ``.pgf``; not written by default.
     target_accuracy
         Accuracy in [0, 1] to mark with a line in panels of accuracies.
+    references
+        Labels of the runs that only give scale, such as ``centralised``. Their curves are grey, dashed and last.
+        Against bytes and seconds, each is a horizontal line at its last value: its costs are not those of federation.
     width
         Width of the picture in inches; by default it fits the number of panels.
     font_size
@@ -83,8 +95,11 @@ def plot_curves(
         figure = Picture(figsize=(size, 2.8 * min(1, max(0.5, size / (4 * len(panels))))), layout=layout)
         axes: list[Axes] = list(figure.subplots(1, len(panels), squeeze=False, sharex=True)[0])
         for ax, column in zip(axes, panels, strict=True):
-            for number, (label, result) in enumerate(results.items()):
+            for number, (label, result) in enumerate(_without(results, references).items()):
                 draw_curve(ax, result, x, column, label=label, **look(number, font_size))
+            for number, label in enumerate(label for label in results if label in references):
+                dashes = REFERENCE_DASHES[number % len(REFERENCE_DASHES)]
+                draw_reference(ax, results[label], x, column, label=label, linestyle=dashes, **REFERENCE)
             label_axes(ax, x, column)
             if target_accuracy is not None and column.endswith("accuracy"):
                 ax.axhline(target_accuracy, color="#666666", linewidth=0.9, linestyle=(0, (3, 2)), zorder=1.5)
@@ -147,6 +162,18 @@ def draw_curve(ax: Axes, frame: pd.DataFrame, x: str, y: str, **line: Any) -> No
     step = 1 if number <= 15 else number // 8
     shown = {"marker": "o", "markersize": 3.8, "markevery": (len(ax.lines) * step // 3 % step, step), **line}
     ax.plot(abscissa(frame, x)[finite], values[finite], **shown)
+
+
+def draw_reference(ax: Axes, frame: pd.DataFrame, x: str, y: str, **line: Any) -> None:
+    """Draw a reference: its curve against rounds and gradients, and its last value against bytes and seconds."""
+    if _OTHER_NAMES.get(x, x) in ("rounds", "gradients"):
+        draw_curve(ax, frame, x, y, **line)
+    elif len(values := frame[y.replace("-", "_")].dropna()):
+        ax.axhline(values.iloc[-1], **line)
+
+
+def _without(results: Mapping[str, pd.DataFrame], labels: Collection[str]) -> dict[str, pd.DataFrame]:
+    return {label: result for label, result in results.items() if label not in labels}
 
 
 def abscissa(frame: pd.DataFrame, x: str) -> NDArray[np.float64]:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # curves stay distinct without colour
 DASHES = ("-", (0, (4, 1.5)), (0, (1.2, 1.2)))  # three styles in turn, so that 21 curves differ
+REFERENCE: dict[str, Any] = {"color": "#666666", "marker": "", "linewidth": 1.2}
+"""Look of the lines that give scale; their dashes differ."""
+REFERENCE_DASHES = ((0, (7, 3)), (0, (2, 2)), (0, (7, 2, 1, 2)))
 SUFFIXES = (".png", ".pdf", ".svg", ".pgf")
 LATEX = ("xelatex", "lualatex", "pdflatex")
 """Programs that measure the texts of a ``.pgf`` picture; the first that is installed does."""

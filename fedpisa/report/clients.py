@@ -76,7 +76,7 @@ def picture(group_runs: Sequence[Run], split: int) -> SplitPicture | None:
     kept = [run for run in group_runs if run.result.partition]
     if not kept:
         return None
-    run = min(kept, key=lambda one: one.seed)
+    run = min(kept, key=lambda one: (one.seed, bool(one.result.reference)))
     partition = run.result.partition
     found = RunReader(run.directory).counts()
     sizes = [len(part) for part in partition]
@@ -111,9 +111,9 @@ def _same(one: Sequence[NDArray[np.int64]], other: Sequence[NDArray[np.int64]]) 
 
 
 def fairness(collection: Collection) -> list[Fairness]:
-    """Return the final models' accuracies over the clients, for every group with a finished run."""
+    """Return the final models' accuracies over the clients, for all groups with a finished run but references."""
     found = []
-    for group in collection.groups:
+    for group in (group for group in collection.groups if not group.is_reference):
         kept = {seed: kept_accuracies(run) for seed, run in group.finished.items()}
         by_seed = {seed: accuracies for seed, accuracies in kept.items() if accuracies is not None}
         if kept:

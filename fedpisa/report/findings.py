@@ -115,6 +115,8 @@ class SplitFindings:
         Results by variant: the best first, variants without a finished run last.
     comparisons
         Comparison of each two variants, the higher-ranked minus the other, corrected over all pairs of the split.
+    references
+        Results of the references, which are not among the outcomes.
     """
 
     split: int
@@ -122,6 +124,7 @@ class SplitFindings:
     target: Target | None
     outcomes: Sequence[VariantResult]
     comparisons: Mapping[tuple[int, int], Comparison]
+    references: Sequence[VariantResult] = ()
 
     @property
     def ranked(self) -> list[VariantResult]:
@@ -187,7 +190,9 @@ def _find_split(split: int, groups: Sequence[Group], target_accuracy: float | No
     accuracies = (run.result.last(ACCURACY.column) for group in groups for run in group.runs)
     measure = LOSS if all(value is None for value in accuracies) else ACCURACY
     finals = {id(group): _by_seed(group, lambda run: run.result.last(measure.column)) for group in groups}
-    target = _target(groups, measure, [estimate(list(f.values())) for f in finals.values()], target_accuracy)
+    federated = [group for group in groups if not group.is_reference]
+    means = [estimate(list(finals[id(group)].values())) for group in federated]
+    target = _target(federated, measure, means, target_accuracy)
     outcomes = []
     for group in groups:
         runs = list(group.finished.values())
@@ -203,13 +208,15 @@ def _find_split(split: int, groups: Sequence[Group], target_accuracy: float | No
                 selected=estimate(list(_by_seed(group, measure.selected_of).values())),
             )
         )
+    references = [outcome for outcome in outcomes if outcome.group.is_reference]
+    outcomes = [outcome for outcome in outcomes if not outcome.group.is_reference]
     outcomes.sort(key=lambda o: math.inf if o.final is None else measure.rank(o.final.mean))
     ranked = [outcome for outcome in outcomes if outcome.final is not None]
     comparisons = _comparisons(
         [outcome.group.variant for outcome in ranked],
         {outcome.group.variant: outcome.final_by_seed for outcome in ranked},
     )
-    return SplitFindings(split, measure, target, outcomes, comparisons)
+    return SplitFindings(split, measure, target, outcomes, comparisons, references)
 
 
 def _by_seed(group: Group, value: Callable[[Run], float | None]) -> dict[int, float]:

@@ -62,6 +62,7 @@ def render(
     data: dict[str, Any] = {
         "variants": list(collection.variants),
         "splits": list(collection.splits),
+        "references": sorted(collection.references),
         "targets": [one.target.accuracy if one.target else None for one in found.by_split],
         "curves": curves.chart(collection, curves.CONVERGENCE),
         "residuals": residuals,
@@ -160,7 +161,8 @@ def _subtitle(collection: Collection) -> str:
     runs = collection.runs
     parts = (
         (len(runs), "run"),
-        (len(collection.variants), "algorithm"),
+        (len(collection.variants) - len(collection.references), "algorithm"),
+        *([(len(collection.references), "reference")] if collection.references else []),
         (len(collection.splits), "split"),
         (len({run.seed for run in runs}), "seed"),
     )

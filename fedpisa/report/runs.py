@@ -9,9 +9,10 @@ differ only in their seeds.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -112,6 +113,11 @@ class Group:
         return [*self.finished.values(), *self.others, *self.repeats]
 
     @property
+    def is_reference(self) -> bool:
+        """Whether the group only gives scale, such as ``centralised``: it has no rank and is in no test."""
+        return any(run.result.reference for run in self.runs)
+
+    @property
     def drawn(self) -> list[Run]:
         """The runs whose curves are drawn: the finished ones or, if there are none, the others."""
         return list(self.finished.values()) or list(self.others)
@@ -159,6 +165,17 @@ class Collection:
     def runs(self) -> list[Run]:
         """All readable runs."""
         return [run for group in self.groups for run in group.runs]
+
+    @property
+    def references(self) -> set[int]:
+        """The variants that are references."""
+        return {group.variant for group in self.groups if group.is_reference}
+
+    def majority_share(self, split: int) -> float | None:
+        """Return the mean share of the most frequent class in the test sets; ``None`` if the runs did not store it."""
+        runs = [run for group in self.of_split(split) for run in group.runs]
+        shares = [run.result.majority_share for run in runs if run.result.majority_share is not None]
+        return math.fsum(shares) / len(shares) if shares else None
 
     def of_split(self, split: int) -> list[Group]:
         """Return a split's groups."""
@@ -241,7 +258,7 @@ def _load(directory: Path, variant: str | None) -> Run:
     result = load_result(directory)
     info = RunReader(directory).info
     # The parameters of many runs would fill the memory; `clients` reads them again, one by one.
-    light = Result(result.config, result.rows, {}, result.partition, result.status, directory)
+    light = replace(result, parameters={})
     return Run(directory, light, info, result.config.algorithm if variant is None else variant)
 
 
@@ -255,7 +272,10 @@ def _arrange(runs: Sequence[Run], unreadable: Mapping[Path, str], missing: Seque
 
     telling = {name: _telling(name, list(by_split.values())) for name in {run.name: None for run in runs}}
     labels = {id(run): _variant_label(run, telling[run.name]) for run in runs}
-    variants = list(dict.fromkeys(labels[id(run)] for run in runs))
+    # References come last, so that the others keep their colours.
+    variants = list(
+        dict.fromkeys(labels[id(run)] for run in sorted(runs, key=lambda run: bool(run.result.reference)))
+    )
 
     groups = []
     for number, split in enumerate(splits):
@@ -322,7 +342,8 @@ def _variant_label(run: Run, telling: Sequence[str]) -> str:
     wrapped = [name for name in WRAPPERS if not named and run.keys.get(name, "none") != "none"]
     shown = [name for name in dict.fromkeys([*wrapped, *telling]) if name in run.variant_keys]
     labels = [_assignment(name, run.variant_keys[name]) for name in shown]
-    return f"{run.name} ({', '.join(labels)})" if labels else run.name
+    label = f"{run.name} ({', '.join(labels)})" if labels else run.name
+    return f"reference: {label}" if run.result.reference else label
 
 
 def _split_labels(splits: Sequence[Mapping[str, object]]) -> list[str]:

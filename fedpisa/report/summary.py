@@ -101,7 +101,7 @@ def _overall(found: Findings) -> Answer:
         said, caution = _compared(found, measure, order[1], one, found.means[order[1]], pooled=True)
         sentences += said
         sentences += _behind(found, order[0], order[1:], found.pooled)
-    if len(order) < len(found.collection.variants):
+    if len(order) < len(found.collection.variants) - len(found.collection.references):
         sentences.append(
             f"Only the {_count(len(order), 'algorithm')} with a finished run on every split are ranked here."
         )
@@ -135,9 +135,23 @@ def _of_split(found: Findings, one: SplitFindings) -> Answer:
         sentences += _behind(found, best.group.variant, others, one.comparisons)
     else:
         sentences.append("No other algorithm finished on this split.")
-    sentences += _costs(found, one)
+    sentences += [*_scale(found, one), *_costs(found, one)]
     name, value = collection.variants[best.group.variant], _value(final.mean, measure)
     return Answer(title, name, value, sentences, caution)
+
+
+def _scale(found: Findings, one: SplitFindings) -> list[str]:
+    """Return a sentence with the references and the share of the majority class."""
+    names = [found.collection.variants[o.group.variant].removeprefix("reference: ") for o in one.references]
+    parts = [
+        f"{name} has {_value(o.final.mean, one.measure)}"
+        for name, o in zip(names, one.references, strict=True)
+        if o.final
+    ]
+    share = found.collection.majority_share(one.split)
+    if share is not None and one.measure.percent:
+        parts.append(f"{_value(share, one.measure)} is the majority class")
+    return [f"For scale: {', '.join(parts)}."] if parts else []
 
 
 def _compared(

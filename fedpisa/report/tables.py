@@ -23,11 +23,12 @@ def overview(found: Findings) -> Table:
     places = {
         (outcome.group.variant, one.split): (one.measure, outcome)
         for one in found.by_split
-        for outcome in one.outcomes
+        for outcome in (*one.outcomes, *one.references)
     }
     order = list(found.means) + [v for v in range(len(collection.variants)) if v not in found.means]
     if not found.means:
         order = list(dict.fromkeys(o.group.variant for one in found.by_split for o in one.outcomes))
+        order += sorted(collection.references)
     most = max((o.final.n for one in found.by_split for o in one.ranked if o.final), default=0)
     rows, strong, tidy = [], set(), []
     best = {one.split: one.ranked[0].group.variant for one in found.by_split if one.ranked}
@@ -47,11 +48,22 @@ def overview(found: Findings) -> Table:
         if found.means:
             cells.append(number(found.means.get(variant), found.by_split[0].measure))
         rows.append([collection.variants[variant], *cells])
+    majority = [collection.majority_share(one.split) for one in found.by_split]
+    if any(majority):
+        mean = [NOTHING] if found.means else []
+        shares = [number(s, one.measure) for s, one in zip(majority, found.by_split, strict=True)]
+        rows.append(["majority class", *shares, *mean])
+        tidy += [
+            {"variant": "majority class", "split": label, "final_mean": share}
+            for label, share in zip(collection.splits, majority, strict=True)
+            if share is not None
+        ]
     head = ["algorithm", *collection.splits, *(["mean of the splits"] if found.means else [])]
     return Table(
         "overview",
         f"Final {_measure_name(found)}, mean ± standard deviation over {most} seed{'s' * (most != 1)}",
-        "The best of each split is bold. The comparisons below show whether its lead is significant.",
+        "The best of each split is bold. The comparisons below show whether its lead is significant."
+        + " References give scale: they have no rank and are in no comparison." * bool(collection.references),
         pd.DataFrame(tidy),
         head,
         rows,
@@ -62,7 +74,7 @@ def overview(found: Findings) -> Table:
 
 def accuracy(found: Findings) -> Table:
     """Return final and best values of every group, with their intervals."""
-    rows = _group_rows(found)
+    rows = _group_rows(found, references=True)
     validated = any(row.result.selected for row in rows)
     chosen = (
         " Best by validation is the value in the round with the lowest validation loss." if validated else ""
@@ -362,12 +374,12 @@ _RUNS: tuple[Column[Mapping[str, Any]], ...] = (
 # ----------------------------------------------------------------------------------------------------- details
 
 
-def _group_rows(found: Findings) -> list[_GroupRow]:
+def _group_rows(found: Findings, references: bool = False) -> list[_GroupRow]:
     runs = found.collection
     return [
         _GroupRow(runs.splits[one.split], runs.variants[result.group.variant], one, result)
         for one in found.by_split
-        for result in one.outcomes
+        for result in (*one.outcomes, *(one.references if references else ()))
     ]
 
 

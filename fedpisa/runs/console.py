@@ -195,7 +195,9 @@ def summary(result: Result) -> str:
     parts = [f"{end or ends.get(result.status, result.status)} in {result.total('seconds'):.1f} s"]
     accuracy, best = result.last("test_accuracy"), result.best("test_accuracy")
     if accuracy is not None and best is not None:
-        parts.append(f"test accuracy {accuracy:.1%}" + (f" (best {best:.1%})" if best > accuracy else ""))
+        beside = [f"best {best:.1%}"] if best > accuracy else []
+        beside += [f"{share:.1%} is the majority class"] if (share := result.majority_share) else []
+        parts.append(f"test accuracy {accuracy:.1%}" + (f" ({', '.join(beside)})" if beside else ""))
     elif (loss := result.last("test_loss")) is not None:
         parts.append(f"test loss {loss:.4g}")
     if (loss := result.best("validation_loss")) is not None:

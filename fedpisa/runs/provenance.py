@@ -36,7 +36,7 @@ def provenance_of(simulation: Simulation) -> dict[str, object]:
     }
     if device.type == "cuda":
         machine["gpu"] = torch.cuda.get_device_name(device)
-    privacy = simulation.privacy
+    privacy, majority = simulation.privacy, simulation.federation.majority_share()
     return {
         "seed": simulation.config.seed,
         "versions": versions,
@@ -49,6 +49,8 @@ def provenance_of(simulation: Simulation) -> dict[str, object]:
         "layout": task.layout.fingerprint,
         "started": now(),
         **({} if privacy is None else {"privacy": privacy.record(simulation.config.num_server_rounds)}),
+        **({} if majority is None else {"majority_share": majority}),
+        **({"reference": simulation.reference} if simulation.reference else {}),
         **simulation.grid.info,
     }
 

@@ -294,6 +294,10 @@ class Result:
         The run's directory; ``None`` if the run is not on disk.
     client_tables
         Tables of `clients` if the run is not on disk.
+    majority_share
+        Share of the most frequent class in the test set; ``None`` for a regression and for runs of earlier versions.
+    reference
+        The kind of reference, see `fedpisa.strategies.base.Reference`; empty for a federated algorithm.
     """
 
     config: RunConfig
@@ -303,6 +307,8 @@ class Result:
     status: Status = "finished"
     directory: Path | None = None
     client_tables: Sequence[Table] = ()
+    majority_share: float | None = None
+    reference: str = ""
 
     @cached_property
     def history(self) -> pd.DataFrame:
@@ -391,7 +397,8 @@ class Result:
             from matplotlib import pyplot
 
             ax = pyplot.subplots(layout="constrained")[1]
-        plots.draw_curve(ax, self.history, x=x, y=y, **{"label": self.config.algorithm, **line})
+        look = {"label": self.config.algorithm, **(plots.REFERENCE if self.reference else {}), **line}
+        plots.draw_curve(ax, self.history, x=x, y=y, **look)
         plots.label_axes(ax, x=x, y=y)
         return ax
 
@@ -420,6 +427,8 @@ class Result:
             value = self.last(column)
             if value is not None:
                 summary[column.replace("_", " ")] = format(value, form)
+        if self.majority_share is not None:
+            summary["majority class"] = format(self.majority_share, ".2%")
         if self.directory is not None:
             summary["directory"] = str(self.directory)
         return summary
@@ -494,6 +503,8 @@ def load_result(directory: str | Path) -> Result:
             partition=reader.partition(),
             status=reader.info["status"],
             directory=path,
+            majority_share=reader.info.get("majority_share"),
+            reference=reader.info.get("reference", ""),
         )
     except ValueError as error:
         raise ValueError(

@@ -67,6 +67,8 @@ class _Info(pydantic.BaseModel):
     seconds: float | None = None
     data: str | None = None
     run: str | int | None = None
+    majority_share: float | None = None
+    reference: str = ""
 
 
 @final

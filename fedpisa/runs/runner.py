@@ -204,7 +204,10 @@ class _Run:
                 self._end(parameters, status)
         config, partition = self.simulation.config, self.simulation.federation.partition
         directory = None if self.files is None else self.files.path
-        result = Result(config, self.rows, parameters, partition, status, directory, self.tables)
+        majority, reference = self.simulation.federation.majority_share(), self.simulation.reference
+        result = Result(
+            config, self.rows, parameters, partition, status, directory, self.tables, majority, reference
+        )
         self.notify(RunFinished(result))
         return result
 

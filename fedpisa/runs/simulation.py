@@ -15,6 +15,7 @@ from torch import Tensor
 from fedpisa.clients.client import BUFFERS
 from fedpisa.config.run import RunConfig
 from fedpisa.datasets.base import Indices
+from fedpisa.datasets.client_data import ClientData
 from fedpisa.flower.client_app import make_client_app
 from fedpisa.flower.compat import to_record, to_tensors
 from fedpisa.flower.engine_grid import EngineGrid
@@ -33,6 +34,9 @@ from fedpisa.simulation.rounds import Round, rounds
 from fedpisa.simulation.stacked.gradient_check import UnstackableError
 from fedpisa.simulation.stacked.grid import VmapGrid
 from fedpisa.tasks.full_objective import FullObjective
+
+Samples = tuple[Tensor, Tensor]
+"""Features and targets."""
 
 
 @final
@@ -121,7 +125,11 @@ class Simulation:
         task, data = self.federation.task, self.federation.data
         reported = self.strategy.reported if self.server_round else None
         trained = None if reported is None else (reported[0], reported[1]["train-loss"])
-        return table_of(self.server_round, data, evaluate_clients(task, data, *self._vectors()), trained)
+        if self.reference == "local":
+            metrics = self._metrics_of_models(data.client)
+        else:
+            metrics = evaluate_clients(task, data, *self._vectors())
+        return table_of(self.server_round, data, metrics, trained)
 
     def snapshot(self) -> dict[str, Tensor]:
         """Return all state that a round changes, for `restore`; random numbers depend on the seed and round alone."""
@@ -146,6 +154,11 @@ class Simulation:
         self.stopping.restore(parts["stopping"])
         self.model = to_record({n: value.to(self.federation.device) for n, value in parts["model"].items()})
         self.server_round = server_round
+
+    @property
+    def reference(self) -> str:
+        """The kind of reference, see `fedpisa.strategies.base.Reference`; empty for a federated algorithm."""
+        return self.federation.algorithm.reference
 
     def parameters(self) -> dict[str, NDArray[Any]]:
         """Return the global model, buffers included, under the module's own names."""
@@ -195,12 +208,34 @@ class Simulation:
         tensors = self._tensors()
         return tensors["params"], tensors.get(BUFFERS, tensors["params"].new_zeros(0))
 
+    def _metrics_of_models(self, samples_of: Callable[[int], Samples]) -> dict[str, NDArray[np.float64]]:
+        """Return the metrics of each client's own model on some samples, each ``(N,)``."""
+        params_P, buffers_Q = self._vectors()
+        states = self.grid.client_states
+        assert states is not None
+        rows = []
+        for client_id in range(self.federation.data.num_clients):
+            state = states.state(client_id)
+            own_P = params_P if state is None else params_P + state["drift"].to(params_P)
+            rows.append(self.federation.task.evaluate(own_P, buffers_Q, *samples_of(client_id)))
+        return {name: np.array([row[name] for row in rows]) for name in rows[0]}
+
+    def _metrics(self, data: ClientData) -> dict[str, float]:
+        """Return the model's metrics on samples; of clients' own models the weighted means and deviations."""
+        sizes_N = self.federation.data.sizes_N
+        if self.reference != "local":
+            return self.federation.task.evaluate(*self._vectors(), data.x, data.y)
+        values = self._metrics_of_models(lambda client_id: (data.x, data.y))
+        means = {name: float(np.average(values_N, weights=sizes_N)) for name, values_N in values.items()}
+        squares = {name: np.average((values[name] - means[name]) ** 2, weights=sizes_N) for name in values}
+        return {**means, **{f"{name}_deviation": float(square**0.5) for name, square in squares.items()}}
+
     def _evaluate(self) -> dict[str, float]:
         begin = time.perf_counter()
         row = {
             f"{part}_{name}": value
             for part, data in self.federation.evaluated.items()
-            for name, value in self.federation.task.evaluate(*self._vectors(), data.x, data.y).items()
+            for name, value in self._metrics(data).items()
         }
         self.diverged = not all(np.isfinite(value) for name, value in row.items() if name.endswith("loss"))
         row["evaluation_seconds"] = time.perf_counter() - begin
@@ -254,7 +289,7 @@ def make_grid(federation: Federation) -> LoopGrid | VmapGrid | RayGrid:
     """
     config, data = federation.config, federation.data
     if config.engine == "ray":
-        return RayGrid(config)
+        return RayGrid(config, data.num_clients)
     reason = ""
     if config.engine != "loop":
         try:

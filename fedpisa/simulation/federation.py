@@ -75,13 +75,16 @@ class Federation:
         partition: Sequence[Indices] | None = None,
     ) -> None:
         self.device = resolve_device(config.device)
-        cohort = cohort_size(config.num_clients, config.fraction_train)
+        self.algorithm: Algorithm = build_algorithm(config)
+        if clients_have_data:
+            require_federated(config)
+        num_clients = 1 if self.algorithm.reference == "centralised" else config.num_clients
+        cohort = cohort_size(num_clients, config.fraction_train)
         if config.min_replies > cohort:
             raise ValueError(
-                f"min-replies = {config.min_replies} is more than the {cohort} clients of a round: lower it, or raise "
-                "fraction-train"
+                f"min-replies = {config.min_replies} is more than the {cohort} client{'s' * (cohort > 1)} of a round: "
+                f"lower it{', or raise fraction-train' * (num_clients > 1)}"
             )
-        self.algorithm: Algorithm = build_algorithm(config)
         self.schedule = build_schedule(config, self.algorithm)
         dtype: torch.dtype = getattr(torch, config.dtype)
         dataset = load_dataset(config) if dataset is None else dataset
@@ -99,6 +102,13 @@ class Federation:
             stored = partition and [np.searchsorted(held.train, part) for part in partition]
             dataset, parts = split_dataset(self.config, dataset, stored)
             self.partition = [held.train[part] for part in parts] if len(held.validation) else parts
+        if self.algorithm.reference == "centralised":
+            if dataset.generated is not None:
+                raise ValueError(
+                    f"algorithm = {config.algorithm!r} needs all samples in one place, and {dataset.name} makes them "
+                    "client by client: use another data set"
+                )
+            parts = [np.sort(np.concatenate(parts))]
         self.num_outputs, self.shape, self.classes = dataset.num_outputs, dataset.shape, dataset.class_names
         self.columns = dataset.columns or ()
         module = in_dtype(build_model(self.config, dataset), dtype).to(self.device)
@@ -179,16 +189,26 @@ class Federation:
                 digest.update(np.ascontiguousarray(values).data)
         return digest.hexdigest()[:32]
 
+    def majority_share(self) -> float | None:
+        """Return the share of the most frequent class in the test set; ``None`` for a regression.
+
+        A model that always answers with this class has this accuracy.
+        """
+        if self.task.num_classes is None:
+            return None
+        return float(torch.bincount(self.test.y).max()) / self.test.num_samples
+
     def split_arrays(self) -> dict[str, NDArray[np.int64]]:
-        """Return what describes the split besides the partition; nothing if clients bring or make their samples.
+        """Return what describes the split besides the partition.
 
         ``labels`` ``(N, C)`` counts the samples of each client and class, or ``deciles`` those in each decile of the
-        target. ``validation`` holds the positions of the validation samples, if there are any.
+        target. There are none of samples that clients bring or make, nor of samples in one place. ``validation`` holds
+        the positions of the validation samples, if there are any.
         """
-        if not self.partition:
-            return {}
-        labels, classes = self.data.y.cpu().numpy(), self.task.num_classes
         arrays = {"validation": self.validation_rows} if len(self.validation_rows) else {}
+        if not self.partition or self.algorithm.reference == "centralised":
+            return arrays
+        labels, classes = self.data.y.cpu().numpy(), self.task.num_classes
         if classes is not None:
             return {"labels": count_labels(labels, self.data.sizes_N, classes), **arrays}
         bounds = np.quantile(labels, np.linspace(0, 1, 11)[1:-1])
@@ -240,6 +260,22 @@ def build_algorithm(config: RunConfig) -> Algorithm:
     return algorithm
 
 
+def require_federated(config: RunConfig) -> None:
+    """Raise a ValueError if the algorithm is a reference, which runs in a simulation only."""
+    reference = build_algorithm(config).reference
+    if reference:
+        raise ValueError(
+            f"algorithm = {config.algorithm!r} is a reference without federation, {_REASONS[reference]}: use a "
+            "federated algorithm such as fedavg, or run the reference with fedpisa run"
+        )
+
+
+_REASONS = {
+    "centralised": "which needs all samples in one place",
+    "local": "in which no client sends its model",
+}
+
+
 def build_schedule(config: RunConfig, algorithm: Algorithm) -> StepSizeSchedule:
     """Return the schedule of the algorithm's step sizes."""
     keys = None if config.schedule_keys is None else tuple(config.schedule_keys.replace(",", " ").split())
@@ -267,6 +303,11 @@ def build_server_strategy(config: RunConfig, algorithm: Algorithm) -> Callable[[
     """Return a factory of the stock Flower strategy; ``None`` if the algorithm makes the server's step."""
     if config.server_strategy == "none" and config.differential_privacy in ("none", "central"):
         return None
+    if algorithm.reference:
+        raise ValueError(
+            "server-strategy and differential-privacy change a mean of models, and algorithm = "
+            f"{config.algorithm!r} is a reference without federation, {_REASONS[algorithm.reference]}: remove the keys"
+        )
     if config.server_strategy == "qfed-avg" and set(factors_of(config)) != {1.0}:
         raise ValueError(
             "server-strategy 'qfed-avg' needs the same learning rate in all rounds: set schedule = \"constant\" "

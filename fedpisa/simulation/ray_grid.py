@@ -47,6 +47,8 @@ class RayGrid(ContextGrid):
     ----------
     config
         The run's configuration.
+    num_clients
+        Number of clients, by default the configuration's.
 
     Raises
     ------
@@ -56,7 +58,7 @@ class RayGrid(ContextGrid):
 
     engine = "ray"
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, num_clients: int | None = None) -> None:
         if find_spec("ray") is None:
             raise ValueError(
                 'engine = "ray" needs the extra ray: run pip install \'fedpisa[ray]\', or set engine = "auto"'
@@ -72,7 +74,8 @@ class RayGrid(ContextGrid):
             changes["device"] = "cpu"
         run_config = to_run_config(NodeSettings(), config.replace(changes))
         super().__init__(
-            config.num_clients, {**run_config, MODULE_PATH: json.dumps([*map(os.path.abspath, sys.path)])}
+            num_clients or config.num_clients,
+            {**run_config, MODULE_PATH: json.dumps([*map(os.path.abspath, sys.path)])},
         )
         self.config = config
         self._backend: Backend | None = None

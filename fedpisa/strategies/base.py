@@ -19,6 +19,8 @@ from fedpisa.tasks.layout import ParamLayout
 
 Weighting = Literal["num-examples", "uniform"]
 """Clients' weights: proportional to their samples, or equal."""
+Reference = Literal["", "centralised", "local"]
+"""Kinds of references: one client has all samples, or each has its own model; empty for a federated algorithm."""
 
 
 @final
@@ -88,6 +90,8 @@ class Algorithm(ABC):
 
     constants: ClassVar[Mapping[str, str]] = {}
     """Keys that must be the same in all rounds, each with the reason."""
+    reference: ClassVar[Reference] = ""
+    """Which reference the algorithm is: without federation, it gives scale to the results of the others."""
 
     local_update: LocalUpdate
 

@@ -6,6 +6,7 @@ study's only file beside them is ``study.toml``.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -180,7 +181,8 @@ def summary(results: Sequence[StudyResult]) -> pd.DataFrame:
     the ``final`` and ``best`` accuracy on the test set (or loss, if there is no accuracy); ``rounds_to_target`` over
     the runs that ``reached`` it. Deviations are sample standard deviations, NaN for one run. Runs with validation
     samples add ``selected``, the accuracy in the round of the lowest validation loss, and early stopping adds
-    ``rounds``.
+    ``rounds``. If known, ``majority_share`` is the share of the test set's most frequent class, and if there are any,
+    ``reference`` marks the variants that only give scale.
     """
     import pandas as pd
 
@@ -192,7 +194,9 @@ def summary(results: Sequence[StudyResult]) -> pd.DataFrame:
     measures[f"best_{column}"] = lambda run: run.best(column)
     if any(one.result.stopped_early for one in results):
         measures["rounds"] = lambda run: run.last_round
-    return pd.DataFrame([_row(group, measures) for group in by_seed(results)])
+    table = pd.DataFrame([_row(group, measures) for group in by_seed(results)])
+    last = [name for name in ("majority_share", "reference") if name in table]
+    return table[[*(name for name in table.columns if name not in last), *last]]
 
 
 def by_seed(results: Sequence[StudyResult]) -> list[list[StudyResult]]:
@@ -224,4 +228,7 @@ def _row(
     for name, by_run in {**values, "rounds_to_target": numbers}.items():
         series = pd.Series(by_run, dtype="float64")
         row |= {f"{name}_mean": series.mean(), f"{name}_std": series.std()}
-    return {**row, "reached": len(numbers)}
+    row["reached"] = len(numbers)
+    shares = [one.result.majority_share for one in group if one.result.majority_share is not None]
+    row |= {"majority_share": math.fsum(shares) / len(shares)} if shares else {}
+    return {**row, "reference": True} if group[0].result.reference else row

@@ -124,7 +124,10 @@ def table(results: Sequence[StudyResult]) -> Table:
     if timed:
         title = "rounds to target" if len(targets) > 1 else f"rounds to {targets.pop():.0%}"
         view.add_column(title, justify="right")
-    for group, row in zip(by_seed(results), rows, strict=True):
+    both = sorted(
+        zip(by_seed(results), rows, strict=True), key=lambda pair: bool(pair[0][0].result.reference)
+    )
+    for group, row in both:
         runs = str(row["runs"]) if row["runs"] == row["finished"] else f"{row['finished']} of {row['runs']}"
         cells = [runs, *(_mean(row, name, form) for name in shown)]
         if early:
@@ -133,7 +136,12 @@ def table(results: Sequence[StudyResult]) -> Table:
             reached = "never" if not row["reached"] else _mean(row, "rounds_to_target", ".0f")
             missed = row["reached"] and row["reached"] < row["finished"]
             cells.append(f"{reached} ({row['reached']} of {row['finished']})" if missed else reached)
-        view.add_row(cell(group[0].variant), *(cell(group[0].point[key]) for key in keys), *cells)
+        prefix = "reference: " if group[0].result.reference else ""
+        view.add_row(cell(prefix + group[0].variant), *(cell(group[0].point[key]) for key in keys), *cells)
+    shares = {row["majority_share"] for row in rows if row.get("majority_share", math.nan) > 0}
+    if accuracy and shares:
+        text = " to ".join(f"{share:.1%}" for share in sorted({min(shares), max(shares)}))
+        view.caption, view.caption_justify = f"{text} is the majority class", "left"
     return view
 
 

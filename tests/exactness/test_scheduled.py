@@ -34,6 +34,7 @@ from fedpisa.strategies.optimizer import Optimizer
 from fedpisa.strategies.pisa import Pisa
 from fedpisa.strategies.schedules import schedule_of
 from fedpisa.tasks.layout import ParamLayout
+from tests.algorithms import FEDERATED
 
 ENGINES = ("loop", "vmap")
 EXACT = (
@@ -270,7 +271,7 @@ def test_exact_algorithms_stay_exact(name: str, keys: tuple[str, ...] | None) ->
     assert reaches(schedule, run) < 1e-8
 
 
-@pytest.mark.parametrize("name", families.available("algorithm"))
+@pytest.mark.parametrize("name", FEDERATED)
 def test_both_engines_agree(name: str) -> None:
     values = {"schedule": "cosine", "warmup_rounds": 2, "num_server_rounds": 6, "fraction_train": 0.6}
     loop, vmap = (models(config(name, engine=engine, **values)) for engine in ENGINES)

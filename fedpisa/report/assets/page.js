@@ -21,8 +21,10 @@
 
   // A curve is told apart by colour, by marker and, from the eighth on, by dashes: as in fedpisa's other pictures.
   const DASHES = ["", "6 3", "2 2.5", "9 3 2 3", "12 4"];
-  const colour = (v) => `var(--c${v % 7})`;
-  const dash = (v) => DASHES[Math.floor(v / 7) % DASHES.length];
+  // References, which only give scale, are dashed lines of the text's colour, without markers.
+  const isReference = (v) => DATA.references.includes(v);
+  const colour = (v) => isReference(v) ? "var(--ink)" : `var(--c${v % 7})`;
+  const dash = (v) => isReference(v) ? ["7 4", "2 3"][DATA.references.indexOf(v) % 2] : DASHES[Math.floor(v / 7) % DASHES.length];
   function marker(v, x, y, r) {
     const shapes = [
       () => `M${x - r},${y}a${r},${r} 0 1,0 ${2 * r},0a${r},${r} 0 1,0 ${-2 * r},0z`,
@@ -37,7 +39,7 @@
   }
   const sample = (v) => svg("svg", { width: 30, height: 12, viewBox: "0 0 30 12", "aria-hidden": "true" }, [
     svg("path", { d: "M1,6H29", stroke: colour(v), "stroke-width": 2, "stroke-dasharray": dash(v) }),
-    svg("path", { d: marker(v, 15, 6, 3.4), fill: colour(v) }),
+    ...(isReference(v) ? [] : [svg("path", { d: marker(v, 15, 6, 3.4), fill: colour(v) })]),
   ]);
 
   // -------------------------------------------------------------------------------------- numbers and axes
@@ -256,7 +258,7 @@
         const path = one.points.map((p) => `${fixed(sx(p.x))},${fixed(sy(p.y))}`);
         layer.append(svg("path", { class: "curve", "data-series": one.variant, d: `M${path.join("L")}`, fill: "none", stroke: colour(one.variant), "stroke-width": 1.8, "stroke-linejoin": "round", "stroke-dasharray": dash(one.variant) }));
         const step = Math.max(1, Math.ceil(one.points.length / 8)), offset = Math.floor(k * step / 3) % step;
-        const marks = one.points.filter((_, i) => i % step === offset).map((p) => marker(one.variant, fixed(sx(p.x)), fixed(sy(p.y)), 2.8));
+        const marks = one.points.filter((_, i) => !isReference(one.variant) && i % step === offset).map((p) => marker(one.variant, fixed(sx(p.x)), fixed(sy(p.y)), 2.8));
         layer.append(svg("path", { d: marks.join(""), fill: colour(one.variant) }));
       });
       if (goal) layer.append(goal);
