@@ -174,6 +174,31 @@ def require_same_data(before: object, now: str, directory: Path) -> None:
         )
 
 
+def require_no_second_release(simulation: Simulation, files: RunDirectory, done: int) -> None:
+    """Refuse to repeat rounds whose models real nodes have seen, if their noise would be another.
+
+    A round's model goes to the nodes in the next round, so the last row may be repeated.
+
+    Raises
+    ------
+    ValueError
+        If the run has more than one row after round ``done`` and noise from the operating system.
+    """
+    if (
+        simulation.privacy is None
+        or not simulation.privacy.secure
+        or simulation.grid.client_states is not None
+    ):
+        return
+    rows = files.reader().rows() if files.metrics.exists() else []
+    last = max((int(row["round"] or 0) for row in rows), default=0)
+    if last > done + 1:
+        raise ValueError(
+            f"{files.path} has rounds up to {last} and a checkpoint of round {done}: the rounds between would be "
+            "released twice with different noise, which epsilon does not count; start a new run"
+        )
+
+
 def warn_of_other_model(before: object, now: object, directory: Path) -> None:
     """Log a warning if the code of a user's model has changed since the run began."""
     if before is not None and now is not None and before != now:

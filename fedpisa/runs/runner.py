@@ -19,7 +19,14 @@ from fedpisa.runs.per_client import Table, require_parquet
 from fedpisa.runs.process import is_own, reserved_heap
 from fedpisa.runs.provenance import now, provenance_of
 from fedpisa.runs.results import Result, RunDirectory, load_result, require_free
-from fedpisa.runs.resume import changed, earlier_partition, pick, require_same_data, warn_of_other_model
+from fedpisa.runs.resume import (
+    changed,
+    earlier_partition,
+    pick,
+    require_no_second_release,
+    require_same_data,
+    warn_of_other_model,
+)
 from fedpisa.runs.run_files import Row, Status
 from fedpisa.runs.signals import Interrupted, Stop, postponed
 from fedpisa.runs.simulation import Simulation
@@ -159,6 +166,7 @@ def _resume(
         simulation = simulation_of(after, partition=earlier_partition(reader, after))
         provenance = provenance_of(simulation)
         found = pick(files, simulation)
+        require_no_second_release(simulation, files, found.server_round if found else 0)
         if found is None:
             federation = simulation.federation
             files.begin(simulation.config, provenance, federation.partition, federation.split_arrays())
@@ -169,7 +177,8 @@ def _resume(
         part = {"after_round": found.server_round, "at": now()}
         part |= {key: provenance[key] for key in ("versions", "machine", "process")}
         # The digests go first: they are those of the files that the run then changes.
-        files.update(status="running", digests={}, resumed=[*info.get("resumed", []), part])
+        promised = {"privacy": provenance["privacy"]} if "privacy" in provenance else {}
+        files.update(status="running", digests={}, resumed=[*info.get("resumed", []), part], **promised)
         rows = files.cut(found.metadata["metrics_bytes"])
         files.write_config(simulation.config)
         return _Run(simulation, notify, files, rows, seconds_before=found.metadata["seconds"]).train()

@@ -139,10 +139,10 @@ def noised_mean(
 def secure_normal(size: int) -> NDArray[np.float64]:
     """Return standard normal numbers ``(size,)`` from the operating system's cryptographic generator.
 
-    The generators of NumPy and torch are not cryptographic: their state follows from their output, however well they
-    are seeded. So all bits come from ``os.urandom``, and no seed exists. Each number is half the sum of four draws by
-    Box and Muller, as in Opacus' secure mode (Holohan and Braghin 2021), since two draws of one pair of uniform numbers
-    would betray each other.
+    The generators of NumPy and torch are not cryptographic: enough of their output tells their state, even if their
+    seed is secret. So all bits come from ``os.urandom``, and there is no seed. Each number is half the sum of four
+    draws by Box and Muller, as in Opacus' secure mode (Holohan and Braghin 2021). Of each pair that the method gives,
+    only one number is used.
 
     Examples
     --------

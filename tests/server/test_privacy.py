@@ -64,7 +64,7 @@ def test_a_client_that_is_not_finite_counts_as_one_that_stayed(bad: float) -> No
 
 
 def test_the_last_bits_say_nothing() -> None:
-    """The released sum is an integer multiple of the grid, whatever the data (Mironov 2012)."""
+    """The released sum is an integer multiple of the grid for any data (Mironov 2012)."""
     rng = np.random.default_rng(2)
     zero, noise = torch.zeros(1000, dtype=torch.float64), rng.normal(size=1000)
     for scale in (0.0, 1e-9, 1.0):

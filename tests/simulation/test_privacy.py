@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from fedpisa.config.run import RunConfig
 from fedpisa.report import write_report
 from fedpisa.rng import generator
 from fedpisa.runs.console import RunConsole
+from fedpisa.runs.results import RunDirectory
+from fedpisa.runs.resume import require_no_second_release
 from fedpisa.runs.runner import Simulation
 from fedpisa.server.base import sampled
 from fedpisa.server.privacy_accounting import gaussian_epsilon, sampled_epsilon
@@ -93,15 +96,14 @@ def test_without_noise_and_clipping_nothing_changes(algorithm: str) -> None:
 @pytest.mark.parametrize("algorithm", ["pisa", "sisa"])
 def test_the_model_has_the_noise_that_is_accounted_for(algorithm: str) -> None:
     """Clients that cannot move, ``rho`` being 1e9: each round changes the model by noise alone."""
-    values = {**QUADRATIC, **ADMM, "rho": 1e9, "algorithm": algorithm, "num-server-rounds": 600}
-    values |= {"clipping-norm": 1e-3}
+    values = {**QUADRATIC, **ADMM, "rho": 1e9, "algorithm": algorithm, "num-server-rounds": 400}
+    values |= {"clipping-norm": 1e-3, "eval-every": 400}
     steps = np.diff(models(values), axis=0) * 7 / (0.8 * 1e-3)
-    if algorithm == "pisa":
-        assert steps.std() == pytest.approx(1.0, abs=0.05)  # 2400 draws
-        assert abs(steps.mean()) < 4 / np.sqrt(steps.size)
+    assert steps.std() == pytest.approx(1.0, abs=0.06)  # 1600 draws
+    assert abs(steps.mean()) < 4 / np.sqrt(steps.size)
     privacy = Simulation(RunConfig.from_mapping(values)).privacy
     assert privacy is not None
-    assert privacy.epsilon(600) == gaussian_epsilon(math.sqrt(600) / 0.8, 1e-5)
+    assert privacy.epsilon(400) == gaussian_epsilon(math.sqrt(400) / 0.8, 1e-5)
 
 
 @pytest.mark.parametrize("strategy", ["none", "fed-avg", "fed-adam", "fed-yogi", "fed-adagrad", "fed-avg-m"])
@@ -125,12 +127,12 @@ def test_engines_agree_and_runs_repeat_and_resume(tmp_path: Path, strategy: str)
 def test_lost_replies_leave_the_divisor() -> None:
     """All requests are lost but some: the increments' sum is still divided by the clients that were asked."""
     values = {**QUADRATIC, "algorithm": "localsgd", "learning-rate": 0.1, "clipping-norm": 1e-6}
-    values |= {"noise-multiplier": 1.0, "num-server-rounds": 200, "dropout": 0.5}
+    values |= {"noise-multiplier": 1.0, "num-server-rounds": 80, "dropout": 0.5, "eval-every": 80}
     steps = np.diff(models(values), axis=0) * 7 / 1e-6
-    noise = np.array([generator(3, "privacy-noise", t).standard_normal(4) for t in range(1, 201)])
+    noise = np.array([generator(3, "privacy-noise", t).standard_normal(4) for t in range(1, 81)])
     moved = np.linalg.norm(steps - noise, axis=1)  # the norm of a sum of 0 to 7 increments of norm 1
     went = np.abs(steps).sum(1) > 0
-    assert went.sum() > 190
+    assert went.sum() > 70
     assert moved[went].max() <= 7.01
     assert moved[went].mean() < 4.5
 
@@ -266,6 +268,18 @@ def test_more_rounds_than_the_noise_was_solved_for_are_refused(tmp_path: Path) -
     fedpisa.run({**run, "epsilon": 8.0}, tmp_path / "run")
     with pytest.raises(ValueError, match="the noise was solved for epsilon after 3 rounds"):
         fedpisa.run({"num-server-rounds": 5}, resume=tmp_path / "run")
+
+
+def test_rounds_that_nodes_have_seen_are_not_released_again(tmp_path: Path) -> None:
+    fedpisa.run({**DIGITS, "num-server-rounds": 3}, tmp_path / "run")
+    simulation = Simulation(RunConfig.from_mapping({**DIGITS, "secure-noise": True}))
+    files = RunDirectory(tmp_path / "run")
+    require_no_second_release(simulation, files, 0)  # nobody has seen the models of a simulation
+    real = SimpleNamespace(privacy=simulation.privacy, grid=SimpleNamespace(client_states=None))
+    for done in (3, 2):
+        require_no_second_release(real, files, done)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"rounds up to 3 and a checkpoint of round 1: .* released twice"):
+        require_no_second_release(real, files, 1)  # type: ignore[arg-type]
 
 
 # --------------------------------------------------------------------------------------------- refusals
