@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-from fedpisa.report.clients import Fairness, worst
-from fedpisa.report.findings import Findings, Measure, SplitFindings, VariantResult
-from fedpisa.report.formatting import NOTHING, difference, fixed, interval, number, p_value, spread, verdict
+from fedpisa.report.clients import Fairness
+from fedpisa.report.columns import (
+    ACCURACY,
+    BY_VALIDATION,
+    COST,
+    FAIRNESS,
+    RUNS,
+    SELECTED,
+    SIGNIFICANCE,
+    GroupRow,
+    PairRow,
+    numbers_of,
+)
+from fedpisa.report.findings import Findings
+from fedpisa.report.formatting import NOTHING, number, spread
 from fedpisa.report.runs import total_bytes
-from fedpisa.report.statistics import POWER, Comparison, Estimate, estimate, scaled
-from fedpisa.report.table import Column, Row, Table, table_of
+from fedpisa.report.statistics import POWER
+from fedpisa.report.table import Table, table_of
 
 
 def overview(found: Findings) -> Table:
@@ -44,7 +54,9 @@ def overview(found: Findings) -> Table:
             cells.append(spread(value, measure) + few if value else outcome.group.note or NOTHING)
             if best.get(split) == variant:
                 strong.add((i, 1 + split))
-            tidy.append({"variant": collection.variants[variant], "split": label, **_numbers("final", value)})
+            tidy.append(
+                {"variant": collection.variants[variant], "split": label, **numbers_of("final", value)}
+            )
         if found.means:
             cells.append(number(found.means.get(variant), found.by_split[0].measure))
         rows.append([collection.variants[variant], *cells])
@@ -86,7 +98,7 @@ def accuracy(found: Findings) -> Table:
         f"accuracies on the logit scale, so that it stays within 0 and 100%.{chosen} Best by test chooses the round on "
         f"the test set and is therefore optimistic for every algorithm; compare the "
         f"{'other' if validated else 'final'} values.",
-        [column for column in _ACCURACY if validated or column not in _SELECTED],
+        [column for column in ACCURACY if validated or column not in SELECTED],
         rows,
     )
 
@@ -98,7 +110,7 @@ def significance(found: Findings) -> Table:
     if found.pooled:
         families.append(("all splits", found.by_split[0].measure, found.pooled))
     rows = [
-        _PairRow(split, variants[first], variants[second], measure, comparison)
+        PairRow(split, variants[first], variants[second], measure, comparison)
         for split, measure, comparisons in families
         for (first, second), comparison in comparisons.items()
     ]
@@ -112,7 +124,7 @@ def significance(found: Findings) -> Table:
         "value is its mean over the splits, because its results on several splits are not independent; the result "
         "holds for these splits. The last column is the number of seeds with which an uncorrected t-test at 5% would "
         f"find a difference of one point with power {POWER:g}, if seeds vary as these.",
-        _SIGNIFICANCE,
+        SIGNIFICANCE,
         rows,
         texts=3,
     )
@@ -126,7 +138,7 @@ def cost(found: Findings) -> Table:
         "Mean ± standard deviation over the seeds that reached the target, up to the first evaluated round that "
         "did. If some seeds did not, the mean covers the faster ones only. MB (10⁶ bytes) are summed over both "
         "directions and all clients, local steps over all clients; seconds are training time.",
-        _COST,
+        COST,
         _group_rows(found),
     )
 
@@ -144,7 +156,7 @@ def fairness(found: Findings, groups: Iterable[Fairness]) -> Table:
         "Accuracy of the final model over the clients, in per cent",
         "All clients have the same weight. The worst 10% are at least one client; deviation and variance are over a "
         "seed's clients (n − 1); ± is over seeds.",
-        _FAIRNESS,
+        FAIRNESS,
         rows,
     )
 
@@ -176,223 +188,20 @@ def runs(found: Findings) -> Table:
         for directory, reason in collection.unreadable.items()
     ]
     validated = any(row.get("selected") is not None for row in rows)
-    columns = [column for column in _RUNS if validated or column.title != _BY_VALIDATION]
+    columns = [column for column in RUNS if validated or column.title != BY_VALIDATION]
     return table_of("runs", "Every run", "", columns, rows)
-
-
-# ----------------------------------------------------------------------------------------------------- columns
-
-
-class _GroupRow(NamedTuple):
-    """One variant on one split."""
-
-    split: str
-    algorithm: str
-    of_split: SplitFindings
-    result: VariantResult
-    fairness: Fairness | None = None
-
-    @property
-    def measure(self) -> Measure:
-        """The measure of the split."""
-        return self.of_split.measure
-
-    @property
-    def note(self) -> str:
-        """The note on runs that did not finish, such as `` (1 diverged)``."""
-        return f" ({self.result.group.note})" * bool(self.result.group.note)
-
-    @property
-    def accuracies(self) -> list[NDArray[np.float64]]:
-        """Accuracies ``(N,)`` over the clients, seed by seed."""
-        return list(self.fairness.by_seed.values()) if self.fairness else []
-
-
-class _PairRow(NamedTuple):
-    """Two variants on the same seeds."""
-
-    split: str
-    first: str
-    second: str
-    measure: Measure
-    comparison: Comparison
-
-
-def _value(
-    title: str, name: str, value: Callable[[Row], Any], form: Callable[[Any], str] = str
-) -> Column[Row]:
-    """Return a column with one value in the CSV file."""
-    return Column(title, lambda row: form(value(row)), lambda row: {name: value(row)})
-
-
-def _mean(
-    title: str,
-    name: str,
-    value: Callable[[Row], Estimate | None],
-    form: Callable[[Estimate | None], str] = spread,
-) -> Column[Row]:
-    """Return a column with a mean over seeds, its deviation and its interval in the CSV file."""
-    return Column(title, lambda row: form(value(row)), lambda row: _numbers(name, value(row)))
-
-
-def _with_interval(
-    title: str,
-    name: str,
-    value: Callable[[Any], Estimate | None],
-    form: Callable[[Estimate | None, Measure], str],
-    interval_title: str = "95% interval",
-) -> tuple[Column[Any], Column[Any]]:
-    """Return a column with a mean in the form of the row's measure, and a column with its interval."""
-    return (
-        Column(title, lambda row: form(value(row), row.measure), lambda row: _numbers(name, value(row))),
-        Column(interval_title, lambda row: interval(value(row), row.measure)),
-    )
-
-
-def _entry(name: str, title: str = "", form: Callable[[Any], str] = str) -> Column[Mapping[str, Any]]:
-    """Return a column with an entry of the row, which may lack it."""
-    return Column(
-        title or name,
-        lambda row: form(row[name]) if name in row else NOTHING,
-        lambda row: {name: row[name]} if name in row else {},
-    )
-
-
-def _to_target(title: str, name: str) -> Column[_GroupRow]:
-    """Return a column with an attribute of the cost to the target."""
-    return _mean(title, name, lambda row: getattr(row.result.cost, name, None))
-
-
-def _over_clients(
-    title: str,
-    name: str,
-    measure: Callable[[NDArray[np.float64]], float],
-    least_clients: int = 1,
-    factor: float = 100,
-    digits: int = 2,
-    share: bool = False,
-) -> Column[_GroupRow]:
-    """Return a column with a measure of the accuracies over a seed's clients."""
-
-    def value(row: _GroupRow) -> Estimate | None:
-        values = [float(measure(v)) for v in row.accuracies if len(v) >= least_clients]
-        return estimate(values, share=share)
-
-    return _mean(title, name, value, lambda found: fixed(scaled(found, factor), digits))
-
-
-_NAMES: tuple[Column[_GroupRow], ...] = (
-    _value("split", "split", lambda row: row.split),
-    _value("algorithm", "algorithm", lambda row: row.algorithm),
-)
-
-_BY_VALIDATION: Final = "best by validation"
-_BY_TEST: Final = "best by test (optimistic)"
-_SELECTED: tuple[Column[_GroupRow], ...] = _with_interval(
-    _BY_VALIDATION, "selected", lambda row: row.result.selected, spread
-)
-
-_ACCURACY: tuple[Column[_GroupRow], ...] = (
-    *_NAMES,
-    Column(data=lambda row: {"measure": row.measure.column}),
-    Column("seeds", lambda row: str(row.result.final.n if row.result.final else 0) + row.note),
-    *_with_interval("final", "final", lambda row: row.result.final, spread),
-    *_SELECTED,
-    *_with_interval(_BY_TEST, "best", lambda row: row.result.best, spread, "95% interval of the best"),
-    Column(data=lambda row: {"not_finished": row.result.group.note}),
-)
-
-_SIGNIFICANCE: tuple[Column[_PairRow], ...] = (
-    _value("split", "split", lambda row: row.split),
-    _value("A", "first", lambda row: row.first),
-    _value("B", "second", lambda row: row.second),
-    Column("seeds", lambda row: str(row.comparison.difference.n if row.comparison.difference else 0)),
-    *_with_interval("A − B", "difference", lambda row: row.comparison.difference, difference),
-    _value("t-test p", "t_p", lambda row: row.comparison.t_p, p_value),
-    _value("corrected", "t_p_holm", lambda row: row.comparison.t_holm, p_value),
-    _value("Wilcoxon p", "wilcoxon_p", lambda row: row.comparison.wilcoxon_p, p_value),
-    _value("corrected", "wilcoxon_p_holm", lambda row: row.comparison.wilcoxon_holm, p_value),
-    _value("verdict", "verdict", lambda row: verdict(row.comparison)),
-    _value(
-        "seeds for 1 point",
-        "seeds_for_a_point",
-        lambda row: row.comparison.seeds_for_a_point if row.measure.percent else None,
-        number,
-    ),
-)
-
-_COST: tuple[Column[_GroupRow], ...] = (
-    *_NAMES,
-    Column(
-        "target",
-        lambda row: f"{100 * row.of_split.target.accuracy:g}%" if row.of_split.target else NOTHING,
-        lambda row: {"target": row.of_split.target.accuracy if row.of_split.target else None},
-    ),
-    Column(
-        "seeds reached it",
-        lambda row: f"{c.reached} of {c.of}{row.note}" if (c := row.result.cost) else NOTHING,
-        lambda row: {name: getattr(row.result.cost, name, None) for name in ("reached", "of")},
-    ),
-    _to_target("rounds", "rounds"),
-    _to_target("MB", "megabytes"),
-    _to_target("local steps", "local_steps"),
-    _to_target("seconds", "seconds"),
-    _mean("MB, whole run", "total_megabytes", lambda row: row.result.megabytes),
-    _mean("seconds, whole run", "total_seconds", lambda row: row.result.seconds),
-)
-
-_FAIRNESS: tuple[Column[_GroupRow], ...] = (
-    *_NAMES,
-    Column(data=lambda row: {"samples": row.fairness.source if row.fairness else ""}),
-    Column("seeds", lambda row: str(len(row.accuracies))),
-    _over_clients("mean", "mean", np.mean, share=True),
-    _over_clients("worst 10%", "worst_tenth", worst, share=True),
-    _over_clients("deviation", "deviation", lambda v: v.std(ddof=1), least_clients=2),
-    _over_clients("variance (points²)", "variance", lambda v: v.var(ddof=1), 2, factor=1e4, digits=1),
-    Column(
-        data=lambda row: {
-            "missing": (row.fairness.note if row.fairness else "") or "missing" * (not row.accuracies)
-        }
-    ),
-)
-
-_RUNS: tuple[Column[Mapping[str, Any]], ...] = (
-    *(_entry(name) for name in ("split", "algorithm", "seed", "status", "rounds")),
-    Column("final", lambda row: number(row.get("final"), row.get("measure")), _entry("final").data),
-    Column(
-        _BY_VALIDATION,
-        lambda row: number(row.get("selected"), row.get("measure")),
-        _entry("selected").data,
-    ),
-    Column(_BY_TEST, lambda row: number(row.get("best"), row.get("measure")), _entry("best").data),
-    _entry("bytes", "MB", lambda size: number(size / 1e6)),
-    _entry("seconds", form=number),
-    _entry("directory"),
-)
 
 
 # ----------------------------------------------------------------------------------------------------- details
 
 
-def _group_rows(found: Findings, references: bool = False) -> list[_GroupRow]:
+def _group_rows(found: Findings, references: bool = False) -> list[GroupRow]:
     runs = found.collection
     return [
-        _GroupRow(runs.splits[one.split], runs.variants[result.group.variant], one, result)
+        GroupRow(runs.splits[one.split], runs.variants[result.group.variant], one, result)
         for one in found.by_split
         for result in (*one.outcomes, *(one.references if references else ()))
     ]
-
-
-def _numbers(name: str, value: Estimate | None) -> dict[str, float | None]:
-    if value is None:
-        return {f"{name}_{part}": None for part in ("n", "mean", "sd", "low", "high")}
-    return {
-        f"{name}_n": value.n,
-        f"{name}_mean": value.mean,
-        f"{name}_sd": value.sd,
-        f"{name}_low": value.low,
-        f"{name}_high": value.high,
-    }
 
 
 def _measure_name(found: Findings) -> str:
