@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, final
@@ -14,7 +15,15 @@ from numpy.typing import NDArray
 
 from fedpisa.plots.curves import Abscissa, abscissa, label_axes
 from fedpisa.plots.intervals import mean_interval
-from fedpisa.plots.style import legend_below, look, picture_path, style, write_picture
+from fedpisa.plots.style import (
+    REFERENCE,
+    REFERENCE_DASHES,
+    legend_below,
+    look,
+    picture_path,
+    style,
+    write_picture,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,11 +47,14 @@ class _Group(NamedTuple):
         Whether they are finished.
     note
         What a reader must know about them.
+    is_reference
+        Whether they only give scale.
     """
 
     runs: list[pd.DataFrame]
     finished: bool
     note: str
+    is_reference: bool
 
 
 def plot_study(
@@ -55,6 +67,7 @@ def plot_study(
     *,
     band: Band = "deviation",
     labels: Mapping[str, str] | None = None,
+    references: Collection[str] = (),
     width: float | None = None,
     font_size: float = 9.0,
     target_accuracy: float | None = None,
@@ -84,6 +97,9 @@ def plot_study(
         see `mean_interval`. The band of an accuracy ends at 0 and at 100%.
     labels
         Texts of the legend by the variant's name; other variants keep their names.
+    references
+        Variants that only give scale. Their lines are grey, dashed and last. Against bytes and seconds they are
+        horizontal, because their costs are not those of federation.
     width
         Width of the picture in inches; by default it fits the number of panels.
     font_size
@@ -110,9 +126,11 @@ def plot_study(
             raise ValueError(f"there is no column {column!r} to plot: choose from {known}")
     if band not in ("deviation", "interval"):
         raise ValueError(f"{band!r} is not a band: choose deviation or interval")
-    groups = _groups(frame, panels, lines, labels or {})
+    groups = _groups(frame, panels, lines, labels or {}, references)
     titles = list(dict.fromkeys(panel for panel, _ in groups))
-    names = list(dict.fromkeys(line for _, line in groups))
+    apart = {line: group.is_reference for (_, line), group in groups.items()}
+    names = sorted(apart, key=lambda name: apart[name])
+    looks = _looks(apart, font_size)
     across, down = _grid(len(titles), len(columns), width, font_size)
     with style(font_size):
         size = 0.4 + 2.9 * across + (across == 1) if width is None else width
@@ -139,8 +157,8 @@ def plot_study(
                     ax.sharey(first)
                 first = first or ax
                 ends = [
-                    _draw(ax, groups[title, name], x, column, band, look(index, font_size))
-                    for index, name in enumerate(names)
+                    _draw(ax, groups[title, name], x, column, band, looks[name])
+                    for name in names
                     if (title, name) in groups
                 ]
                 label_axes(ax, x, column)
@@ -160,7 +178,7 @@ def plot_study(
         for at in used:
             if any(other > at and other % across == at % across for other in used):  # a panel below has it
                 grid.flat[at].set_xlabel("")
-        handles = [_handle(index, font_size) for index in range(len(names))]
+        handles = [_handle(looks[name]) for name in names]
         notes = [
             ", ".join(part for part in (line, title) if part) + f": {group.note}"
             for (title, line), group in groups.items()
@@ -177,7 +195,11 @@ def _default_column(frame: pd.DataFrame) -> str:
 
 
 def _groups(
-    frame: pd.DataFrame, panels: Sequence[str], lines: Sequence[str], labels: Mapping[str, str]
+    frame: pd.DataFrame,
+    panels: Sequence[str],
+    lines: Sequence[str],
+    labels: Mapping[str, str],
+    references: Collection[str],
 ) -> dict[tuple[str, str], _Group]:
     """Return the runs by the titles of their panels and the names of their lines, in order of appearance."""
     if frame.empty:
@@ -197,7 +219,12 @@ def _groups(
     for (panel, line), members in frame.groupby([of_panel, of_line], sort=False):
         runs = [run for _, run in members.groupby("seed", sort=False)]
         finished = [run for run in runs if run["status"].iloc[0] == "finished"]
-        found[str(panel), str(line)] = _Group(finished or runs, bool(finished), _note(runs, finished))
+        found[str(panel), str(line)] = _Group(
+            finished or runs,
+            bool(finished),
+            _note(runs, finished),
+            str(members[lines[0]].iloc[0]) in references,
+        )
     return found
 
 
@@ -248,6 +275,9 @@ def _draw(
     if found is None:
         return None
     at, mean, sd = found
+    if group.is_reference and x in ("bytes", "seconds", "simulated-seconds"):
+        ax.axhline(mean[-1], **line)
+        return None
     step = max(1, len(at) // 6)
     shown = {**line, "markevery": (len(ax.lines) * step // 3 % step, step)}
     if not group.finished:
@@ -293,7 +323,15 @@ def _limit(ax: Axes, ends: Sequence[tuple[float, float]]) -> None:
         ax.set_ylim(max(ax.get_ylim()[0], least / room**2), most * room)
 
 
-def _handle(index: int, font_size: float) -> Any:
+def _looks(apart: Mapping[str, bool], font_size: float) -> dict[str, dict[str, Any]]:
+    """Return the look of each line, by whether it is a reference."""
+    lines = [name for name, is_reference in apart.items() if not is_reference]
+    found = {name: look(number, font_size) for number, name in enumerate(lines)}
+    dashes = itertools.cycle(REFERENCE_DASHES)
+    return found | {name: {**REFERENCE, "linestyle": next(dashes)} for name in apart if name not in found}
+
+
+def _handle(line: Mapping[str, Any]) -> Any:
     from matplotlib.lines import Line2D
 
-    return Line2D([], [], **look(index, font_size))
+    return Line2D([], [], **line)

@@ -338,6 +338,7 @@ class Study:
             path,
             band=band,
             labels=labels,
+            references={one.variant for one in results if one.result.reference},
             width=width,
             font_size=font_size,
             target_accuracy=targets.pop() if len(targets) == 1 else None,

@@ -8,6 +8,7 @@ import pytest
 
 import fedpisa
 from fedpisa.cli.main import main
+from fedpisa.plots import REFERENCE
 from fedpisa.report import write_report
 
 TABLES = {
@@ -70,3 +71,16 @@ def test_hyperparameters_as_latex(directory: Path, tmp_path: Path) -> None:
     (rate,) = (line for line in own if line.startswith("learning-rate"))
     assert "0.5 (dirichlet-alpha=10.0)" in rate
     assert [line.split(" & ")[3] for line in own if line.startswith("local-steps")] == [r"2 \\"]
+
+
+def test_a_reference_is_a_grey_line_and_the_last(tmp_path: Path) -> None:
+    reference = {"name": "all", "algorithm": "centralised"}
+    study = fedpisa.Study.from_mapping({**TABLES, "variant": [reference, *TABLES["variant"]]})
+    fedpisa.compare(study, tmp_path / "study")
+    grey = REFERENCE["color"]
+    for against, points in (("rounds", 3), ("bytes", 2)):  # against bytes it is horizontal
+        figure = study.plot(tmp_path / "study", against)
+        names = [text.get_text() for text in figure.legends[0].get_texts()]
+        assert names == ["fed_avg & co", "sisa", "all"]
+        drawn = [line for line in figure.axes[0].lines if line.get_color() == grey]
+        assert points in [len(line.get_xdata()) for line in drawn if line.get_label() != "target"]
