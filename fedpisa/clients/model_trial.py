@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -41,6 +41,7 @@ def require_trainable(task: Task, x: Tensor, y: Tensor) -> None:
     batch = MiniBatches(x, y, torch.full((1, 2), 0.5, dtype=before_P.dtype, device=x.device))
     with seeded(0, "trial"), own_attributes(task.module):
         try:
+            _require_kept_tensors(task, x[0])
             AutogradGradient(task, task.initial_buffers().to(x.device))(params_P, batch)
         except ValueError:
             raise
@@ -50,10 +51,31 @@ def require_trainable(task: Task, x: Tensor, y: Tensor) -> None:
                 "try it on two samples in training mode, with loss.backward()"
             ) from error
     if not torch.equal(params_P, before_P):
-        raise ValueError(
-            "the model's forward pass writes into its parameters, which only the optimizer may change: "
-            "compute with a changed copy, such as self.weight.clamp(...)"
-        )
+        raise ValueError(_WRITES)
+
+
+_WRITES: Final = (
+    "the model's forward pass writes into its parameters, which only the optimizer may change: "
+    "compute with a changed copy, such as self.weight.clamp(...)"
+)
+
+
+def _require_kept_tensors(task: Task, x: Tensor) -> None:
+    """Refuse a forward pass that puts other parameters, or buffers of other shapes, in the module."""
+    params_P, buffers_Q = task.initial_params().to(x.device), task.initial_buffers().to(x.device)
+    with torch.no_grad(), task.holding(params_P, buffers_Q):
+        before = {name: (id(p), p.data_ptr()) for name, p in task.module.named_parameters()}
+        _, buffers = task.outputs(None, buffers_Q, x, None)
+        if before != {name: (id(p), p.data_ptr()) for name, p in task.module.named_parameters()}:
+            raise ValueError(_WRITES)
+    wanted = dict(zip(task.buffer_layout.names, task.buffer_layout.shapes, strict=True))
+    found = {name: tuple(buffer.shape) for name, buffer in buffers.items()}
+    for name in {**wanted, **found}:
+        if wanted.get(name) != found.get(name):
+            raise ValueError(
+                f"the model's forward pass changes buffer {name!r} from shape {wanted.get(name)} to {found.get(name)}: "
+                "register it in the shape that it keeps"
+            )
 
 
 def require_batch_statistics(task: Task, update: LocalUpdate, x: Tensor, sizes_S: Ints, seed: int) -> None:

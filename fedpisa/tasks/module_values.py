@@ -12,8 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 from typing import Any, final
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -91,7 +93,7 @@ def holding(
 
 @contextmanager
 def own_attributes(module: nn.Module) -> Iterator[None]:
-    """Restore the plain attributes of a module's layers at the end of the block, such as a count of calls.
+    """Restore the plain attributes of a module's layers at the end of the block, such as a count or a list of calls.
 
     Examples
     --------
@@ -102,9 +104,23 @@ def own_attributes(module: nn.Module) -> Iterator[None]:
     False
     """
     before = [(layer, dict(vars(layer))) for layer in module.modules()]
+    own = set(vars(nn.Module()))
+    containers = [
+        (value, copy(value))
+        for _, attributes in before
+        for name, value in attributes.items()
+        if isinstance(value, list | dict | set | np.ndarray) and name not in own
+    ]
     try:
         yield
     finally:
+        for container, content in containers:
+            if isinstance(container, np.ndarray):
+                if container.flags.writeable:
+                    container[...] = content
+            else:
+                container.clear()
+                container.extend(content) if isinstance(container, list) else container.update(content)
         for layer, attributes in before:
             attributes["training"] = layer.training
             vars(layer).clear()

@@ -6,11 +6,14 @@ from collections.abc import Mapping
 from copy import deepcopy
 from typing import Final
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.modules import module as global_hooks
 
 _OF_ALL: Final = frozenset(vars(nn.Module()))
+CONTAINERS: Final = list | tuple | dict | set | np.ndarray
+"""Types of attributes in which a layer may keep what it has seen."""
 _HOOKS: Final = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -76,7 +79,7 @@ def copy_of(module: nn.Module) -> nn.Module:
 
 
 def plain_attributes(module: nn.Module) -> dict[str, object]:
-    """Return the layers' attributes that are numbers, texts or ``None``, without the mode of training.
+    """Return the layers' attributes that are numbers or texts, or containers of such, without the mode of training.
 
     Examples
     --------
@@ -84,11 +87,17 @@ def plain_attributes(module: nn.Module) -> dict[str, object]:
     {'start_dim': 1, 'end_dim': -1}
     """
     return {
-        f"{path}.{name}" if path else name: value
+        f"{path}.{name}" if path else name: _content(value)
         for path, layer in module.named_modules()
         for name, value in vars(layer).items()
-        if isinstance(value, bool | int | float | complex | str) and name not in _OF_ALL
+        if isinstance(value, bool | int | float | complex | str | CONTAINERS) and name not in _OF_ALL
     }
+
+
+def _content(value: object) -> object:
+    if isinstance(value, np.ndarray) and value.dtype.kind != "O":
+        return value.tobytes()
+    return repr(value) if isinstance(value, CONTAINERS) else value
 
 
 def state_names(module: nn.Module) -> dict[str, str]:

@@ -88,7 +88,7 @@ def simulated(keys: Mapping[str, Any], engine: str) -> Outcome:
 
 def initial(keys: Mapping[str, Any]) -> nn.Module:
     """Return the model with its initial weights."""
-    options = {"torchvision_name": keys["torchvision-name"]} if "torchvision-name" in keys else {}
+    options = {key.replace("-", "_"): keys[key] for key in ("torchvision-name", "kind") if key in keys}
     return models.build(keys["model"], tuple(numbers(keys["of-shape"])), CLASSES, 0, **options).double()
 
 

@@ -34,6 +34,8 @@ _LARGE: Final = 1_000_000
 """Number of parameters from which fewer samples are compared, to save time."""
 _NOISE: Final = ("p", "dropout", "drop_prob")
 """Attributes of layers that hold a probability of dropping values."""
+_MANY: Final = 64
+"""Number of samples in the larger mini-batch that shows whether samples mix."""
 _TOLERANCE: Final = {torch.float64: 1e-8, torch.float32: 1e-3}
 
 
@@ -48,7 +50,10 @@ class UnstackableError(ValueError):
 
 
 class Case(NamedTuple):
-    """Points, buffers and mini-batches of three clients. The second and third have fewer samples and are padded."""
+    """Points, buffers and two mini-batches of three clients.
+
+    The second and third client have fewer samples and are padded; the third has no second mini-batch.
+    """
 
     params_SP: Tensor
     buffers_SQ: Tensor
@@ -106,6 +111,8 @@ def _of_copy(task: Task, copy: Task, data: ClientData, sequential: bool) -> str:
     if not _is_faithful(task, copy, data):
         return "a copy of the module computes something else, as if it referred to the module's own tensors"
     dtype, module = data.x.dtype, copy.module
+    if not sequential and (mixing := _mixing(copy, data)):
+        return mixing
     if not sequential:
         with seeded(0, "trial"), _named_errors(copy):
             _two_steps(copy, _case(copy, data, dtype, data.x.device))
@@ -119,10 +126,36 @@ def _of_copy(task: Task, copy: Task, data: ClientData, sequential: bool) -> str:
     except (
         RuntimeError,
         UnstackableError,
-    ):  # a tensor that is neither parameter nor buffer stays in its dtype
-        if dtype is torch.float64:
+    ) as error:  # a tensor that is neither parameter nor buffer stays in its dtype
+        if isinstance(error, UnstackableError) and dtype is torch.float64:
             raise
+        if dtype is torch.float64:
+            return f"its copy fails: {one_line(error)[:200]}"
         return _difference(Task(in_dtype(module, dtype), task.num_classes), data, sequential, dtype)
+
+
+def _mixing(task: Task, data: ClientData) -> str:
+    """Return how padding changes the losses, with the noise of a round; empty if it does not.
+
+    A small mini-batch does not show what a module does to large ones, and without noise a module may do nothing.
+    """
+    params_P, buffers_Q, *_ = (part[1] for part in _case(task, data, data.x.dtype, data.x.device))
+    size = _MANY if task.layout.size < _LARGE else 8
+    rows = torch.arange(size, device=data.x.device) % len(data.x)
+    real_B = torch.arange(size, device=data.x.device) < 3
+    x, y_B = data.x[rows], data.y[rows]
+    others = torch.where(real_B.view(-1, *(1,) * (x.dim() - 1)), x, x[:1])
+
+    def losses(x: Tensor) -> Tensor:
+        held = task.holding(params_P, buffers_Q)
+        with torch.no_grad(), seeded(0, "proof"), own_attributes(task.module), held:
+            return task.losses(None, buffers_Q, x, y_B, real_B.to(x.dtype))[0][real_B]
+
+    with _named_errors(task):
+        same = torch.allclose(losses(x), losses(others), rtol=1e-4, atol=1e-6, equal_nan=True)
+    if not same:
+        return "its losses depend on the other samples of a mini-batch"
+    return ""
 
 
 def _is_faithful(task: Task, copy: Task, data: ClientData) -> bool:
@@ -166,12 +199,14 @@ def _difference(task: Task, data: ClientData, sequential: bool, dtype: torch.dty
 def _case(task: Task, data: ClientData, dtype: torch.dtype, device: torch.device) -> Case:
     """Return random samples of the data and three points around the initial model."""
     rng, size = generator(0, "proof"), 5 if task.layout.size < _LARGE else 2
-    rows = torch.from_numpy(np.resize(rng.permutation(len(data.x)), 3 * size)).to(data.x.device)
-    x = data.x[rows].to(device, dtype).view(3, 1, size, *data.x.shape[1:])
-    y = data.y[rows].to(device).view(3, 1, size, *data.y.shape[1:])
+    rows = torch.from_numpy(np.resize(rng.permutation(len(data.x)), 6 * size)).to(data.x.device)
+    x = data.x[rows].to(device, dtype).view(3, 2, size, *data.x.shape[1:])
+    y = data.y[rows].to(device).view(3, 2, size, *data.y.shape[1:])
     y = y.to(dtype) if y.is_floating_point() else y
-    counts_S = torch.tensor([size, size - 1, 1], device=device)[:, None, None]
-    weight_SCB = (torch.arange(size, device=device) < counts_S).to(dtype) / counts_S
+    counts_SC = torch.tensor([[size, size - 1], [size - 1, 1], [1, 0]], device=device)
+    real_SCB = torch.arange(size, device=device) < counts_SC[..., None]
+    batches_S = (counts_SC > 0).sum(1)
+    weight_SCB = real_SCB.to(dtype) / (counts_SC.clamp(min=1) * batches_S[:, None])[..., None]
     params_P = task.initial_params()
     noise_P = torch.from_numpy(rng.standard_normal(len(params_P))).to(params_P)
     # Far apart, so that no layer is silent at all of them.
@@ -183,18 +218,18 @@ def _one_by_one(task: Task, case: Case) -> tuple[Tensor, Tensor, Tensor] | str:
     """Return the clients' losses, gradients and buffers by plain autograd without padding, or why there are none."""
     rows = []
     for params_P, buffers_Q, x, y_CB, weight_CB in zip(*case, strict=True):
-        real_B = weight_CB[0] > 0
         gradient = AutogradGradient(task, buffers_Q)
-        batch = MiniBatches(x[:, real_B], y_CB[:, real_B], weight_CB[:, real_B])
+        batch = MiniBatches(x, y_CB, weight_CB)
         with own_attributes(task.module):
             before = plain_attributes(task.module)
             try:
                 rows.append((*gradient(params_P, batch), gradient.buffers_Q))
             except Exception as error:  # a user's module may fail in any way
-                return f"plain autograd fails on a mini-batch of {len(batch.x[0])}: {one_line(error)}"
-            for name, value in plain_attributes(task.module).items():
-                if before.get(name) != value:
-                    return f"a call changes its attribute {name!r}, which is not a buffer"
+                return f"plain autograd fails on a small mini-batch: {one_line(error)}"
+            after = plain_attributes(task.module)
+            changed = [name for name in {**after, **before} if before.get(name) != after.get(name)]
+            if changed:
+                return f"a call changes its attribute {changed[0]!r}, which is not a buffer"
     losses_S, gradients_SP, buffers_SQ = (torch.stack(parts) for parts in zip(*rows, strict=True))
     return losses_S, gradients_SP, buffers_SQ
 
