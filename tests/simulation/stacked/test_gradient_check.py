@@ -299,7 +299,7 @@ def test_the_built_in_models_take_the_quick_path(model: str, path: str) -> None:
 def test_a_loop_says_why() -> None:
     data = ClientData.of(*(part.numpy() for part in samples()[0]), [np.arange(5)], torch.float64)
     task = Task(nn.Sequential(Centred(), nn.Linear(FEATURES, CLASSES)).double(), CLASSES)
-    with pytest.raises(UnstackableError, match=r"differ by .* from plain autograd's"):
+    with pytest.raises(UnstackableError, match=r"depend on the other samples"):
         VmapGrid(task, LocalSGDUpdate(), data, seed=0)
     grid = LoopGrid(make_client_app(lambda context: None), 1, reason="because")  # type: ignore[arg-type, return-value]
     assert grid.info == {"path": "loop", "path_reason": "because"}
