@@ -1,7 +1,7 @@
-"""What the tests of the algorithms share: the table of all of them, and small federations to run them on.
+"""Helpers of the tests of algorithms: a table of all algorithms, and small federations.
 
-The table is made from what `fedpisa.components` finds, and each algorithm's variants from its own keys: an
-algorithm that is added is in it, with every choice that its keys offer.
+The table lists what `fedpisa.components` finds, with variants made from each algorithm's keys. A new
+algorithm is thus in the table, with every choice that its keys offer.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from fedpisa.strategies.primaldual import PrimalDual
 from fedpisa.tasks.modules import in_dtype
 from fedpisa.tasks.task import Task
 
-# Values of an algorithm's keys, where it has them, that suit the small problems.
+# Values for the small problems; each algorithm takes those of these keys that it has.
 BASE: Mapping[str, object] = {"batch-size": 4, "learning-rate": 0.05, "sigma": 1.0, "rho": 2.0}
-# Further values to try, one at a time, where it has the key; choices among words are found by themselves.
+# Further values, tried one at a time. Choices of a `Literal` are added automatically.
 FURTHER: Mapping[str, Sequence[object]] = {
     "batch-size": ["full"],
     "batches-per-round": [3, "all"],
@@ -67,7 +67,7 @@ class Case:
         return "-".join([self.name, *(f"{key}={value}" for key, value in self.values.items())])
 
     def build(self, **more: object) -> Algorithm:
-        """Return the algorithm; ``more`` keys, in snake_case, are set where it has them."""
+        """Return the algorithm; it takes those of the ``more`` keys, in snake_case, that it has."""
         component = families.find("algorithm", self.name)
         own = families.keys_of(component, self.values)
         wanted = {**BASE, **self.values, **{key.replace("_", "-"): value for key, value in more.items()}}
@@ -88,7 +88,7 @@ def cases() -> list[Case]:
                 for value in (*choices, *FURTHER.get(key.name, ()))
                 if value != key.default
             ]
-        # Keys whose effects meet.
+        # Combinations of keys that interact.
         keys = families.keys_of(component)
         if "preconditioner" in keys and keys["preconditioner"].default == "identity":
             found += [
@@ -109,7 +109,7 @@ def has_duals(case: Case) -> bool:
 
 
 def is_exact(case: Case) -> bool:
-    """Return whether the clients follow something that vanishes with their gradients."""
+    """Return whether every client's step vanishes with its gradient."""
     rule = getattr(case.build().local_update, "preconditioner", None)
     return rule is None or rule.exact
 
@@ -174,14 +174,14 @@ class Federation:
         return self.model()["params"]
 
     def states(self) -> list[dict[str, Tensor]]:
-        """Return a copy of every client's state; empty for a client that has none."""
+        """Return a copy of every client's state; a client without a state has an empty one."""
         states = [
             self.grid.client_states.state(client_id) or {} for client_id in range(self.data.num_clients)
         ]
         return [{name: value.clone() for name, value in state.items()} for state in states]
 
     def set_states(self, states: Sequence[Mapping[str, Tensor]]) -> None:
-        """Give every client a state."""
+        """Set every client's state."""
         if self.engine == "loop":
             for client_id, state in enumerate(states):
                 context = self.grid.context(client_id)
@@ -203,12 +203,12 @@ def split(sizes: Sequence[int]) -> list[np.ndarray]:
 
 
 def mlp(seed: int = 0, inputs: int = 4, outputs: int = 3) -> nn.Module:
-    """Return a smooth network whose initial weights depend on the seed alone."""
+    """Return a smooth network whose initial weights depend only on the seed."""
     return fill(nn.Sequential(nn.Linear(inputs, 6), nn.Tanh(), nn.Linear(6, outputs)), seed)
 
 
 def fill(module: nn.Module, seed: int = 0) -> nn.Module:
-    """Draw a module's parameters."""
+    """Draw a module's parameters at random."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -219,7 +219,7 @@ def fill(module: nn.Module, seed: int = 0) -> nn.Module:
 def blobs(
     sizes: Sequence[int] = SIZES, shape: tuple[int, ...] = (4,), num_classes: int = 3
 ) -> dict[str, Any]:
-    """Heterogeneous clients' samples: each client has its own centre and its own mix of labels."""
+    """Return samples of heterogeneous clients, each with its own centre and label distribution."""
     rng = np.random.default_rng(1)
     x = [rng.normal(rng.normal(size=shape), 1.0, (size, *shape)) for size in sizes]
     y = [rng.choice(num_classes, size, p=rng.dirichlet(np.ones(num_classes))) for size in sizes]
@@ -232,7 +232,7 @@ def blobs(
 
 
 def make(algorithm: Any, engine: str, *, module: Callable[[], nn.Module] = mlp, **more: Any) -> Federation:
-    """Return a federation on `blobs`, or on whatever ``more`` says."""
+    """Return a federation on `blobs`; ``more`` replaces its arguments."""
     return Federation(algorithm, module(), **{**blobs(), "engine": engine, **more})
 
 

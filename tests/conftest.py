@@ -1,4 +1,4 @@
-"""Fixtures for all tests: small federations, and processes, forked because new imports would take seconds."""
+"""Fixtures for all tests: small federations, and processes that are forked to save imports."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ Start = Callable[..., int]
 
 @pytest.fixture
 def in_child() -> Iterator[Start]:
-    """Return what forks a process group that does some work, the workers of ``jobs`` forked, too.
+    """Return a function that forks a process group to do some work.
 
-    Its exit code is what the work returns, 0 for nothing; ``errors`` is the file of its standard error.
+    The workers of ``jobs`` are forked too. The exit code is the work's result if that is an integer, and 0
+    otherwise. Standard error goes to the file ``errors``.
     """
     groups = list[int]()
 
@@ -35,7 +36,7 @@ def in_child() -> Iterator[Start]:
             code = 1
             try:
                 os.setsid()
-                # Libraries that ran in this process before, such as Ray, leave handlers behind.
+                # Libraries that this process used before, such as Ray, may have set handlers.
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)
                 signal.signal(signal.SIGINT, signal.default_int_handler)
                 pool.CONTEXT = multiprocessing.get_context("fork")
@@ -61,12 +62,12 @@ def in_child() -> Iterator[Start]:
 
 @pytest.fixture
 def ended() -> Callable[[int], int]:
-    """Return what waits for a process and gives its exit code, negative for a signal."""
+    """Return a function that waits for a process and returns its exit code, negative for a signal."""
     return lambda child: os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a test for each case, dtype and engine that it asks for and does not list."""
+    """Parametrize each test by the cases, dtypes and engines that it requests and does not list."""
     listed = {str(mark.args[0]) for mark in metafunc.definition.iter_markers("parametrize")}
     names = set(metafunc.fixturenames) - listed
     kinds: dict[str, list[Callable[[algorithms.Case], bool]]] = {

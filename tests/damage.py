@@ -33,7 +33,7 @@ def _directory(file: Path, rng: random.Random) -> None:
 
 
 def _other_file(file: Path, rng: random.Random) -> None:
-    """Put another file of the same run in its place."""
+    """Replace the file by another file of the same run."""
     others = sorted(other for other in file.parent.iterdir() if other.is_file() and other != file)
     if others:
         shutil.copyfile(rng.choice(others), file)
@@ -48,7 +48,7 @@ JSON: Final = (
     'algorithm = 3\n', 'algorithm = [1]\n', 'num-clients = "many"\n', "num-clients = 1979-05-27\n",
     "[dataset]\na = 1\n", "optimizer-options = 3\n", "seed = inf\n", "data-dir = {a = 1}\n",
 )  # fmt: skip
-"""Content of other types than a run's files have."""
+"""Content of the wrong types for a run's files."""
 
 DAMAGES: Final[Mapping[str, Damage]] = {
     "missing": _removed,
@@ -71,6 +71,6 @@ DAMAGES: Final[Mapping[str, Damage]] = {
 
 
 def files_of(directory: Path) -> list[Path]:
-    """Return the files of a run's directory, those in its folders too."""
+    """Return all files in a run's directory and its folders."""
     found = (file for file in directory.rglob("*") if file.is_file() and not file.name.startswith("."))
     return sorted(found, key=lambda file: file.relative_to(directory))

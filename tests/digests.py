@@ -1,9 +1,9 @@
-"""Digests of what every algorithm computes, to compare two versions of the code: bit for bit, or not.
+"""Digests of every algorithm's results, to compare two versions of the code bit for bit.
 
-``python tests/digests.py OUT.json`` runs every algorithm with both engines in several settings, three small
-rounds each, and writes ``{name: {"model": ..., "metrics": ...}}``; of a combination that is refused it writes
-``{"refused": "ValueError"}``. ``python tests/digests.py --compare A.json B.json`` names what differs. Only files of
-the same machine and the same version of PyTorch can be compared.
+``python tests/digests.py OUT.json`` runs every algorithm with both engines in several settings, for three
+small rounds each. It writes ``{name: {"model": ..., "metrics": ...}}``. For a refused combination it writes
+``{"refused": "ValueError"}``. ``python tests/digests.py --compare A.json B.json`` names the differences. Only
+files of the same machine and the same version of PyTorch can be compared.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ VARIANTS = {
     "sisa schedule of sigma": {"algorithm": "sisa", **SETTINGS["schedule"], "schedule-keys": "sigma"},
     "sisa classes apart": {"algorithm": "sisa", "partitioner": "labels-per-client", "labels-per-client": 1},
 }
-"""Settings that not every algorithm has, by name; the mlp and both engines unless they say otherwise."""
+"""Settings that only some algorithms have, by name; the defaults are the mlp and both engines."""
 
 
 def batch_norm_mlp(shape: tuple[int, ...], num_outputs: int) -> nn.Module:
@@ -183,7 +183,7 @@ def batch_norm_mlp(shape: tuple[int, ...], num_outputs: int) -> nn.Module:
 
 
 def write_data(file: Path) -> None:
-    """Write images of noise, brighter in a place that the class decides, so that there is something to learn."""
+    """Write noise images with a bright place that depends on the class, so that a model can learn."""
     generator = np.random.default_rng(0)
     labels = np.arange(180) % 4
     images = generator.random((len(labels), 1, 28, 28), dtype=np.float32)
@@ -207,7 +207,7 @@ def cases() -> Iterator[tuple[str, dict[str, object]]]:
 
 
 def digests(directory: Path) -> dict[str, str]:
-    """Return the digests of a run's model, tensor by tensor, and of its metrics but for seconds on the clock."""
+    """Return the digests of a run's tensors and of its metrics without measured seconds."""
     model, metrics = hashlib.sha256(), hashlib.sha256()
     for name, array in sorted(load_file(directory / "model.safetensors").items()):
         model.update(f"{name} {array.dtype} {array.shape} ".encode() + array.tobytes())
@@ -218,12 +218,12 @@ def digests(directory: Path) -> dict[str, str]:
 
 
 def _is_clock(column: str) -> bool:
-    """Return whether a column depends on how fast the machine is; simulated seconds do not."""
+    """Return whether a column is measured time; simulated seconds are not."""
     return column.endswith("seconds") and column != "simulated_seconds"
 
 
 def measure() -> dict[str, dict[str, str]]:
-    """Run everything; what is refused is also told on standard error, in its own words."""
+    """Run all cases; print each refusal's text to standard error too."""
     found: dict[str, dict[str, str]] = {}
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "images.npz"
@@ -251,7 +251,7 @@ def measure() -> dict[str, dict[str, str]]:
 
 
 def compare(first: Path, second: Path) -> int:
-    """Print what differs between two files; return how many names that are."""
+    """Print the names that differ between two files; return their number."""
     one, other = (json.loads(file.read_text()) for file in (first, second))
     different = {name for name in one | other if one.get(name) != other.get(name)}
     for name in sorted(different):
@@ -266,7 +266,7 @@ def compare(first: Path, second: Path) -> int:
 
 
 def main() -> int:
-    """Write digests, or compare two files of them."""
+    """Write digests or compare two files."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

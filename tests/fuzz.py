@@ -2,9 +2,9 @@
 
     python tests/fuzz.py --configs 5000 --tables 2000 --directories 500 --seed 0
 
-Each case either works or is refused by a ValueError in one line. A traceback of another kind, a case that takes longer
-than a minute, a directory that a refused run leaves behind, and a model that differs between the engines are failures.
-A case is a function of the seed, its kind and its number: ``--only configs:17`` repeats one.
+Each case either works or is refused by a ValueError in one line. Failures are other exceptions, cases
+that take longer than a minute, directories that a refused run leaves behind, and models that differ between
+the engines. The seed, the kind and the number determine a case: ``--only configs:17`` repeats one.
 """
 
 from __future__ import annotations
@@ -48,15 +48,15 @@ from tests.damage import DAMAGES, files_of
 from tests.runs.interrupted import cut_short, forget_digests
 
 LIMIT: Final = 60
-"""Seconds of one case."""
+"""Time limit of a case in seconds."""
 LARGE: Final = 1e4
-"""Parameters above it are on their way to infinity: the engines' rounding errors grow with them."""
+"""Larger parameters diverge, and the engines' rounding errors grow with them."""
 KINDS: Final = ("configs", "tables", "directories")
 Keys = dict[str, Any]
 
 
 class FailureError(Exception):
-    """A case that must not happen."""
+    """A failed case."""
 
 
 @dataclass
@@ -147,7 +147,7 @@ class Fuzz:
             keys[
                 rng.choice(["rounds", "lr", "sigmaa", "", ".", "a.b.c", "x" * 500, "é", "optimizer-options"])
             ] = 1
-        # What would take long, leave the machine, or compute elsewhere.
+        # Keys that would take long, use other machines, or compute on another device.
         for key in ("engine", "device", "ray-address", "data-dir"):
             keys.pop(key, None)
         return keys
@@ -217,7 +217,7 @@ class Fuzz:
     # ------------------------------------------------------------------------------------- directories
 
     def originals(self) -> Path:
-        """Return a finished run, one without digests, an unfinished one, and an extended one; make them once."""
+        """Make once and return four runs: finished, without digests, unfinished, and extended."""
         whole = self.folder / "whole"
         if not whole.exists():
             keys: Keys = {
@@ -288,7 +288,7 @@ STRANGE: Final[list[Any]] = [
     "", "x", "full", "all", "x" * 300, "module:nothing", ":", "a:b:c", "\0", "1e-3",
     [], [1], [0.5, 0.9], [[1]], {}, {"a": 1},
 ]  # fmt: skip
-"""Values that few keys take."""
+"""Values that few keys accept."""
 
 
 def odd_value(rng: random.Random, key: str, now: object) -> Any:
@@ -317,7 +317,7 @@ def odd_value(rng: random.Random, key: str, now: object) -> Any:
 
 
 def random_table(rng: random.Random, place: Path) -> Keys:
-    """Write a file of samples, mostly odd, and return the keys that read it."""
+    """Write a file of samples, often odd, and return the keys that read it."""
     kind = rng.choice(["csv", "csv", "csv", "npz", "npz", "libsvm", "parquet"])
     file = place / f"table.{kind}"
     if kind == "csv":
@@ -479,7 +479,7 @@ def size_of(result: Result) -> float:
 
 
 def require_line(error: ValueError, *names: str) -> None:
-    """Check that an error is of one short line, with one of the names."""
+    """Check that an error has one short line with one of the names."""
     text = str(error)
     if type(error).__module__.startswith("pydantic") or isinstance(error, UnicodeError):
         raise FailureError(f"{type(error).__name__}: {text}") from error

@@ -1,4 +1,4 @@
-"""One import line for authors, and the paths that the documentation showed before modules moved."""
+"""Authors need one import line, and documented paths work after modules have moved."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MOVED = {
 
 
 def described(module: str) -> set[str]:
-    """Return the names of a module that have a docstring: within, or below where they are assigned."""
+    """Return the names of a module that have a docstring, inside them or below their assignment."""
     found = set()
     for node, below in pairwise([*ast.parse(inspect.getsource(import_module(module))).body, ast.Pass()]):
         if isinstance(node, ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):

@@ -1,4 +1,4 @@
-"""The generated pages are what the docstrings say, and the costs that they state are measured."""
+"""The generated pages match the docstrings, and the costs that they state are measured."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_a_missing_line_of_costs_leaves_a_gap() -> None:
 
 
 def vectors(text: str) -> int:
-    """Return the value of such as ``2 N + 1``."""
+    """Return the value of a formula such as ``2 N + 1``."""
     total = 0
     for term in text.split("+"):
         number, clients = re.fullmatch(r"\s*(\d*)\s*(N?)\s*", term).groups()  # type: ignore[union-attr]
@@ -99,7 +99,10 @@ def vectors(text: str) -> int:
 
 @pytest.mark.parametrize("name", COSTS)
 def test_costs_are_what_a_round_moves_and_keeps(name: str) -> None:
-    """Vectors of the model's length, in two rounds with every client; scalars are not counted."""
+    """The page states the vectors that two rounds with every client move and keep.
+
+    Scalars are not counted.
+    """
     federation = Federation(RunConfig(algorithm=name, num_clients=N, model="logistic", dtype="float64"))
     grid = VmapGrid(federation.task, federation.algorithm.local_update, federation.data, 0)
     strategy = federation.strategy()

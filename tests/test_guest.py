@@ -1,4 +1,4 @@
-"""A library call leaves the process as it was; fedpisa's own processes are tuned."""
+"""A library call does not change the process's settings; fedpisa's own processes are tuned."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ray = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed:
 
 
 def with_dropout(*, shape: tuple[int, ...], num_outputs: int) -> torch.nn.Module:
-    """Return a model that draws while it trains."""
+    """Return a model that draws random numbers in training."""
     layers = torch.nn.Flatten(), torch.nn.Dropout(), torch.nn.LazyLinear(num_outputs)
     model = torch.nn.Sequential(*layers)
     model(torch.zeros(1, *shape))
@@ -42,7 +42,7 @@ def with_dropout(*, shape: tuple[int, ...], num_outputs: int) -> torch.nn.Module
 
 
 def state() -> dict[str, object]:
-    """Return what a process has for itself."""
+    """Return the process-wide settings that a run must restore."""
     return {
         "threads": (torch.get_num_threads(), torch.get_num_interop_threads()),
         "deterministic": (
@@ -74,10 +74,10 @@ def state() -> dict[str, object]:
 def test_a_run_leaves_the_process_as_it_was(
     where: str, keys: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Where users start Python this is on the path; appended by a run, the current directory stays there.
+    # Interactive Python has "" on the path. Without it, a run would append the current directory.
     monkeypatch.syspath_prepend("")
     keys, fresh = {**SMALL, **keys, "engine": where}, state()
-    run(keys)  # what is imported stays imported
+    run(keys)  # imported modules stay imported
     before, during = state(), list[object]()
 
     def listen(event: Event) -> None:

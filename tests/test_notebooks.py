@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom on tiny settings, and what is stored of them reads well."""
+"""The notebooks run from top to bottom with tiny settings, and their stored outputs are complete."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TINY = {
     "3-anatomy-of-pisa": "rounds = identity_rounds = 4",
     "4-your-own-algorithm": "rounds = 3",
 }
-"""What takes the place of the cell that is tagged "parameters"."""
+"""The settings that replace the cell tagged "parameters"."""
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
@@ -33,7 +33,7 @@ def code_cells(path: Path) -> list[Any]:
 
 
 def texts(cells: list[Any]) -> str:
-    """Return everything that the cells printed."""
+    """Return the text that the cells printed."""
     outputs = [output for cell in cells for output in cell.outputs]
     return "\n".join(o.get("text", "") + str(o.get("data", {}).get("text/plain", "")) for o in outputs)
 

@@ -1,4 +1,4 @@
-"""Run directories of an earlier version are read, and their runs go on where they were."""
+"""Run directories of an earlier version can be read, and their runs resume."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_old_runs_are_reported_without_validation() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_old_run_goes_on(name: str, tmp_path: Path) -> None:
-    """The checkpoint has the optimizer's memory and the clients' duals: without them the models differ."""
+    """An old run resumes exactly, with the optimizer's memory and the clients' duals from its checkpoint."""
     old, anew = tmp_path / "old", tmp_path / "new"
     shutil.copytree(OLD / name, old)
     result = run({"num-server-rounds": ROUNDS}, resume=old)

@@ -1,4 +1,4 @@
-"""Options of another library's classes are one table, wherever a run is described."""
+"""The options of another library's class form one table in every description of a run."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ def test_an_old_run_is_read_and_resumed(tmp_path: Path) -> None:
     ):
         before = fedpisa.load_result(directory).config
     assert before.options["optimizer-options"]["betas"] == [0.5, 0.999]  # type: ignore[index]
-    assert main(["run", "--resume", str(directory), "-c", "num-server-rounds=6"]) == 0  # has been warned
+    assert main(["run", "--resume", str(directory), "-c", "num-server-rounds=6"]) == 0  # already warned
     assert_close(
         load_file(directory / "model.safetensors"), load_file(OLD_RUN / "fedsgd-adam-6-rounds.safetensors")
     )

@@ -1,4 +1,4 @@
-"""The README's commands work in an empty folder, one after the other; its files are those that it shows."""
+"""The README's commands work one after the other in an empty folder, with the files that it shows."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ COMMANDS = [text for kind, job, text in BLOCKS if kind != "toml" and not job]
 
 
 def files() -> dict[str, str]:
-    """Return the files that the README shows: a block whose first line is its name."""
+    """Return the files that the README shows; a file's block starts with its name."""
     return {text.split()[1]: text for kind, _, text in BLOCKS if kind == "toml" and text.startswith("# ")}
 
 
@@ -33,7 +33,7 @@ def write_files(folder: Path) -> None:
 
 
 def test_every_block_of_commands_is_run() -> None:
-    """What installs, tests or deploys is a job of .ci/run; the test below runs all others."""
+    """Every block is run by the test below or, if it installs, tests or deploys, by a job of .ci/run."""
     jobs = [job for kind, job, _ in BLOCKS if kind != "toml" and job]
     script = (ROOT / ".ci" / "run").read_text()
     assert jobs == ["main job", "tests", "deployment"]
@@ -60,7 +60,7 @@ def test_the_files_are_what_they_are_said_to_be(tmp_path: Path) -> None:
 
 
 def test_nothing_is_installed_by_a_name_that_is_on_no_index() -> None:
-    """`pip install fedpisa` would install what anybody registers under this name."""
+    """No command says ``pip install fedpisa``, because anyone may register this name on an index."""
     pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "fedpisa").rglob("*.py")]
     named = [
         page.name for page in pages if re.search(r"pip install (-\S+ )*'?fedpisa\b(?!\[)", page.read_text())

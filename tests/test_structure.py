@@ -1,4 +1,4 @@
-"""The layout's rules: which package may import which, no circles, no loose files, no long files."""
+"""The layout's rules: imports between packages, no cycles, no loose files, no long files."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ ORDER = (
     *("families", "plots", "config", "simulation", "runs", "apps", "deployment", "studies", "tuning"),
     *("report", "bench", "cli"),
 )
-"""Bottom up: a package imports only packages that stand before it."""
+"""Bottom up: a package imports only packages that precede it."""
 BELOW_ALL, ABOVE_ALL = {"rng", "typing"}, {"__init__", "__main__", "authoring"}
 APART = {"config": ("strategies", "datasets", "models"), "tasks": ("simulation",), "clients": ("simulation",)}
-"""What a package must not import although the order would allow it, or for a reason worth naming."""
+"""Packages that a package must not import, for a reason other than the order."""
 LONGEST = {"fedpisa": 300, "tests": 500}
 
 
@@ -30,7 +30,7 @@ MODULES = {module_of(path): path for path in (ROOT / "fedpisa").rglob("*.py")}
 
 
 def imports_of(module: str) -> set[str]:
-    """Return the modules that a module imports at any depth, lazily or not; type checkers' imports count too."""
+    """Return the modules that a module imports, including lazy imports and those for type checkers."""
     found = set()
     for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -48,7 +48,7 @@ def package_of(module: str) -> str:
 
 
 def code_lines(path: Path) -> int:
-    """Count lines that are neither blank, comment nor docstring."""
+    """Count the lines of code: no blank lines, comments or docstrings."""
     text = path.read_text(encoding="utf-8")
     lines: set[int] = set()
     skipped = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}
@@ -80,7 +80,7 @@ def test_packages_import_only_those_below_them() -> None:
 
 
 def test_no_circle_of_modules() -> None:
-    # A package's own __init__ is imported with each of its modules and is not an arrow of its own.
+    # A module always imports its package's __init__, which is therefore no arrow.
     arrows = {m: {n for n in names if not m.startswith(f"{n}.")} for m, names in IMPORTS.items()}
     try:
         TopologicalSorter(arrows).prepare()

@@ -1,4 +1,4 @@
-"""Files are data: what a result names is never imported, and what a file names only where its user allows it."""
+"""Files are data: modules in results are never imported, modules in files only if the user allows it."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def net(shape, num_outputs, *, width: int = 4):
 
 
 class Planted:
-    """A module on the path, outside the folders of configurations, whose import leaves a file."""
+    """A module on the path and outside configurations' folders; its import writes a file."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self.name, self.marker, self.folder = name, folder.parent / f"{name}-was-imported", folder
@@ -64,7 +64,7 @@ class Planted:
 
 @pytest.fixture
 def plant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Any:
-    """Return a function that plants a module in a folder; the current folder is another one."""
+    """Return a function that writes a module into a folder other than the current one."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setattr(sys, "path", [*sys.path])
@@ -95,7 +95,7 @@ def rename(directory: Path, **keys: object) -> None:
 def test_what_a_result_names_is_never_imported(
     plant: Callable[..., Planted], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Every key that names a component, in every command that reads results."""
+    """No command that reads results imports a component that any key names."""
     module = plant()
     for key in NAMED:
         algorithm = {"preconditioner": "sisa", "optimizer": "fedsgd"}.get(key, "fedavg")
@@ -114,14 +114,14 @@ def test_what_a_result_names_is_never_imported(
     assert main(["plot", "results"]) == 0
     assert not module.imported
     assert "cannot be read" not in Path("report.html").read_text()
-    # To run one is another thing.
+    # Running the configuration needs permission.
     capsys.readouterr()
     config = fedpisa.load_result("results/model").config
     with pytest.raises(ValueError, match=f"names the module '{module.name}', which is not in .*allow"):
         fedpisa.run(config)
     assert main(["run", "--resume", "results/model", "-c", "num-server-rounds=2"]) == 2
     assert f"--allow {module.name}" in capsys.readouterr().err
-    assert main(["run", "--resume", "results/model"]) == 0  # it has ended: there is nothing to run
+    assert main(["run", "--resume", "results/model"]) == 0  # the run has ended, so nothing is run
     assert not module.imported
 
 
@@ -141,7 +141,7 @@ def test_a_study_of_finished_runs_is_only_read(
     assert main(["compare", "study.toml", "--out", "out"]) == 0
     assert [one.result.status for one in fedpisa.load_study("out")] == ["finished"] * 4
     assert not module.imported
-    # Another value of a key is seen; a further run is one to start, and its module is not allowed.
+    # A changed key is refused. A further run would start, and its module is not allowed.
     file.write_text(tomli_w.dumps({**named, "base": {**named["base"], "num-clients": 4}}))  # type: ignore[dict-item]
     assert main(["compare", "study.toml", "--out", "out"]) == 2
     file.write_text(tomli_w.dumps({**named, "seeds": [0, 1, 2]}))
@@ -158,7 +158,7 @@ def test_a_stored_configuration_has_the_same_keys(plant: Callable[..., Planted])
     assert stored.to_mapping() == full.to_mapping()
     assert is_unread(stored.component("model"))
     assert stored.options_of_unread() == {"width"}
-    assert load_config(stored).to_mapping() == full.to_mapping()  # this process's own code has named it
+    assert load_config(stored).to_mapping() == full.to_mapping()  # this process's code has named the module
     other = stored.replace({"model": "mlp"})
     assert "width" not in other.options
     assert other.options["widths"] == [200, 200]
@@ -229,7 +229,7 @@ def test_python_allows_by_an_argument(plant: Callable[..., Planted], tmp_path: P
             call(study)
     assert not module.imported
     assert load_config(file, {"seed": 3}, allow=[module.name]).options["width"] == 4
-    # A name that was typed beside the file needs no permission.
+    # A name given by an argument needs no permission.
     other = plant()
     assert load_config(file, {"model": f"{other.name}:net"}).options["width"] == 4
 
@@ -237,7 +237,10 @@ def test_python_allows_by_an_argument(plant: Callable[..., Planted], tmp_path: P
 def test_installed_packages_and_the_standard_library_lie_in_no_folder(
     plant: Callable[..., Planted], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A virtual environment is often below the project's folder, and ``/`` holds everything."""
+    """No allowed folder, not even ``/``, covers installed packages or the standard library.
+
+    A virtual environment is often below the project's folder.
+    """
     monkeypatch.setattr("fedpisa.families.permission._GIVEN", set())  # other tests name torch.nn:Flatten
     plant()
     everything = Permission(folders=("/",))

@@ -1,4 +1,4 @@
-"""The wheel: all of the package is in it, and type checkers see its annotations."""
+"""The wheel contains the whole package, and type checkers see its annotations."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_the_wheel_is_complete_and_typed(tmp_path: Path) -> None:
     assert {
         path.relative_to(packages) for path in (packages / "fedpisa").rglob("*") if path.is_file()
     } == ours
-    # The packages that ours depends on are not there: what is shown is what our own annotations say.
+    # The dependencies are not installed there, so mypy sees only our annotations.
     (tmp_path / "use.py").write_text("import fedpisa\n\nreveal_type(fedpisa.run)\n")
     environment = {
         name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "MYPYPATH")

@@ -1,4 +1,4 @@
-"""Nodes without processes: the real client app, server side and files, behind a Grid that loses what it is told to."""
+"""Simulated nodes: the real client app, server and files, behind a Grid that loses chosen messages."""
 
 from __future__ import annotations
 
@@ -28,11 +28,12 @@ NODE_UNAVAILABLE = 3
 
 
 class Network(LoopGrid):
-    """Nodes with folders of their own, whose contexts are gone when they are started again.
+    """Nodes with separate folders, which lose their contexts when they restart.
 
-    Node ``i + 2`` has the partition ``order[i]``. ``trouble`` is asked before a request is delivered, and says what
-    becomes of it: None, ``request`` or ``reply`` (lost, and the node started again), ``report`` (the reply is lost, and
-    Flower says so), ``files`` (delivered, but the node has lost everything before).
+    Node ``i + 2`` has the partition ``order[i]``. ``trouble`` decides before a delivery what happens to a
+    request. None delivers it. ``request`` and ``reply`` lose the request or the reply and restart the node.
+    ``report`` loses the reply, and Flower reports this. ``files`` deletes the node's files before the
+    delivery.
     """
 
     def __init__(self, folder: Path, run_config: Any, order: list[int], **node_config: Any) -> None:
@@ -58,7 +59,7 @@ class Network(LoopGrid):
         return self.contexts[client_id]
 
     def restart(self, node_id: int) -> None:
-        """Start a node again: what it had in memory is gone."""
+        """Restart a node, which loses what it had in memory."""
         self.starts[node_id] += 1
         self.contexts.pop(node_id - 2, None)
 
@@ -84,7 +85,7 @@ class Network(LoopGrid):
             self.delivered += 1
             try:
                 (number,) = super().push_messages([message])
-            except RuntimeError as error:  # Flower sends an error reply where the app fails
+            except RuntimeError as error:  # Flower sends an error reply if the app fails
                 number = message.metadata.message_id
                 self._replies[number] = Message(Error(1, str(error.__cause__)), reply_to=message)
             numbers.append(number)
@@ -97,7 +98,7 @@ class Network(LoopGrid):
 
 
 def once(what: str, *when: tuple[int, int]) -> Callable[[int, int], str | None]:
-    """Return a trouble that happens once at each ``(round, client)``."""
+    """Return a trouble that occurs once at each ``(round, client)``."""
     left = set(when)
 
     def trouble(server_round: int, client: int) -> str | None:
@@ -119,7 +120,7 @@ def start(
     own_data: bool = False,
     on_event: Callable[[Event], None] | None = None,
 ) -> Result:
-    """Do what the server app does, without waiting."""
+    """Run the server app's work without waiting."""
 
     def connect(federation: Federation) -> NodeGrid:
         model, layout = str(federation.config.model), federation.task.layout.fingerprint

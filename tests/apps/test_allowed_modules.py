@@ -1,4 +1,4 @@
-"""A run config's ``module:attribute`` is imported on a node whose own config allows it, and on no other."""
+"""A node imports a run config's ``module:attribute`` only if the node's own config allows it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run on nodes is the run that the simulation is, whatever gets lost on the way."""
+"""A run on nodes equals the simulation, also if messages get lost."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("algorithm", [*ALGORITHMS, "iiadmm", "fedavg"])
 def test_the_same_model_as_in_the_simulation(tmp_path: Path, nodes: Any, algorithm: str) -> None:
-    """Whichever node has which partition, and with a part of the clients in a round."""
+    """Nodes give the simulation's model for any order of partitions and with a part of the clients."""
     case = config(algorithm, **{"fraction-train": 0.7})
     result = nodes.start(nodes.network(tmp_path / "nodes", case, order=[2, 0, 1]), case, tmp_path / "run")
     loop = fedpisa.run(case)
@@ -108,7 +108,7 @@ def test_privacy_on_nodes_draws_from_the_operating_system(tmp_path: Path, nodes:
 
 
 def test_the_server_waits_as_long_as_the_key_says(tmp_path: Path, nodes: Any) -> None:
-    """A round that has too few replies then leaves the model as it is."""
+    """A round without enough replies in time does not change the model."""
     case = config(**{"round-timeout": 1e-9, "num-server-rounds": 2})
     network = nodes.network(tmp_path, case)
     result = nodes.start(network, case, None)
@@ -127,7 +127,7 @@ def test_what_needs_simulated_clients_is_refused(tmp_path: Path, nodes: Any, key
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("what", ["request", "reply", "report"])
 def test_what_gets_lost_changes_nothing(tmp_path: Path, nodes: Any, algorithm: str, what: str) -> None:
-    """Not the model, and not a bit of any node's states."""
+    """A lost message changes no bit of the model or of any node's state."""
     case = config(algorithm)
     clean, lossy = (nodes.network(tmp_path / name, case) for name in ("clean", "lossy"))
     lossy.trouble = nodes.once(what, (0, 1), (1, 0), (2, 1), (2, 2), (4, 0))
@@ -140,7 +140,7 @@ def test_what_gets_lost_changes_nothing(tmp_path: Path, nodes: Any, algorithm: s
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_a_run_goes_on_after_the_server_was_killed(tmp_path: Path, nodes: Any, algorithm: str) -> None:
-    """The nodes have done a round more than the server knows of, and it goes on under another Flower run."""
+    """A run resumes under another Flower run, although the nodes are one round ahead of the server."""
     case = config(algorithm)
     network, clean = nodes.network(tmp_path / "nodes", case), nodes.network(tmp_path / "clean", case)
     before = nodes.start(clean, case, None)
@@ -166,7 +166,7 @@ def test_a_run_goes_on_after_the_server_was_killed(tmp_path: Path, nodes: Any, a
 
 
 def test_a_node_that_lost_everything_makes_scaffold_begin_anew(tmp_path: Path, nodes: Any) -> None:
-    """Every client's control variate is then of the rounds since, and it trains on."""
+    """SCAFFOLD resets all control variates and still reaches about the same loss."""
     case = config("scaffold", **{"num-server-rounds": 30})
     network = nodes.network(tmp_path / "nodes", case)
     network.trouble = nodes.once("files", (4, 1))
@@ -237,7 +237,10 @@ def table(path: Path, rng: np.random.Generator, labels: list[str], samples: int)
 
 @pytest.fixture
 def hospitals(tmp_path: Path) -> dict[str, Any]:
-    """Write a table for the server and one for each of three nodes, of which one lacks a class and one is a folder."""
+    """Write a table for the server and for each of three nodes.
+
+    One node lacks a class, and one has a folder of tables.
+    """
     rng = np.random.default_rng(0)
     (tmp_path / "third").mkdir()
     table(tmp_path / "server.csv", rng, ["no", "yes"], 50)
@@ -254,7 +257,10 @@ def hospitals(tmp_path: Path) -> dict[str, Any]:
 def test_nodes_train_on_tables_of_their_own(
     tmp_path: Path, nodes: Any, hospitals: dict[str, Any], numbered: bool
 ) -> None:
-    """The same model as a simulation of clients with those samples; the server sees none of them."""
+    """Nodes with their own tables give the model of a simulation on the same samples.
+
+    The server sees none of these samples.
+    """
     own = hospitals["config"].replace({"algorithm": "fedavg", "batch-size": "full", "local-epochs": 3})
     more = {} if numbered else {"partition-id": [None] * 3, "num-partitions": [None] * 3}
     network = nodes.network(tmp_path / "nodes", own, data=hospitals["data"], **more)

@@ -1,4 +1,4 @@
-"""What a client starts a round from, and its copy on the disk."""
+"""A client's state at the start of a round, and its copy on the disk."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_a_repeated_message_gets_the_same_reply(lab: Any, name: str) -> None:
 
 
 def forget(federation: Any, client: int, at: int) -> list[Message]:
-    """Make a client lose everything before a round; return the replies that say so as they come."""
+    """Delete a client's state before a round; return a list that collects the error replies."""
     deliver, said = federation.grid.exchange, []
 
     def exchange(requests: Any) -> Any:
@@ -149,7 +149,7 @@ def forget(federation: Any, client: int, at: int) -> list[Message]:
 
 @pytest.mark.parametrize("name", ["scaffold", "feddyn", "fedadmm", "feddr", "iiadmm"])
 def test_increments_begin_anew_when_a_client_lost_its_state(lab: Any, name: str) -> None:
-    """All state is then what the algorithm makes of that model: nothing is counted that no client has."""
+    """The server then restarts the algorithm from the current model and confirms no earlier round."""
     federation = lab.make(lab.Case(name, {}).build(), "loop")
     said = forget(federation, client=1, at=4)
     outcome = federation.run(4)

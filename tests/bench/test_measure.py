@@ -1,4 +1,4 @@
-"""Measurements of jobs in separate processes: seconds, memory, and the table."""
+"""Jobs are measured in separate processes: seconds, memory, and the table."""
 
 from __future__ import annotations
 
@@ -92,12 +92,12 @@ def test_memory_of_a_grandchild_counts() -> None:
         with PeakMemory(process.pid) as memory:
             assert process.stdout.readline() == "there\n"
             now, pids = in_use(process.pid), [one.pid for one in tree(process.pid)]
-            time.sleep(3 * INTERVAL)  # the last sample may be from before the process had all its memory
+            time.sleep(3 * INTERVAL)  # the last sample may precede the process's peak
             process.communicate("\n")
     assert len(pids) == 2
     assert os.getpid() not in pids
     for one in (now, memory.peak):
-        # The interpreters themselves need some, too.
+        # The interpreters need memory too.
         assert 0.95 * MEGABYTES * 1e6 < one.proportional <= one.resident < (MEGABYTES + 60) * 1e6
     assert in_use(process.pid) == (0, 0)
 

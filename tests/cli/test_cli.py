@@ -1,6 +1,6 @@
-"""The command line: what it prints, its exit codes, and that it answers at once.
+"""The command line: its output, its exit codes, and its fast start.
 
-Training is played by a stand-in, so that these tests are about the commands alone; one runs in earnest.
+Most tests replace training by a fake, so that they test the commands alone. One test trains.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ HEAVY = ("torch", "flwr", "pandas", "matplotlib", "sklearn", "torchvision", "sci
 
 
 def train(config: Any, out: Path, *, on_event: Callable[[object], None], stop: str = "finished") -> Result:
-    """Write a directory as a run does, with made-up numbers."""
+    """Write a run's directory with made-up numbers."""
     config = load_config(config)
     on_event(RunStarted(config, 4810, 1438, 359, "vmap", "cpu"))
     directory = RunDirectory.create(out, config=config, info={}, partition=[np.arange(3)])
@@ -69,7 +69,7 @@ def train(config: Any, out: Path, *, on_event: Callable[[object], None], stop: s
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], None]:
-    """Stand in for training, in an empty current directory; call it to have training end otherwise."""
+    """Fake training in an empty current directory; a call of the result chooses how training ends."""
     monkeypatch.setattr(runner, "run", train)
     monkeypatch.chdir(tmp_path)
     return lambda stop: monkeypatch.setattr(runner, "run", functools.partial(train, stop=stop))

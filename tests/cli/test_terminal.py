@@ -1,4 +1,4 @@
-"""A closed or full standard output, and a closed terminal, end no run."""
+"""A closed or full standard output, or a closed terminal, does not lose a run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RUN = ["run", "-c", "model=logistic num-server-rounds=3 num-clients=3 checkpoint
 
 
 class Broken(io.StringIO):
-    """A stream whose reader has gone, or whose disk is full."""
+    """A stream whose reader has closed it or whose disk is full."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ def test_a_stream_that_cannot_be_written_does_not_end_a_run(
 def test_a_stream_that_is_closed_from_the_start(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys, name, None)  # as Python has it
+    monkeypatch.setattr(sys, name, None)  # Python sets a closed stream to None
     assert main([*RUN, str(tmp_path / "run")]) == 0
     assert getattr(sys, name) is None
 
@@ -83,7 +83,7 @@ def test_in_a_shell(redirection: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_closed_terminal_leaves_a_checkpoint(tmp_path: Path) -> None:
-    """The other end of a pseudo-terminal is closed, so the system sends SIGHUP and every write fails."""
+    """Closing the pseudo-terminal sends SIGHUP and makes every write fail; the run leaves a checkpoint."""
     import pty
 
     keys = "model=logistic num-server-rounds=100000 num-clients=3 checkpoint-every=0"

@@ -1,4 +1,4 @@
-"""Which samples a client uses: disjoint mini-batches in turn, or shuffled epochs, for it alone."""
+"""A client's batch indices: disjoint mini-batches in turn or shuffled epochs, for any cohort."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def plan_of(
 
 
 def batches(plan: BatchIndices, client: int) -> list[list[list[int]]]:
-    """Return the samples of each mini-batch of each local step of a client, padding left out."""
+    """Return a client's samples by local step and mini-batch, without padding."""
     return [
         [
             plan.index_SKCB[client, k, c][plan.weight_SKCB[client, k, c] > 0].tolist()
@@ -37,7 +37,7 @@ def batches(plan: BatchIndices, client: int) -> list[list[list[int]]]:
 
 
 def assert_well_formed(plan: BatchIndices, sizes: list[int]) -> None:
-    """Weights are a mean of means, of every step that is there; indices are the client's own."""
+    """Check that every step's weights are a mean of mini-batch means, and that indices are in range."""
     for client, size in enumerate(sizes):
         assert plan.index_SKCB[client].min() >= 0
         assert plan.index_SKCB[client].max() < size
@@ -61,7 +61,7 @@ def assert_well_formed(plan: BatchIndices, sizes: list[int]) -> None:
 @quick
 @given(sizes_of, batch_sizes, st.integers(0, 3))
 def test_periodic_cuts_once_and_takes_in_turn(sizes: list[int], batch_size: Any, seed: int) -> None:
-    """In ``count`` rounds every sample is used exactly once; the next ``count`` rounds repeat them."""
+    """``count`` rounds use every sample exactly once, and the next ``count`` rounds repeat them."""
     counts = num_batches(np.array(sizes), batch_size)
     schedule = Periodic(batch_size)
     history: list[list[list[int]]] = [[] for _ in sizes]
@@ -88,7 +88,7 @@ def test_periodic_cuts_once_and_takes_in_turn(sizes: list[int], batch_size: Any,
 def test_more_batches_per_round_continue_where_the_last_round_stopped(
     sizes: list[int], batch_size: Any, per_round: int, local_steps: int
 ) -> None:
-    """The sequence of mini-batches is that of one per round, taken ``K * k`` at a time."""
+    """The mini-batches are those of one per round, with ``K * k`` of them in a round."""
     many = [
         plan_of(Periodic(batch_size, per_round, local_steps), sizes, server_round)
         for server_round in (1, 2, 3)
@@ -142,7 +142,7 @@ def test_an_epoch_is_a_permutation(
 @quick
 @given(sizes_of, batch_sizes, st.integers(1, 12))
 def test_local_steps_cross_epochs(sizes: list[int], batch_size: Any, local_steps: int) -> None:
-    """``K`` steps are the first ``K`` of sufficiently many epochs."""
+    """``K`` local steps use the first ``K`` mini-batches of enough epochs."""
     plan = plan_of(Epochs(batch_size, 1, local_steps), sizes)
     long = plan_of(Epochs(batch_size, local_steps), sizes)
     assert_well_formed(plan, sizes)
@@ -152,7 +152,7 @@ def test_local_steps_cross_epochs(sizes: list[int], batch_size: Any, local_steps
 
 
 def test_epochs_differ_from_each_other() -> None:
-    """No two of a client's epochs share a shuffle, nor do two clients, rounds or seeds."""
+    """Every epoch, client, round and seed has a different shuffle."""
     shuffles = [
         tuple(plan_of(Epochs("full", 3), [40, 40], server_round, seed).index_SKCB[client, epoch, 0])
         for server_round in (1, 2)
@@ -186,10 +186,11 @@ def test_a_client_is_given_the_same_in_every_cohort(
 
 @pytest.mark.parametrize("kind", ["periodic", "epochs"])
 def test_shuffles_are_uniform(kind: str) -> None:
-    """Chi-square over the position of every sample, for 4000 clients of 8 samples, and over first pairs.
+    """Every sample is equally likely at every position, by a chi-square test of 4000 clients.
 
     Counts of sample s at position p are multinomial with mean 500; the statistic has (8 - 1)^2 = 49 degrees
-    of freedom, mean 49, standard deviation 9.9. The threshold 120 is seven of them away.
+    of freedom, mean 49, standard deviation 9.9. The threshold 120 is seven of them away. A second test takes
+    the first two positions together.
     """
     n, many = 8, 4000
     if kind == "epochs":
@@ -208,7 +209,7 @@ def test_shuffles_are_uniform(kind: str) -> None:
 
 
 def test_rounds_and_epochs_of_a_client_are_uniform_too() -> None:
-    """The first sample of a client's epochs, over 4000 rounds: 9 degrees of freedom, threshold mean + 7 sigma."""
+    """Over 4000 rounds the first sample is uniform: 9 degrees of freedom, threshold mean + 7 sigma."""
     firsts = [
         int(plan_of(Epochs("full", 2), [10], server_round).index_SKCB[0, epoch, 0, 0])
         for server_round in range(1, 2001)

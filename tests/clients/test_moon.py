@@ -1,4 +1,4 @@
-"""MOON and losses on features: the gradient, the rounds, and what the contrastive loss leaves alone."""
+"""MOON and losses on features: gradients, rounds, and special cases."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def parts(w: np.ndarray) -> list[np.ndarray]:
 def local_loss(
     v: np.ndarray, w: np.ndarray, previous: np.ndarray, x: np.ndarray, y: np.ndarray, mu: float, tau: float
 ) -> Any:
-    """Return the paper's local objective of `two_layers`, written out; ``v`` may be complex."""
+    """Return the paper's local objective of `two_layers`; ``v`` may be complex."""
 
     def features(p: np.ndarray) -> np.ndarray:
         return x @ parts(p)[0].T + parts(p)[1]
@@ -54,7 +54,7 @@ def local_loss(
 
 
 def stochastic_gradient(v: np.ndarray, *rest: Any) -> np.ndarray:
-    """Return the gradient of `local_loss` in ``v`` by complex steps, which lose no digits."""
+    """Return the gradient of `local_loss` in ``v`` by complex steps, which are exact to rounding."""
     steps = 1e-30j * np.eye(len(v))
     return np.array([local_loss(v + step, *rest).imag for step in steps]) / 1e-30
 
@@ -64,7 +64,10 @@ def stochastic_gradient(v: np.ndarray, *rest: Any) -> np.ndarray:
 
 @pytest.mark.parametrize(("mu", "tau"), [(1.0, 0.5), (5.0, 0.1)])
 def test_the_gradient_is_that_of_the_papers_objective(lab: Any, engine: str, mu: float, tau: float) -> None:
-    """Complex steps on the objective as the paper writes it, at three different models; the loss is reported alone."""
+    """The gradient equals complex steps on the paper's objective at three different models.
+
+    The reported loss excludes the contrastive loss.
+    """
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(6, INPUTS)), rng.integers(0, OUTPUTS, 6)
     task = Task(two_layers().double(), OUTPUTS)
@@ -85,7 +88,10 @@ def test_the_gradient_is_that_of_the_papers_objective(lab: Any, engine: str, mu:
 
 
 def test_rounds_are_a_handwritten_numpy_loop(lab: Any, engine: str) -> None:
-    """Half of the clients in each round, three steps: each client's previous model is its own of its last round."""
+    """Rounds equal a NumPy loop in which a client's previous model is that of its last round.
+
+    Half of the clients take part in each round, with three local steps.
+    """
     mu, tau, rate = 5.0, 0.5, 0.3
     keys = {
         "contrastive-mu": mu,
@@ -123,7 +129,7 @@ def test_rounds_are_a_handwritten_numpy_loop(lab: Any, engine: str) -> None:
 
 @pytest.mark.parametrize("batchnorm", [False, True])
 def test_several_mini_batches_and_padding(lab: Any, batchnorm: bool) -> None:
-    """The mean over mini-batches of unequal sizes, one of them absent, is the same stacked and one by one."""
+    """Both gradients agree on the mean over mini-batches of unequal sizes, one of them absent."""
     middle = [nn.BatchNorm1d(6)] if batchnorm else []
     module = lab.fill(nn.Sequential(nn.Linear(4, 6), *middle, nn.Tanh(), nn.Linear(6, 3)))
     task = Task(module.double(), 3)
@@ -142,7 +148,7 @@ def test_several_mini_batches_and_padding(lab: Any, batchnorm: bool) -> None:
         torch.testing.assert_close(stacked, loop, rtol=1e-12, atol=1e-14)
     plain = AutogradGradient(task, task.initial_buffers())
     loss, gradient_P = plain(v, MiniBatches(x.nan_to_num(7.0), y, weight))
-    # The anchors leave the loss and the running statistics alone, not the gradient.
+    # The contrastive loss changes the gradient, but not the reported loss or the running statistics.
     assert torch.equal(loss, got["loop"][0])
     assert torch.equal(plain.buffers_Q, got["loop"][2])
     assert lab.relative(got["loop"][1], gradient_P) > 0.01
@@ -156,7 +162,7 @@ def noisy(lab: Any) -> Callable[[], nn.Module]:
 
 
 def test_without_the_contrastive_loss_it_is_fedavg(lab: Any, engine: str) -> None:
-    """To the last bit, dropout included."""
+    """Without the contrastive loss MOON equals FedAvg bit for bit, also with dropout."""
     moon, fedavg = (
         lab.make(lab.Case(name, keys).build(), engine, module=noisy(lab), fraction=0.5).run(5).params
         for name, keys in (("moon", {"contrastive-mu": 0.0}), ("fedavg", {}))
@@ -165,9 +171,10 @@ def test_without_the_contrastive_loss_it_is_fedavg(lab: Any, engine: str) -> Non
 
 
 def test_the_first_round_is_fedavgs(lab: Any, engine: str) -> None:
-    """There ``z_prev = z_glob``; the second round is not.
+    """The first round equals FedAvg's because ``z_prev = z_glob``; the second does not.
 
-    To the last bit, but for stacked clients, whose previous models are multiplied one by one.
+    The loop engine gives the same bits. The stacked engine multiplies the previous models separately and is
+    equal to rounding.
     """
     keys = {"local-steps": 3, "momentum": 0.9}
     moon, fedavg = (
@@ -182,7 +189,10 @@ def test_the_first_round_is_fedavgs(lab: Any, engine: str) -> None:
 
 
 def test_a_model_of_one_layer_has_features_that_cannot_be_learnt(lab: Any, engine: str) -> None:
-    """They are its input: MOON is FedAvg, whose stacked gradients are written out, to the last bits."""
+    """A single layer's features are its input, so MOON equals FedAvg.
+
+    The stacked engine writes FedAvg's gradients out and is equal to rounding.
+    """
     module = lambda: lab.fill(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)))  # noqa: E731
     moon, fedavg = (
         lab.make(lab.Case(name, keys).build(), engine, module=module).run(3).params
@@ -200,7 +210,7 @@ def test_anchors_are_seen_without_dropout(lab: Any) -> None:
 
 
 def test_features_of_zero_have_a_finite_gradient() -> None:
-    """As where every ReLU is off: cosine 0, and no step that divides by a norm of 0."""
+    """Features of zero, as from inactive ReLUs, have cosine 0 and no division by a norm of 0."""
     z = torch.zeros(1, 3, requires_grad=True)
     value = cosine(z, torch.tensor([[3.0, 0.0, 4.0]]))
     value.sum().backward()
@@ -270,7 +280,7 @@ def test_a_run_refuses_it_before_it_starts(
 
 
 def test_it_learns_the_digits() -> None:
-    """With much weight on the contrastive loss; and not what FedAvg learns."""
+    """MOON learns the digits with a large contrastive weight, and its model differs from FedAvg's."""
     config = {
         "model": "mlp", "widths": [32], "num-clients": 5, "num-server-rounds": 12, "eval-every": 12,
         "local-epochs": 2, "learning-rate": 0.3,

@@ -1,4 +1,4 @@
-"""Second-order preconditioners: what they estimate, and where PISA ends with them."""
+"""Second-order preconditioners: their estimates, and where PISA ends with them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def mlp() -> nn.Module:
 
 
 def batches() -> MiniBatches:
-    """Return mini-batches of 4, 2 and 1 samples, and one that is not there, padded with what would spoil sums."""
+    """Return mini-batches of 4, 2 and 1 samples and an empty one, padded with large values."""
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(4, 4, 4, generator=generator, dtype=torch.float64)
     y = torch.randint(3, (4, 4), generator=generator)
@@ -47,7 +47,7 @@ def batches() -> MiniBatches:
 
 
 def losses_of(task: Task, batch: MiniBatches) -> Any:
-    """Return the losses of the mini-batches that are there as a function of the flat vector."""
+    """Return a function of the flat parameters that gives the non-empty mini-batches' losses."""
 
     def losses(params_P: Tensor) -> Tensor:
         params = task.layout.unflatten(params_P)
@@ -95,7 +95,7 @@ def test_products_are_with_the_hessian_of_the_mean_of_mini_batch_means(kind: str
 
 @pytest.mark.parametrize("size", [1, 3])
 def test_both_gradients_agree_on_a_module_with_batchnorm(size: int) -> None:
-    """Statistics and running statistics are each mini-batch's own."""
+    """Both gradients agree, as each mini-batch has its own statistics and running statistics."""
     module = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 3)).double()
     task, batch = Task(module, 3), batches()
     batch = MiniBatches(batch.x[:size], batch.y_CB[:size], batch.weight_CB[:size] * 3 / size)
@@ -139,7 +139,10 @@ def test_a_loss_without_curvature_has_zero_products() -> None:
 
 
 def test_fisher_is_an_explicit_loop_over_mini_batches(lab: Any, engine: str) -> None:
-    """Two rounds of one client on least squares, in NumPy: three mini-batches a step, and a ridge."""
+    """Two rounds of one client equal a NumPy loop on least squares.
+
+    A step has three mini-batches and a ridge.
+    """
     rng = np.random.default_rng(0)
     x, y, w = rng.normal(size=(9, 4)), rng.normal(size=9), rng.normal(size=4)
     module = nn.Linear(4, 1, bias=False).double()
@@ -169,7 +172,7 @@ def test_fisher_is_an_explicit_loop_over_mini_batches(lab: Any, engine: str) -> 
 
 
 def splitmix64(seed: int, number: int) -> list[int]:
-    """Return the first outputs of SplitMix64 in Python's own integers."""
+    """Return the first outputs of SplitMix64, computed with Python's integers."""
     outputs, word = [], 2**64 - 1
     for _ in range(number):
         seed = seed + 0x9E3779B97F4A7C15 & word
@@ -187,7 +190,10 @@ def test_signs_are_splitmix64s_top_bits(seed: int) -> None:
 
 
 def test_signs_are_fair_and_independent_of_each_other() -> None:
-    """Of every client, round, step, probe and coordinate: correlations within five standard errors."""
+    """Signs differ independently between clients, steps, probes and coordinates.
+
+    Means and correlations are within five standard errors.
+    """
     keys = torch.from_numpy(step_keys(0, np.arange(50), 1, 20).copy()).flatten()
     signs = torch.func.vmap(lambda key: rademacher(key, 4, 10))(keys).double().reshape(1000, 40)
     assert float(signs.mean(0).abs().max()) <= 5 / 1000**0.5
@@ -198,7 +204,7 @@ def test_signs_are_fair_and_independent_of_each_other() -> None:
 
 
 def test_keys_are_the_clients_own() -> None:
-    """They depend on the seed, the client, the round and the step, and not on the rest of the cohort."""
+    """Keys depend on the seed, the client, the round and the step, and not on the rest of the cohort."""
     together = step_keys(3, np.array([0, 4, 2]), 5, 3)
     for row, client_id in enumerate((0, 4, 2)):
         assert (step_keys(3, np.array([client_id]), 5, 2) == together[row, :2]).all()
@@ -207,7 +213,7 @@ def test_keys_are_the_clients_own() -> None:
 
 
 class OneHot(nn.Module):
-    """A model whose Hessian is diagonal: every sample touches one parameter."""
+    """A model with a diagonal Hessian, because every sample depends on one parameter."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -220,7 +226,7 @@ class OneHot(nn.Module):
 @pytest.mark.parametrize("kind", GRADIENTS)
 @pytest.mark.parametrize("probes", [1, 3])
 def test_a_diagonal_hessian_is_found_exactly(kind: str, probes: int) -> None:
-    """``v_j^2 = 1``: one probe is enough, whatever its signs."""
+    """One probe with any signs is exact, because ``v_j^2 = 1``."""
     x = torch.diag(torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64))[None]
     for key in range(5):
         weight = torch.full((1, 3), 1 / 3, dtype=torch.float64)
@@ -236,7 +242,7 @@ def test_a_diagonal_hessian_is_found_exactly(kind: str, probes: int) -> None:
 
 
 def test_the_mean_over_all_signs_is_the_diagonal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Unbiased: over all ``2^P`` sign vectors the mean is exact, for a Hessian that is anything but diagonal."""
+    """The estimate is unbiased: its mean over all ``2^P`` sign vectors is exact for a dense Hessian."""
     rng = np.random.default_rng(0)
     x, y = torch.from_numpy(rng.normal(size=(1, 8, 6))), torch.from_numpy(rng.normal(size=(1, 8)))
     batch = MiniBatches(x, y, torch.full((1, 8), 1 / 8, dtype=torch.float64))
@@ -252,7 +258,7 @@ def test_the_mean_over_all_signs_is_the_diagonal(monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_mean_over_drawn_probes_approaches_the_diagonal() -> None:
-    """4000 probes of the run's own: within five standard errors ``sqrt(sum_{k != j} H_jk^2 / R)``."""
+    """4000 drawn probes are within five standard errors ``sqrt(sum_{k != j} H_jk^2 / R)``."""
     rng = np.random.default_rng(0)
     x, y = torch.from_numpy(rng.normal(size=(1, 8, 6))), torch.from_numpy(rng.normal(size=(1, 8)))
     batch = MiniBatches(x, y, torch.full((1, 8), 1 / 8, dtype=torch.float64), torch.tensor(3))
@@ -266,7 +272,10 @@ def test_the_mean_over_drawn_probes_approaches_the_diagonal() -> None:
 
 
 def test_hutchinson_is_newtons_method_on_diagonal_quadratics(lab: Any, engine: str) -> None:
-    """``f_i = h_i (w - c_i)^2 / 2`` in NumPy: memory, a ridge, ``eta``, and the sum over mini-batches."""
+    """PISA equals a NumPy loop on ``f_i = h_i (w - c_i)^2 / 2``.
+
+    The loop has memory, a ridge, ``eta``, and the sum over mini-batches.
+    """
     beta, sigma, rho, mu, eta = 0.5, 2.0, 3.0, 0.1, 3.0
     x, y, sizes = np.array([[1.0], [2.0], [3.0], [1.0]]), np.array([1.0, 2.0, -1.0, 0.0]), (2, 2)
     module = nn.Linear(1, 1, bias=False).double()
@@ -300,7 +309,7 @@ def test_hutchinson_is_newtons_method_on_diagonal_quadratics(lab: Any, engine: s
 
 
 def by_svd(matrix: Tensor) -> Tensor:
-    """Return NS5 by its closed form: a polynomial of the singular values."""
+    """Return NS5 as its closed form, a polynomial of the singular values."""
     u, s, v = torch.linalg.svd(matrix, full_matrices=False)
     s = s / s.square().sum().sqrt()
     for _ in range(5):
@@ -322,7 +331,7 @@ def test_newton_schulz_is_a_polynomial_of_the_singular_values(shape: tuple[int, 
 
 
 def test_singular_values_end_near_one() -> None:
-    """From 0.01 of the norm to all of it, within [0.68, 1.21]: orthogonal up to that, and that is all it is."""
+    """Singular values from 0.01 to 1 of the norm end in [0.68, 1.21], which is only nearly orthogonal."""
     s = torch.linspace(0.01, 1.0, 1000, dtype=torch.float64)
     for _ in range(5):
         s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
@@ -330,7 +339,7 @@ def test_singular_values_end_near_one() -> None:
 
 
 class Shapes(nn.Module):
-    """A scalar, a vector, a wide and a tall matrix, and a convolution's kernel."""
+    """A module with a scalar, a vector, a wide and a tall matrix, and a convolution's kernel."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -340,7 +349,10 @@ class Shapes(nn.Module):
 
 
 def test_every_parameter_is_treated_by_its_shape() -> None:
-    """Two steps in an explicit loop over the parameters: Nesterov momentum, scale, Scheme III, ``eta``, ``mu w``."""
+    """Two steps equal an explicit loop over the parameters.
+
+    The loop has Nesterov momentum, the scale, Scheme III, ``eta`` and ``mu w``.
+    """
     task = Task(Shapes(), None)
     rule = NewtonSchulz(momentum=0.9, beta=0.8, eps=1e-3, eta=0.3)
     torch.manual_seed(0)
@@ -381,7 +393,7 @@ QUADRATIC: dict[str, Any] = {
 
 
 def distance(values: dict[str, object], rounds: int) -> float:
-    """Return how far from the optimum of `quadratic` PISA ends, full batches, relative to the optimum."""
+    """Return PISA's final distance from the optimum of `quadratic`, relative to the optimum."""
     result = fedpisa.run({**QUADRATIC, "algorithm": "pisa", "num-server-rounds": rounds, **values})
     optimum = quadratic(seed=0, num_clients=8).ground_truth["optimum"]
     (got,) = result.parameters.values()
@@ -397,9 +409,10 @@ def test_pisa_reaches_the_optimum(rule: str, local_steps: int) -> None:
 
 @pytest.mark.parametrize("momentum", [0.0, 0.95])
 def test_nsisa_balances_the_clients_directions_instead_of_their_gradients(momentum: float) -> None:
-    """For one row, ``NS5(g)`` is a constant times ``g / ||g||``: stationary is ``sum alpha_i g_i / ||g_i|| = 0``.
+    """The stationary point balances unit directions: ``sum alpha_i g_i / ||g_i|| = 0``.
 
-    That is a weighted geometric median of sorts, here 15 % away from the optimum.
+    For one row, ``NS5(g)`` is a constant times ``g / ||g||``. The point is a weighted geometric median of
+    sorts, here 15 % away from the optimum.
     """
     values = {"sigma": 5.0, "rho": 1.0, "momentum": momentum, "num-server-rounds": 800}
     result = fedpisa.run({**QUADRATIC, "algorithm": "nsisa", **values})
@@ -416,13 +429,13 @@ def test_nsisa_balances_the_clients_directions_instead_of_their_gradients(moment
     assert np.linalg.norm(w - optimum) / np.linalg.norm(optimum) == pytest.approx(0.152, abs=0.001)
 
 
-# ``Q`` grows with this power of the scale of the loss; ``rho Q`` has to grow with the first.
+# ``Q`` grows with this power of the loss's scale; ``rho Q`` must grow with the first power.
 POWERS = {"identity": 0, "fisher": 2}
 
 
 @pytest.mark.parametrize("rule", sorted(families.available("preconditioner").keys() - {"newton-schulz"}))
 def test_the_unit_of_the_loss_does_not_matter(lab: Any, rule: str) -> None:
-    """``(g, pi, sigma, lambda, mu)`` times c: the same iterates, and duals times c."""
+    """``(g, pi, sigma, lambda, mu)`` times c gives the same models, and duals times c."""
     c = 7.3
     runs = []
     for scale in (1.0, c):
@@ -458,7 +471,10 @@ def test_the_unit_of_the_loss_does_not_matter(lab: Any, rule: str) -> None:
 
 @pytest.mark.parametrize("rule", ["fisher", "hutchinson", "newton-schulz"])
 def test_engines_agree_on_a_convolutional_network(lab: Any, rule: str) -> None:
-    """Second derivatives of convolution, pooling, BatchNorm and GroupNorm, stacked, without a slow fallback."""
+    """Both engines agree on second derivatives of convolution, pooling, BatchNorm and GroupNorm.
+
+    The stacked engine uses no slow fallback, which would raise a warning.
+    """
 
     def module() -> nn.Module:
         layers = [nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2)]

@@ -1,4 +1,4 @@
-"""The configuration: every key, where values come from, and what is said of wrong ones."""
+"""The configuration: its keys, the sources of values, and the errors for wrong ones."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ from fedpisa.tuning.plan import Plan
 
 # ---------------------------------------------------------------------------------- the option set
 
-# People's configurations rely on these names: change one only with a note in the changelog. Components may be
-# added without a line here. A key of a part that is chosen by default is listed with the part.
+# Users' configurations rely on these names: a change needs a note in the changelog. New components need no
+# line here. A key of a default part is listed with the part.
 _SGD = "learning-rate momentum weight-decay batch-size drop-last local-epochs local-steps"
 _PISA = """preconditioner sigma rho gamma gamma-every gamma-until mu batch-size drop-last batches-per-round local-steps
            gradient-reduction lambda absent weighting"""
@@ -89,13 +89,13 @@ def test_the_option_set_is_kept(component: str) -> None:
 
 
 def test_a_key_has_one_meaning() -> None:
-    """A configuration is flat, so no two of its components may want different things by one key."""
+    """Two components of a flat configuration never use one key for different things."""
     families = ("algorithm", "dataset", "partitioner", "model")
     keys = {"run": {*run_keys()}} | {
         family: {key for component in available(family).values() for key in keys_of(component)}
         for family in families
     }
-    # What an algorithm's parts can take besides.
+    # The keys of an algorithm's parts.
     keys["algorithm"] |= {
         key
         for family in {*FAMILIES} - {*families}

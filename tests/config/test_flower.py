@@ -21,7 +21,7 @@ def listed() -> dict[str, object]:
 
 
 def test_pyproject_lists_every_key_and_gives_none() -> None:
-    """Flower refuses a key that is not in that table, with and without the extras."""
+    """The table lists the same keys with and without the extras, because Flower refuses all others."""
     spec = importlib.util.spec_from_file_location("flower_keys", ROOT / "docs" / "flower_keys.py")
     assert spec is not None
     assert spec.loader is not None

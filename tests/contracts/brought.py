@@ -1,4 +1,4 @@
-"""Models and partitioners as users bring them: each function is named in a run's configuration."""
+"""Models and partitioners as users write them; a run's configuration names each function."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ WIDTH = 16
 
 
 class Net(nn.Module):
-    """Two layers on the flat image, for others to change."""
+    """Two layers on the flattened image. Other models in this file derive from it."""
 
     def __init__(self, num_outputs: int) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ def split_lazily(labels: Any, num_clients: int) -> Any:
 
 
 class NotANumber(nn.Module):
-    """It gives NaN for some samples in evaluation."""
+    """A model whose outputs are NaN for some samples in evaluation."""
 
     def __init__(self, num_outputs: int) -> None:
         super().__init__()

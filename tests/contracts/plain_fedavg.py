@@ -1,4 +1,4 @@
-"""FedAvg in plain PyTorch beside the package's, for any model that a configuration names."""
+"""A plain PyTorch FedAvg, the reference for any model that a configuration names."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Tensors = Mapping[str, Tensor]
 
 
 def samples(of_shape: str, whole: bool = False, sizes: str = SIZES) -> Dataset:
-    """Return random samples, whole numbers if wished, as many as the clients have in all."""
+    """Return random samples for all clients, integers if ``whole`` is true."""
     rng, n = np.random.default_rng(0), sum(numbers(sizes)) + TESTS
     shape = (n, *numbers(of_shape))
     x = rng.integers(0, 7, shape).astype(np.float64) if whole else rng.normal(size=shape)
@@ -33,7 +33,7 @@ def samples(of_shape: str, whole: bool = False, sizes: str = SIZES) -> Dataset:
 
 
 def split(labels: Any, num_clients: int, sizes: str = SIZES) -> Any:
-    """Return the clients' rows, one client after the other."""
+    """Return each client's rows. Clients own consecutive rows."""
     return [np.arange(a, b) for a, b in itertools.pairwise(np.cumsum([0, *numbers(sizes)]))]
 
 
@@ -42,7 +42,7 @@ def numbers(text: str) -> list[int]:
 
 
 class Outcome(NamedTuple):
-    """What a run came to: the path that it took, and its model and test loss; or why it was refused."""
+    """A run's path, model and test loss, or the reason of its refusal."""
 
     path: str
     reason: str = ""
@@ -73,7 +73,7 @@ def settings(model: str, shape: tuple[int, ...], **more: Any) -> dict[str, Any]:
 
 
 def simulated(keys: Mapping[str, Any], engine: str) -> Outcome:
-    """Return what the package makes of it."""
+    """Run the configuration with the package and return the outcome."""
     try:
         simulation = Simulation(RunConfig.from_mapping({**keys, "engine": engine}))
     except UnstackableError as error:
@@ -93,9 +93,10 @@ def initial(keys: Mapping[str, Any]) -> nn.Module:
 
 
 def plain(keys: Mapping[str, Any], copied: Callable[[nn.Module], nn.Module] | None = None) -> Outcome:
-    """Return what FedAvg in plain PyTorch makes of it: a module for each client, and `torch.optim.SGD`.
+    """Run FedAvg in plain PyTorch, with one module and one `torch.optim.SGD` per client.
 
-    Not all modules can be copied, so by default a client's is built anew, and takes the tensors over.
+    Some modules cannot be copied. By default each client's module is therefore built anew and loads the
+    global model's tensors.
     """
     model, sizes = initial(keys), numbers(keys["sizes"])
     data = samples(keys["of-shape"], keys["whole"], keys["sizes"])
@@ -105,7 +106,7 @@ def plain(keys: Mapping[str, Any], copied: Callable[[nn.Module], nn.Module] | No
         trained = []
         for number, part in enumerate(parts):
             client = (copied(model) if copied else rebuilt(model, keys)).train()
-            # All samples in each step; a module may see their order, which the seed decides.
+            # Each step uses all samples in an order that the seed decides; a module may depend on the order.
             orders = Epochs("full", local_steps=STEPS).draw(
                 np.array([len(part)]), np.array([number]), server_round, 0
             )
@@ -138,7 +139,7 @@ def tensors_of(module: nn.Module) -> dict[str, Tensor]:
 
 
 def average(into: Tensors, clients: list[dict[str, Tensor]], weights: list[float]) -> None:
-    """Average by samples; whole numbers and booleans, such as counters, take the maximum."""
+    """Average by samples. Integers and booleans, such as counters, take the maximum."""
     with torch.no_grad():
         for name, tensor in into.items():
             values = [client[name] for client in clients]
@@ -149,7 +150,10 @@ def average(into: Tensors, clients: list[dict[str, Tensor]], weights: list[float
 
 
 def difference(got: Outcome, wanted: Outcome) -> tuple[float, str]:
-    """Return the largest difference of a tensor or the loss, relative to the tensor's largest entry, and its name."""
+    """Return the largest relative difference of a tensor or the loss, and its name.
+
+    A tensor's difference is relative to its largest entry.
+    """
     assert got.tensors is not None
     assert wanted.tensors is not None
     assert got.tensors.keys() == wanted.tensors.keys()
@@ -164,7 +168,7 @@ def difference(got: Outcome, wanted: Outcome) -> tuple[float, str]:
 
 
 def from_torchvision(num_outputs: int, shape: tuple[int, ...], torchvision_name: str) -> nn.Module:
-    """Return a model of torchvision's that drops nothing at random."""
+    """Return a torchvision model without dropout."""
     model = models.build(torchvision_name, shape, num_outputs, 0)
     for layer in model.modules():
         if isinstance(getattr(layer, "p", None), float):

@@ -1,4 +1,4 @@
-"""Training with 16 bits: a little less exact, the parameters as before."""
+"""Autocast computes gradients with 16 bits and keeps the parameters' dtype."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`MaskedBatchNorm` is PyTorch's BatchNorm on the real rows, and defined where PyTorch refuses."""
+"""`MaskedBatchNorm` equals PyTorch's BatchNorm on the real rows, and also handles a single value."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ OPTIONS: list[dict[str, Any]] = [
 
 
 def pair(layer: str, **options: Any) -> tuple[nn.Module, nn.Module]:
-    """Return PyTorch's layer and ours around an equal one."""
+    """Return PyTorch's layer, and ours around a copy of it."""
     torch.manual_seed(0)
     theirs = LAYERS[layer][0](3, **options).double()
     for parameter in theirs.parameters():
@@ -68,7 +68,10 @@ def compare(theirs: nn.Module, ours: nn.Module, x: Tensor, padding: Tensor | Non
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("layer", LAYERS)
 def test_it_is_pytorchs_over_several_steps(layer: str, options: dict[str, Any]) -> None:
-    """Four mini-batches of different sizes in training, with padding of huge values, then evaluation."""
+    """Both layers agree on four padded mini-batches in training, and then in evaluation.
+
+    The mini-batches differ in size, and the padding has huge values.
+    """
     theirs, ours = pair(layer, **options)
     for size in (4, 2, 7, 3):
         x = torch.randn(size, *LAYERS[layer][1], dtype=torch.float64) * 3 + 1
@@ -79,7 +82,7 @@ def test_it_is_pytorchs_over_several_steps(layer: str, options: dict[str, Any]) 
 
 
 def test_a_scale_without_shift(dtype: str) -> None:
-    """Newer PyTorch can leave out the bias alone."""
+    """Newer versions of PyTorch allow a BatchNorm with a weight and without a bias."""
     try:
         theirs = nn.BatchNorm1d(3, bias=False).to(getattr(torch, dtype))
     except TypeError:
@@ -92,7 +95,7 @@ def test_a_scale_without_shift(dtype: str) -> None:
 
 @pytest.mark.parametrize("options", [{}, {"momentum": None}, {"track_running_stats": False}], ids=str)
 def test_a_single_value_is_normalised_to_zero(options: dict[str, Any]) -> None:
-    """PyTorch refuses one value per channel; here it has variance 0, so the output is the shift."""
+    """A single value has variance 0, so the output is the shift. PyTorch refuses this case."""
     theirs, ours = pair("1d", **options)
     x = torch.randn(1, 3, dtype=torch.float64).requires_grad_()
     with pytest.raises(ValueError, match="more than 1 value"):
@@ -108,7 +111,7 @@ def test_a_single_value_is_normalised_to_zero(options: dict[str, Any]) -> None:
 
 
 def test_a_mini_batch_that_is_not_there_is_finite() -> None:
-    """Nothing but padding: neither the output nor its gradient is NaN, so that a weight of 0 wipes it out."""
+    """An absent mini-batch has a finite output and gradient, so that a weight of 0 removes it."""
     _, ours = pair("2d")
     x = torch.randn(2, 3, 4, 2, dtype=torch.float64).requires_grad_()
     with real_rows(torch.zeros(2)):
@@ -142,7 +145,7 @@ def test_layers_are_replaced_at_every_depth_under_their_names() -> None:
 
 
 def test_a_layer_that_is_used_twice_stays_one_layer() -> None:
-    """Under two names, in one parent or in two: its statistics are shared, as before."""
+    """A layer under two names, in one parent or in two, keeps one set of statistics."""
 
     class Twice(nn.Module):
         def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""What users bring is treated right from end to end, or refused in one line with the fix."""
+"""Users' models and partitioners run correctly, or a one-line error names the fix."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_the_saved_model_loads_into_the_module(tmp_path: Path) -> None:
     result = run("Tied", tmp_path / "run")
     brought.Tied(10).load_state_dict(load_file(tmp_path / "run/model.safetensors"), strict=True)
     loaded = load_result(tmp_path / "run").parameters
-    assert set(result.parameters) - set(loaded) == {"offset"}  # a buffer that is not persistent is no state
+    assert set(result.parameters) - set(loaded) == {"offset"}  # a buffer that is not persistent is not saved
     assert all(np.array_equal(loaded[name], result.parameters[name]) for name in loaded)
 
 
@@ -139,7 +139,7 @@ def test_the_default_picture_of_a_regression_is_its_loss(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("engine", ["loop", "auto"])
 def test_outputs_that_are_not_numbers_in_evaluation_have_no_accuracy(engine: str) -> None:
-    """Such a run has diverged, in the round in which it is seen."""
+    """NaN outputs in evaluation end the run as diverged in that round, without an accuracy."""
     result = run("NotANumber", engine=engine, per_client=True)
     assert result.status == "diverged"
     assert len(result.rows) == 1

@@ -1,4 +1,4 @@
-"""The contract of all algorithms, for all of their keys; `tests/algorithms.py` lists the cases."""
+"""The contract that every algorithm meets with every key; `tests/algorithms.py` lists the cases."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fedpisa.simulation.stacked.cohort import run_cohort
 pytestmark = pytest.mark.filterwarnings("error")
 
 
-# sigma above every client's curvature, and steps that it allows: rounding errors do not grow.
+# sigma exceeds every client's curvature and the steps are stable, so rounding errors do not grow.
 STIFF = {"sigma": 50.0, "learning_rate": 0.01}
 
 
@@ -29,7 +29,10 @@ def linear(weight: Tensor) -> nn.Module:
 
 
 def shrinks(case: Any) -> bool:
-    """Return whether the algorithm pulls the model to zero: then only zero can be stationary for all clients."""
+    """Return whether the algorithm pulls the model to zero.
+
+    Only zero can then be stationary for all clients.
+    """
     return bool({"lambda", "mu", "weight-decay"} & case.values.keys())
 
 
@@ -37,7 +40,7 @@ def shrinks(case: Any) -> bool:
 
 
 def test_a_point_that_suits_every_client_stays(lab: Any, exact_case: Any, engine: str) -> None:
-    """Every sample's gradient is exactly zero at ``w*``: nobody has a reason to move.
+    """At ``w*`` every sample's gradient is exactly zero, so the model and the duals do not move.
 
     ``y = X w*`` in small integers, so that the residual is exactly zero; ``w* = 0`` where there is a
     regularizer. Only the averages ``sum alpha_i w*`` may round.
@@ -58,12 +61,13 @@ def test_a_point_that_suits_every_client_stays(lab: Any, exact_case: Any, engine
 
 
 def test_the_optimum_with_its_multipliers_stays(lab: Any, exact_dual_case: Any, engine: str) -> None:
-    """Heterogeneous clients: ``w_i = w*``, ``pi_i = -grad F_i(w*)``, ``sum alpha_i pi_i = lambda w*`` is stationary.
+    """The optimum of heterogeneous clients is stationary together with its multipliers.
 
-    Least squares, full batches, the optimum from the normal equations. FedAvg has no such point:
-    its clients move away from it.
+    ``w_i = w*``, ``pi_i = -grad F_i(w*)``, ``sum alpha_i pi_i = lambda w*``. The problem is least squares
+    with full batches, and the optimum solves the normal equations. FedAvg has no such point: its clients move
+    away from the optimum.
     """
-    # Of one mini-batch the mean and the sum are the same; a client that goes on alone goes elsewhere.
+    # One mini-batch makes the mean and the sum equal. FedPD must not skip: a lone client leaves the optimum.
     algorithm = exact_dual_case.build(batch_size="full", batches_per_round=1, skip_probability=0.0, **STIFF)
     rng = np.random.default_rng(2)
     x, y = rng.normal(size=(sum(lab.SIZES), 4)), rng.normal(size=sum(lab.SIZES))
@@ -83,7 +87,7 @@ def test_the_optimum_with_its_multipliers_stays(lab: Any, exact_dual_case: Any, 
 
     start = torch.from_numpy(optimum)
     federation = lab.Federation(algorithm, linear(start), x, y, parts, engine, num_classes=None)
-    # A server that keeps duals keeps everyone's, or their weighted sum.
+    # A server keeps all clients' duals, or their weighted sum, or none.
     memory = dict(federation.run(1).strategy.server)
     if "dual" in memory:
         everyones = torch.from_numpy(np.array(duals))
@@ -108,9 +112,10 @@ def test_the_optimum_with_its_multipliers_stays(lab: Any, exact_dual_case: Any, 
 def test_the_order_of_the_clients_does_not_matter(
     lab: Any, case: Any, engine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Renumbered clients with full batches: the same model, and everyone keeps its own state.
+    """Renumbering the clients changes neither the model nor any client's state.
 
-    What a client draws depends on its number: here all are given the draws of client 0.
+    The batches are full. A client's draws depend on its number, so all clients get the draws of client 0
+    here.
     """
     keys = rng.step_keys
     for place in ("fedpisa.clients.client", "fedpisa.simulation.stacked.cohort"):
@@ -129,7 +134,7 @@ def test_the_order_of_the_clients_does_not_matter(
 
 
 def test_the_order_of_the_messages_does_not_matter(lab: Any, case: Any, engine: str) -> None:
-    """The same requests in another order: to the last bit the same model, and replies in the requests' order."""
+    """Requests in another order give the same model bit for bit, and replies in the requests' order."""
     models = []
     for order in (slice(None), slice(None, None, -1)):
         federation = lab.make(case.build(), engine)
@@ -145,7 +150,7 @@ def test_the_order_of_the_messages_does_not_matter(lab: Any, case: Any, engine: 
 
 
 def after(federation: Any, num_rounds: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return the next broadcast and the stacked states."""
+    """Run some rounds; return the next broadcast and the stacked states."""
     federation.run(num_rounds)
     down = dict(federation.algorithm.broadcast(federation.strategy.server))
     everybody = torch.arange(federation.data.num_clients)
@@ -153,7 +158,7 @@ def after(federation: Any, num_rounds: int) -> tuple[dict[str, Tensor], dict[str
 
 
 def cohort(federation: Any, ids: list[int], down: Arrays, states: Arrays, data: Any = None) -> Any:
-    """Return the outcome of a cohort's third round."""
+    """Run a cohort's third round and return its outcome."""
     own = {name: value[ids] for name, value in states.items()}
     algorithm, task = federation.algorithm, federation.task
     return run_cohort(
@@ -170,7 +175,7 @@ def cohort(federation: Any, ids: list[int], down: Arrays, states: Arrays, data: 
 
 
 def test_padding_does_not_matter(lab: Any, case: Any) -> None:
-    """A client alone, in a cohort, and in the loop engine: what it does is the same."""
+    """A client computes the same alone, in a cohort and in the loop engine."""
     federation = lab.make(case.build(), "vmap")
     down, states = after(federation, 2)
     everybody = list(range(len(lab.SIZES)))
@@ -191,7 +196,7 @@ def test_padding_does_not_matter(lab: Any, case: Any) -> None:
 
 
 def test_nothing_leaks_between_clients(lab: Any, case: Any) -> None:
-    """One client's samples become NaN: to the last bit, everybody else's outcome is what it was."""
+    """NaN in one client's samples changes no bit of the other clients' outcomes."""
     federation = lab.make(case.build(), "vmap")
     down, states = after(federation, 2)
     everybody = list(range(len(lab.SIZES)))
@@ -209,7 +214,7 @@ def test_nothing_leaks_between_clients(lab: Any, case: Any) -> None:
 
 
 def test_a_client_that_is_not_sampled_keeps_its_state(lab: Any, case: Any, engine: str) -> None:
-    """To the last bit, and one that was never sampled has none."""
+    """An absent client keeps its state bit for bit. A client that was never sampled has no state."""
     federation = lab.make(case.build(), engine, fraction=0.5)
     model = federation.strategy.start_from(federation.initial)
     seen: set[int] = set()
@@ -253,7 +258,10 @@ def test_shapes_and_dtypes_are_stable(lab: Any, case: Any, engine: str, dtype: s
 
 
 def test_an_initial_state_depends_on_shapes_alone(lab: Any, case: Any) -> None:
-    """Engines differ in when they make it: before the first round, or when a client is first sampled."""
+    """The initial state does not depend on the model's values.
+
+    An engine may therefore make it before the first round or when it first samples the client.
+    """
     update = case.build().local_update
     a, b = update.init(torch.zeros(3)), update.init(torch.tensor([1.0, -5.0, 0.5]))
     assert a.keys() == b.keys()
@@ -261,7 +269,7 @@ def test_an_initial_state_depends_on_shapes_alone(lab: Any, case: Any) -> None:
 
 
 def test_duals_control_variates_and_memories_start_at_zero(lab: Any, case: Any) -> None:
-    """On the clients and on the server, whatever the model is at first."""
+    """They are zero on the clients and on the server for any initial model."""
     federation = lab.make(case.build(), "loop")
     params = federation.task.initial_params()
     server = federation.algorithm.init(params, federation.task.layout)

@@ -1,4 +1,4 @@
-"""``drop-last``: a smaller last mini-batch is left out, as by PyTorch's own loader."""
+"""``drop-last`` leaves out a smaller last mini-batch, as PyTorch's own loader does."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def keys_of(model: str, **more: Any) -> dict[str, Any]:
 
 
 def by_loader(keys: dict[str, Any]) -> plain_fedavg.Outcome:
-    """Return FedAvg in plain PyTorch, its mini-batches cut by a `DataLoader`; the seed decides the order."""
+    """Run FedAvg in plain PyTorch on the mini-batches of a `DataLoader`; the seed decides the order."""
     model, data = plain_fedavg.initial(keys), plain_fedavg.samples("6", sizes=SIZES)
     x, y, weights = torch.from_numpy(data.x_train), torch.from_numpy(data.y_train), numbers(SIZES)
     for server_round in (1, 2):
@@ -108,7 +108,7 @@ def test_engines_agree(model: str, keys: dict[str, Any]) -> None:
 
 
 def counted(indices: BatchIndices) -> list[list[int]]:
-    """Return the numbers of samples of each client's mini-batches."""
+    """Return the sizes of each client's mini-batches."""
     counts = (indices.weight_SKCB > 0).sum(-1)
     return [[int(count) for count in client.ravel() if count] for client in counts]
 
@@ -116,7 +116,11 @@ def counted(indices: BatchIndices) -> list[list[int]]:
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=4), st.integers(1, 8), st.integers(0, 3))
 def test_mini_batches_are_those_of_pytorchs_loader(sizes: list[int], batch_size: int, seed: int) -> None:
-    """A client with fewer samples than a mini-batch has, which the loader would leave without any, keeps its own."""
+    """Both samplers cut the loader's mini-batches.
+
+    The loader leaves a client that has fewer samples than a mini-batch without any. Here such a client keeps
+    its samples.
+    """
     wanted = [
         [len(batch) for batch in DataLoader(range(n), batch_size, shuffle=True, drop_last=True)] or [n]  # type: ignore[arg-type]
         for n in sizes

@@ -1,8 +1,8 @@
-"""Two clients and one weight: rounds worked out by hand, as fractions, in the docstrings.
+"""Rounds of two clients and one weight, worked out by hand as fractions in the docstrings.
 
 Client 0 has one sample and ``f_0(w) = (w - 4)^2 / 2``; client 1 has three equal samples and
-``f_1(w) = (w + 2)^2 / 2``. So ``g_0 = w - 4``, ``g_1 = w + 2``, ``alpha = (1/4, 3/4)``, and the optimum of the
-mean is ``-1/2``. The model starts at ``w^0 = 2``.
+``f_1(w) = (w + 2)^2 / 2``. So ``g_0 = w - 4``, ``g_1 = w + 2``, ``alpha = (1/4, 3/4)``, and the optimum of
+the mean is ``-1/2``. The model starts at ``w^0 = 2``.
 """
 
 from __future__ import annotations
@@ -262,7 +262,7 @@ def test_fedavg_with_momentum_and_weight_decay(two: Any) -> None:
 
 
 def test_fedavgs_fixed_point_is_biased(two: Any) -> None:
-    """Two steps at client 1 only: the fixed point is not the optimum ``-1/2``.
+    """Client 1 takes two steps, so the fixed point is not the optimum.
 
     Samples (1, 2), mini-batches of one, learning rate 1/2: ``v_0 = (w + 4)/2``, ``v_1 = (w - 6)/4``;
     ``w = v_0/3 + 2 v_1/3 = (w + 4)/6 + (w - 6)/6``, so ``w = -1/2``; the optimum is ``(4 - 2 * 2)/3 = 0``.
@@ -276,7 +276,7 @@ def test_localsgd_is_the_plain_mean(two: Any) -> None:
 
 
 def test_fedsgd_with_momentum(two: Any) -> None:
-    """``G = w + 1/2``; ``m = 5/2, 5/2, 5/4``; ``w = 3/4, -1/2, -9/8``. The momentum is the server's: it stays."""
+    """``G = w + 1/2``; ``m = 5/2, 5/2, 5/4``; ``w = 3/4, -1/2, -9/8``. The server keeps its momentum."""
     assert models(two("fedsgd", momentum=0.5, **HALF), 3) == near(F(3, 4), F(-1, 2), F(-9, 8))
 
 
@@ -318,7 +318,7 @@ def test_the_augmented_lagrangian_by_hand(two: Any) -> None:
 
 
 def test_a_node_that_joins_later_is_counted_from_then_on(two: Any) -> None:
-    """Round 1 has client 0 alone on the Grid, round 2 both: as if client 1 had only been absent.
+    """Client 1 joins the Grid in round 2; the result is as if it had been absent in round 1.
 
     ``sigma = 1``, ``rho = 3``. Round 1: ``w = 3``, ``z_0 = 3``, ``pi_0 = 1/2``. Round 2, ``w = 3``: client 0 has
     ``pi + g = -1/2``, drift ``1/8``, ``pi_0 = 5/8``, ``z_0 = 15/4``; client 1 ``z_1 = 1/2``;
@@ -336,10 +336,10 @@ def test_a_node_that_joins_later_is_counted_from_then_on(two: Any) -> None:
 
 @pytest.mark.parametrize("beta", [0.0, 0.5, 0.999, 0.999999])
 def test_the_bias_correction_keeps_its_digits(beta: float, dtype: str) -> None:
-    """At ``t = 1`` the corrected moment is ``q^2`` itself, whatever ``beta``: ``Q = |q|`` to rounding."""
+    """At ``t = 1`` the corrected moment is ``q^2`` for any ``beta``, so ``Q = |q|`` to rounding."""
     adam = Adam(beta=beta, eps=0.0)
     q = torch.tensor([3.0, -0.5, 1e-3], dtype=getattr(torch, dtype))
     memory = adam.init(q)
-    for _ in range(3):  # of the same q every mean is the same
+    for _ in range(3):  # q is constant, so its corrected mean is q^2 in every step
         scale, memory = adam(q, q, memory)
         torch.testing.assert_close(scale, q.abs(), rtol=20 * torch.finfo(q.dtype).eps, atol=0)

@@ -1,4 +1,4 @@
-"""Messages get lost. Where uploads are increments, a lost reply must be as if the client had not been asked."""
+"""With incremental uploads, a lost reply has the same effect as a request that was never sent."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from fedpisa.rng import generator
 
 ROUNDS = 8
 LOST = {1: {0, 3}, 2: {0}, 4: {2, 3}, 5: {1}, 7: {4}}
-"""Whose message is lost, by round: in the first round, twice in a row, several at a time."""
+"""The clients whose message is lost, by round: in the first round, twice in a row, several at a time."""
 
 
 def lose(federation: Any, what: str, lost: dict[int, set[int]] = LOST) -> Any:
-    """Make a federation's Grid lose ``requests`` or ``replies``; clients never hear of lost requests."""
+    """Make a federation's Grid lose ``requests`` or ``replies``. A client never sees a lost request."""
     grid, deliver = federation.grid, federation.grid.exchange
 
     def exchange(requests: Any) -> Any:
@@ -37,7 +37,7 @@ def lose(federation: Any, what: str, lost: dict[int, set[int]] = LOST) -> Any:
 
 
 def loss(federation: Any, params: torch.Tensor) -> float:
-    """Return the mean loss over everyone's samples."""
+    """Return the mean loss over all clients' samples."""
     x, y = federation.data.x, federation.data.y
     return float(federation.task.evaluate(params, params.new_zeros(0), x, y)["loss"])
 
@@ -52,7 +52,10 @@ INCREMENTAL = tuple(name for name in NAMES if build(name).local_update.increment
 
 @pytest.mark.parametrize("name", INCREMENTAL)
 def test_a_lost_reply_is_like_a_lost_request(lab: Any, name: str, engine: str) -> None:
-    """For increments, that is; an absolute upload that is lost does no harm, but its client has moved."""
+    """With incremental uploads, losing the reply and losing the request give the same model and states.
+
+    Absolute uploads are not tested: losing one does no harm, but its client has moved.
+    """
     case = lab.Case(name, {})
     reply, request = (
         lose(lab.make(case.build(), engine, fraction=0.9), what).run(ROUNDS)
@@ -67,7 +70,7 @@ def test_a_lost_reply_is_like_a_lost_request(lab: Any, name: str, engine: str) -
 def test_without_confirmation_a_lost_reply_would_matter(
     lab: Any, engine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The test above can fail: SCAFFOLD that keeps the state of a lost reply goes elsewhere."""
+    """SCAFFOLD ends elsewhere if a client keeps the state of a lost reply: the test above can fail."""
     algorithm = lab.Case("scaffold", {}).build()
     request = lose(lab.make(algorithm, engine), "requests").run(ROUNDS)
     monkeypatch.setattr(type(algorithm.local_update), "incremental", False)
@@ -95,7 +98,7 @@ def test_only_those_who_need_it_are_told_what_arrived(lab: Any, name: str) -> No
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_algorithm_survives_losing_a_tenth_of_the_replies(lab: Any, name: str, engine: str) -> None:
-    """It ends about as low as it would."""
+    """The final loss is about that of a run without losses."""
     rng = generator(0, "lost")
     lost = {t: set(np.flatnonzero(rng.random(len(lab.SIZES)) < 0.1).tolist()) for t in range(1, 31)}
     assert sum(map(len, lost.values())) > 10

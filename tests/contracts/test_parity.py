@@ -1,4 +1,4 @@
-"""The two engines are one algorithm; independent twins and repeated runs agree with them."""
+"""Both engines agree with each other, with independent implementations, and between repeated runs."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from fedpisa.flower.compat import to_record
 
 pytestmark = pytest.mark.filterwarnings("error")
 TOLERANCE = {"float32": 1e-6, "float64": 1e-12}
-# Rules that amplify rounding: the diagonal of a Hessian is a sum of larger terms of both signs; five Newton-Schulz
-# steps multiply a singular value that is zero but for rounding by 485, and the momentum carries it on. ProxSkip's
-# momentum runs on over its rounds' random numbers of steps: 0.84e-6 or 1.05e-6 by how one addition is rounded.
+# Some rules amplify rounding errors. The diagonal of a Hessian sums larger terms of both signs. Five
+# Newton-Schulz steps multiply a singular value near zero by 485, and the momentum keeps the error. ProxSkip's
+# momentum accumulates over random numbers of steps: one addition's rounding makes 0.84e-6 or 1.05e-6.
 AMPLIFY = {"hutchinson": 10.0, "newton-schulz": 3e4, "scaffnew with momentum": 3.0}
 
 
@@ -36,12 +36,12 @@ def assert_same(lab: Any, loop: Any, stacked: Any, tolerance: float) -> None:
         assert lab.relative(stacked.model()[name], wanted) <= tolerance, name
     for client_id, (got, wanted) in enumerate(zip(stacked.states(), loop.states(), strict=True)):
         assert got.keys() == wanted.keys()
-        for name in wanted:  # one client's, a difference like pi + g or its square: some digits are fewer
+        for name in wanted:  # differences like pi + g lose some digits
             assert lab.relative(got[name], wanted[name]) <= 5 * tolerance, (client_id, name)
 
 
 def test_engines_agree(lab: Any, case: Any, dtype: str) -> None:
-    """Half of the clients in each of ten rounds, sizes from 1 to 50."""
+    """The engines agree over ten rounds with half of the clients, which have 1 to 50 samples each."""
     loop, stacked = (
         lab.make(case.build(), engine, dtype=lab.dtypes[dtype], fraction=0.5).run(10)
         for engine in ("loop", "vmap")
@@ -65,12 +65,15 @@ def assert_same_with_batchnorm(lab: Any, case: Any, **options: Any) -> None:
         for engine in ("loop", "vmap")
     )
     assert all(bool(torch.isfinite(value).all()) for value in loop.model().values())
-    # A client of one sample has variance 0 and divides by sqrt(eps): rounding is amplified 300-fold there.
+    # A client of one sample has variance 0; its division by sqrt(eps) amplifies rounding 300-fold.
     assert_same(lab, loop, stacked, amplified(1e-10, case))
 
 
 def test_engines_agree_with_batchnorm(lab: Any, case: Any) -> None:
-    """Statistics are each mini-batch's own, also where several are averaged, and buffers are the model's."""
+    """Each mini-batch has its own statistics, even if a step averages several gradients.
+
+    The buffers belong to the model.
+    """
     assert_same_with_batchnorm(lab, case)
 
 
@@ -91,7 +94,7 @@ def test_engines_agree_with_every_batchnorm(
 
 
 class Convolutional(nn.Module):
-    """A small network with everything that federated papers train: convolution, pooling, GroupNorm."""
+    """A small network with convolution, pooling and GroupNorm, the layers of federated papers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -119,7 +122,7 @@ def test_engines_agree_on_a_convolutional_network(lab: Any, algorithm: str, dtyp
 
 @pytest.mark.parametrize("num_classes", [None, 2])
 def test_engines_agree_on_one_output(lab: Any, num_classes: int | None) -> None:
-    """Regression, and two classes by one logit."""
+    """The engines agree on regression and on two classes with one logit."""
     data = {**lab.blobs(), "num_classes": num_classes}
     data["y"] = data["y"] > 0
     data["y"] = data["y"].astype(np.float64 if num_classes is None else np.int64)
@@ -134,7 +137,7 @@ def test_engines_agree_on_one_output(lab: Any, num_classes: int | None) -> None:
 
 
 def test_fedavg_is_a_plain_pytorch_loop(lab: Any, engine: str) -> None:
-    """`torch.optim.SGD` with momentum and weight decay on `nn.Module`s, weights ``n_i / n``."""
+    """FedAvg equals `torch.optim.SGD` with momentum and weight decay, averaged with weights ``n_i / n``."""
     algorithm = lab.Case("fedavg", {"momentum": 0.9, "weight-decay": 0.05, "local-epochs": 2}).build()
     federation = lab.make(algorithm, engine).run(4)
 
@@ -163,7 +166,10 @@ def test_fedavg_is_a_plain_pytorch_loop(lab: Any, engine: str) -> None:
 
 
 def test_sisa_is_a_handwritten_numpy_loop(lab: Any, engine: str) -> None:
-    """(2.9)-(2.14) with Scheme III on least squares, in NumPy alone: ``sigma`` grows, two steps, ``mu``."""
+    """SISA equals (2.9)-(2.14) with Scheme III in NumPy: a growing ``sigma``, two local steps, ``mu``.
+
+    The problem is least squares.
+    """
     rng = np.random.default_rng(5)
     sizes, beta, lambda_, mu, rho, gamma = (7, 1, 20, 2), 0.9, 0.2, 0.1, 2.0, 0.9
     x, y, w0 = rng.normal(size=(30, 4)), rng.normal(size=30), rng.normal(size=4)
@@ -233,7 +239,7 @@ def test_the_same_config_gives_the_same_bytes(algorithm: str, engine: str, tmp_p
 
 
 def test_dropout_repeats_itself(lab: Any, engine: str) -> None:
-    """Dropout draws from the run's seed, and leaves torch's own generator as it was."""
+    """Dropout draws from the run's seed and leaves torch's global generator unchanged."""
 
     def module() -> nn.Module:
         return lab.fill(nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 3)))
@@ -249,7 +255,7 @@ def test_dropout_repeats_itself(lab: Any, engine: str) -> None:
 
 
 def test_dropout_differs_between_clients_and_rounds(lab: Any, engine: str) -> None:
-    """Two clients with the same samples and mini-batches draw different masks, in each of two rounds."""
+    """Two clients with the same samples draw different masks, and each draws new masks every round."""
     data = {"x": np.ones((2, 4)), "y": np.zeros(2, np.int64), "partition": lab.split((1, 1))}
 
     def module() -> nn.Module:
@@ -265,7 +271,7 @@ def test_dropout_differs_between_clients_and_rounds(lab: Any, engine: str) -> No
 
 
 def test_frozen_parameters_stay(lab: Any, engine: str) -> None:
-    """A parameter without gradient is the module's own: not trained, not sent."""
+    """A frozen parameter stays in the module: it is neither trained nor sent."""
 
     def module() -> nn.Module:
         model = lab.mlp()

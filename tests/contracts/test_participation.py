@@ -1,4 +1,4 @@
-"""Every algorithm, as it comes, where clients are few in a round and very different."""
+"""Every algorithm trains with its default keys on few, heterogeneous clients per round."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from tests.algorithms import FEDERATED
 
 NAMES = FEDERATED  # a model that one client trains alone may lose on the others' classes
 RULES = list(families.available("preconditioner"))
-# A penalty for all of them: the default scale ``rho`` is that of the identity.
+# One penalty for all rules, because the default scale ``rho`` suits the identity.
 RUNS = [(name, {}) for name in NAMES]
 RUNS += [("pisa", {"preconditioner": rule, "sigma": 1.0}) for rule in RULES]
 
 
 @pytest.mark.parametrize(("name", "keys"), RUNS, ids=str)
 def test_three_of_ten_clients_with_few_labels_each(name: str, keys: dict[str, object]) -> None:
-    """The digits, ``label-dirichlet`` 0.3, default keys of each algorithm: no round diverges, and the loss falls."""
+    """No round diverges and the loss falls with ``label-dirichlet`` 0.3 and each algorithm's defaults."""
     result = fedpisa.run(
         {
             **keys, "algorithm": name, "model": "logistic", "num-clients": 10, "fraction-train": 0.3,
@@ -35,7 +35,7 @@ def test_three_of_ten_clients_with_few_labels_each(name: str, keys: dict[str, ob
 
 
 def test_at_least_one_client_takes_part() -> None:
-    """However small the share; and where nobody is connected, the error says so."""
+    """Any positive fraction samples a client. Without connected nodes an error says so."""
     assert len(sampled(range(3), 1e-9, seed=0, server_round=1)) == 1
     with pytest.raises(ValueError, match="no node is connected in round 1: connect"):
         sampled([], 1.0, seed=0, server_round=1)

@@ -1,4 +1,4 @@
-"""A user's own parts: one file each, named ``module:Class``, and both engines run them."""
+"""A user's own component is one file, named ``module:Class``, and runs on both engines."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def drop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def on_both_engines(config: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Return the model of a run, the same from either engine."""
+    """Return the model of a run, and check that both engines give it."""
     loop, stacked = (fedpisa.run({**SMALL, **config, "engine": engine}) for engine in ("loop", "vmap"))
     assert loop.status == stacked.status == "finished"
     for name, wanted in loop.parameters.items():
@@ -132,7 +132,10 @@ def test_an_algorithm_is_one_file(drop: Any) -> None:
 
 
 def test_the_step_sizes_of_an_algorithm_of_ones_own_are_scheduled(drop: Any) -> None:
-    """By its annotation and not its name: the client's by default, the server's too where the keys say so."""
+    """A schedule finds a step size by its annotation, not by its name.
+
+    By default it scales the client's step size. ``schedule-keys`` may name the server's too.
+    """
     drop("my_fedpisa_algorithm", ALGORITHM)
     ours = {"algorithm": "my_fedpisa_algorithm:Further", "reach": 0.2, "batch-size": 16}
     falling = {"schedule": "linear", "warmup-rounds": 1}
@@ -142,7 +145,7 @@ def test_the_step_sizes_of_an_algorithm_of_ones_own_are_scheduled(drop: Any) -> 
         np.testing.assert_allclose(got[name], value, rtol=1e-10, atol=1e-12)
     named = on_both_engines({**ours, **falling, "schedule-keys": "reach"})
     assert all(np.array_equal(named[name], got[name]) for name in got)
-    # A factor of 1/2 in every round: half the stride.
+    # A factor of 1/2 in every round halves the stride.
     drop("my_fedpisa_schedule", "def half() -> float:\n    return 0.5\n")
     constant = {"schedule": "my_fedpisa_schedule:half", "schedule-keys": "stride"}
     halved, wanted = on_both_engines({**ours, **constant}), on_both_engines({**ours, "stride": 0.5})
@@ -162,7 +165,7 @@ def test_an_algorithm_without_step_sizes_has_no_schedule(drop: Any) -> None:
 
 
 def documented() -> str:
-    """Return the example of the documentation."""
+    """Return the code of the documentation's example."""
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/preconditioner.md").read_text(), re.S)
     return str(code)
 

@@ -1,6 +1,7 @@
-"""Torchvision's classifiers of at most 30 million parameters are trained as plain PyTorch trains them, on every engine.
+"""Torchvision's classifiers of at most 30 million parameters train as in plain PyTorch, on every engine.
 
-Six small ones run by default; ``FEDPISA_ALL_MODELS=1`` runs all, and ``FEDPISA_MODEL_TABLE=FILE`` writes a table.
+Six small models run by default. ``FEDPISA_ALL_MODELS=1`` runs all, and ``FEDPISA_MODEL_TABLE=FILE`` writes a
+table.
 """
 
 from __future__ import annotations

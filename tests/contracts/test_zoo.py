@@ -1,4 +1,4 @@
-"""Models of all kinds are trained as plain PyTorch trains them, on every engine, or refused in words."""
+"""Models of all kinds train as in plain PyTorch on every engine, or a clear error refuses them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.contracts.plain_fedavg import difference, plain, settings, simulated
 from tests.contracts.zoo_layers import DATA, SHAPES, TOKENS
 
 LEFT_TO_THE_LOOP = {
-    # no batching rule, or another one for a model that the clients share
+    # torch.func has no batching rule, or its rule assumes one model for all clients
     *("lstm", "lstm_bidirectional", "lstm_projected", "gru_sequence_first", "rnn_relu", "PackedSequence"),
     *(
         "transformer_encoder",
@@ -31,10 +31,10 @@ LEFT_TO_THE_LOOP = {
         "spectral_norm_by_hook",
         "MovingAverage",
     ),
-    # what mixes samples, and statistics that are not BatchNorm's
+    # layers that mix samples, and statistics other than BatchNorm's
     *("instance_norm_with_statistics", "batch_norm_frozen", "FunctionalBatchNorm", "ghost_batch_norm"),
     *("RebindsBuffers", "Retrieval"),
-    # what `torch.func` cannot see, or not reach
+    # code and tensors that `torch.func` cannot see or cannot reach
     *("checkpointed", "checkpointed_reentrant", "patched_by_closure", "TensorsInAList", "backward_hooks"),
     *("gradient_hooks", "accumulation_hooks", "own_function", "GradientInside", "DataDependent", "ByItem"),
     *("ByNumpy", "Experts", "NotToBeCopied", "SharesItsCopies", "CountsItsCalls"),

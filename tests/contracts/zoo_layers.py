@@ -1,4 +1,4 @@
-"""Models of all kinds of layers that people bring, each a function ``(num_outputs) -> nn.Module``."""
+"""Models with layers of all kinds, each a function ``(num_outputs) -> nn.Module``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DATA: dict[str, str] = {}
 
 
 def of(kind: str) -> Callable[[Any], Any]:
-    """Name the kind of samples that a model takes."""
+    """Register the kind of samples that a model takes."""
 
     def note(build: Any) -> Any:
         DATA[f"{build.__module__.rpartition('.')[2]}:{build.__name__}"] = kind
@@ -27,7 +27,7 @@ def of(kind: str) -> Callable[[Any], Any]:
 
 
 class Apply(nn.Module):
-    """A function as a layer."""
+    """A layer that applies a function."""
 
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ class LstmCell(nn.Module):
 
 @of(SERIES)
 class PackedSequence(nn.Module):
-    """Lengths of the sequences, known from the samples."""
+    """A GRU on packed sequences, whose lengths depend on the samples."""
 
     def __init__(self, num_outputs: int) -> None:
         super().__init__()
@@ -133,7 +133,7 @@ def transformer_encoder(num_outputs: int) -> nn.Module:
 
 @of(SERIES)
 class CausalAttention(nn.Module):
-    """Written by hand, with a mask in a buffer."""
+    """Causal attention written by hand, with its mask in a buffer."""
 
     def __init__(self, num_outputs: int) -> None:
         super().__init__()
@@ -344,7 +344,7 @@ def embedding_bag(num_outputs: int) -> nn.Module:
 
 @of(TOKENS)
 class TiedEmbedding(nn.Module):
-    """The last layer has the embedding's weight, as in language models."""
+    """The last layer shares the embedding's weight, as in language models."""
 
     def __init__(self, num_outputs: int) -> None:
         super().__init__()
@@ -376,7 +376,7 @@ class Fourier(nn.Module):
 
 @of(IMAGES)
 class SpectralConvolution(nn.Module):
-    """A Fourier neural operator's layer: its weight is complex."""
+    """A Fourier neural operator's layer, with a complex weight."""
 
     def __init__(self, num_outputs: int) -> None:
         super().__init__()

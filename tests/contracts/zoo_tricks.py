@@ -1,4 +1,4 @@
-"""Models with what people do to modules: patches, hooks, sharing, state, and code that `torch.func` cannot see."""
+"""Models with patches, hooks, shared layers, Python state, and code that `torch.func` cannot see."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def checkpointed_reentrant(num_outputs: int) -> nn.Module:
 
 @of(FEATURES)
 class LoraPatched(nn.Module):
-    """Only the adapters learn; each layer's ``forward`` is replaced on the object."""
+    """LoRA that trains only the adapters and replaces each layer's ``forward`` on the object."""
 
     def __init__(self, num_outputs: int) -> None:
         super().__init__()
@@ -118,7 +118,7 @@ def adapted(layer: Any, x: Tensor) -> Tensor:
 
 @of(FEATURES)
 def patched_by_closure(num_outputs: int) -> nn.Module:
-    """Refer to a layer and to a tensor in a patch: a copy of the module calls the original's."""
+    """Patch a ``forward`` to refer to a layer and a tensor; a module's copy then calls the original's."""
     module: Any = dense(num_outputs, nn.Tanh(), nn.Linear(WIDTH, WIDTH))
     layer, weight = module[2], module[0].weight
     layer.forward = lambda x: F.linear(x, layer.weight) + weight.mean()
@@ -127,7 +127,7 @@ def patched_by_closure(num_outputs: int) -> nn.Module:
 
 @of(FEATURES)
 class TensorsInAList(nn.Module):
-    """Calls parameters by a plain list, which no substitution reaches."""
+    """Uses its parameters through a plain list, which no substitution reaches."""
 
     def __init__(self, num_outputs: int) -> None:
         super().__init__()
@@ -148,7 +148,7 @@ def tied(num_outputs: int) -> nn.Module:
 
 @of(FEATURES)
 class AutoEncoderTied(nn.Module):
-    """A weight is used twice, once transposed."""
+    """Uses a weight twice, once transposed."""
 
     def __init__(self, num_outputs: int) -> None:
         super().__init__()
@@ -190,7 +190,7 @@ class Residual(nn.Module):
 
 @of(FEATURES)
 class MovingAverage(nn.Module):
-    """An average of the features in a buffer, and integer, boolean and large buffers beside it."""
+    """A moving average of the features in a buffer, next to integer, boolean and large buffers."""
 
     def __init__(self, num_outputs: int) -> None:
         super().__init__()
@@ -227,7 +227,7 @@ class RebindsBuffers(nn.Module):
 
 @of(FEATURES)
 class Heads(nn.Module):
-    """Two heads in a dictionary, both of which count, and a list of blocks in lists."""
+    """Two heads in a dictionary, whose outputs are added, and blocks in nested lists."""
 
     def __init__(self, num_outputs: int) -> None:
         super().__init__()
@@ -244,7 +244,7 @@ class Heads(nn.Module):
 
 @of(FEATURES)
 class Parameters(nn.Module):
-    """Parameters in a list and a dictionary, of no entries, of no dimension, unused, and registered later."""
+    """Parameters in a list and in a dictionary; empty, scalar, unused and late-registered parameters."""
 
     def __init__(self, num_outputs: int) -> None:
         super().__init__()
@@ -278,7 +278,7 @@ def backward_hooks(num_outputs: int) -> nn.Module:
 
 @of(FEATURES)
 def gradient_hooks(num_outputs: int) -> nn.Module:
-    """Clips the gradients of its own parameters, and masks some."""
+    """Clips the gradients of its parameters and masks one of them."""
     module: Any = dense(num_outputs, nn.Tanh())
     for parameter in module.parameters():
         parameter.register_hook(lambda gradient: gradient.clamp(-0.01, 0.01))
@@ -512,7 +512,7 @@ class NotToBeCopied(nn.Module):
 
 @of(FEATURES)
 class SharesItsCopies(nn.Module):
-    """A copy has the same tensors, which a comparison of copies would not notice."""
+    """Returns itself as its copy, so comparing the copies' tensors finds no difference."""
 
     def __init__(self, num_outputs: int) -> None:
         super().__init__()
@@ -532,7 +532,7 @@ def lazy(num_outputs: int) -> nn.Module:
 
 @of(FEATURES)
 class BuiltLate(nn.Module):
-    """Makes its last layer at its first call."""
+    """Creates its last layer at its first call."""
 
     def __init__(self, num_outputs: int) -> None:
         super().__init__()
@@ -546,7 +546,7 @@ class BuiltLate(nn.Module):
 
 @of(SERIES)
 class Memory(nn.Module):
-    """Keeps what it computed last, as attention maps are kept to be looked at."""
+    """Keeps its last activations, as models keep attention maps for inspection."""
 
     def __init__(self, num_outputs: int) -> None:
         super().__init__()
@@ -559,7 +559,7 @@ class Memory(nn.Module):
 
 @of(FEATURES)
 class CountsItsCalls(nn.Module):
-    """Warms up by a Python number, which is no buffer."""
+    """Warms up with a Python counter that is not a buffer."""
 
     def __init__(self, num_outputs: int) -> None:
         super().__init__()
@@ -572,7 +572,7 @@ class CountsItsCalls(nn.Module):
 
 @of(FEATURES)
 class SwitchesGradients(nn.Module):
-    """Detaches a part, and computes another without gradients."""
+    """Detaches one part and computes another without gradients."""
 
     def __init__(self, num_outputs: int) -> None:
         super().__init__()
@@ -586,7 +586,7 @@ class SwitchesGradients(nn.Module):
 
 @of(FEATURES)
 class NoGradientAtAll(nn.Module):
-    """A part of the parameters takes part only in evaluation."""
+    """Uses one head only in training and the other only in evaluation."""
 
     def __init__(self, num_outputs: int) -> None:
         super().__init__()

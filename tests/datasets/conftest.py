@@ -1,4 +1,4 @@
-"""Where real data is found."""
+"""A fixture that finds real data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Samples are held once: those that lie client after client already are not copied."""
+"""Samples that are already sorted by client are not copied."""
 
 from __future__ import annotations
 

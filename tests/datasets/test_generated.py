@@ -1,4 +1,4 @@
-"""Samples that are made when they are needed: the same run as with samples that are kept."""
+"""Samples generated on demand give the same run as stored samples."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def make(client_n: NDArray[np.int64], position_n: NDArray[np.int64]) -> Any:
 
 
 def on_the_fly(*, seed: int) -> Dataset:
-    """Ragged clients, made when they are needed."""
+    """Return a data set of clients of different sizes, whose samples are generated on demand."""
     x, y = make(np.arange(4), np.zeros(4, np.int64))
     return Dataset(
         name="ragged",
@@ -41,7 +41,7 @@ def on_the_fly(*, seed: int) -> Dataset:
 
 
 def held(*, seed: int) -> Dataset:
-    """Ragged clients, kept."""
+    """Return the same data set with stored samples."""
     client_n = np.repeat(np.arange(4), SIZES)
     x, y = make(client_n, np.concatenate([np.arange(size) for size in SIZES]))
     return dataclasses.replace(on_the_fly(seed=0), x_train=x, y_train=y, groups=client_n, generated=None)
@@ -110,7 +110,7 @@ def test_the_benchmarks_samples_depend_on_the_client_alone() -> None:
 
 
 def test_a_round_touches_nobody_else() -> None:
-    """A million clients, of which samples of those alone are made who take part."""
+    """A round with a million clients generates only the sampled clients' samples."""
     work = Job(Workload("tiny", 10**6, 4, 10, 4, "logistic", on_the_fly=True), "sisa", rounds=2, warm_up=0)
     simulation = Simulation(RunConfig.from_mapping(work.keys()))
     asked: set[int] = set()

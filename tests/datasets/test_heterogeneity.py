@@ -1,4 +1,4 @@
-"""Indices of heterogeneity against closed forms and SciPy."""
+"""Indices of heterogeneity equal closed forms and SciPy's values."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fedpisa.datasets import Heterogeneity, heterogeneity
 
 
 def measure(*clients: list[int], num_classes: int) -> Heterogeneity:
-    """Heterogeneity of clients given by their labels."""
+    """Return the heterogeneity of clients given by their labels."""
     sizes = [len(client) for client in clients]
     parts = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
     return heterogeneity(np.concatenate(clients), parts, num_classes)

@@ -182,7 +182,7 @@ def _labelled(n: int) -> TensorDataset:
 class TestModuleCallable:
     @pytest.fixture
     def own(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Dataset]:
-        """Load what a user's function returns, as ``module:callable``."""
+        """Return a function that loads a user's function as ``module:callable``."""
         module = ModuleType("users_module")
         monkeypatch.setitem(sys.modules, "users_module", module)
 

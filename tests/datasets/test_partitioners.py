@@ -1,4 +1,4 @@
-"""Partitioners: what every split obeys, what each one promises, and what each one refuses."""
+"""Partitioners: the rules of every split, each one's properties, and the errors."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ class TestContract:
             keys = keys | {"dirichlet_alpha": alpha}
         try:
             parts = partitioner(labels, num_clients, rng(seed), **keys)
-        except ValueError:  # too few samples for this split; what it then says is tested below
+        except ValueError:  # too few samples for this split; the error is tested below
             return
         together = np.concatenate(parts)
         assert len(parts) == num_clients
@@ -204,7 +204,7 @@ class TestLabelDirichlet:
             assert sizes(ps.label_dirichlet(balanced(1000, 10), 10, rng(seed))).min() >= 10
 
     def test_first_class_has_dirichlet_moments(self) -> None:
-        """Before balancing acts, on the first class, shares have mean 1/N and the Dirichlet's variance."""
+        """The first class's shares have mean 1/N and the Dirichlet's variance: balancing does not act yet."""
         n, num_clients, alpha, repeats = 4000, 4, 0.7, 1500
         labels = balanced(n, 2)
         shares = np.array(
@@ -227,7 +227,7 @@ class TestLabelDirichlet:
         assert abs(shares.var() / variance - 1) < 0.15
 
     def test_balancing_gives_nothing_more_to_a_full_client(self) -> None:
-        """A client that has n/N samples or more before a class is dealt out gets none of it."""
+        """A client with n/N samples or more gets no samples of the next class."""
         labels = balanced(1200, 6)
         for seed in range(30):
             parts = ps.label_dirichlet(labels, 4, rng(seed), dirichlet_alpha=0.2, min_partition_size=1)
@@ -343,7 +343,7 @@ class TestClientDirichletSequential:
         assert sizes(parts).tolist() == [101] * 3 + [100] * 7
 
     def test_mixture_has_dirichlet_multinomial_moments(self) -> None:
-        """The first client to draw finds full pools: its counts are Dirichlet-multinomial."""
+        """The first client draws from full pools, so its counts are Dirichlet-multinomial."""
         num_classes, num_clients, alpha, repeats, size = 4, 20, 0.8, 1500, 10
         labels = balanced(num_clients * size, num_classes)
         drawn = []

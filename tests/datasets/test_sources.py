@@ -1,4 +1,4 @@
-"""Embedded, generated and downloaded data: what it is, and one line where it is missing or damaged."""
+"""Embedded, generated and downloaded data, with a one-line error if files are missing or damaged."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FindData = Callable[..., Path]
 
 
 def test_importing_is_light() -> None:
-    """Neither the package nor looking for names imports a heavy library."""
+    """Importing the package and listing names import no heavy library."""
     code = (
         "import sys, fedpisa.datasets, fedpisa.families as c; c.available('dataset'); "
         "c.available('partitioner'); "
@@ -223,7 +223,7 @@ class TestMnistT10k:
 
 
 class TestTorchvision:
-    """Small files in the original formats; torchvision's own checksums are its business."""
+    """Small files in the original formats, without torchvision's checksums."""
 
     def write_idx(self, path: Path, array: np.ndarray) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -278,7 +278,7 @@ class TestTorchvision:
 
     @pytest.mark.parametrize("name", ["cifar10", "cifar100", "svhn"])
     def test_colour_comes_channels_first(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        """CIFAR comes as (n, 32, 32, 3), SVHN as (n, 3, 32, 32) and with ``labels``."""
+        """CIFAR files hold (n, 32, 32, 3), SVHN files (n, 3, 32, 32) and ``labels``."""
         images = np.random.default_rng(0).integers(0, 256, (4, 3, 32, 32)).astype(np.uint8)
 
         class Source:

@@ -1,4 +1,4 @@
-"""Tables go by the names of their columns, and what they do not say is asked for."""
+"""Tables are read by column names, and an error asks for missing information."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The files in ``deploy/``: what they start exists, and is what ``fedpisa deploy`` starts."""
+"""The files in ``deploy/`` start existing commands with the options of ``fedpisa deploy``."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def compose(name: str) -> dict[str, Any]:
 
 
 def unit(name: str) -> dict[str, str]:
-    """Return what a unit's section [Service] sets, lines that go on joined."""
+    """Return the settings of a unit's section [Service], with continued lines joined."""
     text = (DEPLOY / "systemd" / f"fedpisa-{name}.service").read_text().replace("\\\n", " ")
     section = re.search(r"^\[Service\]\n(.*?)(?=^\[)", text, re.M | re.S)
     assert section
@@ -46,7 +46,7 @@ def words(name: str, kind: str) -> list[str]:
 
 
 def options(command: list[str]) -> dict[str, str]:
-    """Return a command's options with their values, written with ``=`` or not."""
+    """Return a command's options with their values, which may follow ``=`` or a space."""
     found: dict[str, str] = {}
     for word in command[1:]:
         if word.startswith("--"):
@@ -59,7 +59,7 @@ def options(command: list[str]) -> dict[str, str]:
 
 @cache
 def known(command: str) -> set[str]:
-    """Return the options that one of Flower's commands has."""
+    """Return the options of one of Flower's commands."""
     environment = {**os.environ, "FLWR_TELEMETRY_ENABLED": "0", "COLUMNS": "200"}
     said = subprocess.run(
         [which(command), "--help"], env=environment, capture_output=True, text=True, check=True, timeout=600
@@ -76,7 +76,7 @@ def test_the_commands_are_those_of_fedpisa_deploy(name: str, kind: str, tmp_path
     assert set(given) <= known(COMMANDS[name])
     deployment = Deployment.prepare(tmp_path / "private", "fl.example.org:9092", [{}])
     own = deployment.superlink_command() if name == "superlink" else deployment.node_command(0, 9094)
-    # A node alone on its machine takes Flower's port.
+    # A node that is alone on its machine uses Flower's default port.
     assert set(given) == set(options(own)) - ({"--port"} if name == "node" else set())
     assert "--insecure" not in given
     if name == "node":
@@ -85,7 +85,7 @@ def test_the_commands_are_those_of_fedpisa_deploy(name: str, kind: str, tmp_path
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_what_a_container_keeps_is_its_own(name: str) -> None:
-    """A volume belongs to root, unless the image has the folder; and compose wants all variables of a file."""
+    """The image creates every folder that a volume keeps: otherwise the volume belongs to root."""
     content = compose(name)
     service = content["services"][name]
     mounts = dict(
@@ -117,7 +117,10 @@ def test_the_image_has_all_that_the_package_is_built_from() -> None:
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not there")
 @pytest.mark.parametrize("name", COMMANDS)
 def test_systemd_accepts_the_unit(name: str, tmp_path: Path) -> None:
-    """But for the folder of the commands and the user, who are not on this machine."""
+    """The unit passes systemd's check, without the user and with another folder of commands.
+
+    This machine has neither the user nor the folder.
+    """
     text = (DEPLOY / "systemd" / f"fedpisa-{name}.service").read_text()
     file = tmp_path / f"fedpisa-{name}.service"
     file.write_text(

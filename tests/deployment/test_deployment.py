@@ -1,4 +1,4 @@
-"""Keys and certificates, processes that are found again, and the commands that are printed."""
+"""Deployments: keys and certificates, running processes, and printed commands."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_the_printed_commands_are_those_that_run(prepared: Deployment) -> None:
 
 
 def test_a_command_that_reaches_nobody_is_an_error(tmp_path: Path) -> None:
-    """Flower's commands end without an error status when they are to answer in JSON."""
+    """An unreachable SuperLink is an error, although Flower's commands exit with 0 if they print JSON."""
     deployment = Deployment.prepare(tmp_path / "private", f"127.0.0.1:{free_port()}", NODES)
     with pytest.raises(ValueError, match=r"flwr supernode list failed: .*unavailable"):
         deployment.known_nodes()
@@ -122,7 +122,7 @@ def test_down_ends_also_what_a_killed_process_left(tmp_path: Path) -> None:
 
 
 def test_a_process_is_known_by_its_start_too(tmp_path: Path) -> None:
-    """The system gives numbers again: another process with the number is not ours to end."""
+    """A process with a reused number is not ended: the start time must match too."""
     other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     try:
         assert not processes.Process("old", other.pid, "long ago").alive

@@ -1,4 +1,4 @@
-"""A logistic regression whose clients can be held in their local step: by a file, and not by chance."""
+"""A logistic regression whose clients stop in their local step while a file exists."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Held(nn.Module):
 
 
 def hold(gate: Path) -> None:
-    """Take a file ``hold-*`` if there is one: it becomes ``held-<process>``, and this waits until it is removed."""
+    """Rename a file ``hold-*``, if one exists, to ``held-<process>``, and wait until it is removed."""
     held = gate / f"held-{os.getpid()}"
     for free in gate.glob("hold-*"):
         with suppress(FileNotFoundError):  # another client was first

@@ -1,4 +1,4 @@
-"""Runs on Ray: the model of the other engines, on a cluster that is there and on one that is started for the run."""
+"""Runs on Ray give the other engines' model, on an existing cluster and on one started for the run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SMALL: dict[str, object] = {
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    """Start a cluster of two cores."""
+    """Start a cluster of two cores and return its address."""
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
@@ -37,7 +37,11 @@ def address() -> Iterator[str]:
 
 @pytest.mark.parametrize("algorithm", ["sisa", "scaffold"])
 def test_one_configuration_gives_one_model(algorithm: str, address: str) -> None:
-    """Three of five clients in each round, two at a time: an actor answers for several, in any order."""
+    """Ray gives the other engines' model and states.
+
+    Three of five clients take part in a round, two at a time, so an actor serves several clients in any
+    order.
+    """
     config = fedpisa.RunConfig.from_mapping({**SMALL, "algorithm": algorithm, "fraction-train": 0.6})
     on_ray = Simulation(config.replace({"engine": "ray", "ray-address": address}))
     rows = list(on_ray.rows())
@@ -62,7 +66,7 @@ def test_one_configuration_gives_one_model(algorithm: str, address: str) -> None
 
 
 def test_a_run_goes_on_elsewhere(address: str, tmp_path: Path) -> None:
-    """On a cluster of its own first, then on another, which is no other configuration; bytes as in one go."""
+    """A run may resume on another cluster, with the bytes of an uninterrupted run."""
     config = {**SMALL, "algorithm": "scaffold"}
     fedpisa.run({**config, "engine": "ray", "num-server-rounds": 2}, out=tmp_path / "run")
     assert not ray.is_initialized()

@@ -1,4 +1,4 @@
-"""Flower's own SuperLink and SuperNodes on this machine: one configuration, one model, whatever is killed."""
+"""Flower's SuperLink and SuperNodes on this machine give the simulation's model, also after kills."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ pytestmark = pytest.mark.skipif(
 
 HERE = Path(__file__).parent
 ALGORITHMS = ("sisa", "scaffold")
-"""One whose uploads are absolute, and one whose uploads are increments."""
+"""One algorithm with absolute uploads, and one with increments."""
 NODES, ROUNDS = 3, 5
 PATIENCE = 600.0
-"""Seconds for anything to happen; a quiet machine needs a tenth of it."""
+"""Timeout of each wait in seconds; an idle machine needs a tenth of it."""
 
 T = TypeVar("T")
 
 
 def until(condition: Callable[[], T], what: str) -> T:
-    """Return what a condition gives as soon as it gives something."""
+    """Wait until a condition returns a true value, and return that value."""
     deadline = time.monotonic() + PATIENCE
     while not (found := condition()):
         assert time.monotonic() < deadline, f"not within {PATIENCE:g} s: {what}"
@@ -111,7 +111,7 @@ class Run:
 
     @property
     def rounds(self) -> int:
-        """How many rounds its directory has; -1 before the initial model was evaluated."""
+        """The number of rounds in its directory; -1 before the initial model was evaluated."""
         file = self.out / "metrics.jsonl"
         return len(file.read_text().splitlines()) - 1 if file.exists() else -1
 
@@ -132,7 +132,7 @@ class Run:
             return True
 
     def state(self, client: int) -> RecordDict:
-        """Return what a node has on its disk."""
+        """Return a node's state from its disk."""
         about = self.facts
         owner = Owner(about["run"], self.config.algorithm, about["layout"], client)
         kept = RecordDict()
@@ -144,7 +144,7 @@ class Run:
         return int(str(state.config_records[STATE_OF][SERVER_ROUND])) if STATE_OF in state else 0
 
     def hold(self, count: int) -> list[int]:
-        """Hold so many clients in their next local steps; return the numbers of their processes."""
+        """Hold ``count`` clients in their next local steps; return their process numbers."""
         for number in range(count):
             (self.gate / f"hold-{number}").touch()
 
@@ -155,7 +155,7 @@ class Run:
         return locked()
 
     def assert_is_that_of_the_simulation(self) -> None:
-        """Compare model, rounds and every client's own state with those of both engines."""
+        """Compare the model, the rounds and every client's state with both engines'."""
         result = load_result(self.out)
         assert [row["round"] for row in result.rows] == list(range(ROUNDS + 1))
         for engine in ("loop", "vmap"):
@@ -186,12 +186,12 @@ def wait_for(runs: list[Run]) -> None:
 
 
 def ancestors(pid: int) -> list[int]:
-    """Return a process's parent, that one's, and so on."""
+    """Return the numbers of a process's ancestors, its parent first."""
     return [process.pid for process in psutil.Process(pid).parents()]
 
 
 def kill(process: Process) -> None:
-    """``kill -9`` a process, and what it started: what a power cut or the end of a container does."""
+    """``kill -9`` a process and its children, as a power cut or the end of a container does."""
     started = [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
     os.kill(process.pid, signal.SIGKILL)
     os.waitpid(process.pid, 0)
@@ -210,7 +210,7 @@ def online(deployment: Deployment) -> int:
 
 @pytest.fixture(scope="module")
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    """Start a SuperLink and three nodes; everything is ended, whatever happens to the tests."""
+    """Start a SuperLink and three nodes; end them after the tests, even if these fail."""
     folder = tmp_path_factory.mktemp("deployment") / "private"
     allowed = {"allow-modules": "held_model"}
     configs = [{"partition-id": node, "num-partitions": NODES, **allowed} for node in range(NODES)]
@@ -232,7 +232,7 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
 
 
 def test_nodes_give_the_model_of_the_simulation(deployment: Deployment, tmp_path: Path) -> None:
-    """Two runs at once on the same nodes: neither takes notice of the other."""
+    """Two runs at once on the same nodes both give the simulation's model."""
     runs = [Run.of(deployment, algorithm, tmp_path) for algorithm in ALGORITHMS]
     for run in runs:
         run.submit()
@@ -242,7 +242,10 @@ def test_nodes_give_the_model_of_the_simulation(deployment: Deployment, tmp_path
 
 
 def test_kills_change_nothing(deployment: Deployment, tmp_path: Path) -> None:
-    """A SuperNode is killed in a local step, another with a reply that has not left, later the SuperLink."""
+    """Kills of two SuperNodes and the SuperLink change nothing.
+
+    One SuperNode is killed during a local step, another with an unsent reply.
+    """
     runs = [Run.of(deployment, algorithm, tmp_path) for algorithm in ALGORITHMS]
     scaffold = runs[1]
     for run in runs:
@@ -253,7 +256,7 @@ def test_kills_change_nothing(deployment: Deployment, tmp_path: Path) -> None:
     owner = {pid: next(nodes[up] for up in ancestors(pid) if up in nodes) for pid in scaffold.hold(2)}
     (_, at_work), (client_app, replying) = owner.items()
     kill(at_work)
-    # The other one cannot pass on what its client app gives it, and so that reply is dropped.
+    # The other SuperNode cannot forward its client app's reply, which is therefore lost.
     client = int(replying.name.removeprefix("node-"))
     os.kill(replying.pid, signal.SIGSTOP)
     before = scaffold.state_round(client)
@@ -261,7 +264,7 @@ def test_kills_change_nothing(deployment: Deployment, tmp_path: Path) -> None:
     until(lambda: scaffold.state_round(client) == before + 1, "the client has written its state")
     kill(replying)
 
-    # Flower lets them in again when they have missed two heartbeats, after a minute.
+    # Flower admits them again after two missed heartbeats, which takes a minute.
     until(lambda: online(deployment) == NODES - 2, "the killed nodes are known to be away")
     for node in (at_work, replying):
         deployment.start_node(int(node.name.removeprefix("node-")))
@@ -280,7 +283,7 @@ def test_kills_change_nothing(deployment: Deployment, tmp_path: Path) -> None:
 
 
 def test_strangers_are_refused(deployment: Deployment, tmp_path: Path) -> None:
-    """A node without a key, with a key that nobody registered, in plain text, or that trusts another authority."""
+    """A SuperLink refuses nodes without a key, with an unknown key, plain text or another authority."""
     make_node_key(tmp_path / "stranger.key")
     other = tmp_path / "other"
     other.mkdir()
@@ -294,7 +297,7 @@ def test_strangers_are_refused(deployment: Deployment, tmp_path: Path) -> None:
         "plain text": ["--insecure"],
         "wrong authority": ["--root-certificates", str(other / CA), *key],
     }
-    # Not into pipes: Flower's own children hold them, and end only when a killed or ended parent was waited for.
+    # Logs are files, because Flower's child processes keep pipes open after their parent has ended.
     logs = {name: tmp_path / f"{name}.log" for name in cases}
     started = {}
     for name, options in cases.items():
@@ -325,7 +328,7 @@ def test_strangers_are_refused(deployment: Deployment, tmp_path: Path) -> None:
     assert "Failed to activate" in said["wrong key"]
     assert "certificate verify failed" in said["wrong authority"].lower()
     assert [node["node-id"] for node in deployment.known_nodes()] == [node["node-id"] for node in known]
-    # Commands in plain text get no answer either.
+    # Commands in plain text are refused too.
     plain = f'[superlink.{CONNECTION}]\naddress = "{deployment.address}"\ninsecure = true\n'
     (tmp_path / "flower").mkdir(exist_ok=True)
     (tmp_path / "flower" / "config.toml").write_text(plain)

@@ -1,4 +1,4 @@
-"""What the tests of facts share: clients as plain arrays, PISA in numpy, and runs looked at round by round."""
+"""Helpers of the exactness tests: clients as arrays, PISA in NumPy, and traces of runs by round."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Vector = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Client:
-    """One client's samples and its mean loss, with what calculus says of it.
+    """A client's samples, and its mean loss with first and second derivatives.
 
     ``loss`` is ``"squares"`` (halved), ``"binary"`` (one logit) or ``"softmax"`` (the parameters are the
     rows of a matrix, one per class, one after the other).
@@ -60,7 +60,7 @@ class Client:
         return (share.T @ self.x / self.size).ravel()
 
     def hessian(self, w: Vector) -> Vector:
-        """Return the second derivatives; for one output."""
+        """Return the Hessian; only for losses with one output."""
         p = self.probability(w) if self.loss == "binary" else None
         weight = np.ones(self.size) if p is None else p * (1 - p)
         return (self.x * weight[:, None]).T @ self.x / self.size
@@ -79,17 +79,17 @@ def clients_of(values: Mapping[str, object]) -> list[Client]:
 
 
 def by_samples(clients: Sequence[Client]) -> Vector:
-    """Return ``n_i / n``."""
+    """Return the weights ``n_i / n``."""
     sizes = np.array([client.size for client in clients], dtype=float)
     return sizes / sizes.sum()
 
 
 @dataclass(frozen=True)
 class Iterate:
-    """PISA after ``l`` rounds: what the clients last sent and were sent, and the model that follows."""
+    """PISA after ``l`` rounds: the last broadcast, the clients' models and duals, and the next broadcast."""
 
     w: Vector
-    """The point that the clients were at, ``w^l``."""
+    """The last broadcast, ``w^l``."""
     local: Vector
     """``w_i^l``, one row per client."""
     dual: Vector
@@ -117,7 +117,7 @@ def pisa(
     eta: float = inf,
     bias_correction: str = "adam",
 ) -> Iterator[Iterate]:
-    """Yield Algorithm 1's iterates on full batches, line by line as it is written; the weights sum to 1."""
+    """Yield the iterates of Algorithm 1, as the paper writes it, on full batches; the weights sum to 1."""
     local = np.tile(start, (len(gradients), 1))
     dual, moment = np.zeros_like(local), np.zeros_like(local)
     w, updates, rounds = weights @ (sigma * local + dual) / (sigma + lambda_), 0, 0
@@ -148,7 +148,7 @@ def pisa(
 
 @dataclass
 class Trace:
-    """A run of fedpisa, seen after every round; index 0 is before the first."""
+    """A run of fedpisa, recorded after every round; index 0 is before the first."""
 
     config: RunConfig
     params: list[Vector] = field(default_factory=list)

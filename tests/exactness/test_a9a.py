@@ -1,4 +1,4 @@
-"""Logistic regression on real data, one label per client: PISA finds the optimum, FedAvg a point of its own."""
+"""PISA finds the optimum of logistic regression with one label per client; FedAvg ends elsewhere."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_the_optimum(lab: Any, setting: dict[str, object], clients: list[Any]) -
     assert objective(clients, w) == pytest.approx(LEAST, abs=5e-14)
     data = load_dataset(RunConfig.from_mapping(setting))
     assert round(float(np.mean((data.x_test @ w > 0) == data.y_test)), 5) == 0.85118
-    # FedSGD starts there and stays there, and says the same of it.
+    # FedSGD started at the optimum reports the same values.
     at = lab.trace({**setting, "algorithm": "fedsgd", "mu": LAMBDA, "num-server-rounds": 1}, w).rows[-1]
     assert at["objective"] == pytest.approx(LEAST, abs=5e-14)
     assert at["gradient_norm"] <= 1e-14
@@ -94,9 +94,10 @@ def test_pisa_is_at_the_optimum_after_300_rounds(lab: Any, setting: dict[str, ob
 def test_fedavg_stays_away_from_it(
     lab: Any, setting: dict[str, object], clients: list[Any], steps: int, above: float
 ) -> None:
-    """On the same objective (``weight-decay`` is ``lambda``): the fixed point by Newton's method, then FedAvg on it.
+    """FedAvg converges to the fixed point that Newton's method finds, away from the optimum.
 
-    At the fixed point the derivative's spectral radius is below 1: FedAvg converges to it, and stays.
+    Both minimise the same objective (``weight-decay`` is ``lambda``). At the fixed point the derivative's
+    spectral radius is below 1, so FedAvg converges to it and stays there.
     """
     w = np.zeros(clients[0].x.shape[1])
     for _ in range(20):

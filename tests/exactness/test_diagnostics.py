@@ -1,4 +1,4 @@
-"""The columns of ``metrics.jsonl`` against the same quantities computed apart, and the descent that they show."""
+"""The columns of ``metrics.jsonl`` equal independently computed values, and show the proven descent."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def lagrangian(
     clients: list[Any], alpha: np.ndarray, w: np.ndarray, local: np.ndarray, dual: np.ndarray,
     sigma: float, lambda_: float = 0.0, mu: float = 0.0,
 ) -> float:  # fmt: skip
-    """Return (2.6)."""
+    """Return the augmented Lagrangian (2.6)."""
     total = lambda_ / 2 * w @ w
     for client, a, v, pi in zip(clients, alpha, local, dual, strict=True):
         total += a * (client.value(v) + mu / 2 * v @ v + pi @ (v - w) + sigma / 2 * (v - w) @ (v - w))
@@ -82,7 +82,7 @@ def test_every_column(lab: Any, name: str, weighting: str, engine: str) -> None:
 
 
 def test_the_estimated_lagrangian_is_off_by_second_order(lab: Any) -> None:
-    """Near consensus it is the exact one: the difference is between 0 and ``L/2`` times the squared residual."""
+    """The exact value exceeds the estimate by at most ``L/2`` times the squared primal residual."""
     values = {
         **lab.QUADRATIC, "algorithm": "pisa", "sigma": 4.0, "rho": 4.0, "lambda": 0.2,
         "num-server-rounds": 60, "exact-diagnostics": True,
@@ -99,7 +99,7 @@ def test_the_estimated_lagrangian_is_off_by_second_order(lab: Any) -> None:
 
 
 def test_the_gradient_norm_is_that_of_the_objective(lab: Any) -> None:
-    """Two columns of different code: finite differences of ``objective`` along the gradient."""
+    """``gradient_norm`` equals a finite difference of ``objective`` along the gradient."""
     values = {
         **lab.SOFTMAX, "algorithm": "pisa", "lambda": 0.2, "mu": 0.1, "num-server-rounds": 1,
         "exact-diagnostics": True, "sigma": 1e9, "rho": 0.0,
@@ -108,14 +108,17 @@ def test_the_gradient_norm_is_that_of_the_objective(lab: Any) -> None:
     point = np.random.default_rng(0).normal(size=640)
     direction = sum(a * c.gradient(point) for a, c in zip(lab.by_samples(clients), clients, strict=True))
     direction = (direction + 0.3 * point) / np.linalg.norm(direction + 0.3 * point)
-    # So stiff a penalty leaves the model where it is.
+    # The penalty is so stiff that the model does not move.
     at = {h: lab.trace(values, point + h * direction).rows[-1] for h in (-1e-4, 0.0, 1e-4)}
     slope = (at[1e-4]["objective"] - at[-1e-4]["objective"]) / 2e-4
     assert slope == pytest.approx(at[0.0]["gradient_norm"], rel=1e-6)
 
 
 def test_absent_clients_in_the_exact_lagrangian(lab: Any) -> None:
-    """A kept client counts with its last ``w_i, pi_i, sigma_i``, one never seen with ``w_i = w``, ``pi_i = 0``."""
+    """An absent client that is kept counts with its last ``w_i, pi_i, sigma_i``.
+
+    A client that was never sampled counts with ``w_i = w``, ``pi_i = 0``.
+    """
     values = {
         **lab.QUADRATIC, "algorithm": "pisa", "sigma": 2.0, "rho": 2.0, "lambda": 0.2, "gamma": 0.8,
         "fraction-train": 0.4, "num-server-rounds": 4, "exact-diagnostics": True,
@@ -150,9 +153,9 @@ def test_absent_clients_in_the_exact_lagrangian(lab: Any) -> None:
 # ------------------------------------------------------------------------------------------- descent
 #
 # The paper's Lemma 3.2 and (3.10), whose constants its public text does not show, say that full-batch PISA lowers a
-# merit function if sigma is large enough for the clients' Lipschitz constant. The bounds here are derived anew.
+# merit function if sigma is large enough for the clients' Lipschitz constant. The bounds are derived here.
 #
-# w is the point of a round, sigma its penalty, d_i = w_i - w, g_i = grad F_i(w); a prime marks the next round's.
+# w is a round's broadcast, sigma its penalty, d_i = w_i - w, g_i = grad F_i(w); a prime marks the next round.
 # All F_i have gradients with Lipschitz constant r, 0 <= Q_i <= eta I, theta = rho eta / sigma at first. Sums over
 # clients are weighted by alpha_i. P = sum ||pi_i - pi_i^before||^2 = sigma^2 sum ||d_i||^2 by (2.14), and
 # M = L + (kappa/sigma) P with L of (2.6) at (w, w_i, pi_i, sigma), that is before the next step in w.
@@ -168,7 +171,7 @@ def test_absent_clients_in_the_exact_lagrangian(lab: Any) -> None:
 # 4. (2.14) in (2.13): pi_i = -g_i - rho Q_i d_i from the first round on, so (I + rho Q'_i/sigma') (pi'_i - pi_i) =
 #    g_i - g'_i + (rho/sigma) Q_i (pi_i - pi_i^before). Hence P' <= theta P + r^2/(1 - theta) ||w' - w||^2 if
 #    theta < 1; and if Q = I always and sigma stays, P' <= theta/(1 + theta) P + r^2/(1 + theta) ||w' - w||^2.
-# 5. Together M' - M <= (what is left of P) - c ||w' - w||^2. The first is not positive for
+# 5. Together M' - M <= (remainder of P) - c ||w' - w||^2. The remainder is not positive for
 #    kappa >= (1/gamma - 1 + gamma theta C)/(1 - gamma theta), and
 #    c = (sigma + lambda)/2 - (1/gamma - 1) sigma - gamma (C + kappa) r^2 / ((1 - theta) sigma).
 #    With Q = I and gamma = 1: kappa = theta C and c = (sigma + lambda)/2 - C r^2/sigma.
@@ -177,10 +180,10 @@ def test_absent_clients_in_the_exact_lagrangian(lab: Any) -> None:
 
 
 def merit(got: Any, lambda_: float, kappa: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return ``M`` after each round, and ``||w' - w||^2`` of the step that follows."""
+    """Return ``M`` after each round, and ``||w' - w||^2`` of the next step."""
     sigma = got.column("sigma")
     moved = (got.column("dual_residual") / sigma) ** 2
-    # The column is taken after the step in w; (2.6) is quadratic in w with its minimum there.
+    # The column is computed after the step in w. (2.6) is quadratic in w, with its minimum there.
     value = got.column("exact_augmented_lagrangian") + (sigma + lambda_) / 2 * moved
     return value + kappa * sigma * got.column("primal_residual") ** 2, moved
 
@@ -206,7 +209,10 @@ FAR = 10 * np.random.default_rng(0).normal(size=6)
 @pytest.mark.parametrize("theta", [0.0, 0.25, 1.0, 3.0])
 @pytest.mark.parametrize("regularised", [False, True])
 def test_the_merit_function_never_increases(lab: Any, theta: float, regularised: bool) -> None:
-    """``Q = I``, ``rho = theta sigma``, convex: ``sigma (sigma + lambda) >= 2 C r^2`` is enough, for any theta."""
+    """With ``Q = I`` and convex losses, ``sigma (sigma + lambda) >= 2 C r^2`` suffices for descent.
+
+    This holds for any theta in ``rho = theta sigma``.
+    """
     lambda_, mu = (0.3, 0.1) if regularised else (0.0, 0.0)
     clients = lab.clients_of(lab.QUADRATIC)
     r = curvature(clients, mu)
@@ -223,7 +229,7 @@ def test_the_merit_function_never_increases(lab: Any, theta: float, regularised:
     values, moved = merit(got, lambda_, theta * bound)
     falls = ((sigma + lambda_) / 2 - bound * r**2 / sigma) * moved[:-1]
     assert (np.diff(values) <= -falls + 1e-14 * values[0]).all()
-    # It falls to the least value of the objective, from far above.
+    # It falls from a much higher value to the objective's minimum.
     end = least(lab, clients, lambda_, mu)
     assert values[0] > 10 * end
     assert values[-1] == pytest.approx(end, rel=1e-10)
@@ -234,13 +240,16 @@ def test_the_merit_function_never_increases(lab: Any, theta: float, regularised:
 def test_it_never_increases_with_second_moments_and_a_growing_sigma(
     lab: Any, scheme: str, gamma: float, every: int
 ) -> None:
-    """The paper's setting: ``Q <= eta I`` of the schemes, ``gamma`` from [3/4, 1], and no use of convexity."""
+    """The merit function falls in the paper's setting, without the use of convexity.
+
+    There ``Q <= eta I`` for the schemes, and ``gamma`` is in [3/4, 1].
+    """
     lambda_, mu, theta, q, eps = 0.3, 0.1, 0.5, 0.25, 1e-8
     clients = lab.clients_of(lab.QUADRATIC)
     r = curvature(clients, mu)
     bound = 1 + max(-(1 - q) / 2 - a + (1 + a) ** 2 / (2 * (1 - q)) for a in (0, theta))
     kappa = max((1 / g - 1 + g * theta * bound) / (1 - g * theta) for g in (gamma, 1))
-    # c > 0, also in rounds that leave sigma alone, and r / sigma <= q.
+    # c > 0, also in rounds that do not change sigma, and r / sigma <= q.
     sigma = r * max(1 / q, *(sqrt((bound + kappa) * g / ((1 - theta) * (1.5 - 1 / g))) for g in (gamma, 1)))
     eta = 2.0
     got = lab.trace(
@@ -260,15 +269,16 @@ def test_it_never_increases_with_second_moments_and_a_growing_sigma(
     assert values[0] > 10 * least(lab, clients, lambda_, mu)
     assert values[-1] >= least(lab, clients, lambda_, mu) * (1 - 1e-12)
     assert values[-1] < 0.9 * values[0]
-    # The bound on the multipliers' steps, on its own.
+    # The bound on the multipliers' steps holds separately.
     steps = (got.column("sigma") * got.column("primal_residual")) ** 2
     assert (steps[1:] <= (theta * steps[:-1] + r**2 / (1 - theta) * moved[:-1]) * (1 + 1e-9) + 1e-20).all()
 
 
 def test_the_condition_is_nearly_necessary(lab: Any) -> None:
-    """``rho = 0``, one client: ``sigma^2 >= (2 + r/sigma) r^2`` from ``sigma = 1.618 r``, and below 1.5 r it diverges.
+    """One client with ``rho = 0`` descends for ``sigma >= 1.618 r`` and diverges for ``sigma < 1.5 r``.
 
-    The golden ratio is the bound's; 3/2 is where the optimistic gradient method, which this is, loses stability.
+    The bound ``sigma^2 >= (2 + r/sigma) r^2`` gives the golden ratio. PISA is the optimistic gradient method
+    here, which loses stability at 3/2.
     """
     values = {
         **lab.QUADRATIC, "num-clients": 1, "algorithm": "pisa", "rho": 0.0, "num-server-rounds": 200,
@@ -282,7 +292,7 @@ def test_the_condition_is_nearly_necessary(lab: Any) -> None:
 
 
 def test_the_lagrangian_rises_where_sigma_is_too_small(lab: Any) -> None:
-    """Many clients: a penalty well below the curvature does not converge."""
+    """With many clients and a penalty well below the curvature, the Lagrangian rises."""
     values = {
         **lab.QUADRATIC, "algorithm": "pisa", "sigma": 0.5, "rho": 0.0, "num-server-rounds": 20,
         "exact-diagnostics": True,
@@ -294,7 +304,7 @@ def test_the_lagrangian_rises_where_sigma_is_too_small(lab: Any) -> None:
 @final
 @dataclass(frozen=True)
 class Bowl:
-    """``f(v) = v . A v / 2``, and where its gradient was asked for."""
+    """``f(v) = v . A v / 2``, which records the points where its gradient is evaluated."""
 
     matrix_PP: Tensor
     layout: ParamLayout
@@ -313,7 +323,10 @@ class Bowl:
     "preconditioner", [Identity(), Adam(), NewtonSchulz()], ids=lambda rule: type(rule).__name__
 )
 def test_the_estimate_is_first_order_along_the_path(preconditioner: Preconditioner, reduction: str) -> None:
-    """Several local steps: ``F(w) + sum_k <grad F(v_k), v_(k+1) - v_k>``, the moved dual's term and the penalty."""
+    """With several local steps the estimate is a first-order sum along the path.
+
+    It is ``F(w) + sum_k <grad F(v_k), v_(k+1) - v_k>``, plus the new dual's term and the penalty.
+    """
     generator = torch.Generator().manual_seed(0)
     sigma, mu, count = 0.7, 0.2, 2 if reduction == "sum" else 1
     layout = ParamLayout.of([("weight", torch.zeros(3, 2)), ("bias", torch.zeros(3))])

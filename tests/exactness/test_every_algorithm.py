@@ -1,7 +1,8 @@
-"""Which algorithms reach the optimum of the federated objective, and which do not: all that there are, by name.
+"""Every algorithm reaches the optimum of the federated objective, or is listed as biased.
 
-Four clients' quadratics with 3 to 12 samples, full batches, five local steps where an algorithm takes any. The
-optimum weighs clients by their samples. How far the biased ones end from it, in closed form, is in the other files.
+Four clients have quadratics with 3 to 12 samples and full batches. Algorithms with local steps take five. The
+optimum weighs clients by their samples. Other files compute in closed form how far the biased algorithms end
+from it.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ DATA = {
     "dataset": "quadratic", "partitioner": "natural", "num-clients": 4, "dimension": 3, "condition": 3.0,
     "dtype": "float64", "batch-size": "full", "eval-every": 10_000,
 }  # fmt: skip
-# Values of whichever of these keys an algorithm has; the clients' curvatures are below 2.
+# Each algorithm takes those of these keys that it has. The clients' curvatures are below 2.
 KEYS: Mapping[str, object] = {
     "sigma": 2.0,
     "rho": 1.0,
@@ -36,13 +37,13 @@ EXACT = (
     "pisa", "sisa", "scaffold", "scaffnew", "feddyn", "fedadmm", "fedpd", "feddr", "iceadmm", "iiadmm",
     "fedgia", "fedsgd",
 )  # fmt: skip
-# Local steps without a correction end elsewhere, and so do clients whose directions all have one length.
+# Local steps without a correction are biased, and so are NSISA's directions of equal length.
 BIASED = ("fedavg", "fedprox", "localsgd", "fednova", "moon", "nsisa")
 EXACT_RULES = [rule for rule, found in families.available("preconditioner").items() if found.factory.exact]
 
 
 def distance(name: str, num_rounds: int, **more: object) -> float:
-    """Return how far from the optimum a run ends, relative to the optimum."""
+    """Return the distance of a run's final model from the optimum, relative to the optimum's norm."""
     values = {**KEYS, **{key.replace("_", "-"): value for key, value in more.items()}}
     own = families.keys_of(families.find("algorithm", name), values)
     values = {key: value for key, value in values.items() if key in own}

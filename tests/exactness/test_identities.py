@@ -1,4 +1,4 @@
-"""What PISA is, exactly: Algorithm 1 line by line, and the methods that it contains as special cases."""
+"""PISA equals Algorithm 1 line by line, and contains other methods as special cases."""
 
 from __future__ import annotations
 
@@ -59,7 +59,10 @@ VARIANTS = {
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("name", ["quadratic", "softmax"])
 def test_algorithm_1_line_by_line(lab: Any, name: str, variant: str, engine: str) -> None:
-    """Against (2.9)-(2.14) in numpy, non-IID clients of unequal sizes: models and multipliers of every round."""
+    """Models and multipliers of every round equal (2.9)-(2.14) in NumPy.
+
+    The clients are non-IID and differ in size.
+    """
     options = VARIANTS[variant]
     keys = {key.rstrip("_").replace("_", "-"): value for key, value in options.items()}
     keys["preconditioner"] = keys.pop("scheme")
@@ -79,7 +82,7 @@ def test_algorithm_1_line_by_line(lab: Any, name: str, variant: str, engine: str
 
 @pytest.mark.parametrize("absent", ["keep", "drop"])
 def test_the_first_broadcast_is_pulled_to_zero_by_lambda(lab: Any, absent: str) -> None:
-    """(2.9) at ``w_i = w^0``, ``pi_i = 0``."""
+    """The first broadcast is (2.9) at ``w_i = w^0``, ``pi_i = 0``."""
     values = {
         "algorithm": "pisa", "model": "mlp", "widths": [5], "dtype": "float64",
         "sigma": 0.5, "lambda": 0.25, "gamma": 0.5, "absent": absent,
@@ -98,7 +101,10 @@ def test_the_first_broadcast_is_pulled_to_zero_by_lambda(lab: Any, absent: str) 
 @pytest.mark.parametrize("name", ["quadratic", "softmax"])
 @pytest.mark.parametrize("weighting", ["num-examples", "uniform"])
 def test_with_rho_equal_sigma_pisa_is_fedsgd(lab: Any, name: str, weighting: str) -> None:
-    """``pi' = (pi - g)/2`` and ``sigma w_i + pi' = sigma w - g``: the multipliers cancel, learning rate 1/sigma."""
+    """The multipliers cancel, which leaves FedSGD with learning rate ``1/sigma``.
+
+    ``pi' = (pi - g)/2`` and ``sigma w_i + pi' = sigma w - g``.
+    """
     sigma = 4.0
     values = {
         **problem(lab, name), "algorithm": "pisa", "num-server-rounds": ROUNDS,
@@ -125,7 +131,10 @@ def test_with_rho_equal_sigma_pisa_is_our_own_fedsgd(lab: Any, name: str) -> Non
 @pytest.mark.parametrize("name", ["quadratic", "softmax"])
 @pytest.mark.parametrize("weighting", ["num-examples", "uniform"])
 def test_with_rho_zero_pisa_is_the_optimistic_gradient_method(lab: Any, name: str, weighting: str) -> None:
-    """``pi' = -g`` and ``sigma w_i + pi' = sigma w - 2 g - pi``: ``w - (2 G - G_before)/sigma``."""
+    """PISA then takes the step ``w - (2 G - G_before)/sigma``.
+
+    ``pi' = -g`` and ``sigma w_i + pi' = sigma w - 2 g - pi``.
+    """
     sigma = 6.0
     values = {
         **problem(lab, name), "algorithm": "pisa", "num-server-rounds": ROUNDS,
@@ -164,7 +173,10 @@ def three_parabolas(folder: Path) -> dict[str, object]:
 def test_where_three_parabolas_end(
     lab: Any, tmp_path: Path, reduction: str, sigma: float, exponent: int, rounded: float
 ) -> None:
-    """The mean weighs clients by ``n_i``; the sum over mini-batches by ``n_i^2``, because their number does too."""
+    """The mean weighs clients by ``n_i``, the sum over mini-batches by ``n_i^2``.
+
+    The number of a client's mini-batches is proportional to ``n_i`` too.
+    """
     weights = np.array([640.0, 2560.0, 9600.0]) ** exponent
     end = weights @ [0.0, 1.0, 5.0] / weights.sum()
     assert round(end, 3) == rounded
@@ -180,9 +192,10 @@ def test_where_three_parabolas_end(
 def test_with_equal_numbers_of_batches_sum_is_a_rescaled_mean(
     lab: Any, preconditioner: str, engine: str
 ) -> None:
-    """For ``(sigma, rho, lambda)`` the mean takes ``(sigma/c, rho, lambda/c)``; its multipliers are c times smaller.
+    """The sum with ``(sigma, rho, lambda)`` equals the mean with ``(sigma/c, rho, lambda/c)``.
 
-    ``identity`` does not grow with the gradient, so there ``rho/c`` takes the place of ``rho``.
+    The mean's multipliers are c times smaller. ``identity`` does not grow with the gradient, so it needs
+    ``rho/c`` instead of ``rho``.
     """
     batches, sigma, rho, lambda_ = 7, 14.0, 3.0, 0.7
     values = {
@@ -219,7 +232,10 @@ def test_with_everybody_there_keep_and_drop_are_the_same_bits(lab: Any, engine: 
 
 
 def test_one_vector_up_says_what_two_would() -> None:
-    """(2.9) from ``w_i`` and ``pi_i``, and from ``z_i = w_i + pi_i / sigma_i``, where each client has its own sigma."""
+    """(2.9) gives the same model from ``w_i`` and ``pi_i`` as from ``z_i = w_i + pi_i / sigma_i``.
+
+    Each client has its own sigma.
+    """
     rng = np.random.default_rng(0)
     local, dual = rng.normal(size=(2, 5, 7))
     alpha, sigma, lambda_ = rng.dirichlet(np.ones(5)), rng.uniform(0.1, 3, 5), 0.3
@@ -230,7 +246,7 @@ def test_one_vector_up_says_what_two_would() -> None:
 
 
 def test_a_reply_that_comes_twice_changes_nothing() -> None:
-    """Uploads are absolute: the server's step with the same replies gives the same model and memory again."""
+    """Uploads are absolute, so a server step with the same replies changes neither model nor memory."""
     rng = np.random.default_rng(0)
     algorithm = Pisa(PisaUpdate(sigma=0.5, gamma=0.9), lambda_=0.1)
     layout = ParamLayout.of([("weight", torch.zeros(4))])
@@ -247,7 +263,7 @@ def test_a_reply_that_comes_twice_changes_nothing() -> None:
 
 
 def test_a_lost_reply_is_made_good_by_the_next_one() -> None:
-    """The model depends on every client's last reply alone, not on those before it."""
+    """The model depends only on each client's last reply."""
     rng = np.random.default_rng(0)
     algorithm = Pisa(PisaUpdate(sigma=0.5), lambda_=0.1)
     layout = ParamLayout.of([("weight", torch.zeros(4))])

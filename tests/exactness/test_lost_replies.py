@@ -1,4 +1,4 @@
-"""A tenth of the replies lost, at random: the optimum is reached all the same."""
+"""Exact algorithms reach the optimum although a tenth of the replies get lost at random."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ EXACT = (
 
 
 def distance(name: str, loss_rate: float, num_rounds: int, **keys: Any) -> float:
-    """Return how far from the ``n_i``-weighted optimum an algorithm ends, relative to the optimum's norm."""
+    """Return an algorithm's final distance from the ``n_i``-weighted optimum, relative to the optimum."""
     data = load("quadratic", seed=0, num_clients=NUM_CLIENTS)
     assert data.groups is not None
     component = families.find("algorithm", name)
@@ -60,7 +60,7 @@ def test_exact_algorithms_reach_the_optimum(name: str) -> None:
 
 
 def test_fedavg_stays_about_where_its_bias_is() -> None:
-    """Its fixed point moves with the cohort, so it wanders around it."""
+    """FedAvg's fixed point depends on the replies that arrive, so its model moves around it."""
     still, lossy = distance("fedavg", 0.0, 200), distance("fedavg", 0.1, 200)
     assert still > 1e-2
     assert lossy <= 5 * still

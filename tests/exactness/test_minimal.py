@@ -1,4 +1,4 @@
-"""The pages of `experiments/minimal` against the package: the same global model after every round, to rounding."""
+"""The pages of `experiments/minimal` give the package's global model after every round, to rounding."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def page(name: str) -> Any:
 
 
 class Package:
-    """A run of the package, and what a page needs to repeat it."""
+    """A run of the package, with what a page needs to repeat the run."""
 
     def __init__(self, algorithm: str, **keys: Any) -> None:
         self.config = RunConfig.from_mapping({**BASE, **keys, "algorithm": algorithm})
@@ -60,7 +60,7 @@ class Package:
         return np.array([finished.arrays["params"].numpy() for finished in done])
 
     def batches(self, client: int, server_round: int) -> list[NDArray[np.int64]]:
-        """Return the samples that the package gives to each local step."""
+        """Return the mini-batches of a client's local steps in the package."""
         schedule = self.federation.algorithm.local_update.batch_sampler()
         size = self.federation.data.sizes_N[client : client + 1]
         plan = schedule.draw(size, np.array([client]), server_round, self.config.seed)
@@ -68,7 +68,7 @@ class Package:
         return [index[0][weight[0] > 0] for index, weight in list(steps)[: plan.steps_S[0]]]
 
     def cohort(self, server_round: int) -> list[int]:
-        """Return the clients that the package samples."""
+        """Return the clients that the package samples in a round."""
         return sampled(range(N), self.config.fraction_train, self.config.seed, server_round)
 
     def page(self, name: str, **arguments: Any) -> NDArray[np.float64]:
@@ -78,7 +78,7 @@ class Package:
         return np.array([w.numpy() for w in history])
 
     def agrees(self, name: str, **arguments: Any) -> None:
-        """Assert that a page gives the package's models, which move."""
+        """Assert that a page gives the package's models, and that the models change."""
         ours = self.models()
         assert np.abs(np.diff(ours, axis=0)).max(1).min() > 1e-4
         np.testing.assert_allclose(self.page(name, **arguments), ours, rtol=0, atol=1e-12)

@@ -1,4 +1,4 @@
-"""Where the algorithms end on clients' quadratics, whose optimum and curvature are known: PISA at the optimum."""
+"""Where PISA and FedAvg end on clients' quadratics with known optimum and curvature."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def curvature(lab: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def test_the_dataset_says_the_truth(lab: Any) -> None:
-    """``ground_truth`` against Hessians and gradients computed from the samples."""
+    """``ground_truth`` agrees with Hessians and gradients computed from the samples."""
     hessians, optima, alpha = curvature(lab)
     ground_truth = load_dataset(RunConfig.from_mapping(lab.QUADRATIC)).ground_truth
     wanted = np.linalg.solve(
@@ -42,7 +42,10 @@ def test_the_dataset_says_the_truth(lab: Any) -> None:
 @pytest.mark.parametrize("local_steps", [1, 3])
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_pisa_reaches_the_optimum(lab: Any, scheme: str, local_steps: int) -> None:
-    """``w = w_i = w*``, and no client is at its own optimum: ``pi_i = -grad f_i(w*)``, which sum to zero."""
+    """At the end ``w = w_i = w*`` and ``pi_i = -grad f_i(w*)``, which sum to zero.
+
+    No client is at its own optimum there.
+    """
     hessians, optima, alpha = curvature(lab)
     optimum = load_dataset(RunConfig.from_mapping(lab.QUADRATIC)).ground_truth["optimum"]
     got = lab.trace(
@@ -63,7 +66,7 @@ def test_pisa_reaches_the_optimum(lab: Any, scheme: str, local_steps: int) -> No
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_pisa_reaches_the_regularised_optimum(lab: Any, scheme: str) -> None:
-    """``lambda`` and ``mu`` count in the objective alike; ``sum alpha_i pi_i = lambda w*``."""
+    """``lambda`` and ``mu`` regularise the objective alike, and ``sum alpha_i pi_i = lambda w*``."""
     lambda_, mu = 0.3, 0.1
     hessians, optima, alpha = curvature(lab)
     pooled = np.einsum("n,nij->ij", alpha, hessians) + (lambda_ + mu) * np.eye(6)
@@ -97,9 +100,10 @@ def test_with_some_clients_absent_keep_reaches_the_optimum_and_drop_does_not(lab
 @pytest.mark.parametrize("steps", [1, 2, 5, 20])
 @pytest.mark.parametrize("algorithm", ["fedavg", "localsgd"])
 def test_where_fedavg_ends(lab: Any, algorithm: str, steps: int) -> None:
-    """K gradient steps are ``w_i* + (I - h H_i)^K (w - w_i*)``; their mean has a fixed point of its own.
+    """FedAvg ends at the fixed point of the clients' mean of K gradient steps.
 
-    With one step and weights by samples it is the optimum, with more it is not.
+    K steps are ``w_i* + (I - h H_i)^K (w - w_i*)``. With one step the fixed point is the optimum. With more
+    steps it is not.
     """
     rate = 0.4
     hessians, optima, alpha = curvature(lab)
@@ -108,7 +112,7 @@ def test_where_fedavg_ends(lab: Any, algorithm: str, steps: int) -> None:
     left = np.array([np.linalg.matrix_power(np.eye(6) - rate * h, steps) for h in hessians])
     mean = np.einsum("n,nij->ij", alpha, left)
     end = np.linalg.solve(np.eye(6) - mean, np.einsum("n,nij,nj->i", alpha, np.eye(6) - left, optima))
-    assert np.abs(np.linalg.eigvalsh(mean)).max() < 1  # it draws every start to itself
+    assert np.abs(np.linalg.eigvalsh(mean)).max() < 1  # the iteration converges from every start
     got = lab.trace(
         {
             **lab.QUADRATIC, "algorithm": algorithm, "local-steps": steps, "learning-rate": rate,

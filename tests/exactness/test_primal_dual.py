@@ -1,6 +1,6 @@
-"""The primal-dual family against mathematics: the optimum, the multipliers, rates, identities, rounds by hand.
+"""The primal-dual family: optimum, multipliers, rates, identities, and rounds by hand.
 
-All in float64 on least squares, where the optimum is known and a round is a linear map.
+All tests use float64 and least squares, where the optimum is known and a round is a linear map.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from fedpisa.strategies.primaldual import PrimalDual
 from fedpisa.tasks.task import Task
 
 NUM_CLIENTS = 8
-# Values of whichever of these keys an algorithm has; the clients' largest curvature is below 2.
+# Each algorithm takes those of these keys that it has. The clients' largest curvature is below 2.
 KEYS = {"batch-size": "full", "sigma": 1.0, "learning-rate": 0.3, "proximity": 2.0, "local-steps": 5}
 FAMILY = ("feddyn", "fedadmm", "fedpd", "feddr", "iceadmm", "iiadmm", "fedgia")
 
@@ -41,7 +41,7 @@ def build(name: str, **more: object) -> Any:
 
 
 class Run:
-    """An algorithm on clients with one sample set each, from a given start."""
+    """An algorithm on clients with the given samples, from a given start."""
 
     def __init__(
         self, algorithm: Any, x: Any, y: Any, partition: Any, start: Any, fraction: float = 1.0, seed: int = 0
@@ -62,7 +62,7 @@ class Run:
         return np.array([finished.arrays["params"].numpy() for finished in self.rounds])
 
     def duals(self) -> np.ndarray:
-        """Return everyone's dual ``(N, P)``."""
+        """Return all clients' duals ``(N, P)``."""
         states = [self.grid.state(client_id) for client_id in range(self.data.num_clients)]
         return np.array([state["dual"].numpy() for state in states if state is not None])
 
@@ -115,7 +115,10 @@ def relative(got: np.ndarray, wanted: np.ndarray) -> float:
 @pytest.mark.parametrize("fraction", [1.0, 0.5])
 @pytest.mark.parametrize("name", FAMILY)
 def test_the_weighted_optimum_is_reached_with_several_local_steps(name: str, fraction: float) -> None:
-    """Sizes from 10 to 80, five local steps: the ``n_i``-weighted optimum, and ``pi_i = -grad F_i`` there."""
+    """Five local steps reach the ``n_i``-weighted optimum, where ``pi_i = -grad F_i``.
+
+    The clients have 10 to 80 samples.
+    """
     problem = quadratic()
     run = problem.run(build(name), fraction)
     model = run.models(300 if fraction == 1.0 else 500)[-1]
@@ -129,7 +132,7 @@ def test_the_weighted_optimum_is_reached_with_several_local_steps(name: str, fra
 
 @pytest.mark.parametrize("name", FAMILY)
 def test_clients_may_join_late(name: str) -> None:
-    """Three of the eight clients come after 20 rounds: what the server kept of the others still holds."""
+    """The optimum is reached although three of the eight clients join after 20 rounds."""
     problem = quadratic()
     run = problem.run(build(name))
     everybody, nodes = run.grid.get_node_ids(), run.grid.get_node_ids()[:5]
@@ -142,7 +145,7 @@ def test_clients_may_join_late(name: str) -> None:
 
 @pytest.mark.parametrize("name", FAMILY)
 def test_the_optimum_of_other_objectives(name: str) -> None:
-    """Plain means, global and local L2: each moves the optimum, and ``sum_i alpha_i pi_i = lambda w``."""
+    """Uniform weights and global and local L2 move the optimum, and ``sum_i alpha_i pi_i = lambda w``."""
     problem = quadratic()
     ridge = {"mu": 0.2, "weight-decay": 0.2}
     algorithm = build(name, weighting="uniform", lambda_=0.3, **ridge)
@@ -168,7 +171,10 @@ def test_momentum_and_relaxation_do_not_move_the_optimum() -> None:
 
 
 def test_a_fixed_server_step_ends_beside_the_optimum_where_clients_are_absent() -> None:
-    """FedADMM with ``eta = |S| / N`` follows the mean of all ``z_i``; ``eta = 1`` does so only if all are there."""
+    """FedADMM with ``eta = 1`` follows the mean of all ``z_i`` only if all clients take part.
+
+    With ``eta = |S| / N`` it always does.
+    """
     problem = quadratic()
     optimum = problem.optimum(problem.alpha())
     assert relative(problem.run(build("fedadmm", server_step=1.0)).models(300)[-1], optimum) <= 1e-8
@@ -176,7 +182,10 @@ def test_a_fixed_server_step_ends_beside_the_optimum_where_clients_are_absent() 
 
 
 def test_skipped_rounds_are_free_going_up_and_cost_exactness() -> None:
-    """FedPD: no bytes up and the same model in a skipped round; alone, the clients go to their own minima."""
+    """FedPD uploads nothing and keeps the model in a skipped round, and misses the optimum.
+
+    In skipped rounds each client moves towards its own minimum.
+    """
     problem = quadratic()
     algorithm = build("fedpd", skip_probability=0.5)
     skipped = [algorithm.local_update.skips(server_round) for server_round in range(1, 101)]
@@ -187,7 +196,7 @@ def test_skipped_rounds_are_free_going_up_and_cost_exactness() -> None:
     for before, after, skip in zip(models, models[1:], skipped[1:], strict=False):
         assert np.array_equal(before, after) == skip
     assert relative(models[-1], problem.optimum(problem.alpha())) > 1e-3
-    # Clients that are alike but for where their minimum is lose nothing: the paper's assumption.
+    # Clients that differ only in their minimum lose nothing, as the paper assumes.
     alike = Quadratic(condition=1.0)
     alike.hessians[:] = np.eye(10)
     scale = np.sqrt(np.asarray(alike.data.ground_truth["lipschitz"]))[alike.data.groups]
@@ -200,7 +209,7 @@ def test_skipped_rounds_are_free_going_up_and_cost_exactness() -> None:
 
 
 def local_map(problem: Quadratic, rate: float, sigma: float, steps: int) -> np.ndarray:
-    """Return ``P_i`` with ``v_K - c = -P_i (grad f_i(c) + pi_i)`` after K gradient steps ``(N, P, P)``."""
+    """Return ``P_i`` of ``v_K - c = -P_i (grad f_i(c) + pi_i)`` after K gradient steps ``(N, P, P)``."""
     eye = np.eye(problem.minima.shape[1])
     stiff = problem.hessians + sigma * eye
     contraction = np.array([np.linalg.matrix_power(eye - rate * h, steps) for h in stiff])
@@ -208,7 +217,7 @@ def local_map(problem: Quadratic, rate: float, sigma: float, steps: int) -> np.n
 
 
 def round_map(problem: Quadratic, sigma: float, local: np.ndarray) -> np.ndarray:
-    """Return the linear part of a round of ADMM on ``(w - w*, pi - pi*)``, everyone in it."""
+    """Return the linear part of a round of ADMM with all clients, acting on ``(w - w*, pi - pi*)``."""
     alpha, (n, d) = problem.alpha(), problem.minima.shape
     dual = np.zeros((n, d, n + 1, d))
     for i in range(n):
@@ -225,7 +234,7 @@ def round_map(problem: Quadratic, sigma: float, local: np.ndarray) -> np.ndarray
 
 @pytest.mark.parametrize("name", ["feddyn", "fedadmm", "fedpd", "feddr"])
 def test_the_rate_is_the_spectral_radius_of_the_round(name: str) -> None:
-    """With everyone in the round these four are one linear map: its powers, and its radius as the measured rate."""
+    """With all clients, a round is one linear map, and the measured rate is its spectral radius."""
     problem = quadratic()
     sigma, rate, steps = 0.5, 0.3, 5
     map_ = round_map(problem, sigma, local_map(problem, rate, sigma, steps))
@@ -244,7 +253,7 @@ def test_the_rate_is_the_spectral_radius_of_the_round(name: str) -> None:
 
 @pytest.mark.parametrize("steps", [1, 3])
 def test_pisas_rate_is_the_spectral_radius_of_its_round(steps: int) -> None:
-    """With ``Q = I`` its inner steps have length ``1 / (sigma + rho)``: the same map as the four above."""
+    """With ``Q = I`` PISA's local steps have length ``1 / (sigma + rho)``, which gives the same map."""
     problem = quadratic()
     sigma, rho = 2.0, 1.5
     map_ = round_map(problem, sigma, local_map(problem, 1 / (sigma + rho), sigma, steps))
@@ -263,9 +272,10 @@ def test_pisas_rate_is_the_spectral_radius_of_its_round(steps: int) -> None:
 
 @pytest.mark.parametrize("relaxation", [1.0, 1.5])
 def test_douglas_rachford_contracts_at_least_as_fast_as_its_theory(relaxation: float) -> None:
-    """Giselsson and Boyd: ``y`` contracts by ``|1 - a/2| + (a/2) delta`` per round, with exact proximal maps.
+    """With exact proximal maps ``y`` contracts by ``|1 - a/2| + (a/2) delta`` or less in every round.
 
-    In the norm of the theory, ``sqrt(sum alpha_i ||y_i||^2)``, in every round; 200 local steps are exact to rounding.
+    This is Giselsson and Boyd's bound, in the norm ``sqrt(sum alpha_i ||y_i||^2)``. 200 local steps are exact
+    to rounding.
     """
     problem = quadratic()
     largest = float(np.max(problem.data.ground_truth["lipschitz"]))
@@ -291,7 +301,10 @@ def test_douglas_rachford_contracts_at_least_as_fast_as_its_theory(relaxation: f
 
 
 def test_equal_hessians_have_the_rate_of_the_textbook() -> None:
-    """``H_i = h I`` and exact local minimisers: ``max(sigma, h) / (sigma + h)``, the dual's differences included."""
+    """With ``H_i = h I`` and exact local minimisers the rate is ``max(sigma, h) / (sigma + h)``.
+
+    This includes the duals' differences.
+    """
     rng = np.random.default_rng(0)
     h, minima, sizes = 0.7, rng.normal(size=(3, 2)), (2, 4, 8)
     eye = np.sqrt(h) * np.sqrt(2) * np.eye(2)
@@ -304,7 +317,7 @@ def test_equal_hessians_have_the_rate_of_the_textbook() -> None:
         run = Run(algorithm, x, y, parts, np.zeros(2))
         models = run.models(12)
         optimum = alpha @ minima
-        # The model's own modes are 0 and sigma / (sigma + h), those of the duals' differences h / (sigma + h).
+        # The model's modes are 0 and sigma / (sigma + h), those of the duals' differences h / (sigma + h).
         errors = np.linalg.norm(models - optimum, axis=1)
         assert errors[1:8] / errors[:7] == pytest.approx(np.full(7, sigma / (sigma + h)), rel=1e-6)
         duals = np.linalg.norm(run.duals() + h * (optimum - minima))
@@ -319,14 +332,14 @@ def test_equal_hessians_have_the_rate_of_the_textbook() -> None:
 
 @pytest.mark.parametrize("other", ["fedadmm", "fedpd", "feddr"])
 def test_with_everyone_in_every_round_these_are_one_algorithm(other: str) -> None:
-    """FedDyn, FedADMM, FedPD without skipping and FedDR without relaxation: round by round the same model."""
+    """FedDyn, FedADMM, FedPD without skipping and FedDR without relaxation give the same models."""
     problem = quadratic()
     feddyn, models = (problem.run(build(name, lambda_=0.1)).models(20) for name in ("feddyn", other))
     assert np.abs(models - feddyn).max() <= 1e-12
 
 
 def test_fedgia_is_gradient_descent_where_nobody_or_everybody_might_as_well() -> None:
-    """``z_i = w - g / sigma`` without ADMM steps, and with them if ``proximity = sigma``."""
+    """``z_i = w - g / sigma`` without ADMM steps, and for any share of them if ``proximity = sigma``."""
     problem = quadratic()
     w, wanted = np.zeros(10), []
     for _ in range(10):
@@ -445,7 +458,7 @@ def test_iiadmm_by_hand() -> None:
 
 
 def test_fedgia_by_hand() -> None:
-    """``sigma = 1``, ``proximity = 3``, everyone takes two ADMM steps: ``p = pi + g`` is multiplied by 3/4 twice.
+    """``sigma = 1``, ``proximity = 3``, all take two ADMM steps: ``p = pi + g`` is multiplied by 3/4 twice.
 
     Round 1, ``w = 2``: ``p = g = (-2, 4)``; second drift ``-(3/4) p / 4 = (3/8, -3/4)``; ``pi = (9/16) p - g =
     (7/8, -7/4)``; ``z = w + (5/4, -5/2) = (13/4, -1/2)``; ``w = 13/16 - 3/8 = 7/16``.
@@ -459,7 +472,7 @@ def test_fedgia_by_hand() -> None:
 
 
 def test_iiadmms_server_keeps_the_clients_duals() -> None:
-    """Half of the clients in each round: the two copies agree to rounding."""
+    """The server's duals equal the clients' to rounding, with half of the clients in each round."""
     run = quadratic().run(build("iiadmm"), 0.5)
     run.models(20)
     server = run.strategy.server
@@ -480,7 +493,7 @@ def test_feddyns_server_keeps_the_mean_of_the_clients_duals() -> None:
 
 @pytest.mark.parametrize("name", FAMILY)
 def test_the_defaults_train_the_digits_with_a_third_of_the_clients(name: str) -> None:
-    """Ten clients, ``label-dirichlet`` 0.3, three of them in a round: no divergence, and it learns."""
+    """Training does not diverge and learns, with ``label-dirichlet`` 0.3 and three of ten clients a round."""
     result = fedpisa.run(
         {
             "algorithm": name,

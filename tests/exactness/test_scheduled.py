@@ -1,4 +1,4 @@
-"""Hyper-parameters that change with the round: factors in closed form, rounds by hand, and the optimum all the same."""
+"""Hyper-parameters with a schedule: factors in closed form, rounds by hand, and exactness."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ ENGINES = ("loop", "vmap")
 EXACT = (
     "pisa", "sisa", "feddyn", "fedadmm", "fedpd", "feddr", "iceadmm", "iiadmm", "fedgia", "scaffold", "scaffnew"
 )  # fmt: skip
-# The clients' largest curvature is 3: steps that stay stable when sigma is not divided.
+# The clients' largest curvature is 3. These steps are stable even if sigma is not divided.
 KEYS: dict[str, object] = {
     "dataset": "quadratic", "partitioner": "natural", "num-clients": 5, "dimension": 4, "condition": 3.0,
     "dtype": "float64", "batch-size": "full", "eval-every": 10_000,
@@ -52,7 +52,7 @@ OWN: dict[str, object] = {
 
 
 def config(name: str, **more: object) -> RunConfig:
-    """Return a run of the algorithm on five quadratics, with those of `OWN` that are its keys."""
+    """Return the algorithm's configuration on five quadratics, with the keys of `OWN` that it has."""
     more = {key.rstrip("_").replace("_", "-"): value for key, value in more.items()}
     own = families.keys_of(families.find("algorithm", name), more)
     return RunConfig.from_mapping(
@@ -61,13 +61,13 @@ def config(name: str, **more: object) -> RunConfig:
 
 
 def models(run: RunConfig) -> np.ndarray:
-    """Return the model after each round, that of the start first ``(T + 1, P)``."""
+    """Return the models before the first and after each round ``(T + 1, P)``."""
     simulation = Simulation(run)
     return np.array([next(iter(simulation.parameters().values())).ravel() for _ in simulation.rows()])
 
 
 def clients(run: RunConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return every client's Hessian and minimiser, the weights and the optimum, from the data alone."""
+    """Compute the clients' Hessians, minimisers and weights, and the optimum, from the samples."""
     data, parts = split_dataset(run, load_dataset(run))
     hessians = np.array([data.x_train[p].T @ data.x_train[p] / len(p) for p in parts])
     targets = np.array([data.x_train[p].T @ data.y_train[p] / len(p) for p in parts])
@@ -114,14 +114,17 @@ def test_steps_milestones_and_cosines_are_torchs() -> None:
 
 
 def test_milestones_and_lines_are_their_closed_forms() -> None:
-    """Counted from the end of the warm-up; a milestone has a factor of its own where a list gives one."""
+    """Milestones and lines count rounds from the end of the warm-up.
+
+    A list of factors gives one factor to each milestone.
+    """
     values: dict[str, object] = {"num-server-rounds": 8, "warmup-rounds": 2}
     got = factors_of(RunConfig.from_mapping({**values, "schedule": "linear"}))
     assert got == pytest.approx((1 / 3, 2 / 3, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6))
     many = {**values, "schedule": "milestones", "schedule-milestones": [1, 4]}
     got = factors_of(RunConfig.from_mapping({**many, "schedule-factor": [0.5, 0.2]}))
     assert got == pytest.approx((1 / 3, 2 / 3, 1, 0.5, 0.5, 0.5, 0.1, 0.1))
-    # 0.1 each, as for `step`, unless something else is said; a change may also make the step longer.
+    # The default factor is 0.1, as for `step`. A factor above 1 makes the step longer.
     assert factors_of(RunConfig.from_mapping(many))[-1] == pytest.approx(0.01)
     assert factors_of(RunConfig.from_mapping({**many, "schedule-factor": 3}))[-1] == pytest.approx(9.0)
     assert RunConfig.from_mapping(many) == RunConfig.from_mapping({**many, "schedule-factor": 0.1})
@@ -168,7 +171,7 @@ def test_fedavg_is_sgd_whose_learning_rate_changes(engine: str) -> None:
 @pytest.mark.parametrize("keys", [None, "sigma", "rho"])
 @pytest.mark.parametrize("engine", ENGINES)
 def test_pisa_is_algorithm_1_with_sigma_and_rho_divided(engine: str, keys: str | None) -> None:
-    """Together with its own ``gamma``: ``sigma_l`` is what that gives, divided by the factor."""
+    """``sigma_l`` is the value that ``gamma`` gives, divided by the schedule's factor."""
     more = {} if keys is None else {"schedule_keys": keys}
     run = config(
         "pisa", engine=engine, schedule="step", schedule_every=3, schedule_factor=0.5, warmup_rounds=1,
@@ -178,7 +181,7 @@ def test_pisa_is_algorithm_1_with_sigma_and_rho_divided(engine: str, keys: str |
     hessians, minima, alpha, _ = clients(run)
     dual = np.zeros_like(minima)
     own, w = 3.0, got[0]
-    # Before the first round, sigma is that of round 1 without its gamma.
+    # The initial sigma has the factor of round 1, but not its gamma.
     first = own / (0.5 if keys != "rho" else 1.0)
     algorithm = build_algorithm(run)
     start = build_schedule(run, algorithm).scaled(algorithm, 0)
@@ -244,7 +247,7 @@ def test_fedsgds_optimizer_is_torchs_under_torchs_scheduler(name: str, options: 
 
 
 def reaches(schedule: StepSizeSchedule, run: RunConfig) -> float:
-    """Return how far from the optimum it ends, relative to the way from zero."""
+    """Return the final distance from the optimum, relative to the distance from zero."""
     simulation = Simulation(run)
     federation = simulation.federation
     federation.schedule = schedule
@@ -265,7 +268,10 @@ def reaches(schedule: StepSizeSchedule, run: RunConfig) -> float:
     ],
 )
 def test_exact_algorithms_stay_exact(name: str, keys: tuple[str, ...] | None) -> None:
-    """Three of five clients per round: what they kept was made with other values; then steps are halved for good."""
+    """Exact algorithms reach the optimum with three of five clients a round and changing step sizes.
+
+    The kept duals come from rounds with other values. In the last rounds the steps stay halved.
+    """
     run = config(name, fraction_train=0.6, num_server_rounds=220)
     schedule = schedule_of(build_algorithm(run), (*(1.0, 0.8, 0.9) * 40, 0.5), keys)
     assert reaches(schedule, run) < 1e-8
@@ -382,12 +388,12 @@ def test_what_cannot_be_is_said(
 
 
 def hyperbola(rounds_done: int, *, half_life: int = 2) -> float:
-    """``1 / (1 + t / half-life)``."""
+    """Return ``1 / (1 + t / half-life)``."""
     return 1 / (1 + rounds_done / half_life)
 
 
 def test_a_schedule_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a key of its own, and without asking for the number of rounds."""
+    """A user's schedule has its own key and need not take the number of rounds."""
     own = ModuleType("own_schedule")
     own.hyperbola = hyperbola  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "own_schedule", own)
@@ -397,7 +403,7 @@ def test_a_schedule_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_broadcast_is_the_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An algorithm that sends a hyper-parameter sends that of the round."""
+    """An algorithm that broadcasts a hyper-parameter sends the round's value."""
 
     def broadcast(self: FedAvg, server: Any) -> dict[str, torch.Tensor]:
         return {"params": server["params"], "rate": torch.tensor(self.local_update.learning_rate)}

@@ -1,4 +1,4 @@
-"""What changes with the round: the penalty ``sigma``, and the bias correction of the second moment."""
+"""The penalty ``sigma`` and the second moment's bias correction change from round to round."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from fedpisa.clients.preconditioners import Adam
 
 
 def sigma_by_hand(sigma: float, gamma: float, every: int, until: int | None, rounds: int) -> list[float]:
-    """Return ``sigma^0 .. sigma^rounds`` of (2.12): round ``l`` from 0 divides if ``l`` is a multiple of k0."""
+    """Return ``sigma^0 .. sigma^rounds`` of (2.12).
+
+    Counted from 0, round ``l`` divides if ``l`` is a multiple of ``k0``.
+    """
     values = [sigma]
     for l in range(rounds):  # noqa: E741
         divides = l % every == 0 and (until is None or l + 1 <= until)
@@ -31,7 +34,7 @@ def test_sigma(gamma: float, every: int, until: int | None) -> None:
 
 
 def test_sigma_of_a_run_in_both_engines(lab: Any) -> None:
-    """The published schedule: gamma 0.997 every 10 rounds."""
+    """A run follows the published schedule: gamma 0.997 every 10 rounds."""
     values = {
         **lab.QUADRATIC, "algorithm": "pisa", "sigma": 2.0, "rho": 2.0, "num-server-rounds": 25,
         "gamma": 0.997, "gamma-every": 10, "gamma-until": 12,
@@ -49,7 +52,10 @@ def test_a_gamma_above_one_is_refused() -> None:
 
 @pytest.mark.parametrize(("updates", "published"), [(1, 1.0), (10, 3.2), (100, 9.8)])
 def test_the_constant_bias_correction_inflates_the_root(updates: int, published: float) -> None:
-    """``sqrt((1 - beta^t) / (1 - beta))`` for a constant ``q``: a hidden decay of the step. "adam" stays at 1."""
+    """For a constant ``q``, "constant" inflates the root by ``sqrt((1 - beta^t) / (1 - beta))``.
+
+    This is a hidden decay of the step. "adam" does not inflate it.
+    """
     q = torch.tensor([3.0], dtype=torch.float64)
     roots = {}
     for correction in ("adam", "constant"):

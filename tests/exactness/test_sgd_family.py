@@ -1,9 +1,9 @@
-"""Local SGD and its relatives on client quadratics: who reaches the optimum, and where the others end, in closed form.
+"""Which relatives of local SGD reach the optimum, and where the others end, in closed form.
 
-Client i has ``f_i(w) = 1/2 (w - m_i)' H_i (w - m_i)``, known from `fedpisa.datasets.synthetic.quadratic`. With
-full batches, K local steps of length ``eta`` on ``f_i + mu/2 ||v - w||^2`` from ``w`` end at
-``v = w - P_i H_i (w - m_i)``, ``P_i = eta sum_{k<K} (I - eta (H_i + mu I))^k``, because the proximal term vanishes
-at ``w``. So the fixed point of ``w <- sum_i a_i v_i`` solves ``sum_i a_i P_i H_i (w - m_i) = 0``.
+Client i has ``f_i(w) = 1/2 (w - m_i)' H_i (w - m_i)``, known from `fedpisa.datasets.synthetic.quadratic`.
+With full batches, K local steps of length ``eta`` on ``f_i + mu/2 ||v - w||^2`` from ``w`` end at
+``v = w - P_i H_i (w - m_i)``, ``P_i = eta sum_{k<K} (I - eta (H_i + mu I))^k``, because the proximal term
+vanishes at ``w``. So the fixed point of ``w <- sum_i a_i v_i`` solves ``sum_i a_i P_i H_i (w - m_i) = 0``.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def hessians(data: Any) -> NDArray[np.float64]:
 
 
 class Lab:
-    """A linear model of the quadratic's clients under one algorithm."""
+    """A linear model on the quadratic's clients, trained by one algorithm."""
 
     def __init__(
         self, data: Any, name: str, fraction: float = 1.0, engine: str = "vmap", **keys: Any
@@ -89,7 +89,7 @@ class Lab:
 def fixed_point(
     data: Any, weights: NDArray[np.float64], steps: Any = K, mu: float = 0.0, eta: float = ETA
 ) -> NDArray[np.float64]:
-    """Return where ``sum_i weights_i P_i H_i (w - m_i) = 0``; ``steps`` may differ between clients."""
+    """Return the solution of ``sum_i weights_i P_i H_i (w - m_i) = 0``; ``steps`` may differ by client."""
     left, right = np.zeros((D, D)), np.zeros(D)
     every = np.broadcast_to(steps, N)
     for weight, h, m, count in zip(
@@ -111,7 +111,10 @@ def distance(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
 
 @pytest.mark.parametrize("momentum", [0.0, 0.5])
 def test_scaffold_reaches_the_optimum(quadratic: Any, momentum: float) -> None:
-    """The ``n_i``-weighted one; there ``c_i = grad f_i`` and ``c = sum alpha_i c_i = 0``."""
+    """SCAFFOLD reaches the ``n_i``-weighted optimum.
+
+    There ``c_i = grad f_i`` and ``c = sum alpha_i c_i = 0``.
+    """
     lab = Lab(quadratic, "scaffold", local_steps=K, momentum=momentum)
     optimum = quadratic.ground_truth["optimum"]
     assert distance(lab.run(400), optimum) < 1e-8
@@ -129,7 +132,7 @@ def test_scaffold_reaches_the_optimum(quadratic: Any, momentum: float) -> None:
 def test_a_few_clients_per_round_reach_the_optimum_too(
     quadratic: Any, name: str, keys: dict[str, Any]
 ) -> None:
-    """Unequal sizes, two of five in each round, on either engine's state."""
+    """Two of five clients of unequal sizes per round reach the optimum."""
     assert (
         distance(Lab(quadratic, name, fraction=0.4, **keys).run(900), quadratic.ground_truth["optimum"])
         < 1e-8
@@ -147,7 +150,10 @@ def test_uniform_weights_reach_the_papers_optimum(quadratic: Any, name: str) -> 
 
 
 def test_scaffnew_reaches_the_optimum(quadratic: Any) -> None:
-    """The ``n_i``-weighted one; ``sum alpha_i h_i = 0`` in every round, and ``h_i = grad f_i`` there."""
+    """Scaffnew reaches the ``n_i``-weighted optimum, where ``h_i = grad f_i``.
+
+    In every round ``sum alpha_i h_i = 0``.
+    """
     lab = Lab(quadratic, "scaffnew", probability=0.2)
     optimum = quadratic.ground_truth["optimum"]
     stiffness = 0.2 / ETA
@@ -171,7 +177,7 @@ def test_scaffnew_contracts_at_least_as_fast_as_its_theory(quadratic: Any, proba
 
     ``E Psi <= (1 - min(gamma m, p^2))^steps Psi_0`` for ``gamma <= 1/L``, where ``Psi`` is
     ``sum_i alpha_i (||x_i - w*||^2 + (gamma/p)^2 ||h_i - grad f_i(w*)||^2)``. ``(1 - ...)^-steps Psi`` is a
-    supermartingale: with probability 99 % no run is ever more than 100 times above.
+    supermartingale: with probability 99 % it never exceeds 100 times its start.
     """
     curvatures = np.linalg.eigvalsh(hessians(quadratic))
     gamma, m = 1 / curvatures.max(), curvatures.min()
@@ -192,10 +198,11 @@ def test_scaffnew_contracts_at_least_as_fast_as_its_theory(quadratic: Any, proba
 
 
 def test_scaffolds_rate_is_the_spectral_radius_of_its_round(quadratic: Any) -> None:
-    """With everyone in every round it is a linear map of ``(w - w*, c_1 - g_1, ..., c_N - g_N)``, written down here.
+    """With all clients a round is a linear map of ``(w - w*, c_1 - g_1, ..., c_N - g_N)``.
 
-    From errors ``e`` and ``d_i``, K steps along ``H_i (v - w*) + d - d_i`` with ``d = sum_j alpha_j d_j`` end at
-    ``v_i - w* = S_i e - P_i (d - d_i)``, ``S_i = (I - eta H_i)^K``; ``d_i`` becomes ``d_i - d + (w - v_i) / (K eta)``.
+    From errors ``e`` and ``d_i``, K steps along ``H_i (v - w*) + d - d_i`` with ``d = sum_j alpha_j d_j``
+    end at ``v_i - w* = S_i e - P_i (d - d_i)``, ``S_i = (I - eta H_i)^K``;
+    ``d_i`` becomes ``d_i - d + (w - v_i) / (K eta)``.
     """
     powers, sums = [], []
     for h in hessians(quadratic):
@@ -246,7 +253,7 @@ def test_the_others_end_at_their_own_fixed_point(
 
 
 def test_one_step_has_no_bias(quadratic: Any) -> None:
-    """All are gradient descent then."""
+    """With one local step all four are gradient descent and reach the optimum."""
     for name in ("fedavg", "fedprox", "fednova", "scaffold"):
         assert (
             distance(
@@ -269,9 +276,9 @@ def test_a_pull_to_the_global_model_makes_the_bias_smaller(quadratic: Any) -> No
 
 
 class Repeated:
-    """Every sample of a client is the same, so that mini-batches are exact and K is ``n_i``: one weight.
+    """Clients whose samples are all equal, so that mini-batches are exact and K is ``n_i``.
 
-    ``f_i(w) = h_i/2 (w - m_i)^2``.
+    The model has one weight, and ``f_i(w) = h_i/2 (w - m_i)^2``.
     """
 
     sizes = (1, 4, 8)
@@ -313,7 +320,7 @@ class Repeated:
         return np.array(gains)
 
     def tau(self, momentum: float = 0.0) -> NDArray[np.float64]:
-        """Return FedNova's formula."""
+        """Return FedNova's ``tau_i``."""
         k = np.array(self.sizes)
         return (k - momentum * (1 - momentum**k) / (1 - momentum)) / (1 - momentum)
 
@@ -323,7 +330,10 @@ class Repeated:
 
 @pytest.mark.parametrize("momentum", [0.0, 0.8])
 def test_fednova_with_unequal_steps_ends_at_its_own_fixed_point(momentum: float) -> None:
-    """``sum alpha_i (w - v_i) / tau_i = 0``; FedAvg's is ``sum alpha_i (w - v_i) = 0``."""
+    """FedNova's fixed point solves ``sum alpha_i (w - v_i) / tau_i = 0``.
+
+    FedAvg's solves ``sum alpha_i (w - v_i) = 0``.
+    """
     problem, eta = Repeated(), 0.05
     gain = problem.gain(eta, momentum)
     nova = problem.fixed_point(problem.alpha / problem.tau(momentum), gain)
@@ -334,7 +344,10 @@ def test_fednova_with_unequal_steps_ends_at_its_own_fixed_point(momentum: float)
 
 
 def test_fednova_takes_out_the_bias_from_unequal_steps_only() -> None:
-    """As ``eta -> 0`` its bias vanishes, linearly; FedAvg's goes to that of weights ``alpha_i K_i``."""
+    """As ``eta -> 0``, FedNova's bias vanishes linearly.
+
+    FedAvg's bias approaches that of the weights ``alpha_i K_i``.
+    """
     problem = Repeated()
     nova, average = [], []
     for eta in (1e-2, 1e-3, 1e-4):
@@ -370,7 +383,7 @@ def test_the_weights_of_momentum_are_the_closed_form() -> None:
 
 @pytest.mark.parametrize("name", ["scaffold", "scaffnew"])
 def test_control_variates_start_at_zero(quadratic: Any, name: str) -> None:
-    """So the first round is FedAvg's, to the last digit."""
+    """They start at zero, so the first round equals FedAvg's to rounding."""
     steps = {"local_steps": K}
     if name == "scaffnew":
         count = GeometricSteps("full", 0.3).draw(SIZES, np.arange(N), 1, 0).steps_S
@@ -384,7 +397,10 @@ def test_control_variates_start_at_zero(quadratic: Any, name: str) -> None:
 
 @pytest.mark.parametrize("engine", ["loop", "vmap"])
 def test_clients_keep_their_control_variates(quadratic: Any, engine: str) -> None:
-    """After a round ``c_i`` is the mean of its gradients: ``(w - v_i) / (K eta)``; absent clients keep theirs."""
+    """After a round ``c_i`` is the mean of the client's gradients, ``(w - v_i) / (K eta)``.
+
+    An absent client keeps its ``c_i``.
+    """
     lab = Lab(quadratic, "scaffold", fraction=0.4, engine=engine, local_steps=K)
     model = lab.strategy.start_from(to_record({"params": lab.task.initial_params()}))
     before = np.zeros((N, D))
@@ -411,7 +427,7 @@ def test_clients_keep_their_control_variates(quadratic: Any, engine: str) -> Non
 
 @pytest.mark.parametrize("fraction", [0.4, 1.0])
 def test_scaffolds_c_moves_by_the_fraction_that_took_part(quadratic: Any, fraction: float) -> None:
-    """Uniform: ``c <- c + (S/N) mean_S (change of c_i)``, and so ``c = mean_N c_i`` always."""
+    """With uniform weights ``c <- c + (S/N) mean_S (change of c_i)``, so always ``c = mean_N c_i``."""
     lab = Lab(quadratic, "scaffold", fraction=fraction, weighting="uniform", local_steps=K)
     model = lab.strategy.start_from(to_record({"params": lab.task.initial_params()}))
     c, before = np.zeros(D), np.zeros((N, D))
@@ -427,7 +443,7 @@ def test_scaffolds_c_moves_by_the_fraction_that_took_part(quadratic: Any, fracti
 
 
 def test_scaffolds_c_is_the_weighted_mean_of_the_c_i(quadratic: Any) -> None:
-    """By samples: as soon as everyone was seen, however few took part in each round."""
+    """With weights by samples ``c`` is the weighted mean once every client has taken part."""
     lab = Lab(quadratic, "scaffold", fraction=0.4, local_steps=K)
     lab.run(30)
     assert (lab.server()["num-examples"] == SIZES).all()
@@ -435,7 +451,7 @@ def test_scaffolds_c_is_the_weighted_mean_of_the_c_i(quadratic: Any) -> None:
 
 
 def test_fedprox_squares_its_norm(quadratic: Any) -> None:
-    """The proximal gradient is ``mu (v - w)``, linear in the distance: doubled far away, zero at ``w``."""
+    """The proximal gradient is ``mu (v - w)``: linear in the distance and zero at ``w``."""
     update = Lab(quadratic, "fedprox", proximal_mu=0.5).algorithm.local_update
     w = torch.arange(D, dtype=torch.float64)
     offset = torch.tensor([1.0, -2.0, 0.5, 3.0], dtype=torch.float64)
@@ -449,7 +465,10 @@ def test_fedprox_squares_its_norm(quadratic: Any) -> None:
 
 
 def test_scaffnews_rounds_have_the_geometric_number_of_steps() -> None:
-    """``P(K = k) = p (1 - p)^(k-1)``, the same for all clients, another in each round and with each seed."""
+    """A round has K steps with ``P(K = k) = p (1 - p)^(k-1)``.
+
+    K is the same for all clients, and differs between rounds and between seeds.
+    """
     schedule, p = GeometricSteps("full", 0.25), 0.25
     plans = [schedule.draw(np.array([3, 50]), np.array([0, 7]), t, seed=1).steps_S for t in range(1, 2001)]
     assert all(plan[0] == plan[1] for plan in plans)

@@ -1,4 +1,4 @@
-"""Components: what their signatures say, what values are taken, what is built from them."""
+"""Components: their signatures, the values that they take, and the objects that they build."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class Pizza:
 
 @pytest.fixture(autouse=True)
 def _spices(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make the toys' family known."""
+    """Register the toys' family."""
     spices = [inspect_component("spice", components.name_of(cls), cls) for cls in (Salt, BlackPepper)]
     monkeypatch.setattr(lookup, "_FAMILIES", {**lookup._FAMILIES, "spice": lambda: spices})
     monkeypatch.setattr(lookup, "_collected", lookup._collected.__wrapped__)
@@ -128,7 +128,7 @@ def test_a_dataclass_gives_the_keys_of_its_parts_with_the_defaults_of_its_instan
 
 def test_the_keys_follow_the_chosen_part(pizza: Component) -> None:
     assert "mesh" not in keys_of(pizza, {"spice": "salt"})
-    # Named as by default: with the default instance's values; the class's own are for another choice.
+    # The default part, named explicitly, keeps the default instance's values, not the class's.
     assert keys_of(pizza, {"spice": "black-pepper"})["mesh"].default == 20
 
 
@@ -245,7 +245,7 @@ def test_build_nests_the_values(pizza: Component) -> None:
 
 def test_build_without_values_is_the_default(pizza: Component) -> None:
     assert build(pizza) == Pizza()
-    assert build(pizza, dict.fromkeys(keys_of(pizza))) == Pizza()  # None stands for the default
+    assert build(pizza, dict.fromkeys(keys_of(pizza))) == Pizza()  # None means the default
 
 
 def test_another_choice_has_the_defaults_of_its_class() -> None:
@@ -324,7 +324,7 @@ def test_a_users_component_in_the_current_directory_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)  # is undone, unlike what `find` does where this is missing
+    monkeypatch.syspath_prepend(tmp_path)  # monkeypatch restores this after the test; `find` would leave it
     (tmp_path / "my_fedpisa_parts.py").write_text(
         "def net(shape, num_outputs, *, depth: int = 2): return depth\nlist_ = []\n"
     )

@@ -1,4 +1,4 @@
-"""Optimizers by name are torch's and pytorch_optimizer's own, to the last bit, also from round to round."""
+"""Optimizers by name equal torch's and pytorch_optimizer's bit for bit, also across rounds."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def class_of(name: str) -> type[torch.optim.Optimizer]:
 
 
 def trajectory(optimizer: torch.optim.Optimizer, weight: torch.nn.Parameter) -> torch.Tensor:
-    """Return the weights on five steps down a tilted quadratic."""
+    """Return the weights after each of five steps on a tilted quadratic."""
     scale = torch.tensor([[1.0, 4.0], [0.5, 2.0]])
     points = []
     for _ in range(5):
@@ -143,7 +143,7 @@ def test_annotations_lose_their_tensors() -> None:
 
 
 def gradient(params: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the gradient of a tilted quartic, which is nowhere zero by chance."""
+    """Return the gradient of a tilted quartic, which has no accidental zeros."""
     return {
         name: torch.linspace(0.5, 2.0, value.numel()).reshape(value.shape) * (value - 1) + 0.1 * value**3
         for name, value in params.items()
@@ -151,13 +151,13 @@ def gradient(params: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def model(shapes: Iterable[tuple[int, ...]]) -> dict[str, Tensor]:
-    """Return weights under names with dots."""
+    """Return weights whose names have dots."""
     generator = torch.Generator().manual_seed(0)
     return {f"layer.{i}.weight": torch.randn(shape, generator=generator) for i, shape in enumerate(shapes)}
 
 
 def rounds(algorithm: FedSGD, params: dict[str, Tensor], number: int) -> Iterator[dict[str, Tensor]]:
-    """Yield the server's parameters after each round of one client, through nothing but its state of tensors."""
+    """Yield the server's parameters after each round of one client; only tensors pass between rounds."""
     layout = ParamLayout.of(params.items())
     cohort = Cohort(torch.tensor([0]), torch.tensor([1.0], dtype=torch.float64), 1, 1, layout)
     server: Any = algorithm.init(layout.flatten(params), layout)
@@ -176,7 +176,7 @@ def by_hand(optimizer: torch.optim.Optimizer, bound: dict[str, torch.nn.Paramete
 
 @pytest.mark.parametrize("name", ALL)
 def test_rounds_are_steps_of_one_optimizer(name: str) -> None:
-    """Twelve rounds, the optimizer taken apart after each, are twelve plain steps to the last bit."""
+    """Twelve rounds, each with a rebuilt optimizer, equal twelve plain steps bit for bit."""
     shapes = [(4, 3), (3, 5)] if name == "muon" else [(4, 3), (4,), (3, 2, 2, 2)]
     params = model(shapes)
     optimizer = build(find("optimizer", name), {"learning-rate": 0.01})

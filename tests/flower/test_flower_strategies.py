@@ -1,4 +1,4 @@
-"""Flower's own strategies and apps run unchanged, and messages are what Flower says they are."""
+"""Flower's strategies and apps run unchanged, and messages follow Flower's definitions."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def tensor(arrays: Any) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_flowers_strategies_run_unchanged(lab: Any, name: str) -> None:
-    """On both Grids, by our loop and by their own `start`: four times the same model, which moved."""
+    """Both Grids, with our loop and with `start`, give the same model, which differs from the initial one."""
     models, losses = [], []
     for engine in ("loop", "vmap"):
         federation = fedavg(lab, engine)
@@ -76,7 +76,7 @@ def test_flowers_strategies_run_unchanged(lab: Any, name: str) -> None:
 
 
 def test_flowers_fedavg_is_ours(lab: Any, engine: str) -> None:
-    """Batch norm's buffers included."""
+    """Flower's FedAvg gives our model, including BatchNorm's buffers."""
 
     def module() -> nn.Module:
         return lab.fill(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)))
@@ -93,9 +93,9 @@ def test_flowers_fedavg_is_ours(lab: Any, engine: str) -> None:
 
 @pytest.mark.parametrize("mu", [0.5, 2])
 def test_the_proximal_term_acts(lab: Any, engine: str, mu: float) -> None:
-    """One full-batch round with K = 2: ``v_2 = v_1 - lr (grad f(v_1) + mu (v_1 - w))``, by plain autograd.
+    """One full-batch round with K = 2 equals plain autograd.
 
-    A whole number is as good as a float.
+    The step is ``v_2 = v_1 - lr (grad f(v_1) + mu (v_1 - w))``. ``mu`` may be an integer or a float.
     """
     federation = lab.make(lab.Case("fedavg", {"local-steps": 2, "batch-size": "full"}).build(), engine)
     *_, last = rounds(flower.FedProx(proximal_mu=mu), federation.grid, federation.initial, 1)
@@ -119,7 +119,7 @@ def test_the_proximal_term_acts(lab: Any, engine: str, mu: float) -> None:
 
 @pytest.mark.parametrize("name", ["sisa", "fedavg", "fedsgd"])
 def test_our_strategy_runs_by_flowers_own_start(lab: Any, name: str, engine: str) -> None:
-    """`Strategy.start` and `rounds` are the same loop."""
+    """`Strategy.start` and `rounds` give the same model."""
     algorithm = lab.Case(name, {}).build()
     ours, theirs = (lab.make(algorithm, engine, fraction=0.5) for _ in range(2))
     ours.run(3)
@@ -128,7 +128,7 @@ def test_our_strategy_runs_by_flowers_own_start(lab: Any, name: str, engine: str
 
 
 def test_a_strategy_that_is_started_again_starts_afresh(lab: Any) -> None:
-    """A second `start` begins with the arrays that it is given, and clients of its own."""
+    """A second `start` begins with the given arrays and fresh clients."""
     algorithm = lab.Case("sisa", {}).build()
     first, second = (lab.make(algorithm, "vmap") for _ in range(2))
     once = tensor(first.strategy.start(first.grid, first.initial, num_rounds=2).arrays)
@@ -140,7 +140,7 @@ def test_a_strategy_that_is_started_again_starts_afresh(lab: Any) -> None:
 
 
 def quickstart() -> tuple[ServerApp, ClientApp, dict[str, Any]]:
-    """Return apps as Flower's PyTorch quickstart writes them, and what the server app saw."""
+    """Return apps like those of Flower's PyTorch quickstart, and the server app's results."""
     seen: dict[str, Any] = {"evaluations": []}
     centre = torch.tensor([2.0, -1.0, 0.5])
 
@@ -233,7 +233,7 @@ def test_a_failing_client_app_says_who_and_why() -> None:
 
 
 def test_push_and_pull(lab: Any, engine: str) -> None:
-    """Pushed messages get numbers; each reply can be pulled once, by its number, and knows its request."""
+    """Each reply can be pulled once, by the number of its pushed message, and names its request."""
     federation = fedavg(lab, engine)
     direct = fedavg(lab, engine)
     requests = list(federation.strategy.configure_train(1, federation.initial, {}, federation.grid))
@@ -273,7 +273,7 @@ def test_a_message_that_is_neither_train_nor_evaluate_is_refused(lab: Any, engin
 
 
 def test_the_loop_grid_shares_nothing_with_its_clients() -> None:
-    """What a client app does to the content it received reaches neither the server nor the next client."""
+    """A client app's changes to its content reach neither the server nor the next client."""
     received = []
     app = ClientApp()
 
@@ -312,7 +312,7 @@ def test_the_loop_grid_shares_nothing_with_its_clients() -> None:
 @pytest.mark.parametrize("dtype_name", ["float32", "float64", "float16", "int64", "bool"])
 @pytest.mark.parametrize("shape", [(), (0,), (5,), (2, 3)], ids=str)
 def test_a_tensor_array_is_an_array(dtype_name: str, shape: tuple[int, ...]) -> None:
-    """Its bytes, its number, and what comes out of them are those of Flower's own array."""
+    """Bytes, object id and values equal those of Flower's own array."""
     values = (torch.arange(int(np.prod(shape))).reshape(shape) % 2).to(getattr(torch, dtype_name))
     array = TensorArray(values)
     own = Array(values.numpy())
@@ -329,14 +329,14 @@ def test_a_tensor_array_is_an_array(dtype_name: str, shape: tuple[int, ...]) -> 
 
 
 def test_numpy_of_a_tensor_array_is_a_copy() -> None:
-    """Flower's strategies add up in place what `numpy` gives them."""
+    """`numpy` returns a copy, because Flower's strategies add in place."""
     values = torch.zeros(3)
     TensorArray(values).numpy()[:] = 1
     assert not bool(values.any())
 
 
 def test_bytes_count_the_numbers_of_every_message(lab: Any, engine: str) -> None:
-    """``S`` clients, ``P`` float64 down and up; the labels of a stacked reply are not counted twice."""
+    """``S`` clients receive and send ``P`` float64 each; a stacked reply's labels are counted once."""
     federation = lab.make(lab.Case("sisa", {}).build(), engine, fraction=0.5).run(1)
     size = 3 * 8 * federation.task.layout.size
     assert (federation.history[0].bytes_down, federation.history[0].bytes_up) == (size, size)

@@ -1,4 +1,4 @@
-"""Models: sizes by hand, shapes, initial weights, and what is said of those that do not fit."""
+"""Models: sizes by hand, shapes, initial weights, and the errors for unsuitable data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures: what they show, and that the same data give the same bytes."""
+"""Plots: their content, and equal bytes for equal data."""
 
 from __future__ import annotations
 

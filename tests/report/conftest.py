@@ -1,4 +1,4 @@
-"""Run directories with made-up numbers, whose statistics are known."""
+"""Fixtures: run directories with made-up numbers and known statistics."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROUNDS = 4
 
 @pytest.fixture
 def write_run(tmp_path: Path) -> WriteRun:
-    """Return a function that writes a run's directory; its accuracy rises in equal steps to ``final``."""
+    """Return a function that writes a run's directory, with an accuracy that rises linearly to ``final``."""
 
     def write(
         name: str,

@@ -1,4 +1,4 @@
-"""The clients' side: the labels that a run counted, and the accuracies in ``clients.parquet``."""
+"""The report on clients: a run's label counts, and the accuracies in ``clients.parquet``."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_of_a_regression_the_deciles_are_counted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("counts", [{}, {"labels": np.ones((4, 10), np.int64)}, {"labels": np.ones(3)}])
 def test_a_run_without_fit_counts_leaves_its_sizes(run: Run, counts: dict[str, Any]) -> None:
-    """Earlier versions stored none."""
+    """A run of an earlier version has sizes but no label counts."""
     parts = {str(client): part for client, part in enumerate(run.result.partition)}
     np.savez(forget_digests(run.directory) / "partition.npz", **parts, **counts)
     found = clients.picture([run], 0)

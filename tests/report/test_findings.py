@@ -1,4 +1,4 @@
-"""Final values, targets, costs and the words made of them, on runs worked out by hand."""
+"""Final values, targets, costs and their wording, on runs worked out by hand."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_only_common_seeds_are_paired(write_run: WriteRun, tmp_path: Path) -> No
 
 
 def test_costs_to_the_target(write_run: WriteRun, tmp_path: Path) -> None:
-    # Four rounds of equal steps, 3 MB and 0.5 s: 0.6 is reached by 0.8 in round 3, by 0.9 in 3, by 0.4 never.
+    # A run has four equal rounds of 3 MB and 0.5 s. Ending at 0.8 or 0.9, it reaches 0.6 in round 3.
     study(write_run, {"fedavg": [0.8, 0.4], "sisa": [0.9, 0.9]})
     one = find(collect([tmp_path]), 0.6).by_split[0]
     sisa, fedavg = (outcome.cost for outcome in one.outcomes)

@@ -1,4 +1,4 @@
-"""The page: it holds the numbers, nothing from elsewhere, and what users named stays text."""
+"""The page contains the numbers, loads nothing external, and shows users' names as text."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HOSTILE = "<img src=x onerror=alert(1)>&\"'{{7*7}}"
 
 
 class Page(HTMLParser):
-    """Checks that elements are closed in order; gathers the text, attributes and scripts."""
+    """A parser that checks the nesting of elements and collects text, attributes and scripts."""
 
     def __init__(self, file: Path) -> None:
         super().__init__()
@@ -211,7 +211,7 @@ def test_without_data_torch_stays_out(write_run: WriteRun) -> None:
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
-# Hovers over every picture, presses every control, and reports what there is then and where texts overlap.
+# This script hovers over every picture, presses every control, and reports elements and overlapping texts.
 PROBE = """<script>
 window.addEventListener("load", () => setTimeout(() => {
   const report = { errors: window.problems, tips: [], curves: [], overlaps: [] };

@@ -1,4 +1,4 @@
-"""Which runs are seeds of one curve, and what curves and splits are called."""
+"""Grouping runs into curves by seed, and the names of curves and splits."""
 
 from __future__ import annotations
 

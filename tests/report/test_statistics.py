@@ -1,4 +1,4 @@
-"""Means, intervals and tests against closed forms and scipy."""
+"""Means, intervals and tests equal closed forms and SciPy's values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tables: numbers in CSV, and LaTeX."""
+"""Tables of numbers in CSV and LaTeX."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_fairness_in_closed_form(found: findings.Findings) -> None:
     values = {0: np.array([0.2, 0.4, 0.6]), 1: np.array([0.4, 0.6, 0.8])}
     table = tables.fairness(found, [clients.Fairness(group, values, "samples")])
     row = next(row for row in table.rows if row[:2] == ["dirichlet-alpha=0.1", "sisa"])
-    # Means 0.4 and 0.6, the worst of three 0.2 and 0.4, variance over the clients 0.04 for both.
+    # The means are 0.4 and 0.6, the worst clients 0.2 and 0.4, and the variances over clients 0.04.
     assert row[2:] == ["2", "50.00 ± 14.14", "30.00 ± 14.14", "20.00 ± 0.00", "400.0 ± 0.0"]
     assert clients.worst(np.arange(20) / 20) == pytest.approx(0.025)
 

@@ -1,4 +1,4 @@
-"""Runs that are cut short, and what they leave."""
+"""Helpers: runs that are interrupted, and the files that they leave."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ STATEFUL: list[dict[str, object]] = [
 
 
 class KilledError(Exception):
-    """Stands for the end of the process."""
+    """The simulated end of the process."""
 
 
 def killed_after(server_round: int) -> Callable[[Event], None]:
@@ -50,7 +50,7 @@ def cut_short(config: Mapping[str, object], out: Path, server_round: int) -> Pat
 
 
 def rows(directory: Path) -> list[dict[str, Any]]:
-    """Return the rows without what is measured by the clock; every line must be whole."""
+    """Return the rows of ``metrics.jsonl`` without measured seconds; every line must be complete."""
     lines = (directory / "metrics.jsonl").read_text().splitlines()
     kept = [json.loads(line) for line in lines]
     return [{key: value for key, value in row.items() if "seconds" not in key} for row in kept]
@@ -64,13 +64,13 @@ def assert_same(one: Path, other: Path) -> None:
 
 
 def forget_digests(directory: Path) -> Path:
-    """Make a run one of an earlier version, whose files may be edited."""
+    """Turn a run into one of an earlier version, whose files may be edited."""
     info = json.loads((directory / "run.json").read_text())
     (directory / "run.json").write_text(json.dumps({**info, "digests": {}}))
     return directory
 
 
 def checkpoints(directory: Path) -> list[int]:
-    """Return the rounds of the checkpoints that are there, the last first."""
+    """Return the rounds of the run's checkpoints, the newest first."""
     files = checkpoint.newest_first(directory / "checkpoint")
     return [checkpoint.read(file).server_round for file in files]

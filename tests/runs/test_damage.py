@@ -1,4 +1,4 @@
-"""A damaged file of a run's directory is one line with its name, or a warning; other runs go on."""
+"""A damaged file of a run causes a one-line error or a warning with its name; other runs continue."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ RESUMED = ("missing", "a directory", "a flipped bit", "another type")
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a finished run, one without digests, an unfinished one, and a study."""
+    """Return a folder with a finished run, a run without digests, an unfinished run, and a study."""
     folder = tmp_path_factory.mktemp("whole")
     run(KEYS, folder / "finished")
     shutil.copytree(folder / "finished", folder / "old")
@@ -59,14 +59,14 @@ def write_study(folder: Path) -> Path:
 
 
 def copy_of(original: Path, place: Path, name: str, damage: str) -> tuple[Path, Path, bool]:
-    """Damage one file of a copy of a run; return the copy, the file and whether it has changed.
+    """Copy a run and damage one file; return the copy, the file, and whether the file has changed.
 
     Parameters
     ----------
     original, place
         The run, and its copy.
     name
-        Begin of the file's path.
+        The beginning of the file's path.
     damage
         One of `DAMAGES`.
     """
@@ -78,7 +78,7 @@ def copy_of(original: Path, place: Path, name: str, damage: str) -> tuple[Path, 
 
 
 def require_line(error: ValueError, *names: str) -> None:
-    """Check that an error is one line with the name of a file."""
+    """Check that an error has one line with the name of a file."""
     assert "\n" not in str(error)
     assert any(name in str(error) for name in names)
     assert len(str(error)) < 1000
@@ -89,7 +89,7 @@ def require_line(error: ValueError, *names: str) -> None:
 def test_a_result_with_a_damaged_file(
     kind: str, name: str, whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What has a digest is never read with another content."""
+    """A file with a digest is never read if its content has changed."""
     for damage in DAMAGES:
         caplog.clear()
         directory, file, is_changed = copy_of(whole / kind, tmp_path / damage, name, damage)
@@ -183,7 +183,7 @@ def test_a_study_goes_on_with_the_other_runs(
 def test_metrics_that_changed_before_the_checkpoint_are_not_kept(
     whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A digit of an early round is another one: the checkpoint knows what the file held up to its round."""
+    """A changed digit in an early round is found: the checkpoint has a digest of the file up to its round."""
     directory = tmp_path / "run"
     shutil.copytree(whole / "unfinished", directory)
     content = (directory / "metrics.jsonl").read_text()
@@ -195,7 +195,7 @@ def test_metrics_that_changed_before_the_checkpoint_are_not_kept(
 
 
 def test_digests_are_those_of_the_files_that_are_there(whole: Path, tmp_path: Path) -> None:
-    """A run that goes on has none until it ends again."""
+    """A resumed run has no digests until it ends."""
     seen: list[object] = []
     directory = tmp_path / "run"
     shutil.copytree(whole / "finished", directory)

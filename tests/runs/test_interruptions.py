@@ -1,4 +1,4 @@
-"""Signals, full disks, folders that cannot be written, kill -9: a run goes on in the same bytes."""
+"""Runs resume with the same bytes after signals, full disks, read-only folders and ``kill -9``."""
 
 from __future__ import annotations
 
@@ -80,7 +80,10 @@ def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
 def test_signals_that_come_together_end_at_once_and_leave_no_trace(
     tmp_path: Path, in_child: Any, ended: Any
 ) -> None:
-    """Python looks for signals one after the other, and complains of one whose handler went in the meantime."""
+    """Two pending signals end the process at once, without an error message.
+
+    Python handles signals one by one. It reports a signal whose handler was removed in the meantime.
+    """
     both = {signal.SIGINT, signal.SIGTERM}
 
     def work() -> None:
@@ -163,7 +166,7 @@ def lines_of(file: Path) -> int:
 def test_a_full_disk_loses_nothing(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Every kind of file in turn is the one for which there is no room."""
+    """The disk is full when the run writes the named kind of file."""
     run(SMALL, tmp_path / "whole")
     directory, real, full = tmp_path / "cut", Path.open, False
 
@@ -173,7 +176,7 @@ def test_a_full_disk_loses_nothing(
         if writing and name in file.name and lines_of(directory / "metrics.jsonl") >= 4:
             full = True
         if full and writing:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # without a name, as from a write
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # without a file name, like `write`
         return real(file, mode, *more, **options)
 
     keys = " ".join(f"{key}={value}" for key, value in SMALL.items())
@@ -193,7 +196,7 @@ def test_a_full_disk_loses_nothing(
 
 
 def test_a_real_limit_on_the_size_of_files(tmp_path: Path) -> None:
-    """The system itself refuses the bytes of a checkpoint."""
+    """The operating system refuses to write a checkpoint beyond the limit."""
     directory, config = tmp_path / "cut", {**SMALL, "model": "mlp"}
     child = os.fork()
     if child == 0:
@@ -223,7 +226,7 @@ def test_a_folder_that_may_not_be_written(
 
 
 def go_on_in_child(config: Mapping[str, object], directory: Path) -> int:
-    """Begin a run or go on with it in a forked process: importing everything anew would take seconds."""
+    """Start or resume a run in a forked process, because new imports would take seconds."""
     child = os.fork()
     if child == 0:
         code = 1
@@ -252,9 +255,9 @@ KILLED: list[dict[str, object]] = [
 def test_killed_at_random_moments(
     config: Mapping[str, object], tmp_path: Path, in_child: Any, ended: Any
 ) -> None:
-    """Five times ``kill -9`` of each run, wherever it just is: building, training, writing a checkpoint.
+    """Each run survives five ``kill -9`` at random moments.
 
-    And a sixth time in the middle, so that one at least goes on from a checkpoint and not from the beginning.
+    A sixth kill in the middle makes sure that at least one run resumes from a checkpoint.
     """
     config = {**SMALL, "fraction-train": 0.4, "num-server-rounds": 25, "checkpoint-every": 1, **config}
     begin = time.perf_counter()
@@ -269,7 +272,7 @@ def test_killed_at_random_moments(
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         assert code in (0, -signal.SIGKILL)
         killed += code != 0
-        if code == 0:  # it was quicker: kill another one
+        if code == 0:  # the run ended before the kill: kill another one
             assert_same(directory, tmp_path / "whole")
             directory = tmp_path / f"cut-{killed}"
     code = os.waitstatus_to_exitcode(os.waitpid(go_on_in_child(config, directory), 0)[1])

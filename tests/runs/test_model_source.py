@@ -1,4 +1,4 @@
-"""A run knows the code of the user's model, and says if it has changed when the run resumes."""
+"""A run stores the code of the user's model, and warns if the code has changed when it resumes."""
 
 from __future__ import annotations
 

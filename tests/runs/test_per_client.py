@@ -1,4 +1,4 @@
-"""Per-client metrics: against each client's own evaluation, on both engines, and as files that survive a kill."""
+"""Per-client metrics equal each client's own evaluation on both engines, and their files survive a kill."""
 
 from __future__ import annotations
 

@@ -81,14 +81,17 @@ def test_keys_that_keep_more(
 
 
 def test_no_global_random_state_is_used(tmp_path: Path) -> None:
-    """A checkpoint holds no random state, because there is none: seed, purpose, client and round are all."""
+    """Runs use no global random state, so checkpoints hold none.
+
+    All draws depend on the seed, the purpose, the client and the round.
+    """
     for engine in ("vmap", "loop"):
         before = (torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate())  # noqa: NPY002
         run({**SMALL, "engine": engine}, tmp_path / engine)
         assert torch.equal(torch.get_rng_state(), before[0])
         assert np.array_equal(np.random.get_state()[1], before[1])  # noqa: NPY002
         assert random.getstate() == before[2]
-    # And a resumed process may have any.
+    # A resumed process may have any global random state.
     config = {**SMALL, "algorithm": "scaffold"}
     run(config, tmp_path / "whole")
     directory = cut_short(config, tmp_path / "cut", 3)
@@ -108,7 +111,7 @@ def test_a_snapshot_holds_only_clients_that_took_part() -> None:
 
 @pytest.mark.parametrize("algorithm", ["pisa", "iiadmm", "scaffold"])
 def test_a_snapshot_stays_as_it_is(algorithm: str) -> None:
-    """Later rounds write into the server's memory of its clients and leave the snapshot unchanged."""
+    """Later rounds change the server's memory of its clients, but not the snapshot."""
     config = runner.load_config({**SMALL, "algorithm": algorithm, "fraction-train": 0.5})
     simulation = Simulation(config)
     rows = simulation.rows()
@@ -127,7 +130,7 @@ def test_a_snapshot_stays_as_it_is(algorithm: str) -> None:
 
 
 def test_any_client_app_is_taken_up_again() -> None:
-    """All records in an app's context come back: arrays, numbers, texts, bytes, lists."""
+    """A checkpoint restores all records of an app's context: arrays, numbers, texts, bytes, lists."""
     from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
     from flwr.clientapp import ClientApp
 
@@ -175,7 +178,7 @@ def test_an_ended_run_keeps_one_checkpoint_and_goes_on_from_it(
         (file,) = (tmp_path / "run" / "checkpoint").iterdir()
         file.write_bytes(b"")
     run({"num-server-rounds": 10}, resume=tmp_path / "run")
-    assert ("starts again at round 0" in caplog.text) == damaged  # which costs time, and changes nothing
+    assert ("starts again at round 0" in caplog.text) == damaged  # this costs time and changes nothing
     assert checkpoints(tmp_path / "run") == [10]
     run({**SMALL, "num-server-rounds": 10}, tmp_path / "long")
     assert_same(tmp_path / "run", tmp_path / "long")

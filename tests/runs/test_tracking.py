@@ -114,7 +114,7 @@ def test_tensorboard_shows_a_repeated_round_once(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Return the address of an empty store: setting one up takes seconds."""
+    """Return the address of an empty store, because setting one up takes seconds."""
     return f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}"
 
 

@@ -1,4 +1,4 @@
-"""Flower's strategies by name in the place of the server's step: against their papers and privacy's formulas."""
+"""Flower's strategies by name as the server's step, against their papers and the privacy formulas."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ PRIVATE = ["server-fixed-clipping", "server-adaptive-clipping"]
 
 
 def config(**more: object) -> RunConfig:
-    """Return a small run, of `SMALL`'s keys those that the chosen parts have."""
+    """Return a small run's configuration; keys of `SMALL` that the chosen parts lack are left out."""
     values = {**SMALL, **{key.rstrip("_").replace("_", "-"): value for key, value in more.items()}}
     for name in ("server-num-malicious-nodes", "noise-multiplier", "clipping-norm"):
         part = "server-strategy" if name.startswith("server") else "differential-privacy"
@@ -47,7 +47,7 @@ def config(**more: object) -> RunConfig:
 
 
 def models(run: RunConfig) -> np.ndarray:
-    """Return the model after each round, that of the start first ``(T + 1, P)``."""
+    """Return the models before the first and after each round ``(T + 1, P)``."""
     simulation = Simulation(run)
     return np.array([next(iter(simulation.parameters().values())).ravel() for _ in simulation.rows()])
 
@@ -61,13 +61,13 @@ def relative(got: Any, wanted: Any) -> float:
 
 @pytest.mark.parametrize("algorithm", ["fedavg", "localsgd", "fedprox", "moon"])
 def test_flowers_mean_is_ours(engine: str, algorithm: str) -> None:
-    """The same cohorts, the algorithm's own weights: ``localsgd`` counts clients alike."""
+    """Flower's mean equals ours, with the algorithm's weights: ``localsgd`` weighs clients equally."""
     values = {"algorithm": algorithm, "engine": engine, "fraction_train": 0.5}
     assert relative(models(config(**values, server_strategy="fed-avg")), models(config(**values))) < 1e-14
 
 
 def means(w: np.ndarray) -> np.ndarray:
-    """Return FedAvg's next model, from the clients' Hessians."""
+    """Return FedAvg's next model, computed from the clients' Hessians."""
     hessians, minima, alpha = clients()
     local = np.tile(w, (len(alpha), 1))
     for _ in range(2):
@@ -92,7 +92,10 @@ def clients() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("name", ["fed-adam", "fed-yogi", "fed-adagrad", "fed-avg-m"])
 def test_server_optimizers_are_those_of_their_papers(name: str) -> None:
-    """Reddi et al. 2021, Algorithm 2, with ``v_{-1} = 0`` and, for Adam, Kingma and Ba's step; Hsu et al. 2019."""
+    """The updates are Algorithm 2 of Reddi et al. 2021, and Hsu et al. 2019 for ``fed-avg-m``.
+
+    Flower starts with ``v_{-1} = 0`` and takes Kingma and Ba's step for Adam.
+    """
     eta, b1, b2, tau = 0.05, 0.8, 0.9, 1e-2
     keys: dict[str, object] = {"server_eta": eta, "server_beta_1": b1, "server_beta_2": b2, "server_tau": tau}
     if name == "fed-adagrad":
@@ -114,14 +117,14 @@ def test_server_optimizers_are_those_of_their_papers(name: str) -> None:
                 "fed-yogi": v - (1 - b2) * delta**2 * np.sign(v - delta**2),
                 "fed-adagrad": v + delta**2,
             }[name]
-            # Flower counts rounds from 1 and corrects the bias of one more.
+            # Flower counts rounds from 1 and corrects the bias with exponent t + 1.
             rate = eta * (np.sqrt(1 - b2 ** (t + 1)) / (1 - b1 ** (t + 1)) if name == "fed-adam" else 1)
             w = w + rate * m / (np.sqrt(v) + tau)
         assert relative(got[t], w) < 1e-12
 
 
 class Server:
-    """A server alone, and replies made by hand."""
+    """A server without clients, which takes replies made by hand."""
 
     def __init__(
         self, name: str = "none", algorithm: Any = None, privacy: str = "none", **keys: object
@@ -158,7 +161,7 @@ UPLOADS = [[1.0, 0.0], [2.0, 1.0], [3.0, 1.0], [2.0, 2.0], [2.5, 1.5], [1.5, 1.0
 
 
 def test_one_far_away_does_not_count() -> None:
-    """Seven clients, the last one gone astray: median, trimmed mean and Krum by hand."""
+    """Median, trimmed mean and Krum equal hand computations on seven clients with one outlier."""
     assert Server("fed-median").round(UPLOADS) == [2.0, 1.0]
     trimmed = Server("fed-trimmed-avg", server_beta=0.2).round(UPLOADS)
     assert trimmed == pytest.approx([np.mean([1.5, 2, 2, 2.5, 3]), np.mean([0, 1, 1, 1, 1.5])])
@@ -174,7 +177,7 @@ def test_one_far_away_does_not_count() -> None:
 
 
 def test_q_fedavg_weighs_by_loss() -> None:
-    """With q = 0 the plain mean of the changes, whatever the sizes; the loss is found under our name."""
+    """With q = 0 q-FedAvg takes the unweighted mean, and finds the loss under our metric's name."""
     assert Server("qfed-avg", server_q=0.0).round(UPLOADS[:2], sizes=[1, 9]) == pytest.approx([1.5, 0.5])
 
 
@@ -192,7 +195,10 @@ def test_changes_are_clipped_to_the_norm() -> None:
 
 
 def test_the_noise_has_the_formulas_variance() -> None:
-    """``noise-multiplier * clipping-norm / |S|``: 7 clients that did not move but for 1e-9, 600 rounds."""
+    """The noise's deviation is ``noise-multiplier * clipping-norm / |S|``.
+
+    600 rounds have 7 clients that move by 1e-9 only.
+    """
     server = Server(privacy="server-fixed-clipping", noise_multiplier=2.0, clipping_norm=0.5)
     path = [[0.0, 0.0]]
     for server_round in range(1, 601):
@@ -203,7 +209,10 @@ def test_the_noise_has_the_formulas_variance() -> None:
 
 
 def test_the_clipping_norm_follows_the_quantile() -> None:
-    """Andrew et al. 2021: ``C exp(-lr (b - q))``, ``b`` the share that was clipped in Flower, all or nobody here."""
+    """The norm is multiplied by ``exp(-lr (b - q))``, as in Andrew et al. 2021.
+
+    Flower's ``b`` is the share of clipped updates, which is 1 here.
+    """
     keys: dict[str, object] = {"noise_multiplier": 0.0, "initial_clipping_norm": 1.0, "clip_norm_lr": 0.3}
     server = Server(privacy="server-adaptive-clipping", target_clipped_quantile=0.5, **keys)
     server.round([[3.0, 4.0]] * 4)
@@ -217,7 +226,10 @@ def test_the_clipping_norm_follows_the_quantile() -> None:
     ("strategy", "privacy"), [*((n, "none") for n in NAMES), *(("none", p) for p in PRIVATE)]
 )
 def test_engines_agree_runs_repeat_and_go_on(strategy: str, privacy: str) -> None:
-    """Three rounds, a snapshot and three more in a fresh object are six rounds, bit for bit, noise and all."""
+    """Three rounds, a snapshot and three rounds of a new object equal six rounds bit for bit.
+
+    This includes the noise.
+    """
     run = config(
         algorithm="fedavg" if privacy == "none" else "localsgd", server_strategy=strategy,
         differential_privacy=privacy, num_server_rounds=6, schedule="constant",
@@ -341,7 +353,7 @@ def test_the_global_generators_stay_as_they_were() -> None:
 
 
 def test_a_strategy_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Named ``module:Class``: its arguments are keys, and its step is the server's."""
+    """A strategy ``module:Class`` takes its arguments from keys and computes the server's step."""
     (tmp_path / "own_server.py").write_text(
         "from flwr.app import Array, ArrayRecord\n"
         "from flwr.serverapp.strategy import FedAvg\n"

@@ -1,4 +1,4 @@
-"""One of three nodes lies: what breaks the contract is refused in one line, and the run is as if it had been lost."""
+"""One of three nodes sends wrong replies; each is refused in one line and has a lost reply's effect."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def config(algorithm: str, **keys: Any) -> RunConfig:
 
 
 class Run:
-    """A run in which one node changes its replies in some rounds."""
+    """A run in which one node changes its replies in the given rounds."""
 
     def __init__(
         self, algorithm: str, change: Change, when: Sequence[int] = range(1, ROUNDS + 1), **keys: Any
@@ -69,7 +69,7 @@ def lost(algorithm: str, when: tuple[int, ...], **keys: Any) -> torch.Tensor:
 
 
 def array(name: str, value: Callable[[Any], Any]) -> Change:
-    """Return a lie about one of the four parts of the first array."""
+    """Return a change of one of the four fields of the first array."""
 
     def change(reply: Message) -> Message:
         arrays = reply.content.array_records[ARRAYS]
@@ -177,7 +177,7 @@ TABLE: dict[str, Change] = {
 def test_a_reply_that_breaks_the_contract_is_a_lost_reply(
     name: str, algorithm: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Each field, each type, each size: one line that names the client, and the model without exactly that reply."""
+    """A wrong field, type or size gives one log line with the client, and the model without that reply."""
     when = (1, 3)
     with caplog.at_level(logging.WARNING):
         run = Run(algorithm, TABLE[name], when)
@@ -196,7 +196,7 @@ def test_a_reply_that_breaks_the_contract_is_a_lost_reply(
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_metadata_and_strangers(algorithm: str, caplog: pytest.LogCaptureFixture) -> None:
-    """A reply under another node's number, under none, or twice."""
+    """A reply with another node's number or without one has the effect of a lost reply."""
     for source in (999, -1, None, "4", [4]):
 
         def disguised(reply: Message, source: Any = source) -> Message:
@@ -208,7 +208,7 @@ def test_metadata_and_strangers(algorithm: str, caplog: pytest.LogCaptureFixture
 
 
 def test_no_norm_lets_the_model_go_faster_every_round() -> None:
-    """The bound is on the update and does not grow with the model: the model's norm grows at most by a term."""
+    """The bound on updates does not grow with the model, so the model's norm grows linearly at most."""
     simulation = Simulation(
         RunConfig.from_mapping({**LIES.RUN, "num-server-rounds": 8}),
         lambda federation: LIES.LyingGrid(federation, LIES.at_the_bound()),
@@ -223,7 +223,7 @@ def test_no_norm_lets_the_model_go_faster_every_round() -> None:
 
 
 def test_what_was_kept_of_a_node_goes_after_three_refusals() -> None:
-    """With ``absent = "keep"`` the node's last vector counts for two rounds, then no more."""
+    """With ``absent = "keep"`` the node's last vector counts for two more rounds, and then no longer."""
     keys = {"num-server-rounds": 8}
     wrong = entry(METRICS, NUM_EXAMPLES, 10**9)
     later = tuple(range(3, 9))
@@ -232,7 +232,7 @@ def test_what_was_kept_of_a_node_goes_after_three_refusals() -> None:
     assert server is not None
     assert server["num-examples"].tolist()[2] == 0
     assert (server["num-examples"][:2] > 0).all()
-    for rounds in (3, 4):  # until then it is as if the replies were lost
+    for rounds in (3, 4):  # until then the refused replies have the effect of lost ones
         short = {"num-server-rounds": rounds}
         assert torch.equal(Run("sisa", wrong, later, **short).params, lost("sisa", later, **short))
     assert not torch.equal(refused.params, lost("sisa", later, **keys))
@@ -240,7 +240,7 @@ def test_what_was_kept_of_a_node_goes_after_three_refusals() -> None:
 
 @pytest.mark.parametrize("algorithm", ["scaffold", "feddyn", "fedadmm", "feddr", "iiadmm"])
 def test_a_client_can_lose_its_state_once(algorithm: str, caplog: pytest.LogCaptureFixture) -> None:
-    """The later reports of the loss are lost replies."""
+    """The first report restarts all clients; later reports have the effect of lost replies."""
     with caplog.at_level(logging.WARNING):
         run = Run(algorithm, error(STATE_LOST, "lost"), (2, 4, 6, 8), **{"num-server-rounds": 9})
     assert caplog.text.count("all clients begin anew") == 1
@@ -248,7 +248,7 @@ def test_a_client_can_lose_its_state_once(algorithm: str, caplog: pytest.LogCapt
 
 
 def test_the_log_does_not_fill(caplog: pytest.LogCaptureFixture) -> None:
-    """A run logs at most 200 lines about clients, and then counts them."""
+    """A run logs at most 200 lines about clients, and afterwards only their number."""
     log = LimitedLog()
     with caplog.at_level(logging.WARNING):
         for server_round in range(1, 2000):
@@ -258,7 +258,7 @@ def test_the_log_does_not_fill(caplog: pytest.LogCaptureFixture) -> None:
 
 @pytest.mark.parametrize("absent", ["keep", "drop"])
 def test_the_claimed_size_is_the_reported_one(absent: str) -> None:
-    """Also a plausible size is refused if it is not the one from before round 1."""
+    """A plausible size is refused if it differs from the size reported before round 1."""
     federation = Federation(config("sisa"))
     size = int(federation.data.sizes_N[LIES.LIAR])
     run = Run("sisa", entry(METRICS, NUM_EXAMPLES, size + 1), (1, 3), absent=absent)

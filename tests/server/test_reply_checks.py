@@ -1,4 +1,4 @@
-"""The server trusts nobody: whatever a reply is, it is used only if it is what it should be."""
+"""The server uses a reply only if the reply has the expected fields, types, shapes and values."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def content() -> RecordDict:
 
 
 def request(lab: Any) -> Message:
-    """Return a message that can be replied to."""
+    """Return a request of round 3."""
     federation = lab.make(lab.Case("fedavg", {}).build(), "loop")
     federation.strategy.start_from(federation.initial)
     messages = federation.strategy.configure_train(3, federation.initial, ConfigRecord(), federation.grid)
@@ -83,7 +83,7 @@ def not_finite(reply: RecordDict, rng: np.random.Generator) -> None:
 
 
 def foreign_header(data: bytes, rng: np.random.Generator) -> bytes:
-    """Change one byte of NumPy's header, which is all but the last ``4 LENGTH`` bytes."""
+    """Change one byte of NumPy's header, which precedes the last ``4 LENGTH`` bytes."""
     position = int(rng.integers(len(data) - 4 * LENGTH))
     other = (data[position] + int(rng.integers(1, 256))) % 256
     return data[:position] + bytes([other]) + data[position + 1 :]
@@ -98,7 +98,7 @@ def longer(data: bytes, rng: np.random.Generator) -> bytes:
 
 
 def bomb(data: bytes, rng: np.random.Generator) -> bytes:
-    """Claim an array of terabytes."""
+    """Claim an array of terabytes in the header."""
     return data.replace(b"(5,), }", b"(999999999999,), }")
 
 
@@ -161,7 +161,7 @@ def test_a_valid_reply_passes(lab: Any) -> None:
 
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_ten_thousand_malformed_replies(lab: Any, name: str) -> None:
-    """Each mutation is drawn 300 times: none passes, none raises, each is told apart in one line."""
+    """300 draws of each mutation are all refused with a one-line error."""
     rng = np.random.default_rng(0)
     asked = request(lab)
     for _ in range(300):
@@ -179,7 +179,7 @@ def test_a_reply_with_an_error_or_without_content(lab: Any) -> None:
 
 
 def test_the_outline_is_what_clients_send(lab: Any, case: Any) -> None:
-    """Names, shapes and metrics, found without data, are those of a real round."""
+    """Names, shapes and metrics, derived without data, equal those of a real round."""
     federation = lab.make(case.build(), "vmap")
     server = federation.algorithm.init(federation.task.initial_params(), federation.task.layout)
     found = reply_spec(
@@ -194,7 +194,10 @@ def test_the_outline_is_what_clients_send(lab: Any, case: Any) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_screening_changes_nothing_where_all_is_well(lab: Any, name: str, engine: str) -> None:
-    """Bit for bit, with BatchNorm's buffers among the uploads."""
+    """Valid replies give the same model bit for bit with and without screening.
+
+    The uploads include BatchNorm's buffers.
+    """
     module = lambda: torch.nn.Sequential(torch.nn.BatchNorm1d(4), lab.mlp())  # noqa: E731
     trusting, wary = (lab.make(lab.Case(name, {}).build(), engine, module=module) for _ in range(2))
     wary.strategy = screening(wary)
@@ -214,7 +217,10 @@ def screening(federation: Any, **options: Any) -> AlgorithmStrategy:
 def test_bad_replies_are_dropped_by_name_and_the_round_goes_on(
     lab: Any, engine: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The result is that of the others; a second reply and one of a stranger do not count either."""
+    """The model is that of the valid replies.
+
+    A second reply and a stranger's reply are dropped too.
+    """
     bad, good = (lab.make(lab.Case("sisa", {}).build(), engine) for _ in range(2))
     bad.strategy, good.strategy = screening(bad), screening(good)
     deliver = bad.grid.exchange

@@ -1,4 +1,4 @@
-"""The bound on updates refuses no honest client: the settings of `experiments/family` on its hardest splits."""
+"""The bound on updates refuses no honest client, on the hardest splits of `experiments/family`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ def test_no_honest_client_is_refused(row: str, split: str) -> None:
 
 
 def test_an_idle_client_uploads_the_model_or_nothing(lab: Any, case: Any) -> None:
-    """Then a client's update is how far it moves, for every algorithm and key; a regularizer moves the idle one too."""
+    """With gradients of zero, every upload is the model or zero, so an update measures a client's movement.
+
+    A regularizer moves even an idle client.
+    """
     if {"mu", "weight-decay"} & case.values.keys():
         return
     federation = lab.make(case.build(), "loop")

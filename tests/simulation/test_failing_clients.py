@@ -1,4 +1,4 @@
-"""A client app that raises costs its reply and not the run, on every engine."""
+"""A client app that raises an error loses its reply on every engine, and the run continues."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FAILURES = {2: {1}, 4: {0, 3}}
 
 
 def fail(monkeypatch: pytest.MonkeyPatch, failures: dict[int, set[int]]) -> None:
-    """Make clients raise in some rounds."""
+    """Make the given clients raise an error in the given rounds."""
     run_round, in_blocks = Client.run_round, VmapGrid._in_blocks
 
     def alone(self: Client, server_round: int, *rest: Any) -> Any:
@@ -38,7 +38,7 @@ def fail(monkeypatch: pytest.MonkeyPatch, failures: dict[int, set[int]]) -> None
 def test_it_is_as_if_the_client_had_not_been_asked(
     lab: Any, engine: str, name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is counted, and named in one line."""
+    """A failure has the effect of a lost request. It is counted and logged in one line."""
     absent = lose(lab.make(lab.Case(name, {}).build(), engine), "requests", FAILURES).run(5)
     fail(monkeypatch, FAILURES)
     failing = lab.make(lab.Case(name, {}).build(), engine)
@@ -56,7 +56,7 @@ def test_it_is_as_if_the_client_had_not_been_asked(
 
 
 def test_all_may_fail_later(lab: Any, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The model then stays as it is in that round."""
+    """If all clients fail in a later round, the model does not change in that round."""
     fail(monkeypatch, {2: set(range(len(lab.SIZES)))})
     models = [
         finished.arrays["params"].numpy()
@@ -69,7 +69,7 @@ def test_all_may_fail_later(lab: Any, engine: str, monkeypatch: pytest.MonkeyPat
 def test_if_all_fail_from_the_start_the_cause_is_raised(
     lab: Any, engine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The app itself is wrong then, and further rounds would change nothing."""
+    """If all clients fail from the first round on, the run ends with the cause of the failure."""
     fail(monkeypatch, {t: set(range(len(lab.SIZES))) for t in range(1, 9)})
     with pytest.raises((RuntimeError, ArithmeticError), match="no step"):
         lab.make(lab.Case("sisa", {}).build(), engine).run(8)
@@ -77,7 +77,7 @@ def test_if_all_fail_from_the_start_the_cause_is_raised(
 
 
 def test_states_that_cannot_be_written_end_the_run(lab: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A full disk is not a failure of a client."""
+    """A full disk ends the run, because it is not a failure of a client."""
     write = StackedStates.write
 
     def full(self: StackedStates, ids_S: Any, states_S: Any, server_round: int) -> None:

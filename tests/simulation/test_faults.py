@@ -33,7 +33,7 @@ def faulty(federation: Any, faults: Faults) -> Any:
 
 
 def only(monkeypatch: pytest.MonkeyPatch, **clients: set[int]) -> None:
-    """Make faults happen to these clients alone."""
+    """Restrict each fault to the given clients."""
     monkeypatch.setattr(
         Faults, "happens", lambda self, what, ids_S, server_round: np.isin(ids_S, list(clients.get(what, ())))
     )
@@ -47,7 +47,7 @@ def test_without_faults_it_is_as_if_nothing_stood_between(lab: Any, name: str, e
 
 @pytest.mark.parametrize("what", RATES)
 def test_each_happens_as_often_as_asked_and_by_itself(what: str) -> None:
-    """Counts are binomial within five deviations, independent of other faults, clients and rounds."""
+    """Each fault's counts are binomial, independent of other faults, clients and rounds."""
     faults, ids = Faults(seed=3, **dict.fromkeys(RATES, 0.2)), np.arange(500)
     drawn = np.array([faults.happens(what, ids, t) for t in range(1, 41)])
     assert abs(drawn.mean() - 0.2) < 5 * np.sqrt(0.16 / drawn.size)
@@ -67,7 +67,10 @@ def test_each_happens_as_often_as_asked_and_by_itself(what: str) -> None:
 def test_what_they_do_to_client_and_server(
     lab: Any, engine: str, monkeypatch: pytest.MonkeyPatch, what: str, moves: bool, counted: int
 ) -> None:
-    """The server has no reply of client 2, whose state has changed or not; the other clients are unaffected."""
+    """The server gets no valid reply of client 2, and the other clients are unaffected.
+
+    The kind of fault decides whether client 2's state changes.
+    """
     only(monkeypatch, **{what: {2}})
     federation = faulty(lab.make(lab.Case("sisa", {}).build(), engine), Faults())
     federation.run(1)
@@ -113,7 +116,10 @@ def test_a_late_reply_of_an_increment_is_taken_back(
 
 
 def test_the_clock_is_the_slowest_clients(lab: Any, engine: str) -> None:
-    """A client takes steps times seconds per step; the server drops clients that take longer than the timeout."""
+    """A client takes its number of steps times its seconds per step.
+
+    The server drops clients that take longer than the timeout.
+    """
     paces = np.array([1.0, 2.0, 0.5, 3.0, 1.0, 1.0])
     faults = Faults(pace=lambda ids_S, t: paces[ids_S], round_timeout=5.0)
     federation = faulty(lab.make(lab.Case("fedavg", {}).build(), engine), faults)

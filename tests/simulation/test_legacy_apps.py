@@ -26,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 @pytest.fixture(autouse=True)
 def _identity() -> Iterator[None]:
-    """Flower's legacy server gives the process another identity."""
+    """Restore the process's identity, which Flower's legacy server changes."""
     names = ("_task_id", "_run_id", "_node_id")
     before = [getattr(TaskIdentity, name) for name in names]
     yield
@@ -35,7 +35,7 @@ def _identity() -> Iterator[None]:
 
 
 class Own(NumPyClient):
-    """Moves the model half of the way to its own number."""
+    """A client that moves the model half way towards its number."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -52,7 +52,7 @@ def client_fn(context: Context) -> Any:
 
 
 class Kept(FedAvg):
-    """Keeps the last model."""
+    """A strategy that keeps the last model."""
 
     last: Any = None
 
@@ -92,7 +92,7 @@ def test_server_fn_and_client_fn() -> None:
 
 
 def test_secure_aggregation() -> None:
-    """Masks cancel; what is left is the rounding of the quantisation."""
+    """The masks cancel, so only the quantisation's rounding remains."""
     kept, app = strategy(), ServerApp()
 
     @app.main()

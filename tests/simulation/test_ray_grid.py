@@ -1,4 +1,4 @@
-"""The Ray engine, with actors that are functions of this process; `tests/e2e` has real actors."""
+"""The Ray engine with actors in this process; `tests/e2e` has real actors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SMALL = {
 
 
 class Actors:
-    """Flower's backend without processes: an actor gets a copy of the context and returns it."""
+    """Flower's backend in this process: an actor gets a copy of the context and returns it."""
 
     num_workers = 2
     running = 0
@@ -70,7 +70,7 @@ def actors(monkeypatch: pytest.MonkeyPatch) -> type[Actors]:
     ids=["sisa", "scaffold", "faults"],
 )
 def test_it_is_the_loop_to_the_bit(keys: dict[str, object], actors: type[Actors], tmp_path: Path) -> None:
-    """A resumed run, for which Ray is started again, has the same bits, too."""
+    """Ray gives the loop's bits, also in a resumed run with a new cluster."""
     config = {**SMALL, **keys}
     fedpisa.run({**config, "engine": "ray", "num-server-rounds": 2}, out=tmp_path / "run")
     on_ray = fedpisa.run({"num-server-rounds": 4}, resume=tmp_path / "run")

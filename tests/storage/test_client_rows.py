@@ -1,4 +1,4 @@
-"""Rows of clients: the same bits in memory and in files, and no space for clients that never took part."""
+"""Rows of clients have the same bits in memory and in files, and absent clients take no space."""
 
 from __future__ import annotations
 
@@ -70,14 +70,14 @@ def test_in_files_everything_is_the_same(incremental: bool) -> None:
         assert all(torch.equal(value, again[name]) for name, value in kept.items())
     if incremental:
         for states in (here, there):
-            # Client 70's second round is not confirmed, of 99 none.
+            # The server confirms only round 1 of client 70, and no round of client 99.
             states.roll_back_unconfirmed(torch.tensor([70, 99]), torch.tensor([1, 0]))
         assert there.read(torch.tensor([70, 99]))["anchor"].tolist() == [[2.0, 3.0], [1.0, 2.0]]
         assert all(torch.equal(here.read(everybody)[n], there.read(everybody)[n]) for n in INITIAL)
 
 
 def test_only_what_is_large_goes_into_a_file() -> None:
-    """All states together exceed the limit; states of a few bytes per client stay in memory."""
+    """Large states go to a file if all states exceed the limit; small ones stay in memory."""
     states = StackedStates({"dual": torch.zeros(100), "count": torch.zeros(())}, 50, limit=10_000)
     assert on_disk(states) == {"dual"}
     assert on_disk(StackedStates({"dual": torch.zeros(100)}, 50, limit=20_000)) == set()
@@ -86,7 +86,10 @@ def test_only_what_is_large_goes_into_a_file() -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="the system does not tell")
 def test_a_client_that_never_took_part_takes_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A terabyte of states, of which a megabyte is used, and a file without a name."""
+    """A terabyte of states, of which two rows are written, takes neither disk space nor memory.
+
+    The file has no name.
+    """
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     length, clients = 2**18, 10**6
     before = in_use(os.getpid()).resident
@@ -100,7 +103,7 @@ def test_a_client_that_never_took_part_takes_no_room(tmp_path: Path, monkeypatch
     assert states.snapshot()["rows/dual"].shape == (2, length)
     assert list(tmp_path.iterdir()) == []
     assert (blocks - os.statvfs(tmp_path).f_bfree) * os.statvfs(tmp_path).f_frsize < 2**30
-    assert in_use(os.getpid()).resident - before < 1.5 * 2**30  # the thousand rows that were asked for
+    assert in_use(os.getpid()).resident - before < 1.5 * 2**30  # the thousand rows read above
 
 
 def test_memory_is_let_go_and_the_rows_stay() -> None:
@@ -114,7 +117,7 @@ def test_memory_is_let_go_and_the_rows_stay() -> None:
 
 @pytest.fixture(params=["system's cache", "past it"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Write through the cache and by direct I/O."""
+    """Choose the system's cache or direct I/O for writing."""
     monkeypatch.setattr(
         "fedpisa.storage.row_file.CACHED_SHARE", math.inf if request.param == "system's cache" else 0
     )
@@ -125,7 +128,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 @pytest.mark.parametrize("limit", [0, client_rows.UNLIMITED])
 @pytest.mark.usefixtures("way")
 def test_rows_are_written_read_and_summed(length: int, limit: int) -> None:
-    """In memory and in a file, short rows and rows of one operation each."""
+    """Rows can be written, read and summed, in memory and in a file, short and long."""
     generator = torch.Generator().manual_seed(0)
     stack, wanted = client_rows.zeros((9, length), torch.ones(()), limit), torch.zeros(9, length)
     for ids in (torch.tensor([8, 0, 3]), torch.tensor([3, 7]), torch.tensor([0, 2, 5, 8])):
@@ -146,7 +149,7 @@ def test_rows_are_written_read_and_summed(length: int, limit: int) -> None:
 
 @pytest.mark.usefixtures("way")
 def test_rows_are_right_at_any_time() -> None:
-    """Three hundred rounds of random clients: new rows, rows being written, recent rows and old rows."""
+    """Rows are right in 300 rounds of random clients, while some are still being written."""
     generator = torch.Generator().manual_seed(1)
     stack, wanted = client_rows.zeros((40, 5000), torch.ones(()), limit=0), torch.zeros(40, 5000)
     for _ in range(300):
@@ -203,7 +206,7 @@ def test_new_clients_rows_are_one_piece(monkeypatch: pytest.MonkeyPatch) -> None
     stack = client_rows.zeros((10**6, 3), torch.ones(()), limit=0)
     for ids in ([5, 999_999], [5, 6, 7, 500_000], [8], [8]):
         client_rows.write(stack, torch.tensor(ids), torch.rand(len(ids), 3))
-    # The last may not have been written yet; stacks of other tests may have been.
+    # The last row may not be written yet, and stacks of other tests may write too.
     assert isinstance(stack, client_rows.OnDisk)
     own = [piece for number, *piece in written if number == stack.file._writing]
     assert own[:4] == [[0, 24], [0, 12], [24, 36], [60, 12]]
@@ -269,7 +272,7 @@ def test_a_full_disk_is_an_error_and_no_signal(room: int, monkeypatch: pytest.Mo
 
 
 def test_rows_longer_than_a_call_of_the_systems_are_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Linux moves at most 2 GB in one call; here it is seven bytes."""
+    """Rows are whole although a call transfers seven bytes, as Linux transfers at most 2 GB."""
     write, read = os.pwrite, os.preadv
     monkeypatch.setattr("os.pwrite", lambda number, row, begin: write(number, row[:7], begin))
     monkeypatch.setattr("os.preadv", lambda number, rows, begin: read(number, [rows[0][:7]], begin))
@@ -299,7 +302,10 @@ def test_a_file_is_closed_when_its_stack_is_gone() -> None:
 
 
 def test_the_moving_sum_is_the_sum() -> None:
-    """The sum equals that of all rows after every round; a round of all clients in between drops it."""
+    """The incremental sum equals the sum of all rows after every round.
+
+    A round of all clients in between drops the sum.
+    """
     layout, generator = ParamLayout((), (), ()), torch.Generator().manual_seed(0)
     server: dict[str, Tensor] = {}
     z_NP, weight_N = torch.zeros(9, 5), torch.zeros(9, dtype=torch.float64)
@@ -338,7 +344,7 @@ def test_a_run_goes_on_with_less_memory() -> None:
 
 @pytest.mark.parametrize("algorithm", ["sisa", "scaffold", "iiadmm", "scaffnew", "fedavg"])
 def test_a_run_is_the_same_and_goes_on(algorithm: str, tmp_path: Path) -> None:
-    """In memory, in files, and resumed after three rounds with either: bit for bit."""
+    """Runs in memory, in files and resumed after three rounds have the same bits."""
     whole = run({**KEYS, "algorithm": algorithm}, tmp_path / "memory")
     files = run({**KEYS, "algorithm": algorithm, "state-memory": 0}, tmp_path / "files")
     run({**KEYS, "algorithm": algorithm, "state-memory": 0, "num-server-rounds": 3}, tmp_path / "short")
@@ -349,7 +355,7 @@ def test_a_run_is_the_same_and_goes_on(algorithm: str, tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_holds_those_who_took_part(tmp_path: Path) -> None:
-    """With the server's vectors in a file too, the checkpoint is no larger than without one."""
+    """A checkpoint of rows in files holds only sampled clients, and is smaller than one of rows in memory."""
     sizes = []
     for memory in (0, 10**9):
         simulation = Simulation(RunConfig.from_mapping({**KEYS, "num-clients": 60, "state-memory": memory}))

@@ -1,4 +1,4 @@
-"""Files of results: no symbolic link is followed, no cell is a formula, and no text controls a terminal."""
+"""Files of results: links are not followed, cells are no formulas, and text cannot control a terminal."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ FILES = ("config.toml", "run.json", "metrics.jsonl", "partition.npz", "model.saf
 
 
 def linked(path: Path, target: Path) -> None:
-    """Move a file or folder to ``target`` and put a link in its place."""
+    """Move a file or folder to ``target`` and replace it by a link."""
     path.rename(target)
     path.symlink_to(target)
 
@@ -49,7 +49,7 @@ def test_a_link_in_a_result_is_not_read(name: str, tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
     assert main(["plot", str(file.parent), "--out", str(tmp_path / "curves.png")]) == 2
     assert main(["report", str(file.parent), "--out", str(tmp_path / "page.html")]) == 2
-    # One run that cannot be read does not end the report of the others.
+    # A run that cannot be read does not prevent the other runs' report.
     fedpisa.run(KEYS, tmp_path / "results" / "other")
     page = write_report([tmp_path / "results"], tmp_path / "page.html").page.read_text()
     assert "is a symbolic link, and none is followed" in page
@@ -69,7 +69,7 @@ def test_a_folder_that_is_a_link_is_not_entered(name: str, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("name", [*FILES, "checkpoint", "clients.parquet", *(f".{f}.partial" for f in FILES)])
 def test_nothing_is_written_through_a_link(name: str, tmp_path: Path) -> None:
-    """A result that was cut short may hold links to files of its reader; only its own files change."""
+    """Resuming a result whose files are links does not change the links' targets."""
     run, secret = tmp_path / "run", tmp_path / "secret"
     fedpisa.run({**KEYS, "per-client": True}, run)
     about = json.loads((run / "run.json").read_bytes())
@@ -100,7 +100,7 @@ def test_a_link_inside_a_study_is_not_entered(tmp_path: Path) -> None:
 
 
 def test_a_result_may_be_named_by_a_link(tmp_path: Path) -> None:
-    """What the user names is followed, and what lies inside is not."""
+    """A link that the user names is followed; links inside a result are not."""
     fedpisa.run(KEYS, tmp_path / "run")
     (tmp_path / "link").symlink_to(tmp_path / "run")
     assert fedpisa.load_result(tmp_path / "link").status == "finished"
@@ -157,7 +157,7 @@ EVIL = "\x1b[2Jgone\rsisa\u202e\x07"
 def test_names_control_neither_terminal_nor_log(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Variants, keys, modules and errors, in every command's output."""
+    """Control characters in variants, keys, modules and errors are escaped in every command's output."""
     study = fedpisa.Study.from_mapping(
         {"base": {**KEYS, "num-server-rounds": 1}, "sweep": {"data-dir": [EVIL]}, "variant": [{"name": EVIL}]}
     )

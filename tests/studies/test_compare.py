@@ -1,4 +1,4 @@
-"""A study carried out: what is done, what is left alone, and that nothing is lost whatever happens."""
+"""Studies: which runs are trained, which are left unchanged, and that interruptions lose nothing."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ SHORT = study_of(seeds=[0], sweep={"dirichlet-alpha": [10]})
 
 
 def contents(directory: Path) -> dict[str, bytes]:
-    """Return what a study found, file by file, without what the clock says."""
+    """Return the contents of a study's files, without measured seconds."""
     found = {}
     for file in sorted(directory.rglob("*")):
         name = str(file.relative_to(directory))
@@ -105,7 +105,7 @@ def test_every_run_is_done_once(tmp_path: Path) -> None:
     assert len(told) == 12
     assert {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in before} == before
 
-    # A variant more: only its runs are new. More rounds: all go on.
+    # One more variant adds only its runs. More rounds resume all runs.
     more = study_of(variant=[*TABLES["variant"], {"name": "prox", "algorithm": "fedprox"}])
     told.clear()
     compare(more, tmp_path / "out", on_progress=told.append)
@@ -119,7 +119,10 @@ def more_tables(study: Study) -> list[dict[str, object]]:
 
 
 def test_all_algorithms_of_a_seed_see_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same data, split, initial weights and cohorts, whatever the algorithm, and others for another seed."""
+    """All algorithms of a seed get the same data, split, initial weights and cohorts.
+
+    Another seed gives others.
+    """
     cohorts: dict[tuple[str, int], list[tuple[int, ...]]] = {}
     configure = AlgorithmStrategy.configure_train
 
@@ -201,7 +204,7 @@ def test_runs_that_fail_do_not_stop_the_others(
     assert out.splitlines()[-1] == "study: studies/mine"
     assert "0 of 1" in out
     assert load_result("studies/mine/runs/avg/dirichlet-alpha=10/seed-0").status == "finished"
-    # Again: the one that diverged would do so again, the one that failed is tried.
+    # Again: the diverged run is skipped, and the failed run is tried.
     assert main(["compare", "mine.toml"]) == 1
 
 
@@ -236,7 +239,7 @@ def test_a_run_that_another_process_writes_is_left_to_it(
 def test_a_run_begun_elsewhere_in_the_same_moment_is_taken_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It did not exist when it was looked for, and was there when it was to be made."""
+    """Another process creates the run between the check for its files and its creation."""
     compare(SHORT, tmp_path)
     task = workers.Task(0, SHORT.runs()[0].keys, str(tmp_path / SHORT.runs()[0].path))
     exists = Path.exists
@@ -247,7 +250,7 @@ def test_a_run_begun_elsewhere_in_the_same_moment_is_taken_over(
 def test_a_full_disk_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """There is no room any more from the second run's second round on, not even for the summary."""
+    """The disk is full from the second run's second round on, also for the summary."""
     compare(SHORT, tmp_path / "whole")
     file, out, real, full = tmp_path / "small.toml", tmp_path / "out", Path.open, False
     file.write_text(SHORT.to_toml())
@@ -416,7 +419,7 @@ def test_live_table_shows_every_run_or_those_at_work() -> None:
 
 @pytest.mark.slow
 def test_jobs_do_not_change_results(tmp_path: Path) -> None:
-    """Processes that are begun anew, as from the command line."""
+    """Results do not depend on ``jobs``, with new processes as on the command line."""
     compare(SHORT, tmp_path / "whole")
     assert states(compare(SHORT, tmp_path / "out", jobs=2)) == ["finished"] * 3
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
@@ -424,7 +427,7 @@ def test_jobs_do_not_change_results(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_study_killed_at_random_moments(tmp_path: Path, in_child: Any, ended: Any) -> None:
-    """``kill -9`` of the whole group, again and again, while two of twelve runs are at work."""
+    """A study survives repeated ``kill -9`` of its process group while two of twelve runs train."""
     study = study_of(base={"num-server-rounds": 8})
     begin = time.perf_counter()
     assert ended(in_child(lambda: compare(study, tmp_path / "whole", jobs=2))) == 0
@@ -434,12 +437,12 @@ def test_a_study_killed_at_random_moments(tmp_path: Path, in_child: Any, ended: 
     while killed < 25:
         child = in_child(partial(compare, study, directory, jobs=2))
         time.sleep(rng.uniform(0, 0.4 * duration))
-        with suppress(ProcessLookupError):  # it has no group of its own in its very first moment
+        with suppress(ProcessLookupError):  # the child may not have its process group yet
             os.killpg(child, signal.SIGKILL)
         os.kill(child, signal.SIGKILL)
         code = ended(child)
         killed += code != 0
-        if code == 0:  # it got to its end: begin another one
+        if code == 0:  # the study ended before the kill: start another
             assert contents(directory) == contents(tmp_path / "whole")
             went_on += resumed(directory)
             directory = tmp_path / f"cut-{killed}"
@@ -449,7 +452,7 @@ def test_a_study_killed_at_random_moments(tmp_path: Path, in_child: Any, ended: 
 
 
 def resumed(directory: Path) -> int:
-    """Return how often runs of a study went on from a checkpoint that was not of their last round."""
+    """Return how often runs of a study resumed after round 0."""
     found = [json.loads(file.read_text()).get("resumed", []) for file in directory.rglob("run.json")]
     return sum(part["after_round"] > 0 for parts in found for part in parts)
 
@@ -459,16 +462,16 @@ def resumed(directory: Path) -> int:
 def test_a_signal_ends_all_workers_after_their_round(
     signum: int, group: bool, tmp_path: Path, in_child: Any, ended: Any
 ) -> None:
-    """Ctrl-C goes to the whole group, SIGTERM to one process or to all; none is to be told twice."""
+    """Ctrl-C reaches the whole group, SIGTERM one process or all; no worker handles a signal twice."""
     study = study_of(base={"num-server-rounds": 2000, "checkpoint-every": 0}, seeds=[0])
     child = in_child(lambda: compare(study, tmp_path, jobs=2), errors=tmp_path / "errors")
-    for one in study.runs()[:2]:  # either of the two workers may be the first to be at work
+    for one in study.runs()[:2]:  # either worker may start first
         metrics = tmp_path / one.path / "metrics.jsonl"
         while not (metrics.exists() and metrics.stat().st_size):
             time.sleep(0.02)
     (os.killpg if group else os.kill)(child, signum)
     assert ended(child) == 128 + signum
-    with pytest.raises(ProcessLookupError):  # nobody is left, no zombie either
+    with pytest.raises(ProcessLookupError):  # no process is left, not even a zombie
         os.killpg(child, 0)
     assert (tmp_path / "errors").read_text() == ""
     found = load_study(tmp_path)

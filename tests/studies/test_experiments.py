@@ -1,4 +1,4 @@
-"""The experiments of ``experiments/paper``: each file is a configuration, and what they claim of each other holds."""
+"""Each file of ``experiments/paper`` is a valid configuration, and related files differ as stated."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
 
 RUNS = sorted(path for path in EXPERIMENTS.rglob("*.toml") if "base" not in read_toml(path))
-"""Files that describe one run; those of many have a table [base]."""
+"""Files that describe one run; files of studies have a table [base]."""
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: str(path.relative_to(EXPERIMENTS)))
@@ -22,7 +22,10 @@ def test_every_run_is_a_configuration(path: Path) -> None:
 
 
 def test_adult_label1_is_the_public_setting_averaged() -> None:
-    """``sigma/c, rho, lambda/c`` with c the sample-weighted mean number of mini-batches; the same federation."""
+    """The averaged setting is ``sigma/c, rho, lambda/c``, with the same federation.
+
+    c is the sample-weighted mean number of mini-batches.
+    """
     ours, public = (
         load_config(EXPERIMENTS / "paper" / name)
         for name in ("adult-label1.toml", "adult-label1-public.toml")

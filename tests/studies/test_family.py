@@ -1,4 +1,4 @@
-"""The table of all algorithms: every algorithm is in it, with the same budget, and it is what was measured."""
+"""The table contains every algorithm with the same budget, and equals the measured values."""
 
 from __future__ import annotations
 

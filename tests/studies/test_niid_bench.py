@@ -1,4 +1,4 @@
-"""NIID-Bench's studies: its settings exactly, and every data set at hand or not runs for a round on fake data."""
+"""NIID-Bench's studies have its exact settings, and run for a round on fake data."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ by_benchmark = pytest.mark.parametrize("path", BENCHMARK, ids=lambda path: path.
 
 
 def runs(path: Path) -> Iterator[tuple[str, Mapping[str, Any], dict[str, Any]]]:
-    """Yield variant, point of the sweep and all keys of each of a study's runs, with its first seed."""
+    """Yield the variant, the sweep's point and the keys of each run of a study's first seed."""
     study = tomllib.loads(path.read_text())
     assert study.keys() <= {"name", "seeds", "base", "sweep", "variant"}
     sweep = study.get("sweep", {})
@@ -55,7 +55,7 @@ def test_no_study_is_left_out() -> None:
 
 @by_benchmark
 def test_settings_are_niid_benchs(path: Path) -> None:
-    """What its scripts set: parties, rounds, epochs, batch, SGD; the model; FedProx's mu of four; the split."""
+    """Settings equal the scripts': parties, rounds, epochs, batch size, SGD, model, FedProx's mu, split."""
     dataset = path.stem.rpartition("-")[0]
     mus = set()
     for variant, point, keys in runs(path):
@@ -93,7 +93,10 @@ def test_data_sets_differ_in_nothing_else(split: str) -> None:
 
 
 def test_sisa_takes_as_many_gradients() -> None:
-    """500 rounds of one epoch are 50 rounds of ten; the hyper-parameters are those of the paper's experiment."""
+    """SISA's 500 rounds of one epoch take as many gradients as 50 rounds of ten epochs.
+
+    The hyper-parameters are those of the paper's experiment.
+    """
     paper = tomllib.loads((EXPERIMENTS / "paper" / "adult-label1.toml").read_text())
     for _, _, keys in runs(NIID_BENCH / "adult-sisa.toml"):
         assert (keys["num-server-rounds"], keys["batches-per-round"], keys["batch-size"]) == (500, "all", 64)
@@ -103,7 +106,7 @@ def test_sisa_takes_as_many_gradients() -> None:
 
 @pytest.fixture
 def fake_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Put noise of the right shapes in place of every data set's files."""
+    """Replace every data set's files by noise of the same shape."""
     rng = np.random.default_rng(0)
 
     def images(*shape: int) -> type:
@@ -134,7 +137,7 @@ def fake_data(monkeypatch: pytest.MonkeyPatch) -> None:
 @by_study
 @pytest.mark.slow
 def test_a_round_runs_on_fake_data(path: Path, fake_data: None) -> None:
-    """Every split once and every algorithm of the file, two local steps each."""
+    """Every split and every algorithm of the file runs once, with two local steps."""
     short = {"num-server-rounds": 1}
     points: set[str] = set()
     algorithms: set[str] = set()

@@ -1,4 +1,4 @@
-"""A study file: which runs it means, what is wrong with it, and what its directory holds."""
+"""A study file: its runs, its errors, and its directory."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_a_directory_is_read_as_results_and_as_a_frame(study: Study, tmp_path: P
 
 
 def test_long_names_are_different_folders() -> None:
-    """A file's name has at most 255 bytes, with what is added to it."""
+    """Long names give different folders, although a file's name has at most 255 bytes."""
     names = ["m" * 400, "m" * 400 + "x", "é" * 200, "short"]
     sweep = {"drop-columns": [["a" * 300], ["a" * 300, "b"]]}
     base = {"dataset": "file", "data-file": "nowhere.csv", "model": "linear"}

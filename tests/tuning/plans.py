@@ -1,4 +1,4 @@
-"""Plans that the tests of tuning share."""
+"""Plans shared by the tests of tuning."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What may be asked of tuning, and what is refused before anything runs."""
+"""Tuning plans: valid settings, and the errors before any training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tuning: what a study file may ask for, the budget, and that nothing is lost or done twice whatever happens."""
+"""Tuning: study files, the budget, and that interruptions neither lose nor repeat trials."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_every_subject_gets_the_same_budget_and_the_same_call_does_nothing_more(
         ("sgd", 2, 5), ("sgd", 6, 5), ("sisa", 2, 5), ("sisa", 6, 5)
     ]  # fmt: skip
     assert all(sorted(t.index for t in one.trials) == list(range(5)) for one in standings)
-    # The rounds that are reported are those that were trained.
+    # The reported rounds are the trained ones.
     trained = {(one.subject, one.index): one.rounds for one in told}
     assert sum(trained.values()) == sum(one.rounds for one in standings)
     again: list[Any] = []
@@ -256,11 +256,11 @@ def test_the_table_says_what_it_cost(tmp_path: Path) -> None:
     assert "learning-rate=" in out.getvalue()
 
 
-# ---------------------------------------------------------------------------------------- whatever interrupts
+# --------------------------------------------------------------------------------------------- interruptions
 
 
 def stop_at(calls: int, act: Callable[[], None]) -> Callable[[Any], None]:
-    """Return a listener that acts when a trial has come to its second round for the n-th time."""
+    """Return a listener that acts after the first round of the n-th trial."""
     seen = 0
 
     def listen(progress: Any) -> None:
@@ -316,18 +316,18 @@ def test_ctrl_c_ends_the_round_and_the_same_command_goes_on(
 
 
 LONG: Mapping[str, Any] = {"tune": {"sampler": "random"}, "base": {"num-server-rounds": 25}}
-"""Trials that do not depend on each other, each long enough that a signal finds it at work."""
+"""Independent trials, each long enough to be running when a signal arrives."""
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
-    """Return the values of all trials of a tuning that nothing befell; they do not depend on the rounds."""
+    """Return the trials of an uninterrupted tuning; their keys do not depend on the number of rounds."""
     found = tune(plan_of(**{**LONG, "base": {"num-server-rounds": 1}}), tmp_path_factory.mktemp("alone"))
     return [(t.index, t.keys) for one in found for t in one.trials]
 
 
 def assert_each_trial_ended_once(plan: Plan, out: Path, undisturbed: list[Any]) -> None:
-    """Finish a tuning, and assert that its trials are those, each of them with one end in the database."""
+    """Finish a tuning; assert that it has the given trials, each with one end in the database."""
     found = tune(plan, out)
     assert [(t.index, t.keys) for one in found for t in one.trials] == undisturbed
     assert {t.state for one in found for t in one.trials} <= {"finished", "pruned"}
@@ -340,13 +340,13 @@ def assert_each_trial_ended_once(plan: Plan, out: Path, undisturbed: list[Any]) 
 
 
 def stored(plan: Plan, out: Path) -> list[Any]:
-    """Return everything that the database has of each subject, what was lost, too."""
+    """Return all trials of each subject in the database, including lost ones."""
     storage = optuna.storages.RDBStorage(f"sqlite:///{out / 'tune.db'}")
     return [optuna.load_study(study_name=str(s.path), storage=storage).get_trials() for s in plan.subjects]
 
 
 def teller(wanted: Callable[[Any], bool]) -> tuple[Callable[[Any], None], Callable[[int], None]]:
-    """Return a listener for a child that tells of some progress, and what waits for so many of them."""
+    """Return a child's listener that reports some progress, and a function that waits for reports."""
     ours, theirs = os.pipe()
 
     def listen(progress: Any) -> None:
@@ -367,12 +367,12 @@ def test_two_processes_share_the_budget_and_a_killed_one_loses_nothing(
     plan, out = plan_of(**LONG), tmp_path / "out"
     listen, wait = teller(lambda progress: progress.state != "running" and not progress.before)
     victim = in_child(lambda: tune(plan, out, on_progress=listen))
-    wait(3)  # it has ended three trials, and is at another, or is about to be
+    wait(3)  # it has ended three trials and starts or trains the next
     others = [in_child(lambda: tune(plan, out) and 0) for _ in range(2)]
     os.kill(victim, signal.SIGKILL)
     assert ended(victim) == -signal.SIGKILL
     assert [ended(other) for other in others] == [0, 0]
-    assert (out / "best.toml").exists()  # whoever was last has written it
+    assert (out / "best.toml").exists()  # the last process has written it
     assert_each_trial_ended_once(plan, out, undisturbed)
 
 
@@ -386,7 +386,7 @@ def test_jobs_begin_the_trials_of_workers_that_were_killed_again(
 
     plan, out = plan_of(**LONG), tmp_path / "out"
     assert ended(in_child(lambda: tune(plan, out, jobs=2, on_progress=stop_at(1, kill_all)))) == 0
-    assert sum(map(len, stored(plan, out))) > 10  # some were lost
+    assert sum(map(len, stored(plan, out))) > 10  # some trials were lost
     assert_each_trial_ended_once(plan, out, undisturbed)
 
 
@@ -413,7 +413,7 @@ def test_a_signal_ends_all_workers_after_their_round(
     wait(2)
     (os.killpg if group else os.kill)(child, signum)
     assert ended(child) == 128 + signum
-    with pytest.raises(ProcessLookupError):  # nobody is left, no zombie either
+    with pytest.raises(ProcessLookupError):  # no process is left, not even a zombie
         os.killpg(child, 0)
     *said, last = [line for line in errors.read_text().splitlines() if line]
     assert last == f"interrupted: the trials so far are kept in {out}, the same command continues"
@@ -421,14 +421,14 @@ def test_a_signal_ends_all_workers_after_their_round(
     assert all(line.startswith(("ending this round", "[ ", "[10/")) for line in said)
     assert len(pd.read_csv(out / "trials.csv")) < 10
     assert not (out / "best.toml").exists()
-    for its in stored(read_plan(file), out):  # none was lost: what had not ended was given back in time
+    for its in stored(read_plan(file), out):  # no trial is lost: unfinished trials are given back
         assert all({"end", "given up"} & {*t.user_attrs} for t in its)
     assert_each_trial_ended_once(read_plan(file), out, undisturbed)
 
 
 @pytest.mark.slow
 def test_ctrl_c_on_processes_that_are_begun_anew(tmp_path: Path, undisturbed: list[Any]) -> None:
-    """Real processes, from the command line, as a terminal would signal them."""
+    """Ctrl-C in a terminal interrupts the command's processes without a traceback."""
     file, out = write(tmp_path / "small.toml", **LONG), tmp_path / "out"
     command = [sys.executable, "-m", "fedpisa", "tune", str(file), "--out", str(out), "--jobs", "2"]
     process = subprocess.Popen(
@@ -442,7 +442,7 @@ def test_ctrl_c_on_processes_that_are_begun_anew(tmp_path: Path, undisturbed: li
     assert process.returncode == 130
     assert "Traceback" not in errors
     assert "Exception" not in errors
-    assert shown == ""  # its end is that of all processes: they have it open, too
+    assert shown == ""  # the pipe closes only after all processes have ended
     assert_each_trial_ended_once(read_plan(file), out, undisturbed)
 
 
@@ -461,7 +461,7 @@ def test_a_signal_after_the_last_trial_interrupts_nothing(tmp_path: Path) -> Non
 def test_processes_that_find_nothing_left_are_no_error(
     tmp_path: Path, in_child: Any, ended: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another process takes the last trial while the workers of ``jobs`` are on their way."""
+    """Another process takes the last trial while the workers of ``jobs`` start."""
     from fedpisa.tuning.trials import Trials
 
     plan = plan_of(**SGD, tune={"trials": 1})
@@ -496,7 +496,7 @@ def test_processes_that_find_nothing_left_are_no_error(
 def test_a_full_disk_loses_nothing(
     jobs: int, tmp_path: Path, in_child: Any, ended: Any, undisturbed: list[Any]
 ) -> None:
-    """The system itself refuses the database's bytes: first of all of it, then of the trials."""
+    """The operating system refuses to write the database: first all of it, then the trials."""
     file, out = write(tmp_path / "small.toml", **LONG), tmp_path / "out"
     counts = []
     for room in (100, 270_000, 300_000):

@@ -1,4 +1,4 @@
-"""A cohort computed block by block, and what happens when a device's memory is full."""
+"""A cohort runs in blocks, and a full device memory makes the blocks smaller."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from fedpisa.simulation.stacked import cohort
 
 @pytest.mark.parametrize("name", families.available("algorithm"))
 def test_blocks_change_nothing_but_rounding(lab: Any, name: str) -> None:
-    """Ragged clients, some absent, buffers; every client's own state too."""
+    """Blocks change models and states by rounding errors only.
+
+    Clients differ in size, some are absent, and the model has buffers.
+    """
     module = lambda: nn.Sequential(nn.BatchNorm1d(4), lab.mlp())  # noqa: E731
     blocks, whole = (
         lab.make(lab.Case(name, {}).build(), "vmap", module=module, fraction=0.7) for _ in range(2)
@@ -28,7 +31,7 @@ def test_blocks_change_nothing_but_rounding(lab: Any, name: str) -> None:
 
 
 def test_dropout_draws_anew_in_every_block(lab: Any) -> None:
-    """Four clients with the same samples, two at a time: all end elsewhere."""
+    """Four clients with the same samples, in blocks of two, draw four different masks."""
     data = lab.blobs(sizes=(8,) * 4)
     data["x"], data["y"] = np.tile(data["x"][:8], (4, 1)), np.tile(data["y"][:8], 4)
     dropout = nn.Sequential(nn.Dropout(0.5), lab.mlp())
@@ -42,7 +45,7 @@ def test_dropout_draws_anew_in_every_block(lab: Any) -> None:
 
 @pytest.fixture
 def small_memory(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Have a device's memory take three clients; return how many were tried at a time."""
+    """Limit the device's memory to three clients; return the block sizes that were tried."""
     tried: list[int] = []
     run_stacked = cohort._run_stacked
 

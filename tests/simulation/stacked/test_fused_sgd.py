@@ -1,4 +1,4 @@
-"""SGD's steps that write no gradient down, against the steps themselves in float64."""
+"""Fused SGD steps, which store no gradient, equal separate steps in float64."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def convolutional() -> nn.Module:
 
 @contextmanager
 def nothing_is_zero_by_chance() -> Iterator[None]:
-    """Fill memory that nobody wrote to with NaN."""
+    """Fill uninitialised memory with NaN."""
     torch.use_deterministic_algorithms(True)
     try:
         yield
@@ -71,7 +71,7 @@ def numbers(generator: torch.Generator, *shape: int) -> Tensor:
 
 
 def batches_of(generator: torch.Generator, clients: int, steps: int) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Return each step's samples; the last client's mini-batches have two of them."""
+    """Return each step's mini-batches; the last client's have only two real samples."""
     batches = []
     for _ in range(steps):
         x, y_SB = (
@@ -114,7 +114,7 @@ def test_it_takes_the_steps(
     steps: tuple[int, int, int],
     seed: int,
 ) -> None:
-    """Some clients have more steps than others; from any state, with padded mini-batches."""
+    """Fused steps equal separate steps from any state, with padding and different numbers of steps."""
     generator, update = torch.Generator().manual_seed(seed), kind(**options)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -133,7 +133,7 @@ def test_it_takes_the_steps(
         for name, value in update.init(down["params"]).items()
     }
     work: Arrays = vmap(lambda _: update.start(down, {}))(torch.zeros(CLIENTS))
-    # All clients, then those that have more steps, then the one that has most.
+    # All clients step first, then those with more steps, then the one with most.
     batches = [
         batch
         for active, count in zip((CLIENTS, STAYING, 1), steps, strict=True)
@@ -152,7 +152,7 @@ def test_it_takes_the_steps(
 
 
 def test_only_sgd_along_the_losss_gradient_descends() -> None:
-    """Not where more than the loss is differentiated, nor where the step is another one."""
+    """An update is not fusible if it differentiates more than the loss or overrides the step."""
 
     @final
     class Halved(SGDSteps):
@@ -170,7 +170,7 @@ def test_only_sgd_along_the_losss_gradient_descends() -> None:
 
 @pytest.mark.parametrize(("beta", "wanted"), [(0.0, -6.0), (1.0, -4.0), (0.5, -5.0)])
 def test_a_sum_with_beta_zero_forgets(beta: float, wanted: float) -> None:
-    """``beta total + alpha gradient`` with total 2, alpha -1, gradient 6; NaN is forgotten too."""
+    """``beta total + alpha gradient`` with total 2, alpha -1, gradient 6; beta 0 also discards NaN."""
     start = torch.full((2, 3, 3), 2.0 if beta else torch.nan)
     into = Sum({"sum": start.clone(), "product": start.clone()}, alpha=-1.0, beta=beta)
     into.add("sum", torch.full((2, 3, 3), 6.0))

@@ -1,4 +1,4 @@
-"""Any module is trained as plain PyTorch trains it, on every engine, or refused in words."""
+"""Every engine trains any module as plain PyTorch does, or a clear error refuses the module."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Build = Callable[[], nn.Module]
 
 
 class Scaled(nn.Linear):
-    """A subclass that computes something else."""
+    """A subclass of a known layer that computes something else."""
 
     def forward(self, x: Tensor) -> Tensor:
         return 2 * super().forward(x)
@@ -43,14 +43,14 @@ class Twice(nn.BatchNorm1d):
 
 
 class Centred(nn.Module):
-    """Statistics of the mini-batch, written by hand."""
+    """Subtracts the mini-batch's mean, without BatchNorm."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x - x.mean(0, keepdim=True)
 
 
 class Ema(nn.Module):
-    """A buffer that is written in place, or bound anew."""
+    """A buffer that is updated in place or rebound."""
 
     def __init__(self, width: int, rebinds: bool) -> None:
         super().__init__()
@@ -149,7 +149,7 @@ PARTS: dict[str, Callable[[], nn.Module]] = {
 
 @st.composite
 def modules(draw: st.DrawFn) -> nn.Module:
-    """Return a sequence of parts, some of which stand in several places."""
+    """Return a sequence of layers, of which some occur several times."""
     kinds = draw(st.lists(st.sampled_from(sorted(PARTS)), min_size=1, max_size=4))
     torch.manual_seed(draw(st.integers(0, 100)))
     layers = [PARTS[kind]() for kind in kinds]
@@ -170,7 +170,7 @@ def samples() -> list[tuple[Tensor, Tensor]]:
 
 
 def plain_fedavg(module: nn.Module, rounds: int, steps: int) -> dict[str, Tensor]:
-    """FedAvg with all samples in each step, in plain PyTorch: what every engine has to give."""
+    """Run FedAvg with full batches in plain PyTorch, the reference for every engine."""
     model = copy.deepcopy(module)
     weights = [n / sum(SIZES) for n in SIZES]
     for _ in range(rounds):
@@ -195,7 +195,7 @@ def plain_fedavg(module: nn.Module, rounds: int, steps: int) -> dict[str, Tensor
 
 
 def trained(module: nn.Module, engine: str, rounds: int, steps: int) -> tuple[str, dict[str, Tensor]]:
-    """Return the path that an engine took, and the model that it gave; ``loop`` where it refused to stack."""
+    """Train with an engine; return its path (``loop`` if it does not stack) and the model."""
     parts = samples()
     begin = np.cumsum([0, *SIZES])
     lab = Lab(
@@ -215,7 +215,7 @@ def trained(module: nn.Module, engine: str, rounds: int, steps: int) -> tuple[st
 
 
 def assert_equal_to_plain(module: nn.Module) -> str:
-    """Check the loop, and the stacked engine if it does not refuse; return the path of the latter."""
+    """Compare both engines with plain PyTorch; return the stacked engine's path, or ``refused``."""
     torch.manual_seed(0)  # spectral norm draws its first vectors
     wanted = plain_fedavg(module, rounds=2, steps=2)
     path = "refused"
@@ -240,7 +240,7 @@ def test_generated_modules_are_trained_as_in_plain_pytorch(module: nn.Module) ->
     try:
         plain_fedavg(module, rounds=1, steps=1)
     except RuntimeError:
-        reject()  # PyTorch itself cannot train it, as where a ReLU in place follows a ReLU
+        reject()  # PyTorch cannot train it, for example if an in-place ReLU follows a ReLU
     assert_equal_to_plain(module)
 
 
@@ -269,7 +269,7 @@ def test_a_layer_in_two_places_is_not_written_out(kind: str) -> None:
 
 
 def test_calls_leave_the_module_its_own_tensors() -> None:
-    """A layer under two names had a borrowed tensor left in it."""
+    """A call leaves no borrowed tensor in a layer that has two names."""
     layer = nn.Linear(FEATURES, FEATURES)
     task = Task(nn.Sequential(layer, nn.Tanh(), layer, nn.Linear(FEATURES, CLASSES)).double(), CLASSES)
     before = task.initial_params().clone()
@@ -288,7 +288,7 @@ def test_calls_leave_the_module_its_own_tensors() -> None:
     ],
 )
 def test_the_built_in_models_take_the_quick_path(model: str, path: str) -> None:
-    """The path is a rule of shapes, never a timing."""
+    """The path depends on shapes, never on timing."""
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(12, 1, 28, 28)), rng.integers(10, size=12)
     data = ClientData.of(x, y, [np.arange(5), np.arange(5, 12)], torch.float32)

@@ -1,4 +1,4 @@
-"""Gradients of chains of layers, written out, against PyTorch's autograd in float64."""
+"""Written-out gradients of chains of layers equal PyTorch's autograd in float64."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def task_of(build: Callable[[], nn.Module]) -> Task:
 
 
 def batch_of(generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Return samples, of which the last client has two, and a padded row that would make everything infinite."""
+    """Return mini-batches; the last client's has two real samples and an infinite padding row."""
     x = torch.randn(CLIENTS, SAMPLES, 1, 8, 8, generator=generator, dtype=torch.float64)
     y_SB = torch.randint(0, 3, (CLIENTS, SAMPLES), generator=generator)
     weight_SB = torch.rand(CLIENTS, SAMPLES, generator=generator, dtype=torch.float64) + 0.1
@@ -126,7 +126,7 @@ def test_it_knows_every_loss(num_classes: int | None, outputs: int) -> None:
 
 
 def test_a_relu_behind_its_pooling_changes_no_bit() -> None:
-    """Where all of a window is off, and where two of it are the largest; with padding, too."""
+    """ReLU after pooling gives the same bits, also for negative windows, ties and padding."""
     module = nn.Sequential(
         nn.Conv2d(1, 2, 3), nn.ReLU(), nn.MaxPool2d(3, stride=2, padding=1), nn.Flatten(), nn.Linear(18, 3)
     ).double()
@@ -137,7 +137,7 @@ def test_a_relu_behind_its_pooling_changes_no_bit() -> None:
     with torch.no_grad():
         module[0].weight.fill_(
             1
-        )  # whole numbers: windows have ties, and the second channel is off nearly always
+        )  # integers: windows have ties, and nearly all of the second channel is negative
         module[0].bias.copy_(torch.tensor([0.0, -8.0]))
     slope = torch.rand(7, 18, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     found = []

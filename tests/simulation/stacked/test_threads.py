@@ -1,4 +1,4 @@
-"""A cohort spread over threads trains as one that is not."""
+"""Training a cohort on several threads equals training it on one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fedpisa.simulation.stacked.threads import one_thread_each
 
 @pytest.fixture
 def three_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Let PyTorch have three threads, and every step be worth them."""
+    """Give PyTorch three threads and make every step large enough for them."""
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     monkeypatch.setattr(cohort, "WORTH_A_THREAD", 0)
@@ -26,7 +26,10 @@ def three_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.parametrize("name", families.available("algorithm"))
 def test_threads_change_nothing_but_rounding(lab: Any, name: str, three_threads: None) -> None:
-    """Ragged clients, some absent, buffers; every client's own state too."""
+    """Threads change models and states by rounding errors only.
+
+    Clients differ in size, some are absent, and the model has buffers.
+    """
     module = lambda: nn.Sequential(nn.BatchNorm1d(4), lab.mlp())  # noqa: E731
     spread, whole = (
         lab.make(lab.Case(name, {}).build(), "vmap", module=module, fraction=0.7) for _ in range(2)
@@ -51,7 +54,7 @@ def test_they_give_the_same_bits_every_time(lab: Any, spread: bool, three_thread
 
 
 def test_dense_layers_stay_in_one_piece(lab: Any, three_threads: None) -> None:
-    """PyTorch shares out their batched products itself, to the same result."""
+    """PyTorch itself spreads batched products over threads, with the same result."""
     three = lab.make(lab.Case("scaffold", {}).build(), "vmap").run(3)
     torch.set_num_threads(1)
     one = lab.make(lab.Case("scaffold", {}).build(), "vmap").run(3)
@@ -68,7 +71,7 @@ def test_more_threads_than_clients(lab: Any, three_threads: None) -> None:
 
 
 def test_what_draws_random_numbers_stays_on_one_thread(lab: Any, three_threads: None) -> None:
-    """They come from one generator, and who comes first must not matter."""
+    """Random numbers come from one generator, whose order must not depend on threads."""
     dropout = lambda: nn.Sequential(nn.Dropout(0.5), lab.mlp())  # noqa: E731
     assert lab.make(lab.Case("fedavg", {}).build(), "vmap", module=dropout).grid.copies == []
 

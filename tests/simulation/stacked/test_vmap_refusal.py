@@ -1,4 +1,4 @@
-"""What cannot be stacked is refused by name, before anything runs; and runs that diverge end well."""
+"""An error names a layer that cannot be stacked before the run starts; divergence ends a run cleanly."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Count(nn.Module):
 
 
 class KeepsStatistics(nn.Module):
-    """InstanceNorm's running statistics would take padding in."""
+    """InstanceNorm's running statistics would include the padding."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ UNSTACKABLE = {
 @pytest.mark.parametrize("layer", UNSTACKABLE)
 def test_the_layer_is_named_with_the_fix(lab: Any, layer: str) -> None:
     algorithm = lab.Case("sisa", {}).build()
-    for _ in range(2):  # torch may say some things only once
+    for _ in range(2):  # torch issues some warnings only once
         with pytest.raises(UnstackableError) as caught:
             lab.make(algorithm, "vmap", module=UNSTACKABLE[layer], dtype=torch.float32)
     text = str(caught.value)
@@ -112,7 +112,7 @@ def test_the_loop_runs_it(lab: Any, layer: str) -> None:
 
 @pytest.fixture
 def own_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
-    """Return the name of a user's model in the current directory."""
+    """Write a user's model that cannot be stacked; return its name."""
     (tmp_path / "branching_model.py").write_text(
         "from torch import nn\n"
         "class Branch(nn.Module):\n"
@@ -169,7 +169,7 @@ def test_divergence_ends_the_run(keys: dict[str, object], engine: str, tmp_path:
 
 
 def test_an_optimizer_that_cannot_train_the_model_is_refused_at_once(tmp_path: Path) -> None:
-    """Muon takes matrices only: a bias is refused before a round, and nothing is written."""
+    """Muon trains only matrices, so an error refuses a model with a bias before anything is written."""
     if not hasattr(torch.optim, "Muon"):
         pytest.skip("this PyTorch has no Muon")
     with pytest.raises(ValueError, match="muon"):
@@ -178,7 +178,7 @@ def test_an_optimizer_that_cannot_train_the_model_is_refused_at_once(tmp_path: P
 
 
 def test_no_warnings_about_stacking(lab: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """Every warning is an error in this module; nothing is logged either."""
+    """Stacking logs nothing, and raises no warning: this module turns warnings into errors."""
     with caplog.at_level(logging.WARNING):
         for module in (
             lab.mlp,
