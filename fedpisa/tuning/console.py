@@ -10,7 +10,7 @@ from rich.table import Table
 
 from fedpisa import components
 from fedpisa.runs.console import LiveTable, cell, plain_table
-from fedpisa.tuning.metric import Metric, maximized
+from fedpisa.tuning.metric import Metric, maximized, uses_test_set
 from fedpisa.tuning.plan import Plan
 from fedpisa.tuning.standing import Standing
 from fedpisa.tuning.tune import TrialProgress
@@ -104,8 +104,12 @@ def table(standings: Sequence[Standing], metric: Metric) -> Table:
 
 
 def remarks(plan: Plan, standings: Sequence[Standing]) -> list[str]:
-    """Return what makes the outcome doubtful: values at an edge, and a pruner that may have misled."""
+    """Return what makes the outcome doubtful: a choice on the test set, values at an edge, and a misled pruner."""
     said = []
+    if uses_test_set(plan.metric):
+        said.append(
+            f"the values are chosen on the test set, by metric = {plan.metric!r}: its results are optimistic"
+        )
     for one in standings:
         for edge in one.edges:
             size = "smallest" if edge.side == "low" else "largest"

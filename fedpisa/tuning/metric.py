@@ -9,7 +9,14 @@ from typing import Literal
 from fedpisa.runs.run_files import Row
 
 Metric = Literal[
-    "test_accuracy", "best_test_accuracy", "test_loss", "train_loss", "objective", "rounds_to_target"
+    "validation_loss",
+    "validation_accuracy",
+    "train_loss",
+    "objective",
+    "test_loss",
+    "test_accuracy",
+    "best_test_accuracy",
+    "rounds_to_target",
 ]
 
 
@@ -25,7 +32,17 @@ def worst(metric: Metric) -> float:
 
 def column_of(metric: Metric) -> str:
     """Return the column of the history that the metric uses."""
-    return metric if metric in ("test_loss", "train_loss", "objective") else "test_accuracy"
+    return "test_accuracy" if metric in ("best_test_accuracy", "rounds_to_target") else metric
+
+
+def uses_test_set(metric: Metric) -> bool:
+    """Return whether the metric is measured on the test set, which then chooses the values."""
+    return column_of(metric).startswith("test")
+
+
+def uses_validation(metric: Metric) -> bool:
+    """Return whether the metric is measured on validation samples."""
+    return column_of(metric).startswith("validation")
 
 
 def measure(

@@ -4,7 +4,7 @@
 
     [tune]
     trials = 20                      # of every variant at every point of the sweep
-    metric = "test_accuracy"         # of the last round; see fedpisa/tuning/metric.py
+    metric = "validation_loss"       # of the last round; see fedpisa/tuning/metric.py
     sampler = "tpe"                  # or random, grid
     pruner = "none"                  # or halving
 
@@ -32,13 +32,16 @@ from pydantic import Field
 
 from fedpisa import components, families
 from fedpisa.config.run import RunConfig, flatten, override, read_toml, run_keys
+from fedpisa.datasets.validation import hold_out
 from fedpisa.families import Permission, permitted
 from fedpisa.simulation.federation import build_algorithm, build_schedule, load_dataset
 from fedpisa.studies.study import Study, StudyRun, read_study
-from fedpisa.tuning.metric import Metric, maximized
+from fedpisa.tuning.metric import Metric, maximized, uses_validation
 from fedpisa.tuning.space import Range, Space, parse_space
 from fedpisa.typing import NonNegativeInt, PositiveInt
 
+VALIDATION_FRACTION: Final = 0.2
+"""The trials' ``validation-fraction`` if the metric needs validation samples and the study has none."""
 TUNABLE: Final = ("fraction-train", "model")
 """The run's own keys that can be searched; the others define the problem or the budget."""
 
@@ -53,7 +56,8 @@ class Settings:
     trials
         Trials of every variant at every point of the sweep. A grid has its number of points by default.
     metric
-        Metric that ranks the trials.
+        Metric that ranks the trials, by its mean over the seeds. One of the test set, such as ``test_accuracy``, makes
+        the study's test results optimistic.
     sampler
         ``tpe`` (the first third of the trials, at most ten, at random), ``random`` or ``grid``.
     pruner
@@ -71,7 +75,7 @@ class Settings:
     """
 
     trials: PositiveInt | None = None
-    metric: Metric = "test_accuracy"
+    metric: Metric = "validation_loss"
     sampler: Literal["tpe", "random", "grid"] = "tpe"
     pruner: Literal["none", "halving"] = "none"
     seed: NonNegativeInt = 0
@@ -129,6 +133,8 @@ class Subject:
         Modules that the keys may name; ``None`` if they come from Python.
     earlier
         The search spaces before each extension.
+    held_out
+        The trials' ``validation-fraction``, if the study does not set it.
     """
 
     variant: str
@@ -138,6 +144,7 @@ class Subject:
     space: Mapping[str, Space]
     permission: Permission | None = field(default=None, compare=False, repr=False)
     earlier: tuple[Mapping[str, Space], ...] = ()
+    held_out: float = 0.0
 
     @property
     def size(self) -> float:
@@ -178,9 +185,14 @@ class Subject:
         return True
 
     def config(self, values: Mapping[str, object], seed: int) -> RunConfig:
-        """Return the configuration of a run with the given values of searched keys."""
+        """Return the configuration of a trial's run with the given values of searched keys."""
+        own = {"seed": seed, **({"validation-fraction": self.held_out} if self.held_out else {})}
         with permitted(self.permission):
-            return RunConfig.from_mapping(override(self.keys, values, {"seed": seed}))
+            return RunConfig.from_mapping(override(self.keys, values, own))
+
+    def final_config(self, values: Mapping[str, object], seed: int) -> RunConfig:
+        """Return the configuration of a run of the study; it trains on the trials' validation samples too."""
+        return replace(self, held_out=0.0).config(values, seed)
 
     def __str__(self) -> str:
         return ", ".join(
@@ -320,7 +332,7 @@ def _make_plan(study: Study, values: Mapping[str, Any]) -> Plan:
         if "search" in table
     }
     first = [run for run in study.runs() if run.seed == study.seeds[0]]
-    subjects = tuple(_subject(run, common, own.get(run.variant, {})) for run in first)
+    subjects = tuple(_subject(run, common, own.get(run.variant, {}), settings.metric) for run in first)
     for key in common:
         if not any(key in subject.space for subject in subjects):
             hint = components.nearest(key, {name for run in first for name in run.config.to_mapping()})
@@ -365,7 +377,7 @@ def _spaces(table: object, name: str, study: Study) -> dict[str, Space]:
     return spaces
 
 
-def _subject(run: StudyRun, common: Mapping[str, Space], own: Mapping[str, Space]) -> Subject:
+def _subject(run: StudyRun, common: Mapping[str, Space], own: Mapping[str, Space], metric: Metric) -> Subject:
     config = run.config
     spaces = {key: space for key, space in common.items() if config.accepts(key)} | dict(own)
     if not spaces:
@@ -375,6 +387,13 @@ def _subject(run: StudyRun, common: Mapping[str, Space], own: Mapping[str, Space
         )
     keys = {key: value for key, value in run.keys.items() if key != "seed"}
     subject = Subject(run.variant, run.point, run.path.relative_to("runs").parent, keys, {}, run.permission)
+    if uses_validation(metric) and not config.validation_fraction:
+        if "validation-fraction" in keys:
+            raise ValueError(
+                f"metric = {metric!r} needs validation samples, and validation-fraction = 0: leave that key out, or "
+                "take another metric, such as 'train_loss'"
+            )
+        subject = replace(subject, held_out=VALIDATION_FRACTION)
     for family in ("dataset", "partitioner"):
         component = families.find(family, getattr(config, family))
         for key in spaces:
@@ -453,10 +472,17 @@ def _check_metric(subjects: Sequence[Subject], metric: Metric) -> None:
             raise ValueError("metric = 'rounds_to_target' needs target-accuracy: set it in [base]")
         keys = families.keys_of(families.find("dataset", config.dataset))
         data = {key: value for key, value in config.to_mapping().items() if key in keys}
-        source = repr((config.dataset, config.data_dir, config.num_clients, data))
+        fraction = config.validation_fraction
+        source = repr((config.dataset, config.data_dir, config.num_clients, fraction, data))
         if source not in num_classes:
-            num_classes[source] = load_dataset(config).num_classes
+            loaded = load_dataset(config)
+            num_classes[source] = loaded.num_classes
+            if uses_validation(metric):
+                try:
+                    hold_out(loaded, fraction, config.seed)
+                except ValueError as error:
+                    raise ValueError(f"{error}, or take another metric than {metric!r}") from error
         if (maximized(metric) or metric == "rounds_to_target") and num_classes[source] is None:
             raise ValueError(
-                f"{metric} is not measured on {config.dataset!r}, a regression: take 'test_loss'"
+                f"{metric} is not measured on {config.dataset!r}, a regression: take 'validation_loss'"
             )

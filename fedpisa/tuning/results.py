@@ -64,10 +64,10 @@ def _best_files(plan: Plan, standings: Sequence[Standing]) -> dict[str, str]:
 
 
 def _best_config(subject: Subject, best: Trial) -> str:
-    """Return the configuration of a trial for ``fedpisa run``: all keys except the seed."""
+    """Return the study's configuration with a trial's values for ``fedpisa run``: all keys except the seed."""
     import tomli_w
 
-    values = subject.config(best.keys, 0).to_mapping()
+    values = subject.final_config(best.keys, 0).to_mapping()
     return tomli_w.dumps(nest({key: value for key, value in values.items() if key != "seed"}))
 
 

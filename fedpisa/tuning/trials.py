@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final, Literal, final
 
 from fedpisa import components
+from fedpisa.config.run import run_keys
 from fedpisa.rng import stream_key
 from fedpisa.storage.files import LOCK, InUseError, locked, refuse_link
 from fedpisa.tuning.metric import Metric, maximized
@@ -304,10 +305,12 @@ class Trials:
         if before is None:
             study.set_user_attr("plan", now)
             return
+        # An earlier version may lack some of the run's keys.
+        defaults = {name: components.show(key.default) for name, key in run_keys().items()}
         different = [
             f"{key} was {before.get(key, 'not set')} and is now {now.get(key, 'not set')}"
             for key in before | now
-            if before.get(key) != now.get(key)
+            if before.get(key, defaults.get(key)) != now.get(key)
         ]
         if different:
             raise ValueError(

@@ -51,7 +51,8 @@ bounds = st.tuples(st.sampled_from([-math.inf, 0.0, 0.5, 1.0, 3.0]), st.sampled_
 def allowed_by(space: Space, low: float, high: float) -> Callable[[float], bool]:
     """Return a key's bounds, which contain the space as every plan's do."""
     values = (space.low, space.high) if isinstance(space, Range) else space.numbers
-    low, high = min(low, values[0]), max(high, values[-1])
+    last = space.grid()[-1] if isinstance(space, Range) and space.step else values[-1]  # may be rounded up
+    low, high = min(low, values[0]), max(high, values[-1], last)  # type: ignore[type-var]
     return lambda value: low <= value <= high
 
 

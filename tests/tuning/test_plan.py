@@ -46,7 +46,7 @@ def test_a_study_reads_the_same_with_and_without_tuning() -> None:
     [
         ({"tune": {"trails": 3}}, r"unknown key 'trails' .*did you mean 'trials'"),
         ({"tune": {"trials": 0}}, r"key 'trials' = 0: must be greater than or equal to 1"),
-        ({"tune": {"metric": "accuracy"}}, r"key 'metric' = 'accuracy': must be 'test_accuracy', "),
+        ({"tune": {"metric": "accuracy"}}, r"key 'metric' = 'accuracy': must be 'validation_loss', "),
         ({"tune": {"sampler": "best"}}, r"key 'sampler' = 'best': must be 'tpe', 'random' or 'grid'"),
         ({"tune": {"reduction-factor": 1}}, r"key 'reduction-factor' = 1"),
         ({"tune": {"seeds": [1, 7]}}, r"seeds = \[1, 7\] shares \[1\] with the study's"),
@@ -88,6 +88,15 @@ def test_a_study_reads_the_same_with_and_without_tuning() -> None:
         ({"tune": {"metric": "objective"}}, r"needs exact-diagnostics = true"),
         ({"tune": {"metric": "rounds_to_target"}}, r"needs target-accuracy"),
         ({"tune": {"metric": "test_accuracy"}}, r"test_accuracy is not measured on 'quadratic'"),
+        ({"tune": {"metric": "validation_accuracy"}}, r"validation_accuracy is not measured on 'quadratic'"),
+        (
+            {"tune": {"metric": "validation_loss"}, "base": {"validation-fraction": 0}},
+            r"metric = 'validation_loss' needs validation samples, and validation-fraction = 0: leave that key out",
+        ),
+        (
+            {"tune": {"metric": "validation_loss"}, "base": {"validation-fraction": 1e-9}},
+            r"validation-fraction = 1e-09 takes none .*, or take another metric than 'validation_loss'",
+        ),
         ({"tune": {"sampler": "grid"}, **SGD}, r"search learning-rate: a grid needs points"),
         ({**GRID, "tune": {"sampler": "grid", "trials": 7}}, r"6 of variant 'sgd' and trials = 7"),
     ],
@@ -121,6 +130,22 @@ def test_the_seeds_of_tuning_are_not_the_studys() -> None:
     assert plan_of(tune={"seeds": [5, 6]}).settings.seeds == (5, 6)
 
 
+def test_the_default_chooses_by_the_validation_loss_and_leaves_the_studys_own_runs_as_they_are() -> None:
+    tables = tables_of()
+    del tables["tune"]["metric"]
+    plan = Plan.from_mapping(tables)
+    assert plan.metric == "validation_loss"
+    for subject in plan.subjects:
+        assert subject.config({}, 0).validation_fraction == 0.2
+        assert subject.final_config({}, 0).validation_fraction == 0
+    tables["base"]["validation-fraction"] = 0.3
+    for subject in Plan.from_mapping(tables).subjects:
+        assert subject.config({}, 0).validation_fraction == 0.3
+        assert subject.final_config({}, 0).validation_fraction == 0.3
+    for metric in ("test_loss", "train_loss"):  # what needs no validation samples trains on all
+        assert {s.config({}, 0).validation_fraction for s in plan_of(tune={"metric": metric}).subjects} == {0}
+
+
 def test_no_trial_is_pruned_unless_the_plan_says_so() -> None:
     plan = plan_of()
     assert [plan.settings.rungs(plan.rounds(subject)) for subject in plan.subjects] == [(), ()]
@@ -143,11 +168,13 @@ def test_metrics_by_hand(metric: Any) -> None:
         "test_loss": [3.0, 2.0, None, 2.5],
         "train_loss": [3.0, 2.0, 1.0, 0.5],
         "objective": [4.0, 3.0, 2.0, math.nan],
+        "validation_accuracy": [0.3, 0.2, None, None],
+        "validation_loss": [5.0, 6.0, None, 7.0],
     }
     rows = [{"round": n, **{key: values[n] for key, values in columns.items()}} for n in range(4)]
     wanted = {
         "test_accuracy": 0.4, "best_test_accuracy": 0.5, "test_loss": 2.5, "train_loss": 0.5, "objective": 2.0,
-        "rounds_to_target": 1.0,
+        "rounds_to_target": 1.0, "validation_accuracy": 0.2, "validation_loss": 7.0,
     }  # fmt: skip
     assert measure(metric, rows, 3, 0.45) == wanted[metric]
     assert maximized(metric) == ("accuracy" in metric)
