@@ -15,7 +15,7 @@ from fedpisa.plots import COLOURS, MARKERS, picture_path, style, write_picture
 from fedpisa.tuning.metric import maximized
 from fedpisa.tuning.plan import Plan
 from fedpisa.tuning.space import Choices, Space
-from fedpisa.tuning.trials import Trial, best_of
+from fedpisa.tuning.trial import Trial, best_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -15,7 +15,7 @@ from fedpisa.studies.study import Study
 from fedpisa.tuning.picture import plot_trials
 from fedpisa.tuning.plan import Plan, Subject
 from fedpisa.tuning.standing import Standing, is_complete
-from fedpisa.tuning.trials import Trial
+from fedpisa.tuning.trial import Trial
 
 if TYPE_CHECKING:
     import pandas as pd

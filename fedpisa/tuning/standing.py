@@ -11,7 +11,7 @@ from typing import Final, final
 
 from fedpisa.tuning.extension import Edge, edges
 from fedpisa.tuning.plan import Plan, Subject
-from fedpisa.tuning.trials import State, Trial, best_of
+from fedpisa.tuning.trial import State, Trial, best_of
 
 SWAPPED: Final = 0.25
 """Share of swapped pairs from which the pruner's early ranking disagrees with the final one."""

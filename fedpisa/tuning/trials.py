@@ -9,7 +9,6 @@ died: the index is claimed again.
 from __future__ import annotations
 
 import os
-import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -18,65 +17,24 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Literal, final
+from typing import TYPE_CHECKING, Final, final
 
 from fedpisa import components
 from fedpisa.config.run import run_keys
 from fedpisa.rng import stream_key
 from fedpisa.storage.files import LOCK, InUseError, locked, refuse_link
-from fedpisa.tuning.metric import Metric, maximized
+from fedpisa.tuning.database import DATABASE, connect, database_errors
+from fedpisa.tuning.metric import maximized
 from fedpisa.tuning.plan import Plan, Subject
 from fedpisa.tuning.space import Space, read_stored_space, stored_space
+from fedpisa.tuning.trial import State, Trial
 
 if TYPE_CHECKING:
     import optuna
 
-DATABASE: Final = "tune.db"
 WORKERS: Final = "workers"
 ATTEMPTS: Final = 3
 """Attempts at a trial whose process dies; then the trial counts as failed."""
-TIMEOUT: Final = 60
-"""Seconds to wait for another process's write."""
-
-State = Literal["running", "finished", "pruned", "diverged", "failed"]
-
-
-@final
-@dataclass(frozen=True)
-class Trial:
-    """One trial.
-
-    Parameters
-    ----------
-    index
-        Index in the subject's budget, from 0.
-    keys
-        Values of the searched keys.
-    state
-        ``running``, or how the trial ended.
-    metric
-        Metric at the end, or at the rung that pruned the trial; infinite if diverged, ``None`` if failed.
-    rounds
-        Trained rounds, over all seeds.
-    seconds
-        Duration.
-    error
-        Reason of a failure.
-    gradients
-        Gradients of single samples; ``None`` if an earlier version did not count them.
-    early
-        Metric at the first rung, if the trial reached it.
-    """
-
-    index: int
-    keys: Mapping[str, object]
-    state: State
-    metric: float | None = None
-    rounds: int = 0
-    seconds: float = 0.0
-    error: str = ""
-    gradients: int | None = 0
-    early: float | None = None
 
 
 @final
@@ -92,7 +50,7 @@ class Claim:
 
     def is_hopeless(self, step: int, metric: float) -> bool:
         """Return whether to prune the trial at the rung that it has reached."""
-        with _database_errors():
+        with database_errors():
             self._trial.report(metric, step)
             return self._trial.should_prune()
 
@@ -109,16 +67,10 @@ class Claim:
         from optuna.trial import TrialState
 
         text = None if metric is None else repr(metric)  # JSON has no infinity
-        end = {
-            "state": state,
-            "metric": text,
-            "rounds": rounds,
-            "seconds": seconds,
-            "error": error,
-            "gradients": gradients,
-        }
+        end = {"state": state, "metric": text, "rounds": rounds, "seconds": seconds}
+        end |= {"error": error, "gradients": gradients}
         stored = {"failed": TrialState.FAIL, "pruned": TrialState.PRUNED}.get(state, TrialState.COMPLETE)
-        with _database_errors():
+        with database_errors():
             self._ended = True
             self._trial.set_user_attr("end", end)
             self._trial.study.tell(
@@ -129,7 +81,7 @@ class Claim:
         """Release the trial, unless it has ended."""
         from optuna.trial import TrialState
 
-        with _database_errors():
+        with database_errors():
             if not self._ended:
                 self._trial.set_user_attr("given up", True)
                 self._trial.study.tell(self._trial, state=TrialState.FAIL)
@@ -161,7 +113,7 @@ class Trials:
         self._directory = directory
         self._locks = ExitStack()
         self._me = directory / WORKERS / f"{os.getpid()}-{time.time_ns()}"
-        with locked(directory, wait=True), _database_errors():
+        with locked(directory, wait=True), database_errors():
             self._storage = self._open()
             # ``_first`` are the studies before any extension; those of the latest are in ``_studies``.
             self._first = self._studies = [self._study(subject) for subject in plan.subjects]
@@ -189,7 +141,7 @@ class Trials:
 
     def claim(self) -> Claim | None:
         """Claim a trial of the subject with the fewest; return ``None`` if all trials are claimed."""
-        with locked(self._directory, wait=True), _database_errors():
+        with locked(self._directory, wait=True), database_errors():
             self._follow()
             claimed, free = [], []
             for subject, study in zip(self._plan.subjects, self._studies, strict=True):
@@ -207,14 +159,14 @@ class Trials:
 
     def of(self, subject: Subject) -> list[Trial]:
         """Return a subject's trials, ordered by index, without those whose process died."""
-        with locked(self._directory, wait=True), _database_errors():
+        with locked(self._directory, wait=True), database_errors():
             return self._of(subject)
 
     @contextmanager
     def standing_still(self) -> Iterator[list[list[Trial]]]:
         """Yield the trials of all subjects; within the block, no other process claims a trial."""
         with locked(self._directory, wait=True):
-            with _database_errors():
+            with database_errors():
                 self._follow()
                 found = [self._of(subject) for subject in self._plan.subjects]
             yield found
@@ -231,7 +183,7 @@ class Trials:
         """
         import optuna
 
-        with locked(self._directory, wait=True), _database_errors():
+        with locked(self._directory, wait=True), database_errors():
             self._follow()
             if self._plan.extensions != extensions:
                 return
@@ -270,7 +222,7 @@ class Trials:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         file = refuse_link(self._directory / DATABASE)
         storage = optuna.storages.RDBStorage(
-            "sqlite://", engine_kwargs={"creator": partial(_connect, file), "poolclass": QueuePool}
+            "sqlite://", engine_kwargs={"creator": partial(connect, file), "poolclass": QueuePool}
         )
         self._engine = storage.engine
         self._locks.callback(self.disconnect)
@@ -439,42 +391,8 @@ def _read(subject: Subject, index: int, found: optuna.trial.FrozenTrial) -> Tria
     )
 
 
-def _connect(file: Path) -> sqlite3.Connection:
-    """Open the database with write-ahead logging; a power cut can lose the last trials only."""
-    connection = sqlite3.connect(file, timeout=TIMEOUT, check_same_thread=False)
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = NORMAL")
-    return connection
-
-
 def _forget(worker: Path) -> None:
     """Remove a worker's folder; a leftover is harmless."""
     with suppress(OSError):
         (worker / LOCK).unlink(missing_ok=True)
         worker.rmdir()
-
-
-@contextmanager
-def _database_errors() -> Iterator[None]:
-    """Raise database errors, such as a full disk, as errors in one line."""
-    import sqlalchemy.exc
-    from optuna.exceptions import StorageInternalError
-
-    try:
-        yield
-    except (StorageInternalError, sqlalchemy.exc.DatabaseError) as error:
-        cause = error.__cause__ or error
-        reason = components.one_line(getattr(cause, "orig", None) or cause)
-        raise DatabaseError(f"{DATABASE} cannot be used: {reason}") from error
-
-
-@final
-class DatabaseError(ValueError):
-    """An error in reading or writing the trials."""
-
-
-def best_of(trials: Sequence[Trial], metric: Metric) -> Trial | None:
-    """Return the best finished trial, the first of equals, or ``None`` if no trial finished."""
-    ended = [trial for trial in trials if trial.state == "finished" and trial.metric is not None]
-    sign = -1 if maximized(metric) else 1
-    return min(ended, key=lambda trial: (sign * (trial.metric or 0), trial.index), default=None)

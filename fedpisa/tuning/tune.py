@@ -20,11 +20,13 @@ from fedpisa.runs.process import own_process
 from fedpisa.runs.run_files import Row
 from fedpisa.runs.signals import Interrupted, postponed
 from fedpisa.studies.pool import Pool, Worker, become_worker
+from fedpisa.tuning.database import DatabaseError
 from fedpisa.tuning.metric import column_of, measure, worst
 from fedpisa.tuning.plan import Plan, read_plan
 from fedpisa.tuning.results import write_results
 from fedpisa.tuning.standing import Standing, is_complete
-from fedpisa.tuning.trials import Claim, DatabaseError, State, Trials
+from fedpisa.tuning.trial import State
+from fedpisa.tuning.trials import Claim, Trials
 
 
 @final

@@ -1,0 +1,42 @@
+"""The SQLite database of a tuning's directory."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final, final
+
+from fedpisa import components
+
+DATABASE: Final = "tune.db"
+TIMEOUT: Final = 60
+"""Seconds to wait for another process's write."""
+
+
+def connect(file: Path) -> sqlite3.Connection:
+    """Open the database with write-ahead logging; a power cut can lose the last trials only."""
+    connection = sqlite3.connect(file, timeout=TIMEOUT, check_same_thread=False)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = NORMAL")
+    return connection
+
+
+@contextmanager
+def database_errors() -> Iterator[None]:
+    """Raise database errors, such as a full disk, as errors in one line."""
+    import sqlalchemy.exc
+    from optuna.exceptions import StorageInternalError
+
+    try:
+        yield
+    except (StorageInternalError, sqlalchemy.exc.DatabaseError) as error:
+        cause = error.__cause__ or error
+        reason = components.one_line(getattr(cause, "orig", None) or cause)
+        raise DatabaseError(f"{DATABASE} cannot be used: {reason}") from error
+
+
+@final
+class DatabaseError(ValueError):
+    """An error in reading or writing the trials."""
