@@ -96,7 +96,8 @@ class Range:
                 'a grid needs points = ..., step = ... or a list of values, or take sampler = "tpe"'
             )
         else:
-            values = [self.low + number * (self.step or 1) for number in range(int(self.size))]
+            steps = (self.low + number * (self.step or 1) for number in range(int(self.size)))
+            values = [min(value, self.high) for value in steps]  # the last may round up
         return tuple(dict.fromkeys(map(round, values))) if self.whole else tuple(values)
 
     def fraction(self, value: float) -> float:

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 import fedpisa
-from fedpisa.plots import plot_curves
+from fedpisa.plots import REFERENCE, plot_curves
 from fedpisa.report import findings, runs, summary, tables, write_report
 from fedpisa.studies.console import table
 from fedpisa.studies.study import Study, load_study
@@ -80,7 +80,8 @@ def test_pictures_draw_them_dashed_and_last(study: Path, x: str) -> None:
     figure = plot_curves(histories, x=x, y="test_accuracy", references=["centralised", "local"])
     lines = figure.axes[0].lines
     assert [line.get_label() for line in lines] == ["fedavg", "localsgd", "centralised", "local"]
-    assert [line.is_dashed() for line in lines] == [False, False, True, True]
+    assert [line.get_color() == REFERENCE["color"] for line in lines] == [False, False, True, True]
+    assert all(line.is_dashed() for line in lines[2:])
     last = lines[2].get_ydata()
     assert (len(set(last)) == 1) == (x == "bytes")
     assert last[-1] == histories["centralised"]["test_accuracy"].iloc[-1]

@@ -70,7 +70,8 @@ def sample(space: Space, at: float) -> object:
     if isinstance(space, Choices):
         return space.grid()[round(at * (space.size - 1))]
     if space.step is not None:
-        return space.low + round(at * round((space.high - space.low) / space.step)) * space.step
+        steps = round(at * round((space.high - space.low) / space.step))
+        return min(space.low + steps * space.step, space.high)
     value = (
         space.low * (space.high / space.low) ** at if space.log else space.low + at * (space.high - space.low)
     )
