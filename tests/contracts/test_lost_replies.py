@@ -11,6 +11,7 @@ import torch
 from fedpisa import families
 from fedpisa.flower.messages import CONFIG, CONFIRMED_ROUND, SERVER_ROUND
 from fedpisa.rng import generator
+from tests.algorithms import FEDERATED
 
 ROUNDS = 8
 LOST = {1: {0, 3}, 2: {0}, 4: {2, 3}, 5: {1}, 7: {4}}
@@ -96,7 +97,7 @@ def test_only_those_who_need_it_are_told_what_arrived(lab: Any, name: str) -> No
     assert told == [[confirmed] * clients for confirmed in wanted]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FEDERATED)
 def test_every_algorithm_survives_losing_a_tenth_of_the_replies(lab: Any, name: str, engine: str) -> None:
     """The final loss is about that of a run without losses."""
     rng = generator(0, "lost")
