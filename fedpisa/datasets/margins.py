@@ -22,9 +22,9 @@ def fitted(
 
     Examples
     --------
-    >>> fitted(np.array([[1.0, 1.0], [1.0, 3.0]]), np.array([2, 2]), np.array([2, 2])).round(2)
-    array([[1.27, 0.73],
-           [0.73, 1.27]])
+    >>> fitted(np.array([[1.0, 1.0], [1.0, 3.0]]), np.array([200, 200]), np.array([200, 200])).round()
+    array([[127.,  73.],
+           [ 73., 127.]])
     """
     row_factor_N = rows_N / weights_NK.sum(axis=1)
     for _ in range(MOST_STEPS):
