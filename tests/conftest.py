@@ -66,6 +66,11 @@ def ended() -> Callable[[int], int]:
     return lambda child: os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Let SIGHUP end processes, also if the tests were started with ``nohup``, which has it ignored."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Parametrize each test by the cases, dtypes and engines that it requests and does not list."""
     listed = {str(mark.args[0]) for mark in metafunc.definition.iter_markers("parametrize")}

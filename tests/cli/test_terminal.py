@@ -90,7 +90,6 @@ def test_a_closed_terminal_leaves_a_checkpoint(tmp_path: Path) -> None:
     run = tmp_path / "run"
     child, terminal = pty.fork()
     if child == 0:
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup would let it be ignored
         os.execv(sys.executable, [sys.executable, "-m", "fedpisa", "run", "-c", keys, "--out", str(run)])
     metrics, deadline = run / "metrics.jsonl", time.monotonic() + 120
     while not (metrics.exists() and len(metrics.read_bytes().splitlines()) > 3):
