@@ -270,6 +270,11 @@ def _require_central(config: RunConfig, algorithm: Algorithm, keys: CentralPriva
 
 
 def _require_equal_weights(config: RunConfig, algorithm: Algorithm) -> None:
+    if algorithm.reference:
+        raise ValueError(
+            f"differential-privacy adds noise to a mean of models, and algorithm = {config.algorithm!r} is a "
+            "reference without federation, which sends none: remove the keys"
+        )
     n_S = torch.tensor([1.0, 3.0], dtype=torch.float64)
     weights_S = algorithm.weights(Cohort(torch.arange(2), n_S, 1, 2, ParamLayout((), (), ())))
     if float(weights_S[0]) != float(weights_S[1]):
