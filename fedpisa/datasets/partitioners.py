@@ -141,13 +141,11 @@ def client_dirichlet_sequential(
 ) -> list[Indices]:
     """Do the same as ``client-dirichlet``, one client after the other; the last clients get what remains.
 
-    Client i draws ``p_i ~ Dir(dirichlet_alpha * C * p)``, where ``p`` is the global label distribution and the mean
-    of ``p_i``; for balanced classes this is the symmetric Dirichlet. The client draws its labels
-    from ``p_i`` without replacement: a class without remaining samples is removed from ``p_i``. If ``p_i`` has no
-    class left, the client draws uniformly from the remaining samples. Clients draw in random order until all samples
-    are dealt out. The last clients therefore follow the remaining samples more than their ``p_i``: at concentration 10
-    the last of 20 clients is three times as far from ``p`` as the others. Earlier versions had this as
-    ``client-dirichlet``.
+    Client i draws ``p_i`` as in ``client-dirichlet``, and then its labels from ``p_i`` without replacement: a class
+    without remaining samples is removed from ``p_i``. If ``p_i`` has no class left, the client draws uniformly from the
+    remaining samples. Clients draw in random order until all samples are dealt out. The last clients therefore follow
+    the remaining samples more than their ``p_i``: at concentration 10 the last of 20 clients is three times as far
+    from ``p`` as the others. Earlier versions had this as ``client-dirichlet``.
 
     Parameters
     ----------

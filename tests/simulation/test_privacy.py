@@ -274,7 +274,7 @@ def test_rounds_that_nodes_have_seen_are_not_released_again(tmp_path: Path) -> N
     fedpisa.run({**DIGITS, "num-server-rounds": 3}, tmp_path / "run")
     simulation = Simulation(RunConfig.from_mapping({**DIGITS, "secure-noise": True}))
     files = RunDirectory(tmp_path / "run")
-    require_no_second_release(simulation, files, 0)  # nobody has seen the models of a simulation
+    require_no_second_release(simulation, files, 0)  # no node has seen the models of a simulation
     real = SimpleNamespace(privacy=simulation.privacy, grid=SimpleNamespace(client_states=None))
     for done in (3, 2):
         require_no_second_release(real, files, done)  # type: ignore[arg-type]

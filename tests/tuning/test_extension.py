@@ -285,7 +285,7 @@ def test_an_extension_keeps_the_old_trials_and_gives_all_variants_as_many_more(
             contains(one.subject.space[key], value) for t in one.trials for key, value in t.keys.items()
         )
     assert later[0].best.metric < first[0].best.metric
-    # The directory keeps its extensions, whoever calls.
+    # The directory keeps its extensions, in Python and on the command line.
     assert values_of(tuned(plan, tmp_path)) == values_of(tuned(plan, tmp_path, extend=1)) == values_of(later)
     assert len(pd.read_csv(tmp_path / "trials.csv")) == 2 * len(later[0].trials)
 

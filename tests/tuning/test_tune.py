@@ -476,9 +476,10 @@ def test_a_full_disk_loses_nothing(
     jobs: int, tmp_path: Path, in_child: Any, ended: Any, undisturbed: list[Any]
 ) -> None:
     """The operating system refuses to write the database: first all of it, then the trials."""
-    file, out = write(tmp_path / "small.toml", **LONG), tmp_path / "out"
+    pruned = {**LONG["tune"], "pruner": "halving"}  # its reports fill the database
+    file, out = write(tmp_path / "small.toml", **{**LONG, "tune": pruned}), tmp_path / "out"
     counts = []
-    for room in (100, 270_000):
+    for room in (100, 270_000, 300_000):
 
         def limited(room: int = room) -> int:
             resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
@@ -490,8 +491,7 @@ def test_a_full_disk_loses_nothing(
         assert last.startswith("error: tune.db cannot be used: disk I/O error")
         assert all(line.startswith("[ ") for line in said)
         counts.append(len(said))
-    assert counts[0] == 0
-    assert sum(counts) < 10
+    assert counts[0] == 0 < sum(counts) < 10
     assert_each_trial_ended_once(read_plan(file), out, undisturbed)
 
 
