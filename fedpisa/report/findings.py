@@ -205,7 +205,7 @@ def _find_split(split: int, groups: Sequence[Group], target_accuracy: float | No
                 cost=None if target is None else _cost(runs, measure.column, target.accuracy),
                 megabytes=estimate([total_bytes(run.result) / 1e6 for run in runs]),
                 seconds=estimate([run.result.total("seconds") for run in runs]),
-                selected=estimate(list(_by_seed(group, measure.selected_of).values())),
+                selected=estimate(list(_by_seed(group, measure.selected_of).values()), share=measure.percent),
             )
         )
     references = [outcome for outcome in outcomes if outcome.group.is_reference]

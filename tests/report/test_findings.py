@@ -178,3 +178,17 @@ def test_runs_that_ended_early_are_named(write_run: WriteRun, tmp_path: Path) ->
     assert (
         "early-stopping ended 2 runs, after 3 to 5 rounds: their final values have different budgets" in said
     )
+
+
+def test_all_intervals_of_an_accuracy_stay_within_0_and_100_percent(
+    write_run: WriteRun, tmp_path: Path
+) -> None:
+    losses = {"validation_loss": [4.0, 3.0, 2.0, 1.0]}
+    for seed, final in enumerate((0.94, 1.0, 1.0)):
+        write_run(f"run-{seed}", final, columns=losses, keys={"validation-fraction": 0.2, "seed": seed})
+    (outcome,) = find(collect([tmp_path])).by_split[0].outcomes
+    for found in (outcome.final, outcome.selected, outcome.best):
+        assert found is not None
+        assert found.high is not None
+        assert found.mean == pytest.approx(0.98)
+        assert found.high < 1 < found.mean + 4.303 * (found.sd or 0) / 3**0.5  # Student's would not
