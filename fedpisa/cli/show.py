@@ -131,7 +131,8 @@ def plot(
         typer.Option(
             "--against",
             "--x",
-            help="rounds, bytes, gradients, seconds or simulated-seconds; all but rounds are running sums.",
+            help="rounds, bytes, gradients, seconds or simulated-seconds; all but rounds are running sums. Of a study "
+            "also several: rounds,gradients.",
         ),
     ] = "rounds",
     y: Annotated[
@@ -170,7 +171,7 @@ def plot(
         study = read_study(refuse_link(studies[0] / STUDY_FILE))
         study.plot(
             studies[0],
-            against,
+            [axis.strip() for axis in against.split(",")],
             columns,
             out,
             band=band.value,

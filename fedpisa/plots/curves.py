@@ -211,7 +211,7 @@ def label_axes(ax: Axes, x: str, y: str) -> None:
     ax.margins(x=0.02)
     if x == "rounds":
         ax.xaxis.set_major_locator(ticker.MaxNLocator(integer=True, nbins=6))
-    if x == "gradients":
+    if x == "gradients" or ax.get_xscale() == "log":
         ax.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
     if name.endswith("accuracy"):
         ax.yaxis.set_major_formatter(ticker.PercentFormatter(1))

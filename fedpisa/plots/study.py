@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, final
@@ -61,7 +61,7 @@ def plot_study(
     frame: pd.DataFrame,
     panels: Sequence[str] = (),
     lines: Sequence[str] = ("variant",),
-    x: Abscissa | str = "rounds",
+    x: Abscissa | str | Sequence[Abscissa | str] = "rounds",
     y: str | Sequence[str] | None = None,
     path: str | Path | None = None,
     *,
@@ -76,7 +76,8 @@ def plot_study(
 
     The mean is over the finished runs and over the same seeds at every round, so a line ends with its shortest run. If
     no run of a line finished, the mean of the others is dotted. A note under the panels says both. Against bytes,
-    gradients or seconds, a point's x is the seeds' mean up to the end of the round. A single seed has no band.
+    gradients or seconds, a point's x is the seeds' mean up to the end of the round, and the axis is logarithmic if a
+    line ends before a fifth of another. A single seed has no band.
 
     Parameters
     ----------
@@ -88,6 +89,7 @@ def plot_study(
         Columns whose values divide the runs into lines, the variant's name first.
     x
         ``rounds``, or the running sum of ``bytes`` (both ways), ``gradients``, ``seconds`` or ``simulated-seconds``.
+        With several of them, every column is drawn against each.
     y
         Columns to draw; by default the test accuracy, or the test loss if there is none.
     path
@@ -118,6 +120,9 @@ def plot_study(
 
     file = picture_path(path)
     columns = [_default_column(frame)] if y is None else [y] if isinstance(y, str) else list(y)
+    axes = list(itertools.product(columns, [x] if isinstance(x, str) else list(x)))
+    if not axes:
+        raise ValueError("nothing to plot: name at least one axis and one column")
     for column in columns:
         if column not in frame:
             keys = {*panels, *lines, "round", "seed"}
@@ -131,7 +136,8 @@ def plot_study(
     apart = {line: group.is_reference for (_, line), group in groups.items()}
     names = sorted(apart, key=lambda name: apart[name])
     looks = _looks(apart, font_size)
-    across, down = _grid(len(titles), len(columns), width, font_size)
+    uneven = {against: _differ_in_cost(groups.values(), against) for _, against in axes}
+    across, down = _grid(len(titles), len(axes), width, font_size)
     with style(font_size):
         size = 0.4 + 2.9 * across + (across == 1) if width is None else width
         panel_width = size / across
@@ -145,24 +151,27 @@ def plot_study(
         grid = figure.subplots(down, across, squeeze=False)
         for ax in grid.flat:
             ax.set_visible(False)
-        blocks = down // len(columns) if len(titles) > 1 else down
-        used = []
-        for number, column in enumerate(columns):
-            first: Axes | None = None
+        blocks = down // len(axes) if len(titles) > 1 else down
+        used: dict[int, tuple[str, str]] = {}
+        leaders: dict[str, Axes] = {}
+        for number, (column, against) in enumerate(axes):
             for place, (title, heading) in enumerate(zip(titles, headings, strict=True)):
                 at = number * blocks * across + place if len(titles) > 1 else number
                 ax = grid.flat[at]
                 ax.set_visible(True)
-                if first is not None and column.endswith("accuracy"):
-                    ax.sharey(first)
-                first = first or ax
+                if column.endswith("accuracy") and column in leaders:
+                    ax.sharey(leaders[column])
+                leaders.setdefault(column, ax)
+                if uneven[against]:
+                    ax.set_xscale("log")
                 ends = [
-                    _draw(ax, groups[title, name], x, column, band, looks[name])
+                    _draw(ax, groups[title, name], against, column, band, looks[name])
                     for name in names
                     if (title, name) in groups
                 ]
-                label_axes(ax, x, column)
-                ax.locator_params(axis="x", nbins=max(2, min(6, int(18 * panel_width / font_size))))
+                label_axes(ax, against, column)
+                if ax.get_xscale() == "linear":
+                    ax.locator_params(axis="x", nbins=max(2, min(6, int(18 * panel_width / font_size))))
                 _limit(ax, [end for end in ends if end is not None])
                 if target_accuracy is not None and column.endswith("accuracy"):
                     ax.axhline(
@@ -172,11 +181,12 @@ def plot_study(
                 ax.set_ylabel(fill(ax.get_ylabel(), max(9, int(panel_width * 62 / font_size))))
                 if len(titles) > 1:
                     ax.set_title(heading, loc="left")
-                    if at % across:
-                        ax.set_ylabel("")
-                used.append(at)
-        for at in used:
-            if any(other > at and other % across == at % across for other in used):  # a panel below has it
+                used[at] = column, against
+        for at, (column, against) in used.items():
+            if at % across and used[at - 1][0] == column:
+                grid.flat[at].set_ylabel("")
+            below = [other for other in used if other > at and other % across == at % across]
+            if below and used[below[0]][1] == against:
                 grid.flat[at].set_xlabel("")
         handles = [_handle(looks[name]) for name in names]
         notes = [
@@ -275,14 +285,19 @@ def _draw(
     if found is None:
         return None
     at, mean, sd = found
+    if ax.get_xscale() == "log":
+        shown = at > 0
+        at, mean, sd = at[shown], mean[shown], None if sd is None else sd[shown]
+        if not len(at):
+            return None
     if group.is_reference and x in ("bytes", "seconds", "simulated-seconds"):
         ax.axhline(mean[-1], **line)
         return None
     step = max(1, len(at) // 6)
-    shown = {**line, "markevery": (len(ax.lines) * step // 3 % step, step)}
+    drawn = {**line, "markevery": (len(ax.lines) * step // 3 % step, step)}
     if not group.finished:
-        shown |= {"linestyle": ":", "linewidth": 0.6 * line["linewidth"]}
-    ax.plot(at, mean, **shown)
+        drawn |= {"linestyle": ":", "linewidth": 0.6 * line["linewidth"]}
+    ax.plot(at, mean, **drawn)
     high = mean
     if sd is not None:
         share = column.endswith("accuracy")
@@ -321,6 +336,18 @@ def _limit(ax: Axes, ends: Sequence[tuple[float, float]]) -> None:
         least, most = min(low for low, _ in ends), max(high for _, high in ends)
         room = (most / least) ** 0.05
         ax.set_ylim(max(ax.get_ylim()[0], least / room**2), most * room)
+
+
+def _differ_in_cost(groups: Iterable[_Group], x: str) -> bool:
+    """Return whether one line ends before a fifth of another on this axis."""
+    if x in ("rounds", "round"):
+        return False
+    ends = [
+        float(np.mean([abscissa(run, x)[-1] for run in group.runs]))
+        for group in groups
+        if not group.is_reference
+    ]
+    return bool(ends) and 0 < 5 * min(ends) < max(ends)
 
 
 def _looks(apart: Mapping[str, bool], font_size: float) -> dict[str, dict[str, Any]]:

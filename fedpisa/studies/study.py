@@ -289,7 +289,7 @@ class Study:
     def plot(
         self,
         directory: str | os.PathLike[str],
-        x: Abscissa | str = "rounds",
+        x: Abscissa | str | Sequence[Abscissa | str] = "rounds",
         y: str | Sequence[str] | None = None,
         path: str | Path | None = None,
         *,

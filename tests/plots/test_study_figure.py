@@ -95,6 +95,19 @@ def test_several_columns_are_rows() -> None:
     assert [ax.get_yscale() for ax in figure.axes] == ["linear"] * 2 + ["log"] * 2
 
 
+def test_every_column_is_drawn_against_every_axis() -> None:
+    frame = study(["a", "b"], [0.1], 2)
+    frame.loc[frame["variant"] == "a", "local_steps"] /= 10
+    figure = plot_study(frame, x=["rounds", "gradients"], y=["test_accuracy", "test_loss"])
+    assert [ax.get_xscale() for ax in figure.axes] == ["linear", "log", "linear", "log"]
+    left, right = figure.axes[0].lines[0], figure.axes[1].lines[0]
+    # Round 0 is at 0, which a logarithmic axis lacks.
+    np.testing.assert_allclose(right.get_ydata(), left.get_ydata()[1:])
+    np.testing.assert_allclose(right.get_xdata(), 5.0 * np.arange(1, 21))
+    assert [ax.get_xlabel() for ax in figure.axes[:2]] == ["", ""]
+    assert [ax.get_ylabel() for ax in figure.axes] == ["test accuracy", "", "test loss", ""]
+
+
 def test_runs_that_did_not_finish_are_said_and_not_averaged() -> None:
     status = {("a", 0.1, 1): "diverged", **{("b", 0.1, seed): "failed" for seed in range(3)}}
     figure = plot_study(study(["a", "b"], [0.1, 1.0], 3, status), ["dirichlet-alpha"])
