@@ -76,7 +76,7 @@ def tune(
     """Search the best values for each variant of a study, with the same number of trials for all."""
     from rich.console import Console
 
-    from fedpisa.tuning.console import TuneConsole, remarks, table
+    from fedpisa.tuning.console import TuneConsole, best_values, remarks, table
     from fedpisa.tuning.plan import read_plan
     from fedpisa.tuning.tune import tune as run_tuning
 
@@ -87,6 +87,9 @@ def tune(
         standings = run_tuning(plan, directory, jobs=jobs, extend=extend, on_progress=console)
     terminal = Console(highlight=False, soft_wrap=True)
     terminal.print(table(standings, plan.metric))
+    terminal.print()
+    for line in best_values(standings):
+        say(line)
     terminal.print()
     say(f"trials: {directory / 'trials.csv'}, picture: {directory / 'trials.png'}")
     for one in standings:

@@ -83,7 +83,6 @@ def table(standings: Sequence[Standing], metric: Metric) -> Table:
     keys = list(standings[0].subject.point) if standings else []
     counted = ("trials", "pruned", "rounds", "gradients", "seconds", "median")
     view = plain_table("variant", *keys, *counted, metric.replace("_", " "))
-    view.add_column("best values", overflow="fold")
     for one in standings:
         counts, best = one.counts, one.best
         view.add_row(
@@ -96,11 +95,17 @@ def table(standings: Sequence[Standing], metric: Metric) -> Table:
             f"{one.seconds:.0f}",
             "-" if one.median is None else _shown(one.median, metric),
             "-" if best is None or best.metric is None else _shown(best.metric, metric),
-            ""
-            if best is None
-            else cell(", ".join(f"{key}={_short(value)}" for key, value in best.keys.items())),
         )
     return view
+
+
+def best_values(standings: Sequence[Standing]) -> list[str]:
+    """Return a line of best values per variant and point."""
+    return [
+        f"{one.subject}: {', '.join(f'{key} = {_short(value)}' for key, value in one.best.keys.items())}"
+        for one in standings
+        if one.best is not None
+    ]
 
 
 def remarks(plan: Plan, standings: Sequence[Standing]) -> list[str]:
