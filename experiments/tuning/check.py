@@ -2,7 +2,7 @@
 
 ::
 
-    fedpisa tune experiments/tune_digits.toml --out tuned/digits --jobs 2 --extend 2
+    fedpisa tune experiments/tune_digits.toml --out tuned/digits --extend 2
     fedpisa tune experiments/tuning/random.toml --out tuned/random --jobs 2
     python experiments/tuning/check.py tuned/digits/best.toml tuned/random/best.toml
 """
@@ -43,7 +43,9 @@ def main(tuned: str, random: str, out: str = "studies/tuning-check") -> None:
         (one.variant, one.seed): 100 * (one.result.last("test_accuracy") or 0)
         for one in fedpisa.load_study(Path(out))
     }
-    print("| variant | `tune` | 200 random trials | difference ± standard error | chosen by `tune` | by random |")
+    print(
+        "| variant | `tune` | 200 random trials | difference ± standard error | chosen by `tune` | by random |"
+    )
     print("| --- | --- | --- | --- | --- | --- |")
     for name in names:
         values = {search: [accuracy[f"{name}-{search}", seed] for seed in SEEDS] for search in studies}
