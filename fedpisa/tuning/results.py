@@ -103,6 +103,7 @@ def _summary(plan: Plan, standings: Sequence[Standing]) -> pd.DataFrame:
                 "rounds": one.rounds,
                 "gradients": one.gradients,
                 "seconds": one.seconds,
+                "seeds": ", ".join(map(str, plan.settings.seeds)),
                 plan.metric: None if one.best is None else one.best.metric,
                 f"median_{plan.metric}": one.median,
                 "at_edge": ", ".join(edge.key for edge in one.edges),
@@ -117,6 +118,9 @@ def _trials(plan: Plan, standings: Sequence[Standing]) -> pd.DataFrame:
     """Return a row per trial: variant, swept keys, index, state and searched keys."""
     import pandas as pd
 
+    measured = plan.metric != "validation_accuracy" and any(
+        trial.accuracy is not None for one in standings for trial in one.trials
+    )
     rows = [
         {
             "variant": one.subject.variant,
@@ -124,6 +128,7 @@ def _trials(plan: Plan, standings: Sequence[Standing]) -> pd.DataFrame:
             "trial": trial.index,
             "state": trial.state,
             plan.metric: math.nan if trial.metric is None else trial.metric,
+            **({"validation_accuracy": trial.accuracy} if measured else {}),
             "rounds": trial.rounds,
             "gradients": trial.gradients,
             "seconds": trial.seconds,

@@ -36,6 +36,8 @@ class Trial:
         Gradients of single samples; ``None`` if an earlier version did not count them.
     early
         Metric at the first rung, if the trial reached it.
+    accuracy
+        Mean accuracy on validation samples after the last round of each seed, if the trial finished and measured it.
     """
 
     index: int
@@ -47,6 +49,7 @@ class Trial:
     error: str = ""
     gradients: int | None = 0
     early: float | None = None
+    accuracy: float | None = None
 
 
 def best_of(trials: Sequence[Trial], metric: Metric) -> Trial | None:

@@ -62,13 +62,14 @@ class Claim:
         seconds: float,
         error: str = "",
         gradients: int = 0,
+        accuracy: float | None = None,
     ) -> None:
         """Store how the trial ended; see `Trial` for the parameters."""
         from optuna.trial import TrialState
 
         text = None if metric is None else repr(metric)  # JSON has no infinity
         end = {"state": state, "metric": text, "rounds": rounds, "seconds": seconds}
-        end |= {"error": error, "gradients": gradients}
+        end |= {"error": error, "gradients": gradients, "accuracy": accuracy}
         stored = {"failed": TrialState.FAIL, "pruned": TrialState.PRUNED}.get(state, TrialState.COMPLETE)
         with database_errors():
             self._ended = True
@@ -388,6 +389,7 @@ def _read(subject: Subject, index: int, found: optuna.trial.FrozenTrial) -> Tria
         end["error"],
         end.get("gradients"),
         early[min(early)] if early else None,
+        end.get("accuracy"),
     )
 
 

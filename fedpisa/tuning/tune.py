@@ -54,6 +54,8 @@ class TrialProgress:
         Gradients of single samples so far, over all seeds.
     budget
         Number of the subject's trials.
+    accuracy
+        Mean accuracy on validation samples after the last round of each seed, if the trial finished and measured it.
     """
 
     subject: int
@@ -65,6 +67,7 @@ class TrialProgress:
     before: bool = False
     gradients: int = 0
     budget: int = 0
+    accuracy: float | None = None
 
 
 def tune(
@@ -161,6 +164,7 @@ def training(plan: Plan, claim: Claim, number: int = 0) -> Iterator[TrialProgres
     from fedpisa.tuning.cost import sample_gradients
 
     seed_metrics, rounds, gradients, metric = list[float](), 0, 0, None
+    accuracies = list[float | None]()
     rungs = deque(plan.settings.rungs(plan.rounds(claim.subject)))
 
     def now(state: State, message: str = "") -> TrialProgress:
@@ -194,7 +198,9 @@ def training(plan: Plan, claim: Claim, number: int = 0) -> Iterator[TrialProgres
             if last is None:
                 raise ValueError(f"{plan.metric} was not measured")
             seed_metrics.append(last)
-        yield now("finished")
+            accuracies.append(measure("validation_accuracy", rows, config.num_server_rounds, None))
+        measured = [accuracy for accuracy in accuracies if accuracy is not None]
+        yield replace(now("finished"), accuracy=fmean(measured) if len(measured) == len(accuracies) else None)
     except DatabaseError:
         raise
     except Exception as error:  # any error ends this trial alone and is reported
@@ -222,6 +228,7 @@ def _work(
                             time.perf_counter() - began,
                             progress.message,
                             progress.gradients,
+                            progress.accuracy,
                         )
                     tell(progress)
                     if stop.signum is not None:

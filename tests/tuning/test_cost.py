@@ -89,6 +89,38 @@ def test_the_cost_is_the_sum_over_the_trials_counted_apart(
     assert summary["validation_loss"].tolist() == [pytest.approx(trials.validation_loss.min())]
 
 
+@pytest.mark.parametrize("metric", ["validation_loss", "train_loss", "validation_accuracy"])
+def test_the_accuracy_of_a_trial_is_the_mean_over_its_seeds(tmp_path: Path, metric: str) -> None:
+    """Train the runs of a trial apart."""
+    import fedpisa
+
+    base = {
+        "dataset": "digits",
+        "model": "logistic",
+        "num-clients": 3,
+        "num-server-rounds": 3,
+        "eval-every": 2,
+    }
+    tables: dict[str, Any] = {
+        "tune": {"trials": 2, "metric": metric, "seeds": [5, 9]},
+        "base": {**base, "algorithm": "fedavg", "batch-size": "full"},
+        "search": {"learning-rate": {"low": 0.1, "high": 1}},
+    }
+    plan = Plan.from_mapping(tables)
+    (standing,) = tune(plan, tmp_path)
+    configs = [standing.subject.config(standing.trials[1].keys, seed) for seed in (5, 9)]
+    runs = [fedpisa.run(config).history for config in configs]
+    frame = pd.read_csv(tmp_path / "trials.csv")
+    if "validation_accuracy" in runs[0]:
+        expected = sum(run.validation_accuracy.iloc[-1] for run in runs) / 2
+        assert standing.trials[1].accuracy == pytest.approx(expected)
+        assert frame.validation_accuracy[1] == pytest.approx(expected)
+    else:
+        assert standing.trials[1].accuracy is None
+        assert "validation_accuracy" not in frame
+    assert pd.read_csv(tmp_path / "summary.csv").seeds.tolist() == ["5, 9"]
+
+
 def test_a_plan_of_an_earlier_version_may_lack_keys_that_have_their_defaults(tmp_path: Path) -> None:
     from fedpisa.tuning.trials import Trials
 
