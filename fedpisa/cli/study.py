@@ -114,7 +114,7 @@ def tune(
 def report(
     runs: Annotated[
         list[Path],
-        typer.Argument(metavar="DIR...", help="Directories of runs, or of a study."),
+        typer.Argument(metavar="DIR...", help="Directories of runs, of a study, or of its tuning."),
     ],
     out: Annotated[
         Path,

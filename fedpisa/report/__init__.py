@@ -1,8 +1,8 @@
 """A report that compares many runs: an HTML page, and its tables as CSV and LaTeX.
 
-`runs` reads and groups the runs. `statistics` and `findings` compute the numbers. `curves` and `clients` prepare the
-figures. `tables`, `hyperparameters`, `formatting` and `summary` write tables and sentences. `page` renders all into one
-HTML file.
+`runs` reads and groups the runs, and `tunings` the trials of their tuning. `statistics` and `findings` compute the
+numbers. `curves` and `clients` prepare the figures. `tables`, `hyperparameters`, `formatting` and `summary` write
+tables and sentences. `page` renders all into one HTML file.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ def write_report(
     Parameters
     ----------
     directories
-        Directories of runs, or directories that contain runs at any depth, such as a study's.
+        Directories of runs, or directories that contain runs at any depth, such as a study's. Directories of
+        ``fedpisa tune`` among them, or in them, give the section on tuning.
     out
         File of the page, ``.html``. An existing page and its tables are replaced.
     target_accuracy
@@ -58,7 +59,7 @@ def write_report(
     ValueError
         If there is no readable run, the page's name has another suffix, or the target is not an accuracy.
     """
-    from fedpisa.report import clients, findings, page, runs, tables
+    from fedpisa.report import clients, findings, page, runs, tables, tunings
     from fedpisa.report.hyperparameters import hyperparameters
     from fedpisa.storage.files import refuse_link, replace_file
 
@@ -69,7 +70,9 @@ def write_report(
         raise ValueError(
             f"a target of {target_accuracy:g} is not an accuracy: give a fraction in (0, 1], such as 0.9"
         )
+    directories = list(directories)
     collection = runs.collect(directories)
+    tuned, damaged = tunings.find(directories)
     found = findings.find(collection, target_accuracy)
     pictures = [
         one
@@ -85,10 +88,10 @@ def write_report(
         tables.fairness(found, fairness),
         tables.runs(found),
         hyperparameters(collection),
+        *([tables.tuning(tuned, collection)] if tuned else []),
     ]
-    html = page.render(
-        found, {one.name: one for one in made}, pictures, fairness, title or "Report of fedpisa"
-    )
+    by_name, heading = {one.name: one for one in made}, title or "Report of fedpisa"
+    html = page.render(found, by_name, pictures, fairness, tuned, damaged, heading)
     folder = refuse_link(file.with_name(f"{file.stem}-tables"))
     folder.mkdir(parents=True, exist_ok=True)
     replace_file(file, html.encode())

@@ -13,6 +13,7 @@ from fedpisa.report.findings import Measure, SplitFindings, VariantResult
 from fedpisa.report.formatting import NOTHING, difference, fixed, interval, number, p_value, spread, verdict
 from fedpisa.report.statistics import Comparison, Estimate, estimate, scaled
 from fedpisa.report.table import Column, Row
+from fedpisa.report.tunings import Tuned
 
 
 class GroupRow(NamedTuple):
@@ -200,6 +201,69 @@ RUNS: tuple[Column[Mapping[str, Any]], ...] = (
     _entry("bytes", "MB", lambda size: number(size / 1e6)),
     _entry("seconds", form=number),
     _entry("directory"),
+)
+
+
+POINT: Final = "at"
+OF_BEST: Final = "accuracy of the best"
+TUNING_OF: Final = "tuning"
+CHOSEN_BY: Final = "chosen by"
+
+
+def _states(row: Tuned) -> dict[str, int]:
+    states = [trial.state for trial in row.trials]
+    return {state: states.count(state) for state in ("finished", "pruned", "diverged", "failed")}
+
+
+def _trials(row: Tuned) -> str:
+    ended = ", ".join(f"{n} {state}" for state, n in _states(row).items() if n and state != "finished")
+    return f"{len(row.trials)} ({ended})" if ended else str(len(row.trials))
+
+
+def _sum(name: str) -> Column[Tuned]:
+    """Return a column with a sum over the trials."""
+    return Column(
+        name,
+        lambda row: NOTHING if (total := row.total(name)) is None else f"{total:,.0f}",
+        lambda row: {name: row.total(name)},
+    )
+
+
+def _best_values(row: Tuned) -> dict[str, str]:
+    return {f"best_{key}": value for key, value in row.best.keys.items()} if row.best else {}
+
+
+def _tuned(metric: str, value: float | None) -> str:
+    if value is None:
+        return NOTHING
+    return f"{100 * value:.2f}%" if metric.endswith("accuracy") else f"{value:.4g}"
+
+
+TUNING: tuple[Column[Tuned], ...] = (
+    Column("algorithm", lambda row: row.variant, lambda row: {"variant": row.variant}),
+    Column(POINT, lambda row: row.point_text or NOTHING, lambda row: row.point),
+    Column("trials", _trials, lambda row: {"trials": len(row.trials), **_states(row)}),
+    *map(_sum, ("rounds", "gradients", "seconds")),
+    Column(CHOSEN_BY, lambda row: row.metric.replace("_", " "), lambda row: {"metric": row.metric}),
+    Column(
+        "best",
+        lambda row: _tuned(row.metric, row.best.metric if row.best else None),
+        lambda row: {"best": row.best.metric if row.best else None},
+    ),
+    Column("median", lambda row: _tuned(row.metric, row.median), lambda row: {"median": row.median}),
+    Column(
+        OF_BEST,
+        lambda row: _tuned("validation_accuracy", row.best.accuracy if row.best else None),
+        lambda row: {"validation_accuracy_of_best": row.best.accuracy if row.best else None},
+    ),
+    Column(
+        "at an edge",
+        lambda row: NOTHING if row.at_edge is None else row.at_edge or "no",
+        lambda row: {"at_edge": row.at_edge},
+    ),
+    Column("extensions", lambda row: row.extensions or NOTHING, lambda row: {"extensions": row.extensions}),
+    Column("best values", lambda row: row.values or NOTHING, _best_values),
+    Column(TUNING_OF, lambda row: row.directory.name, lambda row: {"directory": row.directory}),
 )
 
 

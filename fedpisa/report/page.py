@@ -11,7 +11,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from fedpisa import __version__
-from fedpisa.report import curves, summary
+from fedpisa.report import curves, summary, tunings
 from fedpisa.report.clients import worst
 from fedpisa.report.runs import text_of
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from fedpisa.report.findings import Findings
     from fedpisa.report.runs import Collection, Run
     from fedpisa.report.table import Table
+    from fedpisa.report.tunings import Tuning
 
 MOST_CLIENTS = 200
 """Maximum clients of a split in its picture."""
@@ -34,6 +35,8 @@ def render(
     tables: Mapping[str, Table],
     pictures: Sequence[SplitPicture],
     fairness: Sequence[Fairness],
+    tuned: Sequence[Tuning],
+    damaged: Sequence[str],
     title: str,
 ) -> str:
     """Return the page.
@@ -46,6 +49,8 @@ def render(
         Tables by name.
     pictures, fairness
         Label counts and accuracies of the clients.
+    tuned, damaged
+        What tuning cost and found, and warnings about its files.
     title
         Heading of the page; it is escaped.
     """
@@ -67,6 +72,7 @@ def render(
         "curves": curves.chart(collection, curves.CONVERGENCE),
         "residuals": residuals,
         "pictures": [_picture(one) for one in pictures],
+        "tunings": [tunings.picture(one) for one in tuned],
         "clients": [_strip(one) for one in fairness if one.by_seed],
     }
     sections = [
@@ -75,8 +81,9 @@ def render(
         ("tables", "Accuracy"),
         ("comparisons", "Comparisons"),
         ("costs", "Cost"),
-        ("splits", "Splits"),
-        ("clients-section", "Clients"),
+        *([("tuning-section", "Tuning")] if tuned else []),
+        ("splits", "Labels by client"),
+        ("clients-section", "Accuracy by client"),
         *([("residuals", "Residuals")] if residuals["metrics"] else []),
         ("what", "What was run"),
     ]
@@ -91,7 +98,7 @@ def render(
         overall=bool(found.means),
         answers=answers,
         cautions=summary.cautions(answers),
-        warnings=summary.warnings(found),
+        warnings=[*summary.warnings(found), *tunings.cautions(tuned, collection), *damaged],
         tables=tables,
         comparisons_of_best=_comparisons_of_best(tables["significance"]),
         targets=_targets(found),
@@ -101,7 +108,7 @@ def render(
         any_clients=any(one.by_seed for one in fairness),
         client_notes=_client_notes(collection, fairness),
         residuals=bool(residuals["metrics"]),
-        info=_info(collection),
+        info=[*_info(collection), ("tuning", _tuning(tuned))],
         own_keys=_own_keys(collection),
         common=[(name, text_of(value)) for name, value in collection.common.items()],
         version=__version__,
@@ -248,6 +255,11 @@ def _info(collection: Collection) -> list[tuple[str, str]]:
         ("machine", _distinct(runs, "machine")),
         *(("differential privacy", text) for text in _privacy(runs)),
     ]
+
+
+def _tuning(tuned: Sequence[Tuning]) -> str:
+    named = ", ".join(str(one.directory) for one in tuned)
+    return named or "not named: add the directory of fedpisa tune to see how the hyper-parameters were chosen"
 
 
 def _privacy(runs: Iterable[Run]) -> list[str]:

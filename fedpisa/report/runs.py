@@ -191,7 +191,7 @@ def _find_runs(paths: Iterable[str | Path]) -> list[Path]:
                 f"{path} is not a directory: give a run's directory, or a directory that contains runs"
             )
         inside = sorted(file.parent for file in path.rglob("config.toml"))
-        if not inside:
+        if not inside and not any(path.rglob("trials.csv")):
             raise ValueError(
                 f"there is no run in {path}, no config.toml at any depth: give another directory"
             )
@@ -215,6 +215,8 @@ def collect(paths: Iterable[str | Path]) -> Collection:
     """
     paths = list(paths)
     directories = _find_runs(paths)
+    if not directories:
+        raise ValueError(f"there is only a tuning in {paths[0]}, no run: name the directory of its study too")
     names, missing, unreadable = _studies(directories, [Path(path).resolve() for path in paths])
     runs: list[Run] = []
     for directory in directories:

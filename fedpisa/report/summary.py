@@ -173,8 +173,8 @@ def _compared(
     ]
     if measure.percent and (seeds := one.seeds_for_a_point):
         said.append(
-            f"A difference of one point would need {_count(seeds, 'seed')} (power {POWER:.0%}, uncorrected), if seeds "
-            "vary as these."
+            f"If seeds vary as these, a significant difference of one point needs {_count(seeds, 'seed')} (power "
+            f"{POWER:.0%}, uncorrected)."
         )
     least = smallest_wilcoxon_p(n)
     if least < SIGNIFICANCE:
@@ -194,7 +194,9 @@ def _behind(
     if len(tested) < 2:  # `_compared` describes the next one
         return []
     names = [found.collection.variants[v] for v in tested if comparisons[best, v].significant]
-    return [f"Significantly behind it: {', '.join(names) or 'none of the others'}."]
+    return [
+        f"Significantly behind {found.collection.variants[best]}: {', '.join(names) or 'none of the others'}."
+    ]
 
 
 def _equals(p: float | None) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -11,20 +12,27 @@ from fedpisa.report.clients import Fairness
 from fedpisa.report.columns import (
     ACCURACY,
     BY_VALIDATION,
+    CHOSEN_BY,
     COST,
     FAIRNESS,
+    OF_BEST,
+    POINT,
     RUNS,
     SELECTED,
     SIGNIFICANCE,
+    TUNING,
+    TUNING_OF,
     GroupRow,
     PairRow,
     numbers_of,
 )
 from fedpisa.report.findings import Findings
 from fedpisa.report.formatting import NOTHING, number, spread
-from fedpisa.report.runs import total_bytes
+from fedpisa.report.runs import Collection, total_bytes
 from fedpisa.report.statistics import POWER
 from fedpisa.report.table import Table, table_of
+from fedpisa.report.tunings import Tuning
+from fedpisa.tuning.metric import uses_test_set, uses_validation
 
 
 def overview(found: Findings) -> Table:
@@ -75,6 +83,8 @@ def overview(found: Findings) -> Table:
         "overview",
         f"Final {_measure_name(found)}, mean ± standard deviation over {most} seed{'s' * (most != 1)}",
         "The best of each split is bold. The comparisons below show whether its lead is significant."
+        + " A split is the data set and how the clients share it, named by the keys that differ."
+        * (len(collection.splits) > 1)
         + " References give scale: they have no rank and are in no comparison." * bool(collection.references),
         pd.DataFrame(tidy),
         head,
@@ -190,6 +200,45 @@ def runs(found: Findings) -> Table:
     validated = any(row.get("selected") is not None for row in rows)
     columns = [column for column in RUNS if validated or column.title != BY_VALIDATION]
     return table_of("runs", "Every run", "", columns, rows)
+
+
+def tuning(tunings: Sequence[Tuning], collection: Collection) -> Table:
+    """Return what tuning cost and what it found, a row for each variant and point of the sweep."""
+    rows = [one for tuning in tunings for one in tuning.tuned]
+    empty = {
+        POINT: not any(row.point for row in rows),
+        OF_BEST: not any(row.best and row.best.accuracy is not None for row in rows),
+        TUNING_OF: len(tunings) == 1,
+        CHOSEN_BY: len({tuning.metric for tuning in tunings}) == 1,
+    }
+    spent = [row.total("rounds") for row in rows]
+    trained = sum(run.last_round for run in collection.runs)
+    cost = "" if None in spent else f"All trials together have {sum(filter(None, spent)):,.0f} rounds, "
+    cost += f"the runs of this report {trained:,}. " if cost else ""
+    return table_of(
+        "tuning",
+        "What tuning cost, and what it found",
+        " ".join(dict.fromkeys(map(_how_chosen, tunings)))
+        + " The median is over the finished trials: it is what values at random reach. "
+        + cost
+        + "Gradients are of single samples: a mini-batch of 32 counts 32.",
+        [replace(column, text=None) if empty.get(column.title) else column for column in TUNING],
+        rows,
+        texts=1 if empty[POINT] else 2,
+    )
+
+
+def _how_chosen(tuning: Tuning) -> str:
+    metric = tuning.metric
+    source = (
+        "validation samples, which are training samples that the clients do not see"
+        if uses_validation(metric)
+        else "the test set"
+        if uses_test_set(metric)
+        else "the training samples"
+    )
+    seeds = f", mean over the seeds {tuning.seeds}" if tuning.seeds else ""
+    return f"The values in {tuning.directory.name} are those of the best {metric.replace('_', ' ')} on {source}{seeds}."
 
 
 # ----------------------------------------------------------------------------------------------------- details

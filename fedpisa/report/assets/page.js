@@ -152,6 +152,16 @@
     picture.replaceChildren();
   }
 
+  function choice(bar, state, title, key, options) {
+    const buttons = options.map((option) => html("button", { type: "button", text: option.label.split(",")[0], "data-choice": option.id, "aria-pressed": String(option.id === state[key]) }));
+    buttons.forEach((button, k) => button.addEventListener("click", () => {
+      state[key] = options[k].id;
+      buttons.forEach((other) => other.setAttribute("aria-pressed", String(other === button)));
+      refresh();
+    }));
+    bar.append(html("fieldset", {}, [html("legend", { text: title }), ...buttons]));
+  }
+
   // ------------------------------------------------------------------------------------------- the curves
 
   function chart(name) {
@@ -163,23 +173,14 @@
     }
     const state = { axis: source.axes[0].id, metric: source.metrics[0].id, band: true, end: false };
     const bar = document.querySelector(`[data-controls="${name}"]`);
-    const choice = (title, key, options) => {
-      const buttons = options.map((option) => html("button", { type: "button", text: option.label.split(",")[0], "data-choice": option.id, "aria-pressed": String(option.id === state[key]) }));
-      buttons.forEach((button, k) => button.addEventListener("click", () => {
-        state[key] = options[k].id;
-        buttons.forEach((other) => other.setAttribute("aria-pressed", String(other === button)));
-        refresh();
-      }));
-      bar.append(html("fieldset", {}, [html("legend", { text: title }), ...buttons]));
-    };
     const flag = (title, key) => {
       const box = html("input", { type: "checkbox" });
       box.checked = state[key];
       box.addEventListener("change", () => { state[key] = box.checked; refresh(); });
       bar.append(html("label", {}, [box, ` ${title}`]));
     };
-    choice("show", "metric", source.metrics);
-    choice("against", "axis", source.axes);
+    choice(bar, state, "show", "metric", source.metrics);
+    choice(bar, state, "against", "axis", source.axes);
     if (source.series.some((one) => one.n > 1)) flag("deviation", "band");
     flag("last half only", "end");
     DATA.splits.forEach((title, split) => {
@@ -379,6 +380,98 @@
     picture.addEventListener("blur", clear);
   }
 
+  // ------------------------------------------------------------------------------------------ tuning's trials
+
+  function tuning(place, source) {
+    if (!source.panels.length) return;
+    const state = { metric: source.metrics[0].id };
+    const bar = html("div", { class: "controls" }), panels = html("div", { class: "panels" });
+    if (DATA.tunings.length > 1) place.append(html("h3", { text: source.title }));
+    place.append(bar, panels);
+    choice(bar, state, "show", "metric", source.metrics);
+    if (source.points.length > 1) source.points.forEach((point, k) => bar.append(html("span", {}, [
+      svg("svg", { width: 14, height: 12, viewBox: "0 0 14 12", "aria-hidden": "true" }, [svg("path", { d: marker(k, 7, 6, 3.4), fill: `var(--c${k % 7})` })]), ` ${point}`,
+    ])));
+    const everything = source.panels.flatMap((one) => one.trials);
+    for (const one of source.panels) trials(panels, one, source, state, everything);
+  }
+
+  function trials(place, one, source, state, everything) {
+    let now = null, at = -1;
+    const picture = panel(place, `${one.variant}: ${one.key}`, "", draw);
+    function draw(element, width) {
+      const metric = source.metrics.find((other) => other.id === state.metric);
+      const height = 230, left = 54, right = width - 18, top = 10, bottom = height - 36;
+      frame(element, width, height, `${one.variant}: ${metric.label} of each trial against ${one.key}; arrow keys read values`);
+      // One scale for all panels. A loss is off the scale from ten thousand times the smallest on.
+      const values = everything.map((trial) => trial[metric.id]).filter((value) => value !== null);
+      const least = Math.min(...values), most = metric.percent || least <= 0 ? Infinity : 1e4 * least;
+      let low = least, high = Math.max(...values.filter((value) => value <= most));
+      const log = !metric.percent && low > 0 && high > 5 * low;
+      if (!(high > low)) [low, high] = [low - 0.05 * (Math.abs(low) || 1), high + 0.05 * (Math.abs(high) || 1)];
+      else if (log) { const margin = (high / low) ** 0.06; low /= margin; high *= margin; }
+      else { const margin = 0.06 * (high - low); low -= margin; high += margin; }
+      const across = one.trials.map((trial) => trial.x), wide = Math.max(...across), narrow = Math.min(...across);
+      const logx = narrow > 0 && wide >= 10 * narrow, margin = logx ? (wide / narrow) ** 0.04 : 0.04 * (wide - narrow);
+      const sx = logx ? scale(narrow / margin, wide * margin, left, right, true) : scale(narrow - margin, wide + margin, left, right, false);
+      const sy = scale(low, high, bottom, top, log);
+      for (const tick of sy.ticks(5)) {
+        if (metric.percent && (tick < 0 || tick > 1)) continue;
+        element.append(svg("path", { class: "grid", d: `M${left},${fixed(sy(tick))}H${right}` }));
+        element.append(svg("text", { x: left - 6, y: fixed(sy(tick)) + 4, "text-anchor": "end", text: tickText(tick, metric.percent) }));
+      }
+      for (const tick of sx.ticks(5)) {
+        element.append(svg("path", { class: "axis", d: `M${fixed(sx(tick))},${bottom}v4` }));
+        element.append(svg("text", { x: fixed(sx(tick)), y: bottom + 16, "text-anchor": "middle", text: abbreviated(tick) }));
+      }
+      element.append(svg("path", { class: "axis", d: `M${left},${top}V${bottom}H${right}` }));
+      element.append(svg("text", { class: "label", x: (left + right) / 2, y: height - 4, "text-anchor": "middle", text: one.key }));
+      const marks = one.trials.map((trial) => {
+        const value = trial[metric.id], drawn = value !== null && value <= most;
+        return { trial, drawn, x: sx(trial.x), y: drawn ? sy(value) : metric.percent ? bottom - 5 : top + 2 };
+      }).filter((mark) => mark.drawn || metric.id === "metric" || mark.trial.state !== "pruned").sort((a, b) => a.x - b.x);
+      for (const { trial, drawn, x, y } of marks) {
+        const fill = `var(--c${trial.point % 7})`, full = drawn && trial.state !== "pruned", px = fixed(x), py = fixed(y);
+        const d = drawn ? marker(trial.point, px, py, 3.2) : `M${px - 3},${py - 3}l6,6m0,-6l-6,6`;
+        element.append(svg("path", { class: "trial", d, fill: full ? fill : "none", "fill-opacity": 0.8, stroke: fill, "stroke-width": full ? 0.5 : 1.4 }));
+        if (trial.best) element.append(svg("path", { d: marker(0, px, py, 7), fill: "none", stroke: fill, "stroke-width": 1.6 }));
+      }
+      const ring = svg("path", { class: "cross", visibility: "hidden", d: marker(0, 0, 0, 9), fill: "none" });
+      element.append(ring);
+      now = { marks, metric, width, ring };
+    }
+    function read() {
+      const { trial, x, y } = now.marks[at], box = picture.getBoundingClientRect(), ratio = box.width / now.width;
+      now.ring.setAttribute("transform", `translate(${fixed(x)},${fixed(y)})`);
+      now.ring.setAttribute("visibility", "visible");
+      const value = trial[now.metric.id];
+      showTip(box.left + x * ratio, box.top + y * ratio, [
+        html("strong", { text: `trial ${trial.trial}${trial.best ? ", the best" : ""}: ${trial.state}` }),
+        ...(source.points.length > 1 ? [html("div", { text: source.points[trial.point] })] : []),
+        html("div", { text: trial.values }),
+        html("div", { text: value === null ? `no ${now.metric.label}` : `${now.metric.label} ${shown(value, now.metric.percent)}` }),
+        html("div", { text: trial.cost }),
+      ]);
+    }
+    picture.addEventListener("pointermove", (event) => {
+      if (!now || !now.marks.length) return;
+      const box = picture.getBoundingClientRect(), ratio = now.width / box.width;
+      const away = now.marks.map((mark) => Math.hypot(mark.x - (event.clientX - box.left) * ratio, mark.y - (event.clientY - box.top) * ratio));
+      at = away.indexOf(Math.min(...away));
+      read();
+    });
+    picture.addEventListener("keydown", (event) => {
+      const move = { ArrowLeft: -1, ArrowRight: 1, Home: -Infinity, End: Infinity }[event.key];
+      if (move === undefined || !now || !now.marks.length) return;
+      event.preventDefault();
+      at = Math.max(0, Math.min(now.marks.length - 1, at + move));
+      read();
+    });
+    const clear = () => now && now.ring.setAttribute("visibility", "hidden");
+    picture.addEventListener("pointerleave", clear);
+    picture.addEventListener("blur", clear);
+  }
+
   // -------------------------------------------------------------------------------- accuracy over the clients
 
   function clientPanel(place, split, all) {
@@ -438,6 +531,7 @@
 
   chart("curves");
   chart("residuals");
+  for (const one of DATA.tunings) tuning(document.querySelector("[data-tunings]"), one);
   for (const one of DATA.pictures) splitPanel(document.querySelector("[data-splits]"), one);
   DATA.splits.forEach((_, split) => {
     const mine = DATA.clients.filter((one) => one.split === split);
