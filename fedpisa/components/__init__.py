@@ -26,7 +26,7 @@ from fedpisa.components.names import (
     printable,
     show,
 )
-from fedpisa.components.values import check, fits_float32, plain
+from fedpisa.components.values import are_distinct, check, fits_float32, plain, total
 
 __all__ = [
     "INJECTED",
@@ -36,6 +36,7 @@ __all__ = [
     "Component",
     "Key",
     "Parameter",
+    "are_distinct",
     "check",
     "escaped",
     "fits_float32",
@@ -49,4 +50,5 @@ __all__ = [
     "plain",
     "printable",
     "show",
+    "total",
 ]

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pydantic
@@ -74,6 +74,33 @@ def fits_float32(value: object) -> bool:
         return value == 0 or struct.unpack("<f", struct.pack("<f", value))[0] != 0
     except OverflowError:
         return False
+
+
+def are_distinct(values: Iterable[object]) -> bool:
+    """Return whether no value is listed twice; ``1`` and ``1.0`` are the same number.
+
+    Examples
+    --------
+    >>> are_distinct([1, True, "1", [1]]), are_distinct([0.5, 1, 1.0])
+    (True, False)
+    """
+    listed = [v if isinstance(v, int | float) and not isinstance(v, bool) else repr(v) for v in values]
+    return len(set(listed)) == len(listed)
+
+
+def total(numbers: Iterable[float]) -> float:
+    """Return the sum of finite numbers, rounded once; infinite if it is out of the range of floats.
+
+    Examples
+    --------
+    >>> total([0.1] * 10), total([1e308, 1e308])
+    (1.0, inf)
+    """
+    listed = list(numbers)
+    try:
+        return math.fsum(listed)
+    except OverflowError:
+        return sum(listed)
 
 
 def _adapter(annotation: Any) -> pydantic.TypeAdapter[Any]:

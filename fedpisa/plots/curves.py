@@ -114,8 +114,9 @@ def plot_curves(
                     color="#555555",
                 )
         if len(results) > 1:
-            handles, labels = axes[0].get_legend_handles_labels()
-            legend_below(figure, handles, [str(label) for label in labels])
+            # Matplotlib's own list leaves out names that begin with an underscore.
+            handles = [line for line in axes[0].lines if line.get_label() in results]
+            legend_below(figure, handles, [str(line.get_label()) for line in handles])
         else:
             axes[0].set_title(next(iter(results)), loc="left")
         write_picture(figure, file)

@@ -94,5 +94,5 @@ def write_report(
     html = page.render(found, by_name, pictures, fairness, tuned, damaged, heading)
     folder = refuse_link(file.with_name(f"{file.stem}-tables"))
     folder.mkdir(parents=True, exist_ok=True)
-    replace_file(file, html.encode())
+    replace_file(file, html.encode(errors="backslashreplace"))  # a folder's name may be no text
     return Written(file, tuple(path for one in made for path in one.write(folder)))

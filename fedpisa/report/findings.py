@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import TYPE_CHECKING, final
 
+from fedpisa.components import total
 from fedpisa.report.runs import total_bytes
 from fedpisa.report.statistics import Comparison, Estimate, compare, corrected, estimate, seed_means
 
@@ -178,7 +179,7 @@ def find(collection: Collection, target_accuracy: float | None = None) -> Findin
     for variant in range(len(collection.variants)):
         ranked = [o for found in by_split for o in found.ranked if o.group.variant == variant]
         if len(ranked) == len(by_split):
-            means[variant] = math.fsum(o.final.mean for o in ranked if o.final) / len(ranked)
+            means[variant] = total(o.final.mean for o in ranked if o.final) / len(ranked)
             values[variant] = seed_means([outcome.final_by_seed for outcome in ranked])
     order = sorted(means, key=lambda variant: by_split[0].measure.rank(means[variant]))
     return Findings(

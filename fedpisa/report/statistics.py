@@ -13,6 +13,7 @@ from typing import final
 
 import numpy as np
 
+from fedpisa.components import total
 from fedpisa.plots.intervals import LEVEL, mean_interval
 
 SIGNIFICANCE = round(1 - LEVEL, 12)
@@ -71,7 +72,7 @@ def estimate(values: Sequence[float], *, share: bool = False) -> Estimate | None
     n = len(values)
     if n == 0:
         return None
-    mean = math.fsum(values) / n
+    mean = total(values) / n
     if n == 1:
         return Estimate(1, mean)
     # For equal values, numpy's deviation can be a rounding error instead of 0.
@@ -173,7 +174,7 @@ def seed_means(by_split: Sequence[Mapping[int, float]]) -> dict[int, float]:
     {0: 0.75, 1: 0.5}
     """
     seeds = [seed for seed in by_split[0] if all(seed in values for values in by_split)]
-    return {seed: math.fsum(values[seed] for values in by_split) / len(by_split) for seed in seeds}
+    return {seed: total(values[seed] for values in by_split) / len(by_split) for seed in seeds}
 
 
 def seeds_needed(sd: float, difference: float) -> int | None:

@@ -73,7 +73,7 @@ class Table:
         """Write ``<name>.csv`` and ``<name>.tex`` and return their paths."""
         csv, tex = folder / f"{self.name}.csv", folder / f"{self.name}.tex"
         replace_file(csv, to_csv(self.frame))
-        replace_file(tex, self.to_latex().encode())
+        replace_file(tex, self.to_latex().encode(errors="backslashreplace"))
         return [csv, tex]
 
 

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpisa.components import LOG, escaped
+from fedpisa.components import LOG, escaped, total
 from fedpisa.runs.run_files import CLIENTS, TIED, Row, RunReader, Status
 from fedpisa.storage.files import (
     OccupiedError,
@@ -369,7 +369,7 @@ class Result:
 
     def total(self, column: str) -> float:
         """Return the sum of a column over the rounds, such as ``bytes_up`` or ``seconds``."""
-        return math.fsum(value for _, value in self._values(column))
+        return total(value for _, value in self._values(column))
 
     def rounds_to(self, target: float, column: str = "test_accuracy") -> int | None:
         """Return the first round in which ``column`` reached ``target``; ``None`` if it never did."""

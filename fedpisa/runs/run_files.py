@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from itertools import pairwise
@@ -47,6 +48,7 @@ DIGESTED: Final = (
     f"{CLIENTS}/*.parquet",
 )
 """The files whose digests are in ``run.json``."""
+_CLIENT_ROUND: Final = re.compile(rf"{re.escape(CLIENTS)}/round-\d+\.parquet")
 
 _Whole = Annotated[int, pydantic.Field(ge=-(2**63), lt=2**64)]
 _STRICT: Final = pydantic.ConfigDict(strict=True, allow_inf_nan=False, extra="allow")
@@ -67,7 +69,7 @@ class _Info(pydantic.BaseModel):
     seconds: float | None = None
     data: str | None = None
     run: str | int | None = None
-    majority_share: float | None = None
+    majority_share: Annotated[float, pydantic.Field(ge=0, le=1)] | None = None
     reference: str = ""
 
 
@@ -153,11 +155,14 @@ class RunReader:
 
     def partition(self) -> list[NDArray[np.int64]]:
         """Return each client's sample indices; an empty list if there is no file."""
-        return self._read("partition.npz", _partition) if self._has("partition.npz") else []
+        return self._split()[0]
 
     def counts(self) -> tuple[str, NDArray[np.int64]] | None:
         """Return `LABELS` or `DECILES`, and each client's samples of each ``(N, C)``; ``None`` if there are none."""
-        return self._read("partition.npz", _counts) if self._has("partition.npz") else None
+        return self._split()[1]
+
+    def _split(self) -> tuple[list[NDArray[np.int64]], tuple[str, NDArray[np.int64]] | None]:
+        return self._read("partition.npz", _split) if self._has("partition.npz") else ([], None)
 
     def model(self) -> dict[str, NDArray[Any]]:
         """Return the global model's arrays; an empty mapping if there is no file."""
@@ -168,7 +173,7 @@ class RunReader:
         if refuse_link(self.path / CLIENTS).is_file():
             return [CLIENTS]
         there = {f"{CLIENTS}/{file.name}" for file in (self.path / CLIENTS).glob("round-*.parquet")}
-        return sorted(there | {name for name in self._digests if name.startswith(CLIENTS)})
+        return sorted(there | {name for name in self._digests if _CLIENT_ROUND.fullmatch(name)})
 
     def client_table(self, name: str) -> pd.DataFrame:
         """Return one of the tables that `client_rounds` names."""
@@ -215,27 +220,33 @@ def _rows(content: bytes) -> list[Row]:
                 rows.append(_ROW.validate_json(line))
             except pydantic.ValidationError as error:
                 raise ValueError(f"line {number}: {error.errors()[0]['msg']}") from error
-    numbers = [row.get("round") for row in rows]
-    if not all(isinstance(number, int) and number >= 0 for number in numbers):
+    rounds = [value for row in rows if isinstance(value := row.get("round"), int) and value >= 0]
+    if len(rounds) < len(rows):
         raise ValueError("a line has no round")
-    if any(late <= early for early, late in pairwise(map(int, filter(None, numbers)))):
+    if any(late <= early for early, late in pairwise(rounds)):
         raise ValueError("the rounds are not in order")
     return rows
 
 
-def _partition(content: bytes) -> list[NDArray[np.int64]]:
+def _split(content: bytes) -> tuple[list[NDArray[np.int64]], tuple[str, NDArray[np.int64]] | None]:
+    """Return each client's sample indices, and what counts its samples; earlier versions stored other counts."""
     with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
         clients = range(len({*arrays.files} - {LABELS, DECILES, VALIDATION}))
         parts: list[NDArray[np.int64]] = [arrays[str(client)] for client in clients]
+        counts = next(((name, arrays[name]) for name in (LABELS, DECILES) if name in arrays.files), None)
     for part in parts:
         if part.ndim != 1 or part.dtype.kind != "i" or (part < 0).any():
             raise ValueError("it does not hold sample indices")
-    return parts
+    return parts, counts if counts and _are_counts(counts[1], [len(part) for part in parts]) else None
 
 
-def _counts(content: bytes) -> tuple[str, NDArray[np.int64]] | None:
-    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-        return next(((name, arrays[name]) for name in (LABELS, DECILES) if name in arrays.files), None)
+def _are_counts(counts_NC: NDArray[Any], sizes: list[int]) -> bool:
+    """Return whether an array counts the samples of each client."""
+    if counts_NC.ndim != 2 or counts_NC.dtype.kind != "i":
+        return False
+    # Larger counts could add up to the size by an overflow.
+    inside = (counts_NC >= 0).all() and (counts_NC <= max(sizes, default=0)).all()
+    return bool(inside and counts_NC.sum(axis=1).tolist() == sizes)
 
 
 def _model(content: bytes) -> dict[str, NDArray[Any]]:
