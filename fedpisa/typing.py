@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Annotated, Final, final
 
 from pydantic import BeforeValidator, Field
@@ -13,8 +14,8 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=True)]
 """A number greater than 0."""
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=True)]
 """A number that is not negative."""
-PositiveInt = Annotated[int, Field(ge=1)]
-"""1, 2, ..."""
+PositiveInt = Annotated[int, Field(ge=1, lt=2**31)]
+"""1, 2, ..., small enough for products of two such numbers."""
 NonNegativeInt = Annotated[int, Field(ge=0)]
 """0, 1, 2, ..."""
 Fraction = Annotated[float, Field(gt=0, le=1)]
@@ -68,8 +69,8 @@ def bytes_of(size: object) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d*)?)\s*([KMGT]?B|)", str(size).strip().upper())
     if match is None:
         raise PydanticCustomError("bytes", 'a number of bytes, or one with KB, MB, GB or TB such as "2GB"')
-    return int(float(match[1]) * _UNITS[match[2]])
+    return int(Decimal(match[1]) * _UNITS[match[2]])
 
 
-Bytes = Annotated[int, BeforeValidator(bytes_of)]
+Bytes = Annotated[int, BeforeValidator(bytes_of), Field(lt=2**63)]
 """An amount of memory."""

@@ -15,7 +15,7 @@ from fedpisa.cli import bench, components, run, show, study  # noqa: F401  each 
 from fedpisa.cli.app import app
 from fedpisa.cli.options import reason_of
 from fedpisa.cli.terminal import say, steady_output
-from fedpisa.components import one_line
+from fedpisa.components import one_line, printable
 from fedpisa.runs.process import own_process
 
 
@@ -47,7 +47,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if debug:
             raise
         return _fail("the input is nested too deeply", 2)
+    except (MemoryError, RuntimeError) as error:
+        if debug or not _is_lack_of_memory(error):
+            raise
+        return _fail(
+            f"the memory is too small ({printable(one_line(error))}): take fewer clients or local steps, a smaller "
+            "model, or a smaller cohort-block",
+            2,
+        )
     return code if isinstance(code, int) else 0
+
+
+def _is_lack_of_memory(error: Exception) -> bool:
+    """Return whether NumPy or torch found no memory; on a CPU, torch says so in a text only."""
+    texts = "out of memory", "can't allocate memory", "calculation overflowed"
+    return isinstance(error, MemoryError) or any(text in str(error) for text in texts)
 
 
 def _fail(message: str, code: int) -> int:

@@ -422,7 +422,7 @@ def flatten(values: Mapping[str, object], table: str = "") -> dict[str, object]:
     Raises
     ------
     ValueError
-        If a key is given twice.
+        If a key is given twice, or is not a string.
 
     Examples
     --------
@@ -431,6 +431,8 @@ def flatten(values: Mapping[str, object], table: str = "") -> dict[str, object]:
     """
     result: dict[str, object] = {}
     for name, value in values.items():
+        if not isinstance(name, str):
+            raise ValueError(f"key {name!r} is not a string: write the name of a key")
         key = table + name.rstrip("_").replace("_", "-")
         is_table = isinstance(value, Mapping) and key.endswith("-options") and not table
         for flat_key, item in (flatten(cast(Any, value), f"{key}.") if is_table else {key: value}).items():
@@ -556,8 +558,10 @@ def read_toml(path: str | os.PathLike[str]) -> dict[str, object]:
         raise ValueError(f"{os.fspath(path)!r} is not TOML: {components.one_line(error)}") from error
 
 
+_STRING: Final = r"""(?:"(?:\\.|[^"\\])*"|'[^']*')"""
 _OVERRIDE: Final = re.compile(
-    r"""\s*(?P<key>[\w.-]+)\s*=\s*(?P<value>"(?:\\.|[^"\\])*"|'[^']*'|\[[^\]]*\]|\{[^}]*\}|[^\s"'\[{]\S*)(?=\s|$)"""
+    rf"""\s*(?P<key>[\w.-]+)\s*=\s*(?P<value>{_STRING}|\[(?:{_STRING}|[^]"'])*\]|\{{(?:{_STRING}|[^}}"'])*\}}"""
+    r"""|[^\s"'\[{]\S*)(?=\s|$)"""
 )
 
 
@@ -582,7 +586,7 @@ def parse_overrides(text: str) -> dict[str, object]:
         found = _OVERRIDE.match(text, position)
         if not found:
             raise ValueError(
-                f"cannot read {text[position:].strip()!r}: write key=value key=value, "
+                f"cannot read {components.printable(text[position:].strip())!r}: write key=value key=value, "
                 "and quote a value with spaces"
             )
         key, value = found["key"], found["value"]
@@ -594,6 +598,8 @@ def parse_overrides(text: str) -> dict[str, object]:
             if value[0] in "\"'[{":
                 raise ValueError(f"the value of {key!r} is not TOML: {components.one_line(error)}") from error
             values[key] = value
+        except ValueError as error:  # Python limits the digits of a number
+            raise ValueError(f"the value of {key!r} is not TOML: {components.one_line(error)}") from error
         except RecursionError:
             raise ValueError(f"the value of {key!r} is nested too deeply") from None
         position = found.end()

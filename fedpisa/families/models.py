@@ -6,7 +6,7 @@ from functools import reduce
 from typing import TYPE_CHECKING
 
 from fedpisa import families
-from fedpisa.components import Component, kebab
+from fedpisa.components import Component, kebab, one_line, printable
 from fedpisa.rng import seeded
 
 if TYPE_CHECKING:
@@ -65,7 +65,12 @@ def create(
     from torch import nn
 
     with seeded(seed, "initial-weights"):
-        model = families.build(component, values, shape=shape, num_outputs=num_outputs, seed=seed)
+        try:
+            model = families.build(component, values, shape=shape, num_outputs=num_outputs, seed=seed)
+        except (RuntimeError, MemoryError) as error:  # of torch, such as a layer that is too large
+            raise ValueError(
+                f"{component} cannot be built ({printable(one_line(error))}): change its keys or its code"
+            ) from error
         if not isinstance(model, nn.Module):
             raise ValueError(
                 f"{component} gave an object of type {type(model).__name__}: it must give a torch.nn.Module"

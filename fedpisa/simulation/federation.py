@@ -240,8 +240,8 @@ def resolve_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=device).tolist()  # the device meta has no values
+    except (RuntimeError, AssertionError, ImportError) as error:
         cause = (" ".join(str(error).split()) or type(error).__name__).split(". ")[0][:150]
         raise ValueError(
             f'device {name!r} is not available ({cause}): use device = "cpu" or "auto"'

@@ -246,6 +246,7 @@ def test_bad_files_are_explained_in_one_line(tmp_path: Path) -> None:
         ('data-dir=\'my data\' b="x = \\"y\\""', {"data-dir": "my data", "b": 'x = "y"'}),
         ("widths=[64, 32] c=[]", {"widths": [64, 32], "c": []}),
         ("file=a=b", {"file": "a=b"}),
+        ("drop-columns=[\"a]\", 'b[c] \"'] x={a='}'}", {"drop-columns": ["a]", 'b[c] "'], "x": {"a": "}"}}),
     ],
 )
 def test_overrides(text: str, expected: dict[str, object]) -> None:
@@ -263,6 +264,7 @@ def test_overrides(text: str, expected: dict[str, object]) -> None:
         ("a='x'y", "cannot read \"a='x'y\""),
         ("a=[1 2]", "the value of 'a' is not TOML"),
         ("a=1 a=2", "key 'a' is given twice"),
+        ("a=" + "9" * 5000, "the value of 'a' is not TOML"),
     ],
 )
 def test_bad_overrides_are_explained(text: str, message: str) -> None:
