@@ -25,6 +25,7 @@ The study's directory has ``study.toml`` and the runs' directories ``runs/<varia
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
 
 STUDY_FILE: Final = "study.toml"
 _TABLES: Final = ("name", "seeds", "base", "sweep", "variant")
+MOST_RUNS: Final = 100_000
+"""The largest number of runs of a study."""
 _TUNING: Final = ("tune", "search")
 
 
@@ -200,7 +203,7 @@ class Study:
         for key, listed in _table(values.get("sweep", {}), "[sweep]").items():
             if not isinstance(listed, list) or not listed:
                 raise ValueError(f"[sweep] {key} = {listed!r} is not a list of values: write {key} = [...]")
-            if len(set(map(repr, listed))) < len(listed):
+            if not components.are_distinct(listed):
                 raise ValueError(f"[sweep] {key} = {listed!r} has a value twice: list each once")
             sweep[key] = listed
         variants = _variants(values.get("variant", []))
@@ -221,7 +224,11 @@ class Study:
         study_name = values.get("name", name)
         if not isinstance(study_name, str) or not study_name.strip():
             raise ValueError(f"name = {study_name!r} is not a name: write a string")
-        return cls(study_name, base, sweep, variants, _seeds(values.get("seeds", [0])), at)
+        seeds = _seeds(values.get("seeds", [0]))
+        size = math.prod(map(len, (variants, seeds, *sweep.values())))
+        if size > MOST_RUNS:
+            raise ValueError(f"the study has {size} runs: leave at most {MOST_RUNS}, in several studies")
+        return cls(study_name, base, sweep, variants, seeds, at)
 
     @property
     def folder(self) -> str:
@@ -464,7 +471,9 @@ def _seeds(value: object) -> tuple[int, ...]:
         seeds = [seed for seed in value if isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0]
         if len(seeds) == len(value):
             return tuple(seeds)
-    raise ValueError(f"seeds = {value!r}: write a list of distinct whole numbers from 0 on, seeds = [0, 1]")
+    raise ValueError(
+        f"seeds = {components.printable(value)}: write a list of distinct whole numbers from 0 on, seeds = [0, 1]"
+    )
 
 
 def _assignments(point: Mapping[str, object]) -> Iterator[str]:
@@ -499,11 +508,12 @@ def _distinct(names: Iterable[str]) -> list[str]:
     >>> _distinct(iter(["a", "b", "a"]))
     ['a', 'b', 'a-2']
     """
-    taken: list[str] = []
+    taken: dict[str, str] = {}
+    numbers: dict[str, int] = {}
     for name in names:
-        number, unique = 1, name
-        while unique.lower() in {other.lower() for other in taken}:
-            number += 1
-            unique = f"{name}-{number}"
-        taken.append(unique)
-    return taken
+        unique = name
+        while unique.lower() in taken:
+            numbers[name] = numbers.get(name, 1) + 1
+            unique = f"{name}-{numbers[name]}"
+        taken[unique.lower()] = unique
+    return list(taken.values())

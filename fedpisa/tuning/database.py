@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, final
 
+import pydantic
+
 from fedpisa import components
 
 DATABASE: Final = "tune.db"
 TIMEOUT: Final = 60
 """Seconds to wait for another process's write."""
+_DAMAGE: Final = (
+    *(LookupError, TypeError, AttributeError, AssertionError, StopIteration, RecursionError, OverflowError),
+    *(json.JSONDecodeError, UnicodeDecodeError, pydantic.ValidationError),
+)
 
 
 def connect(file: Path) -> sqlite3.Connection:
@@ -25,7 +32,7 @@ def connect(file: Path) -> sqlite3.Connection:
 
 @contextmanager
 def database_errors() -> Iterator[None]:
-    """Raise database errors, such as a full disk, as errors in one line."""
+    """Raise database errors, such as a full disk or a damaged entry, as errors in one line."""
     import sqlalchemy.exc
     from optuna.exceptions import StorageInternalError
 
@@ -35,6 +42,9 @@ def database_errors() -> Iterator[None]:
         cause = error.__cause__ or error
         reason = components.one_line(getattr(cause, "orig", None) or cause)
         raise DatabaseError(f"{DATABASE} cannot be used: {reason}") from error
+    except _DAMAGE as error:  # reading a damaged entry may fail in any of these ways
+        reason = components.printable(components.one_line(error))
+        raise DatabaseError(f"{DATABASE} is damaged ({type(error).__name__}: {reason})") from error
 
 
 @final

@@ -37,7 +37,7 @@ from fedpisa.families import Permission, permitted
 from fedpisa.simulation.federation import build_algorithm, build_schedule, load_dataset
 from fedpisa.studies.study import Study, StudyRun, read_study
 from fedpisa.tuning.metric import Metric, maximized, uses_validation
-from fedpisa.tuning.space import Range, Space, parse_space
+from fedpisa.tuning.space import MOST_POINTS, Range, Space, parse_space
 from fedpisa.typing import NonNegativeInt, PositiveInt
 
 VALIDATION_FRACTION: Final = 0.2
@@ -74,7 +74,7 @@ class Settings:
         One in ``reduction-factor`` trials continues at each rung.
     """
 
-    trials: PositiveInt | None = None
+    trials: Annotated[int, Field(ge=1, le=MOST_POINTS)] | None = None
     metric: Metric = "validation_loss"
     sampler: Literal["tpe", "random", "grid"] = "tpe"
     pruner: Literal["none", "halving"] = "none"
@@ -160,10 +160,17 @@ class Subject:
         >>> Subject("s", {}, PurePosixPath("s"), {}, space).grid()[1:3]
         [{'a': 1, 'b': 'y'}, {'a': 2, 'b': 'x'}]
         """
+        grids = [
+            {key: _grid(key, one) for key, one in space.items()} for space in (*self.earlier, self.space)
+        ]
+        size = sum(math.prod(map(len, values.values())) for values in grids)
+        if size > MOST_POINTS:
+            raise ValueError(
+                f"{self}: a grid of {size} points is too large: search at most {MOST_POINTS}, or take sampler = "
+                '"tpe"'
+            )
         points = (
-            dict(zip(space, values, strict=True))
-            for space in (*self.earlier, self.space)
-            for values in product(*(_grid(key, one) for key, one in space.items()))
+            dict(zip(values, chosen, strict=True)) for values in grids for chosen in product(*values.values())
         )
         return list({repr(point): point for point in points}.values())
 

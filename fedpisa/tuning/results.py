@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
 from fedpisa import components
 from fedpisa.config.run import nest, override
 from fedpisa.storage.csv_file import to_csv
-from fedpisa.storage.files import replace_file
+from fedpisa.storage.files import inside, refuse_link, replace_file
 from fedpisa.studies.study import Study
 from fedpisa.tuning.picture import plot_trials
 from fedpisa.tuning.plan import Plan, Subject
@@ -41,9 +42,13 @@ def write_results(plan: Plan, standings: Sequence[Standing], directory: Path) ->
         plot_trials(plan, [one.trials for one in standings], directory / "trials.png")
     files = _best_files(plan, standings) if is_complete(plan, standings) else {}
     for name, content in files.items():
-        (directory / name).parent.mkdir(parents=True, exist_ok=True)
-        replace_file(directory / name, content.encode())
-    for file in [directory / "best.toml", *(directory / "best").rglob("*.toml")]:
+        file = inside(directory, PurePath(name))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(file, content.encode())
+    written = (
+        Path(folder) / name for folder, _, names in os.walk(refuse_link(directory / "best")) for name in names
+    )
+    for file in [directory / "best.toml", *(file for file in written if file.suffix == ".toml")]:
         if str(file.relative_to(directory)) not in files:
             file.unlink(missing_ok=True)
 

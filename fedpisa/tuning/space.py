@@ -10,10 +10,14 @@ from typing import TYPE_CHECKING, Any, Final, cast, final
 
 import numpy as np
 
+from fedpisa.components import are_distinct, printable
+
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
 Scalar = bool | int | float | str
+MOST_POINTS: Final = 100_000
+"""The largest number of trials, and of points of a grid."""
 _FIELDS: Final = ("low", "high", "log", "step", "points")
 
 
@@ -57,10 +61,9 @@ class Range:
     whole: bool = False
 
     def __post_init__(self) -> None:
-        ends = (self.low, self.high)
-        if not all(map(math.isfinite, ends)) or self.low >= self.high:
+        if not self.low < self.high or not math.isfinite(self.high - self.low):
             raise ValueError(
-                f"low = {self.low} must be less than high = {self.high}, and both must be finite"
+                f"low = {self.low} must be less than high = {self.high}, and both must be finite, as their difference"
             )
         if self.log and self.low <= 0:
             raise ValueError(f"low = {self.low} must be positive where log = true")
@@ -68,7 +71,7 @@ class Range:
             if self.log:
                 raise ValueError("step and log exclude each other: leave one of them out")
             steps = (self.high - self.low) / self.step if self.step > 0 else math.nan
-            if not math.isclose(steps, round(steps) if math.isfinite(steps) else 0, rel_tol=1e-9):
+            if not 0.5 < steps < 2**53 or not math.isclose(steps, round(steps), rel_tol=1e-9):
                 raise ValueError(f"step = {self.step} does not lead from low = {self.low} to {self.high}")
         if self.points is not None and (self.points < 2 or self.step is not None):
             raise ValueError(f"points = {self.points} must be 2 or more, and without step")
@@ -86,8 +89,14 @@ class Range:
         Raises
         ------
         ValueError
-            If the range is continuous and has no ``points``.
+            If the range is continuous and has no ``points``, or has more values than `MOST_POINTS`.
         """
+        size = self.points or self.size
+        if MOST_POINTS < size < math.inf:
+            raise ValueError(
+                f"a grid of {size:.0f} values is too large: take at most {MOST_POINTS} by points = ... or step = ..., "
+                'or sampler = "tpe"'
+            )
         if self.points is not None:
             spread = np.geomspace if self.log else np.linspace
             values = [float(value) for value in spread(self.low, self.high, self.points)]
@@ -121,7 +130,7 @@ class Range:
 
     def decoded(self, stored: Scalar) -> object:
         """Return the value that Optuna stores."""
-        return stored
+        return self.encoded(stored)
 
 
 @final
@@ -141,7 +150,7 @@ class Choices:
     def __post_init__(self) -> None:
         if not self.values:
             raise ValueError("there is nothing to choose from, []: list at least one value")
-        if len(set(map(repr, self.values))) < len(self.values):
+        if not are_distinct(self.values):
             raise ValueError(f"{list(self.values)!r} has a value twice: list each once")
 
     @property
@@ -221,8 +230,13 @@ def parse_space(written: object) -> Space:
         if name not in written:
             raise ValueError(f"{name} is missing: {form}")
     for name in ("low", "high", "step"):
-        if name in written and not _is_number(written[name]):
-            raise ValueError(f"{name} = {written[name]!r} is not a number")
+        value = written.get(name)
+        if name in written and not _is_number(value):
+            raise ValueError(f"{name} = {value!r} is not a number")
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise ValueError(
+                f"{name} = {printable(value, 40)} must be between -2**63 and 2**63 - 1, as in TOML"
+            )
     if not isinstance(written.get("log", False), bool):
         raise ValueError(f"log = {written['log']!r} must be true or false")
     points = written.get("points")

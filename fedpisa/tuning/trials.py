@@ -8,6 +8,7 @@ died: the index is claimed again.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +18,9 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, final
+from typing import TYPE_CHECKING, Annotated, Final, Self, final
+
+import pydantic
 
 from fedpisa import components
 from fedpisa.config.run import run_keys
@@ -28,6 +31,7 @@ from fedpisa.tuning.metric import maximized
 from fedpisa.tuning.plan import Plan, Subject
 from fedpisa.tuning.space import Space, read_stored_space, stored_space
 from fedpisa.tuning.trial import State, Trial
+from fedpisa.typing import NonNegative, NonNegativeInt
 
 if TYPE_CHECKING:
     import optuna
@@ -35,6 +39,28 @@ if TYPE_CHECKING:
 WORKERS: Final = "workers"
 ATTEMPTS: Final = 3
 """Attempts at a trial whose process dies; then the trial counts as failed."""
+
+
+class _Claimed(pydantic.BaseModel, strict=True):
+    """Which index a stored trial has, and the folder of the process that claimed it."""
+
+    index: Annotated[int, pydantic.Field(ge=0)] | None = None
+    worker: Annotated[str, pydantic.Field(pattern=r"^[\w-]+$")] | None = None
+
+    @classmethod
+    def of(cls, trial: optuna.trial.FrozenTrial) -> Self:
+        return cls.model_validate(trial.user_attrs.get("claim", {}))
+
+
+class _Ended(pydantic.BaseModel, strict=True):
+    """How a stored trial ended; see `Trial`."""
+
+    state: State
+    metric: str | None
+    rounds: NonNegativeInt
+    seconds: NonNegative
+    error: str
+    gradients: NonNegativeInt | None = None
 
 
 @final
@@ -113,7 +139,7 @@ class Trials:
         self._plan = plan
         self._directory = directory
         self._locks = ExitStack()
-        self._me = directory / WORKERS / f"{os.getpid()}-{time.time_ns()}"
+        self._me = refuse_link(directory / WORKERS) / f"{os.getpid()}-{time.time_ns()}"
         with locked(directory, wait=True), database_errors():
             self._storage = self._open()
             # ``_first`` are the studies before any extension; those of the latest are in ``_studies``.
@@ -315,13 +341,13 @@ class Trials:
         from optuna.trial import TrialState
 
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            worker = trial.user_attrs.get("claim", {}).get("worker")
+            worker = _Claimed.of(trial).worker
             if worker is None or not self._is_alive(worker):
                 # The trial may have ended since it was read.
                 study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
 
     def _is_alive(self, worker: str) -> bool:
-        path = self._directory / WORKERS / worker
+        path = refuse_link(self._directory / WORKERS / worker)
         if path == self._me:
             return True
         if not path.exists():
@@ -340,7 +366,7 @@ class Trials:
         found: dict[int, optuna.trial.FrozenTrial] = {}
         lost: dict[int, int] = {}
         for trial in study.get_trials(deepcopy=False):
-            index = trial.user_attrs.get("claim", {}).get("index")
+            index = _Claimed.of(trial).index
             if index is None or "given up" in trial.user_attrs:
                 continue
             if trial.state.is_finished() and "end" not in trial.user_attrs:
@@ -374,20 +400,21 @@ def _read(subject: Subject, index: int, found: optuna.trial.FrozenTrial) -> Tria
     values = {key: space.decoded(found.params[key]) for key, space in subject.space.items()}
     if not found.state.is_finished():
         return Trial(index, values, "running")
-    end = found.user_attrs.get("end")
-    if end is None:
+    if "end" not in found.user_attrs:
         return Trial(index, values, "failed", error=f"its process ended {ATTEMPTS} times")
-    metric = None if end["metric"] is None else float(end["metric"])
+    end = _Ended.model_validate(found.user_attrs["end"])
+    metric = None if end.metric is None else float(end.metric)
+    assert metric is None or not math.isnan(metric)
     early = found.intermediate_values
     return Trial(
         index,
         values,
-        end["state"],
+        end.state,
         metric,
-        end["rounds"],
-        end["seconds"],
-        end["error"],
-        end.get("gradients"),
+        end.rounds,
+        end.seconds,
+        end.error,
+        end.gradients,
         early[min(early)] if early else None,
         end.get("accuracy"),
     )

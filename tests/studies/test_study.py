@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,10 @@ def test_names_that_fall_together_as_folders_are_kept_apart() -> None:
         ({"sweep": {"sigma": 0.1}}, r"\[sweep\] sigma = 0.1 is not a list"),
         ({"sweep": {"sigma": []}}, r"is not a list of values"),
         ({"sweep": {"sigma": [1, 1]}}, r"has a value twice"),
+        ({"sweep": {"sigma": [1, 1.0]}}, r"has a value twice"),
+        ({"sweep": {f"k{i}": list(range(40)) for i in range(9)}}, r"the study has 262144000000000 runs"),
+        ({"seeds": list(range(100_001))}, r"the study has 100001 runs: leave at most 100000"),
+        ({"seeds": "x" * 10_000}, r"seeds = x{200}\.\.\.: write"),
         ({"base": {"sigma": 1}, "sweep": {"sigma": [1, 2]}}, r"'sigma' is in \[base\] and in \[sweep\]"),
         ({"variant": [{"name": "x", "rho": 1}], "sweep": {"rho": [1]}}, r"in variant 'x' and in \[sweep\]"),
         ({"variant": {"name": "x"}}, r"write \[\[variant\]\]"),
@@ -143,6 +148,14 @@ def test_a_directory_is_read_as_results_and_as_a_frame(study: Study, tmp_path: P
     assert table["test_accuracy"].tolist() == [0.1, 0.1, 0.5]
     assert table["variant"].tolist() == ["a b", "sisa", "sisa"]
     assert study.frame(tmp_path / "empty").empty
+
+
+def test_many_points_are_named_in_a_moment() -> None:
+    study = Study.from_mapping({"sweep": {"sigma": list(range(300)), "rho": list(range(300))}})
+    began = time.perf_counter()
+    paths = {run.path for run in study.runs()}
+    assert len(paths) == 90_000
+    assert time.perf_counter() - began < 60
 
 
 def test_long_names_are_different_folders() -> None:

@@ -66,6 +66,40 @@ def test_a_study_reads_the_same_with_and_without_tuning() -> None:
         ({"search": {"learning-rate": 0.1}}, r"0.1 is not a search space"),
         ({"search": {"learning-rate": []}}, r"nothing to choose from"),
         ({"search": {"learning-rate": [1, 1]}}, r"has a value twice"),
+        ({"search": {"learning-rate": [1, 1.0]}}, r"has a value twice"),
+        *(
+            ({"search": {"learning-rate": table}}, message)
+            for table, message in [
+                ({"low": 10**400, "high": 10**401}, r"low = 10{39}\.\.\. must be between -2\*\*63"),
+                ({"low": 1, "high": 2**63}, r"high = 9223372036854775808 must be between"),
+                ({"low": 0.1, "high": 1.0, "step": 10**400}, r"step = 10{39}\.\.\. must be between"),
+                ({"low": -1e308, "high": 1e308}, r"must be finite, as their difference"),
+                ({"low": math.nan, "high": 1.0}, r"must be less than"),
+                ({"low": 0.1, "high": math.inf}, r"must be finite"),
+                ({"low": 0.1, "high": 1.0, "step": math.inf}, r"step = inf does not lead"),
+                ({"low": 0.1, "high": 1.0, "step": math.nan}, r"step = nan does not lead"),
+                ({"low": 0.1, "high": 1.0, "step": 1e-300}, r"step = 1e-300 does not lead"),
+            ]
+        ),
+        ({"tune": {"trials": 10**6}}, r"key 'trials' = 1000000: must be less than or equal to 100000"),
+        *(
+            ({"tune": {"sampler": "grid", "trials": 6}, "search": {"learning-rate": table}, **SGD}, message)
+            for table, message in [
+                ({"low": 0.1, "high": 1.0, "points": 10**9}, r"a grid of 1000000000 values is too large"),
+                ({"low": 0.0, "high": 1.0, "step": 1e-9}, r"a grid of 1000000001 values is too large"),
+            ]
+        ),
+        (
+            {
+                "tune": {"sampler": "grid", "trials": 6},
+                "search": {
+                    "learning-rate": {"low": 0.1, "high": 1, "points": 10**4},
+                    "local-steps": {"low": 1, "high": 10**4},
+                },
+                "variant": [{"name": "a", "algorithm": "fedavg"}],
+            },
+            r"variant 'a': a grid of 100000000 points is too large",
+        ),
         (
             {"search": {"learning-rate": {"low": -1, "high": 1}}},
             r"variant 'sgd': search learning-rate: .* = -1",
