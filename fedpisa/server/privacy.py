@@ -19,10 +19,11 @@ from pydantic import Field
 from torch import Tensor
 
 from fedpisa.rng import generator
-from fedpisa.typing import NonNegative, Positive
 
 Delta = Annotated[float, Field(gt=0, lt=1)]
 """A number in (0, 1)."""
+Size = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+"""A finite number greater than 0."""
 GRID_BITS: Final = 40
 """The released sum is a multiple of ``2^-40`` of the clipping norm or of the noise, whichever is larger."""
 
@@ -52,9 +53,9 @@ class CentralPrivacy:
         Whether the noise comes from the operating system and not from the seed: by default if clients are real nodes.
     """
 
-    clipping_norm: Positive
-    noise_multiplier: NonNegative | None = None
-    epsilon: Positive | None = None
+    clipping_norm: Size
+    noise_multiplier: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    epsilon: Size | None = None
     delta: Delta = 1e-5
     amplification: bool = False
     secure_noise: bool | None = None

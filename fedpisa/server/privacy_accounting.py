@@ -17,6 +17,9 @@ from typing import Final
 
 ORDERS: Final = (*range(2, 65), 80, 96, 128, 192, 256)
 """The orders of the Renyi divergence."""
+LEAST: Final = 1e-3
+MOST: Final = 4096.0
+"""The noise multipliers between which the Renyi divergence is computed."""
 
 
 def gaussian_delta(epsilon: float, mu: float) -> float:
@@ -30,7 +33,8 @@ def gaussian_delta(epsilon: float, mu: float) -> float:
     from scipy.special import log_ndtr
 
     first, second = float(log_ndtr(mu / 2 - epsilon / mu)), float(log_ndtr(-mu / 2 - epsilon / mu))
-    return math.exp(first) * -math.expm1(min(epsilon + second - first, 0.0))
+    # Without this, an epsilon or mu whose square overflows would give NaN.
+    return 0.0 if first == -math.inf else math.exp(first) * -math.expm1(min(epsilon + second - first, 0.0))
 
 
 def gaussian_epsilon(mu: float, delta: float) -> float:
@@ -84,8 +88,10 @@ def sampled_epsilon(
         raise ValueError(
             "amplification = true needs the package dp-accounting: pip install 'fedpisa[privacy]'"
         ) from None
+    if noise_multiplier < LEAST:
+        return math.inf
     accountant = RdpAccountant(ORDERS, NeighboringRelation.REPLACE_ONE)
-    release = GaussianDpEvent(noise_multiplier / 2)
+    release = GaussianDpEvent(min(noise_multiplier, MOST) / 2)  # more noise gives no larger epsilon
     accountant.compose(SampledWithoutReplacementDpEvent(num_clients, cohort, release), rounds)
     return float(accountant.get_epsilon(delta))
 
@@ -93,11 +99,22 @@ def sampled_epsilon(
 def sampled_noise_multiplier(
     epsilon: float, num_clients: int, cohort: int, rounds: int, delta: float
 ) -> float:
-    """Return a noise multiplier whose `sampled_epsilon` is at most ``epsilon`` and close to it."""
+    """Return a noise multiplier whose `sampled_epsilon` is at most ``epsilon`` and close to it.
+
+    Raises
+    ------
+    ValueError
+        If the bound is larger with any noise.
+    """
 
     def spent(noise_multiplier: float) -> float:
         return sampled_epsilon(noise_multiplier, num_clients, cohort, rounds, delta)
 
+    if (least := spent(MOST)) > epsilon:
+        raise ValueError(
+            f"epsilon = {epsilon:g} is below {least:.3g}, the least bound at delta = {delta:g} with amplification = "
+            "true: raise epsilon or delta, or set amplification = false"
+        )
     high = 1.0
     while spent(high) > epsilon:
         high *= 2

@@ -28,6 +28,8 @@ from fedpisa.tasks.layout import ParamLayout
 
 OPTIMIZERS: Final = ("none", "fed-avg", "fed-avg-m", "fed-adam", "fed-yogi", "fed-adagrad")
 """Values of ``server-strategy`` that are functions of the mean of the clients' models alone."""
+LARGEST: Final = 1e150
+"""The largest clipping norm and deviation of the noise; its inverse is the smallest clipping norm."""
 
 
 @final
@@ -129,7 +131,7 @@ def sentence(record: Mapping[str, Any]) -> str:
     epsilon = record["epsilon"]
     if epsilon is None or not math.isfinite(epsilon):
         return f"differential privacy {record['mechanism']}: increments are clipped without noise, epsilon is infinite"
-    digits = 3 - math.floor(math.log10(epsilon)) if epsilon > 0 else 0
+    digits = min(3 - math.floor(math.log10(epsilon)), 300) if epsilon > 0 else 0
     shown = math.ceil(epsilon * 10.0**digits) / 10.0**digits
     noise = (
         "noise from the operating system"
@@ -194,7 +196,10 @@ def build_privacy(config: RunConfig, algorithm: Algorithm, *, deployed: bool = F
         secure=secure,
         **common,
     )
-    return privacy if keys.epsilon is None else _solved(privacy, keys.epsilon, config.num_server_rounds)
+    if keys.epsilon is not None:
+        privacy = _solved(privacy, keys.epsilon, config.num_server_rounds)
+    _require_range(keys.clipping_norm, privacy.noise_multiplier)
+    return privacy
 
 
 def _solved(privacy: Privacy, epsilon: float, rounds: int) -> Privacy:
@@ -205,6 +210,17 @@ def _solved(privacy: Privacy, epsilon: float, rounds: int) -> Privacy:
     else:
         multiplier = math.sqrt(privacy.participations(rounds)) / gaussian_mu(epsilon, privacy.delta)
     return replace(privacy, noise_multiplier=multiplier)
+
+
+def _require_range(clipping_norm: float, noise_multiplier: float) -> None:
+    """Refuse noise and increments that floating-point numbers cannot hold."""
+    deviation = clipping_norm * noise_multiplier
+    if clipping_norm < 1 / LARGEST or max(clipping_norm, deviation) > LARGEST:
+        raise ValueError(
+            f"clipping-norm = {clipping_norm:g} with the noise multiplier {noise_multiplier:g} is out of the range of "
+            f"floating-point numbers: take a clipping-norm and a standard deviation of the noise, which is "
+            f"{deviation:g}, from {1 / LARGEST:g} to {LARGEST:g}"
+        )
 
 
 def _of_wrapper(values: Mapping[str, Any], cohort: int) -> float:

@@ -121,6 +121,36 @@ def test_a_target_with_secret_cohorts_is_kept(epsilon: float) -> None:
     assert epsilon * (1 - 1e-4) < sampled_epsilon(multiplier, *setting) <= epsilon
 
 
+@pytest.mark.parametrize("epsilon", [1e-300, 1e-5, 0.01])
+def test_a_target_below_the_least_bound_is_refused(epsilon: float) -> None:
+    """More noise lowers the bound only to what the largest order gives, so a search for the noise would not end."""
+    pytest.importorskip("dp_accounting")
+    with pytest.raises(
+        ValueError, match=rf"epsilon = {epsilon:g} is below 0\.\d+, the least bound at delta = 1e-05"
+    ):
+        sampled_noise_multiplier(epsilon, 1000, 20, 30, 1e-5)
+
+
+@pytest.mark.parametrize("noise", [1e-320, 1e-9])
+def test_almost_no_noise_has_no_bound(noise: float) -> None:
+    pytest.importorskip("dp_accounting")
+    assert sampled_epsilon(noise, 10, 2, 1, 1e-5) == math.inf
+
+
+@pytest.mark.parametrize("noise", [1e10, 1e300])
+def test_more_noise_than_is_computed_costs_no_more(noise: float) -> None:
+    pytest.importorskip("dp_accounting")
+    assert sampled_epsilon(noise, 10, 2, 1, 1e-5) == sampled_epsilon(4096.0, 10, 2, 1, 1e-5)
+
+
+@pytest.mark.parametrize("delta", [1e-300, 1e-5, 0.5])
+@pytest.mark.parametrize("exponent", [100, 154, 155, 200, 300, 308])
+def test_a_huge_target_is_nearly_no_noise(exponent: int, delta: float) -> None:
+    """``mu^2 / 2`` tends to epsilon; squares beyond floating point once gave a NaN."""
+    epsilon = 10.0**exponent
+    assert gaussian_mu(epsilon, delta) == pytest.approx(math.sqrt(2) * math.sqrt(epsilon), rel=1e-6)
+
+
 def test_the_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "dp_accounting", None)
     with pytest.raises(

@@ -24,7 +24,7 @@ from fedpisa.runs.runner import Simulation
 from fedpisa.server.base import sampled
 from fedpisa.server.privacy_accounting import gaussian_epsilon, sampled_epsilon
 from fedpisa.simulation.federation import Federation, load_dataset, split_dataset
-from fedpisa.simulation.privacy import Privacy, build_privacy
+from fedpisa.simulation.privacy import Privacy, build_privacy, sentence
 
 QUADRATIC: dict[str, object] = {
     "dataset": "quadratic", "partitioner": "natural", "num-clients": 7, "dimension": 4, "dtype": "float64",
@@ -388,3 +388,30 @@ def test_the_noise_of_real_nodes_is_the_operating_systems() -> None:
     tested = build_privacy(config.replace({"secure-noise": False}), algorithm, deployed=True)
     assert tested is not None
     assert not tested.secure
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"clipping-norm": 5e-324},
+        {"clipping-norm": 1e-300},
+        {"clipping-norm": 1e308},
+        {"clipping-norm": 1e140, "noise-multiplier": 1e140},
+        {"noise-multiplier": 1e300},
+        {"clipping-norm": math.inf},
+        {"noise-multiplier": math.inf},
+        {"noise-multiplier": None, "epsilon": math.inf},
+    ],
+)
+def test_noise_beyond_floating_point_is_refused(changes: dict[str, object]) -> None:
+    keys = {key: value for key, value in {**QUADRATIC, **changes}.items() if value is not None}
+    with pytest.raises(
+        ValueError, match=r"out of the range of floating-point numbers|must be a finite number"
+    ):
+        fedpisa.run({**keys, "algorithm": "localsgd"})
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 5e-324, 1e-306, 1e-5, 1.0, 1e300, 1.7e308])
+def test_each_epsilon_has_a_sentence(epsilon: float) -> None:
+    record = Privacy("central", 1.0, 2.0, 1e-5, 10, 1.0, 0).record(9)
+    assert "at delta 1e-05" in sentence({**record, "epsilon": epsilon})
