@@ -594,12 +594,10 @@ def parse_overrides(text: str) -> dict[str, object]:
             raise ValueError(f"key {key!r} is given twice: give it once")
         try:
             values[key] = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError as error:
-            if value[0] in "\"'[{":
+        except ValueError as error:  # Python limits the digits of a number, too
+            if value[0] in "\"'[{" or not isinstance(error, tomllib.TOMLDecodeError):
                 raise ValueError(f"the value of {key!r} is not TOML: {components.one_line(error)}") from error
             values[key] = value
-        except ValueError as error:  # Python limits the digits of a number
-            raise ValueError(f"the value of {key!r} is not TOML: {components.one_line(error)}") from error
         except RecursionError:
             raise ValueError(f"the value of {key!r} is nested too deeply") from None
         position = found.end()

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import TYPE_CHECKING, Annotated, Literal, Self, final
+
+import pydantic
 
 from fedpisa.tuning.metric import Metric, maximized
+from fedpisa.typing import NonNegative, NonNegativeInt
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
 
 State = Literal["running", "finished", "pruned", "diverged", "failed"]
 
@@ -50,6 +56,31 @@ class Trial:
     gradients: int | None = 0
     early: float | None = None
     accuracy: float | None = None
+
+
+@final
+class Claimed(pydantic.BaseModel, strict=True):
+    """Which index a stored trial has, and the folder of the process that claimed it."""
+
+    index: Annotated[int, pydantic.Field(ge=0)] | None = None
+    worker: Annotated[str, pydantic.Field(pattern=r"^[\w-]+$")] | None = None
+
+    @classmethod
+    def of(cls, trial: FrozenTrial) -> Self:
+        """Return the claim of a stored trial; it has none if its process died before."""
+        return cls.model_validate(trial.user_attrs.get("claim", {}))
+
+
+@final
+class Ended(pydantic.BaseModel, strict=True):
+    """How a stored trial ended; see `Trial`."""
+
+    state: State
+    metric: str | None
+    rounds: NonNegativeInt
+    seconds: NonNegative
+    error: str
+    gradients: NonNegativeInt | None = None
 
 
 def best_of(trials: Sequence[Trial], metric: Metric) -> Trial | None:

@@ -18,9 +18,7 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Annotated, Final, Self, final
-
-import pydantic
+from typing import TYPE_CHECKING, Final, final
 
 from fedpisa import components
 from fedpisa.config.run import run_keys
@@ -30,8 +28,7 @@ from fedpisa.tuning.database import DATABASE, connect, database_errors
 from fedpisa.tuning.metric import maximized
 from fedpisa.tuning.plan import Plan, Subject
 from fedpisa.tuning.space import Space, read_stored_space, stored_space
-from fedpisa.tuning.trial import State, Trial
-from fedpisa.typing import NonNegative, NonNegativeInt
+from fedpisa.tuning.trial import Claimed, Ended, State, Trial
 
 if TYPE_CHECKING:
     import optuna
@@ -39,28 +36,6 @@ if TYPE_CHECKING:
 WORKERS: Final = "workers"
 ATTEMPTS: Final = 3
 """Attempts at a trial whose process dies; then the trial counts as failed."""
-
-
-class _Claimed(pydantic.BaseModel, strict=True):
-    """Which index a stored trial has, and the folder of the process that claimed it."""
-
-    index: Annotated[int, pydantic.Field(ge=0)] | None = None
-    worker: Annotated[str, pydantic.Field(pattern=r"^[\w-]+$")] | None = None
-
-    @classmethod
-    def of(cls, trial: optuna.trial.FrozenTrial) -> Self:
-        return cls.model_validate(trial.user_attrs.get("claim", {}))
-
-
-class _Ended(pydantic.BaseModel, strict=True):
-    """How a stored trial ended; see `Trial`."""
-
-    state: State
-    metric: str | None
-    rounds: NonNegativeInt
-    seconds: NonNegative
-    error: str
-    gradients: NonNegativeInt | None = None
 
 
 @final
@@ -341,7 +316,7 @@ class Trials:
         from optuna.trial import TrialState
 
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            worker = _Claimed.of(trial).worker
+            worker = Claimed.of(trial).worker
             if worker is None or not self._is_alive(worker):
                 # The trial may have ended since it was read.
                 study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
@@ -366,7 +341,7 @@ class Trials:
         found: dict[int, optuna.trial.FrozenTrial] = {}
         lost: dict[int, int] = {}
         for trial in study.get_trials(deepcopy=False):
-            index = _Claimed.of(trial).index
+            index = Claimed.of(trial).index
             if index is None or "given up" in trial.user_attrs:
                 continue
             if trial.state.is_finished() and "end" not in trial.user_attrs:
@@ -402,7 +377,7 @@ def _read(subject: Subject, index: int, found: optuna.trial.FrozenTrial) -> Tria
         return Trial(index, values, "running")
     if "end" not in found.user_attrs:
         return Trial(index, values, "failed", error=f"its process ended {ATTEMPTS} times")
-    end = _Ended.model_validate(found.user_attrs["end"])
+    end = Ended.model_validate(found.user_attrs["end"])
     metric = None if end.metric is None else float(end.metric)
     assert metric is None or not math.isnan(metric)
     early = found.intermediate_values
