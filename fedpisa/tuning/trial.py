@@ -81,6 +81,7 @@ class Ended(pydantic.BaseModel, strict=True):
     seconds: NonNegative
     error: str
     gradients: NonNegativeInt | None = None
+    accuracy: float | None = None
 
 
 def best_of(trials: Sequence[Trial], metric: Metric) -> Trial | None:

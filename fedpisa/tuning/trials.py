@@ -391,7 +391,7 @@ def _read(subject: Subject, index: int, found: optuna.trial.FrozenTrial) -> Tria
         end.error,
         end.gradients,
         early[min(early)] if early else None,
-        end.get("accuracy"),
+        end.accuracy,
     )
 
 
