@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -23,25 +24,31 @@ def demo(
         Path | None,
         typer.Option(help="A new directory.", show_default="fedpisa-demo, or the next free number"),
     ] = None,
+    seeds: Annotated[int, typer.Option(min=1, max=100, help="Number of seeds: 0, 1, ...")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time; the results do not depend on it.")] = 2,
 ) -> None:
-    """Compare FedAvg, LocalSGD, SISA and PISA on one non-IID split of real data, in less than a minute."""
+    """Compare FedAvg, LocalSGD, SCAFFOLD, SISA and PISA on one non-IID split of real data, in half a minute."""
     from rich.console import Console
 
-    from fedpisa.runs.console import RunConsole
     from fedpisa.runs.results import free_directory
     from fedpisa.studies import demo as demonstration
+    from fedpisa.studies.console import StudyConsole
 
     directory = out or free_directory("fedpisa-demo")
-    with keeping(directory), RunConsole() as console:
-        results = demonstration.run_demo(directory, on_event=console)
+    study = demonstration.demo_study(seeds)
+    with keeping(directory), StudyConsole(study.runs()) as console:
+        results = demonstration.run_demo(directory, seeds, jobs=jobs, on_progress=console)
     terminal = Console(highlight=False, soft_wrap=True)
     terminal.print()
     terminal.print(demonstration.table(results))
-    terminal.print(f"\nBudget: {demonstration.BUDGET}.", markup=False)
-    say(f"Picture: {directory / 'convergence.png'}")
-    say(f"Runs: {', '.join(str(directory / name) for name in results)}")
-    for result in results.values():
-        refuse_diverged(result)
+    terminal.print()
+    for line in textwrap.wrap(demonstration.STORY, 100):
+        terminal.print(line, markup=False)
+    terminal.print()
+    say(f"picture: {directory / 'convergence.png'}")
+    say(f"study: {directory}; fedpisa report {directory} compares the runs")
+    for one in results:
+        refuse_diverged(one.result)
 
 
 @app.command()

@@ -96,7 +96,8 @@ def plot_study(
         File of the picture, ``.pdf``, ``.svg``, ``.pgf`` or ``.png``; not written by default.
     band
         ``deviation``: one sample standard deviation up and down. ``interval``: the 95% confidence interval of the mean,
-        see `mean_interval`. The band of an accuracy ends at 0 and at 100%.
+        see `mean_interval`. The band of an accuracy ends at 0 and at 100%, and that of another positive column does
+        not go below the least run.
     labels
         Texts of the legend by the variant's name; other variants keep their names.
     references
@@ -284,10 +285,10 @@ def _draw(
     found = _mean(group.runs, x, column)
     if found is None:
         return None
-    at, mean, sd = found
+    at, mean, sd, least = found
     if ax.get_xscale() == "log":
         shown = at > 0
-        at, mean, sd = at[shown], mean[shown], None if sd is None else sd[shown]
+        at, mean, sd, least = at[shown], mean[shown], None if sd is None else sd[shown], least[shown]
         if not len(at):
             return None
     if group.is_reference and x in ("bytes", "seconds", "simulated-seconds"):
@@ -307,14 +308,16 @@ def _draw(
             low, high = mean - sd, mean + sd
         if share:
             low, high = np.maximum(low, 0), np.minimum(high, 1)
+        elif (least > 0).all():  # on a logarithmic axis a band that reaches 0 would fill the panel
+            low = np.maximum(low, least)
         ax.fill_between(at, low, high, color=line["color"], alpha=0.18, linewidth=0)
     return float(mean.min()), float(high.max())
 
 
 def _mean(
     runs: Sequence[pd.DataFrame], x: str, column: str
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64] | None] | None:
-    """Return positions, means and deviations at the rounds in which all runs measured the column."""
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64] | None, NDArray[np.float64]] | None:
+    """Return positions, means, deviations and least values at the rounds in which all runs measured the column."""
     positions, values = [], []
     for run in runs:
         measured = pd.to_numeric(run[column], errors="coerce").replace([np.inf, -np.inf], np.nan)
@@ -327,7 +330,8 @@ def _mean(
         return None
     table = np.stack([one.loc[rounds].to_numpy(dtype=np.float64) for one in values])
     at = np.mean([one.loc[rounds].to_numpy(dtype=np.float64) for one in positions], axis=0)
-    return at, table.mean(axis=0), table.std(axis=0, ddof=1) if len(runs) > 1 else None
+    deviation = table.std(axis=0, ddof=1) if len(runs) > 1 else None
+    return at, table.mean(axis=0), deviation, table.min(axis=0)
 
 
 def _limit(ax: Axes, ends: Sequence[tuple[float, float]]) -> None:

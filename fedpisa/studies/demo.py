@@ -1,113 +1,165 @@
-"""The demonstration: FedAvg, LocalSGD, SISA and PISA on one non-IID split of real data, with the same budget."""
+"""The demonstration: what local steps cost, and what duals change, where each client has one label."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from statistics import fmean, stdev
+from typing import TYPE_CHECKING, Final
 
-from fedpisa.runs.results import Result, require_free
+from fedpisa.runs.results import require_free
+from fedpisa.studies.comparison import compare
+from fedpisa.studies.study import Study, StudyResult, load_study, read_study
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from fedpisa.runs.events import Event
+    from fedpisa.runs.results import Result
+    from fedpisa.studies.workers import Progress
 
-STEPS = 10
-"""Gradient evaluations per client and round."""
+FILE: Final = Path(__file__).with_name("demo.toml")
+"""The study: the values that ``fedpisa tune experiments/tune_demo.toml`` chose."""
 
-L2 = 1e-3
-"""Coefficient of the objective's ``||w||^2 / 2``: FedAvg has it on the clients, PISA on the server."""
-
-COMMON: Mapping[str, Any] = {
-    "dataset": "digits",
-    "model": "logistic",
-    "num-clients": 10,
-    "partitioner": "labels-per-client",
-    "labels-per-client": 1,
-    "seed": 0,
-    "num-server-rounds": 200,
-    "batch-size": "full",
-    "local-steps": STEPS,
-    "target-accuracy": 0.95,
-    "exact-diagnostics": True,
+LABELS: Final[Mapping[str, str]] = {
+    "fedavg": "FedAvg",
+    "fedavg-10": "FedAvg, 10 steps",
+    "localsgd": "LocalSGD",
+    "scaffold": "SCAFFOLD",
+    "sisa": "SISA",
+    "pisa": "PISA",
 }
-"""Keys of all runs: data, split, model, initial weights, rounds, local steps."""
+"""Texts of the legend."""
 
-ALGORITHMS: Mapping[str, Mapping[str, Any]] = {
-    "fedavg": {"learning-rate": 0.3, "weight-decay": L2},
-    "localsgd": {"learning-rate": 0.3, "weight-decay": L2},
-    "sisa": {"sigma": 0.03, "rho": 100.0, "lambda": L2},
-    "pisa": {"sigma": 0.03, "rho": 3.0, "lambda": L2},
-}
-"""Keys of each algorithm, chosen by the final objective on two seeds. The learning rate is one of 0.01, 0.03, 0.1, 0.3
-and 1; (sigma, rho) is one of nine pairs for SISA and of six for PISA. SISA with (0.01, 30) ends 0.0005 lower, but its
-curve is less smooth."""
-
-BUDGET = (
-    f"{COMMON['num-server-rounds']} rounds of {STEPS} full gradients per client, the same for all; one label per "
-    "client, the same split and initial weights, logistic regression with the same objective"
+STORY: Final = (
+    "Each client has a single digit. Over several local steps its model moves towards that digit, and the average of "
+    "such models is not the best model for all, so FedAvg does best with one step. The duals of PISA and the control "
+    "variates of SCAFFOLD cancel this pull: with many local steps they still come close to the optimum, where the "
+    "gradient is 0."
 )
+"""What the picture shows."""
 
 
-def run_demo(out: str | Path, on_event: Callable[[Event], None] | None = None) -> dict[str, Result]:
-    """Train each algorithm into a subdirectory of ``out``, and draw ``convergence.png`` there.
+def demo_study(seeds: int = 1) -> Study:
+    """Return the demonstration's study for the seeds 0, 1, ...
+
+    Parameters
+    ----------
+    seeds
+        Number of seeds, from 1 to 100. The values were chosen on seeds from 100 on.
+
+    Raises
+    ------
+    ValueError
+        If the number is out of range.
+
+    Examples
+    --------
+    >>> study = demo_study(2)
+    >>> list(study.variants), study.seeds
+    (['fedavg', 'fedavg-10', 'localsgd', 'scaffold', 'sisa', 'pisa'], (0, 1))
+    """
+    if not 1 <= seeds <= 100:
+        raise ValueError(
+            f"seeds = {seeds} is not in 1 to 100: the values were chosen on the seeds after these"
+        )
+    study = read_study(FILE)
+    return replace(study, base={**study.base, "exact-diagnostics": True}, seeds=tuple(range(seeds)))
+
+
+def run_demo(
+    out: str | Path,
+    seeds: int = 1,
+    *,
+    jobs: int = 1,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+) -> list[StudyResult]:
+    """Run the demonstration's study in a directory, and draw ``convergence.png`` there.
 
     Parameters
     ----------
     out
         A new or empty directory.
-    on_event
-        Called on each event, as in `fedpisa.run`.
+    seeds
+        Number of seeds.
+    jobs
+        Number of parallel processes.
+    on_progress
+        Called on each progress of a run, as in `fedpisa.compare`.
 
     Returns
     -------
-    dict
-        Result of each algorithm, by name.
+    list of StudyResult
+        The results, in the study's order.
 
     Raises
     ------
     ValueError
-        If ``out`` exists and is not empty.
+        If ``out`` exists and is not empty, or the number of seeds is out of range.
     """
-    from fedpisa.plots import plot_curves
-    from fedpisa.runs.runner import run
-    from fedpisa.simulation.stacked.threads import one_thread
-
-    directory = require_free(out)
-    with one_thread():  # 650 parameters do not profit from threads
-        results = {
-            name: run({"algorithm": name, **COMMON, **own}, directory / name, on_event=on_event)
-            for name, own in ALGORITHMS.items()
-        }
-    target = COMMON["target-accuracy"]
+    directory, study = require_free(out), demo_study(seeds)
+    compare(study, directory, jobs=jobs, on_progress=on_progress)
     # The gradient of the convex objective is 0 only at the optimum: a plateau above 0 is a bias.
-    panels = ("test_accuracy", "gradient_norm")
-    histories = {name: result.history for name, result in results.items()}
-    plot_curves(histories, y=panels, path=directory / "convergence.png", target_accuracy=target)
-    return results
+    study.plot(
+        directory,
+        ("rounds", "gradients"),
+        ("test_accuracy", "gradient_norm"),
+        directory / "convergence.png",
+        labels=LABELS,
+    )
+    return load_study(directory)
 
 
-def table(results: Mapping[str, Result]) -> Table:
-    """Return the comparison of the runs as a table for the terminal."""
+def table(results: Sequence[StudyResult]) -> Table:
+    """Return the comparison as a table for the terminal: means over the seeds, of accuracies with deviation.
+
+    Parameters
+    ----------
+    results
+        The demonstration's results.
+    """
     from fedpisa.runs.console import plain_table
 
-    target = COMMON["target-accuracy"]
-    to_target = f"rounds to {target:.0%}"
+    target = results[0].result.config.target_accuracy or 1.0
     view = plain_table(
-        "algorithm", "final accuracy", "best", to_target, "objective", "its gradient", "MB up", "seconds"
+        "algorithm",
+        "local steps",
+        "final accuracy",
+        f"rounds to {target:.0%}",
+        f"gradients to {target:.0%}",
+        "gradient norm",
+        "seconds",
     )
-    for name, result in results.items():
-        final, best = result.last("test_accuracy"), result.best("test_accuracy")
-        reached = result.rounds_to(target)
+    for variant, group in groupby(results, key=lambda one: one.variant):
+        runs = [one.result for one in group]
+        finished = [run for run in runs if run.status == "finished"]
+        rounds = [reached for run in finished if (reached := run.rounds_to(target)) is not None]
+        gradients = [_gradients(run, target) for run in finished]
+        missed = f" ({len(rounds)} of {len(finished)})" if 0 < len(rounds) < len(finished) else ""
         view.add_row(
-            name if result.status == "finished" else f"{name} ({result.status})",
-            "-" if final is None else f"{final:.1%}",
-            "-" if best is None else f"{best:.1%}",
-            "never" if reached is None else str(reached),
-            f"{result.last('objective') or 0:.4f}",
-            f"{result.last('gradient_norm') or 0:.1e}",
-            f"{result.total('bytes_up') / 1e6:.1f}",
-            f"{result.total('seconds'):.1f}",
+            LABELS.get(variant, variant) + ("" if finished == runs else f" ({runs[0].status})"),
+            str(runs[0].config.options["local-steps"]),
+            _mean([run.last("test_accuracy") for run in finished], ".1%", deviation=True),
+            (_mean(rounds, ".0f") if rounds else "never") + missed,
+            _mean(gradients, ",.0f") if rounds else "never",
+            _mean([run.last("gradient_norm") for run in finished], ".1e"),
+            _mean([run.total("seconds") for run in finished], ".1f"),
         )
     return view
+
+
+def _gradients(run: Result, target: float) -> float | None:
+    """Return the gradients of all clients up to the round that reaches the target."""
+    reached = run.rounds_to(target)
+    rounds = run.history
+    return None if reached is None else float(rounds.loc[rounds["round"] <= reached, "local_steps"].sum())
+
+
+def _mean(values: Sequence[float | None], form: str, *, deviation: bool = False) -> str:
+    """Return the mean, with several values also the sample standard deviation."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return "-"
+    spread = f" ± {stdev(known):{form}}" if deviation and len(known) > 1 else ""
+    return f"{fmean(known):{form}}{spread}"

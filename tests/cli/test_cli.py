@@ -10,6 +10,7 @@ import io
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from fedpisa.runs import runner
 from fedpisa.runs.console import RunConsole
 from fedpisa.runs.events import RoundFinished, RunFinished, RunStarted
 from fedpisa.runs.results import Result, RunDirectory, load_result
+from fedpisa.studies import demo
+from fedpisa.studies.study import Study, load_study
 
 HEAVY = ("torch", "flwr", "pandas", "matplotlib", "sklearn", "torchvision", "scipy")
 
@@ -215,37 +218,28 @@ def test_run_in_earnest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 # --------------------------------------------------------------------------------------------- the others
 
 
-def test_demo(fake: Callable[[str], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["demo"]) == 0
+def test_demo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = demo.demo_study
+
+    def short(seeds: int = 1) -> Study:
+        study = whole(seeds)
+        return replace(study, base={**study.base, "num-server-rounds": 2})
+
+    monkeypatch.setattr(demo, "demo_study", short)
+    monkeypatch.chdir(tmp_path)
+    assert main(["demo", "--seeds", "2", "--jobs", "1"]) == 0
     out = capsys.readouterr().out
-    names = ["fedavg", "localsgd", "sisa", "pisa"]
-    lines = out.splitlines()
-    header = next(number for number, line in enumerate(lines) if line.startswith("algorithm"))
-    assert [line.split()[0] for line in lines[header + 1 : header + 5]] == names
-    assert "Budget: " in out
+    places = [out.find(f"\n{name.split()[0]} ") for name in ("LocalSGD", "SCAFFOLD", "SISA", "PISA")]
+    assert 0 < out.find("\nFedAvg ") < places[0]
+    assert places == sorted(places)
+    assert out.count(" ±") == len(demo.LABELS)
+    assert "Each client has a single digit." in out
     assert (tmp_path / "fedpisa-demo" / "convergence.png").stat().st_size > 1000
-    runs = [load_result(f"fedpisa-demo/{name}").config for name in names]
-    shared = (
-        "dataset",
-        "model",
-        "num_clients",
-        "partitioner",
-        "seed",
-        "num_server_rounds",
-        "dtype",
-        "fraction_train",
-    )
-    for name in shared:
-        assert len({getattr(config, name) for config in runs}) == 1, name
-    for key in ("labels-per-client", "batch-size", "local-steps"):
-        assert len({config.options[key] for config in runs}) == 1, key
-    assert {config.options["batches-per-round"] for config in runs[2:]} == {1}
-    assert {config.options["weight-decay"] for config in runs[:2]} == {
-        config.options["lambda"] for config in runs[2:]
-    }
-    assert main(["demo"]) == 0
-    assert (tmp_path / "fedpisa-demo-2" / "convergence.png").exists()
+    assert len(load_study("fedpisa-demo")) == 12
+    assert main(["demo", "--jobs", "1"]) == 0
+    assert len(load_study("fedpisa-demo-2")) == 6
     assert main(["demo", "--out", "fedpisa-demo"]) == 2
+    assert main(["demo", "--seeds", "101"]) == 2
 
 
 def test_plot(fake: Callable[[str], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
