@@ -40,7 +40,7 @@ def test_all_variants_share_the_problem_and_the_rounds(study: Study) -> None:
     for key in ("labels-per-client", "batch-size"):
         assert len({config.options[key] for config in configs}) == 1, key
     l2 = {config.options.get("weight-decay") or config.options["lambda"] for config in configs}
-    assert l2 == {1e-3}
+    assert l2 == {1e-4}
     assert all(config.validation_fraction == 0 for config in configs)
 
 
