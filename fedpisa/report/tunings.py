@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, Final, TypeVar, final, get_args
 
+from fedpisa.components import total
 from fedpisa.report.runs import text_of
 from fedpisa.storage.files import refuse_link
 from fedpisa.tuning.metric import Metric, maximized, uses_test_set
@@ -87,7 +88,7 @@ class Tuned:
     def total(self, name: str) -> float | None:
         """Return the sum of ``rounds``, ``gradients`` or ``seconds``; ``None`` if a trial did not store it."""
         values = [getattr(one, name) for one in self.trials]
-        return None if None in values else math.fsum(values)
+        return None if None in values else total(values)
 
     @property
     def point_text(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal, Self, final
@@ -82,6 +83,13 @@ class Ended(pydantic.BaseModel, strict=True):
     error: str
     gradients: NonNegativeInt | None = None
     accuracy: float | None = None
+
+    @pydantic.field_validator("metric")
+    @classmethod
+    def _is_a_number(cls, text: str | None) -> str | None:
+        if text is not None and math.isnan(float(text)):
+            raise ValueError(f"{text} is not a number")
+        return text
 
 
 def best_of(trials: Sequence[Trial], metric: Metric) -> Trial | None:

@@ -8,7 +8,6 @@ died: the index is claimed again.
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -379,7 +378,6 @@ def _read(subject: Subject, index: int, found: optuna.trial.FrozenTrial) -> Tria
         return Trial(index, values, "failed", error=f"its process ended {ATTEMPTS} times")
     end = Ended.model_validate(found.user_attrs["end"])
     metric = None if end.metric is None else float(end.metric)
-    assert metric is None or not math.isnan(metric)
     early = found.intermediate_values
     return Trial(
         index,
