@@ -54,9 +54,11 @@ class Table:
 
     def to_latex(self) -> str:
         r"""Return a ``tabular`` with booktabs' rules; ``\input`` it into a ``table``."""
+        # A folder's name may be no text.
+        rows = [[cell.encode(errors="backslashreplace").decode() for cell in row] for row in self.rows]
         marked = [
             [f"\ue000{cell}\ue001" if (i, j) in self.strong else cell for j, cell in enumerate(row)]
-            for i, row in enumerate(self.rows)
+            for i, row in enumerate(rows)
         ]
         tabular = pd.DataFrame(marked, columns=pd.Index(self.head)).to_latex(index=False, escape=True)
         lines = tabular.splitlines(keepends=True)
@@ -73,7 +75,7 @@ class Table:
         """Write ``<name>.csv`` and ``<name>.tex`` and return their paths."""
         csv, tex = folder / f"{self.name}.csv", folder / f"{self.name}.tex"
         replace_file(csv, to_csv(self.frame))
-        replace_file(tex, self.to_latex().encode(errors="backslashreplace"))
+        replace_file(tex, self.to_latex().encode())
         return [csv, tex]
 
 
