@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, final
 
@@ -16,6 +16,7 @@ from fedpisa import components
 DATABASE: Final = "tune.db"
 TIMEOUT: Final = 60
 """Seconds to wait for another process's write."""
+_MAGIC: Final = b"SQLite format 3\0"
 _DAMAGE: Final = (
     *(LookupError, TypeError, AttributeError, AssertionError, StopIteration, RecursionError, OverflowError),
     *(json.JSONDecodeError, UnicodeDecodeError, pydantic.ValidationError),
@@ -23,7 +24,16 @@ _DAMAGE: Final = (
 
 
 def connect(file: Path) -> sqlite3.Connection:
-    """Open the database with write-ahead logging; a power cut can lose the last trials only."""
+    """Open the database with write-ahead logging; a power cut can lose the last trials only.
+
+    Raises
+    ------
+    DatabaseError
+        If the file has content of another format; SQLite replaces a file of a few bytes by an empty database.
+    """
+    with suppress(FileNotFoundError), file.open("rb") as content:
+        if (begin := content.read(len(_MAGIC))) and begin != _MAGIC:
+            raise DatabaseError(f"{DATABASE} is damaged, it is no SQLite database: remove it to begin anew")
     connection = sqlite3.connect(file, timeout=TIMEOUT, check_same_thread=False)
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = NORMAL")
