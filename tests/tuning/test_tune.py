@@ -614,4 +614,4 @@ def test_a_database_that_is_none_is_an_error_of_one_line(
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "tune.db").write_bytes(b"no database " * 100)
     assert main(["tune", str(file), "--out", str(tmp_path / "out")]) == 2
-    assert "tune.db cannot be used: file is not a database" in capsys.readouterr().err
+    assert "tune.db is damaged, it is no SQLite database" in capsys.readouterr().err
