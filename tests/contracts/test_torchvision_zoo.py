@@ -26,14 +26,14 @@ MOST = 30_000_000
 SMALLEST = {
     "convnext_tiny": 32,
     **dict.fromkeys(("densenet121", "densenet161", "densenet169", "densenet201"), 64),
-    "inception_v3": 75,
+    "inception_v3": 107,
     "squeezenet1_0": 21,
     "squeezenet1_1": 17,
     "swin_t": 4,
     "swin_v2_t": 4,
 }
-"""Height and width of the smallest image that a model takes in training, for DenseNets of the smallest one of which two
-pixels are left in its last block; see `OTHERS`."""
+"""Height and width of the smallest image that a model takes in training. For DenseNets and Inception it is the smallest
+that leaves two pixels in the last block; see `OTHERS`."""
 OTHERS = 33
 """Height and width for the others. They take a single pixel too, but then BatchNorm maps two samples to plus and minus
 one, for any pixels, and the gradient is only rounding error."""
