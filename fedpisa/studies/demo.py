@@ -134,11 +134,12 @@ def table(results: Sequence[StudyResult]) -> Table:
     for variant, group in groupby(results, key=lambda one: one.variant):
         runs = [one.result for one in group]
         finished = [run for run in runs if run.status == "finished"]
+        bad = ", ".join(dict.fromkeys(run.status for run in runs if run.status != "finished"))
         rounds = [reached for run in finished if (reached := run.rounds_to(target)) is not None]
         gradients = [_gradients(run, target) for run in finished]
         missed = f" ({len(rounds)} of {len(finished)})" if 0 < len(rounds) < len(finished) else ""
         view.add_row(
-            LABELS.get(variant, variant) + ("" if finished == runs else f" ({runs[0].status})"),
+            LABELS.get(variant, variant) + (f" ({bad})" if bad else ""),
             str(runs[0].config.options["local-steps"]),
             _mean([run.last("test_accuracy") for run in finished], ".1%", deviation=True),
             (_mean(rounds, ".0f") if rounds else "never") + missed,
