@@ -35,6 +35,7 @@ from fedpisa.tasks.task import Task
 BASE: Mapping[str, object] = {"batch-size": 4, "learning-rate": 0.05, "sigma": 1.0, "rho": 2.0}
 # Further values, tried one at a time. Choices of a `Literal` are added automatically.
 FURTHER: Mapping[str, Sequence[object]] = {
+    "amsgrad": [True],
     "batch-size": ["full"],
     "batches-per-round": [3, "all"],
     "contrastive-mu": [0.0, 10.0],

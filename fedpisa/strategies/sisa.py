@@ -22,8 +22,9 @@ class Sisa(ConsensusADMM):
 
     Notes
     -----
-    For neural networks whose layers need different step sizes. ``pi_i + g`` goes to zero at a solution, and ``Q`` may
-    too, so choose a ``sigma`` that is stable without it.
+    For neural networks whose layers need different step sizes. ``pi_i + g`` goes to zero at a solution, and ``Q`` with
+    it. SISA then leaves the solution again, unless ``sigma`` is above 3/2 of the curvature or ``amsgrad = true`` keeps
+    ``Q``.
 
     References
     ----------

@@ -226,6 +226,15 @@ def test_scheme_three_with_the_public_codes_constant(two: Any) -> None:
     assert models(two("sisa", beta=0.75, bias_correction="constant", **SISA), 2) == near(F(17, 15), wanted)
 
 
+def test_amsgrad_keeps_the_largest_moment(two: Any) -> None:
+    """Scheme III's ``Q^2`` falls from 16 to 628/63 at client 1, which keeps 16: drift ``(.., -7/3/5)``."""
+    drift = 11 / (5 + sqrt(112)), -7 / 3 / 5
+    wanted = second_round(17 / 15, (2 / 3, -4 / 5), drift)
+    federation = two("sisa", beta=0.75, amsgrad=True, **SISA)
+    assert models(federation, 2) == near(F(17, 15), wanted)
+    assert [float(s["largest-moment"]) for s in federation.states()] == near(F(112, 25), 16)
+
+
 def test_eta_bounds_the_preconditioner(two: Any) -> None:
     """``eta = 1``: ``Q = (1, 1)``, drift ``(1, -2)``, ``z = (4, -2)``, ``w = -1/2``; ``eta = 3``: ``Q = (2, 3)``.
 

@@ -116,10 +116,11 @@ def pisa(
     eps: float = 1e-8,
     eta: float = inf,
     bias_correction: str = "adam",
+    amsgrad: bool = False,
 ) -> Iterator[Iterate]:
     """Yield the iterates of Algorithm 1, as the paper writes it, on full batches; the weights sum to 1."""
     local = np.tile(start, (len(gradients), 1))
-    dual, moment = np.zeros_like(local), np.zeros_like(local)
+    dual, moment, largest = np.zeros_like(local), np.zeros_like(local), np.zeros_like(local)
     w, updates, rounds = weights @ (sigma * local + dual) / (sigma + lambda_), 0, 0
     while True:
         if rounds % gamma_every == 0:
@@ -135,7 +136,8 @@ def pisa(
                     moment[i] = keep * moment[i] + take * q**2
                     power = 1 if bias_correction == "constant" else updates + k + 1
                     bias = 1 - beta**power if scheme == "adam" else 1.0
-                    scale = np.sqrt(np.minimum(moment[i] / bias, eta**2)) + eps
+                    largest[i] = np.maximum(largest[i], moment[i] / bias) if amsgrad else moment[i] / bias
+                    scale = np.sqrt(np.minimum(largest[i], eta**2)) + eps
                 v = v - (q + sigma * (v - w)) / (sigma + rho * scale)
             local[i] = v
         updates += local_steps

@@ -52,6 +52,10 @@ VARIANTS = {
         }
         for scheme in ("adagrad", "rmsprop", "adam")
     },
+    **{
+        f"{scheme}-amsgrad": {**PLAIN, "scheme": scheme, "beta": 0.5, "local_steps": 2, "amsgrad": True}
+        for scheme in ("rmsprop", "adam")
+    },
 }  # fmt: skip
 
 

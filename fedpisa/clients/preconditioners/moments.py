@@ -1,5 +1,11 @@
 r"""SISA's three schemes: ``Q`` is the square root of a second moment of ``q = pi_i + g``.
 
+At a solution ``q = 0``. Schemes II and III forget, so there ``Q`` goes to zero and the step grows to ``q / sigma``.
+For equal clients of curvature ``h``, constant ``Q``, one local step and ``lambda = 0``, PISA converges if and only if
+``3 h < 2 sigma + 4 rho Q``. So SISA leaves a solution that it has reached if ``sigma < 3/2 h``. Scheme I does not
+forget. With ``amsgrad``, Schemes II and III use the largest moment so far. Then ``q`` cannot grow for ever, because
+``Q`` grows with it until the condition holds.
+
 Shapes: ``P`` parameters, ``()`` scalars.
 """
 
@@ -58,6 +64,10 @@ class RMSprop(Preconditioner):
         Decay of the second moment.
     eps
         Added to the square root.
+    amsgrad
+        Whether ``Q`` never decreases: the root is that of the largest ``n`` so far. SISA then stays at a solution that
+        it has reached, also if ``sigma`` is below 3/2 of the curvature. It costs one more vector in the client. A
+        smaller ``rho`` suits it.
 
     Examples
     --------
@@ -69,15 +79,17 @@ class RMSprop(Preconditioner):
 
     beta: Decay = 0.999
     eps: NonNegative = 1e-8
+    amsgrad: bool = False
 
     def init(self, params_P: Tensor) -> Arrays:
-        """Return ``n = 0``."""
-        return {"second-moment": torch.zeros_like(params_P)}
+        """Return ``n = 0``, and its maximum 0 with ``amsgrad``."""
+        return {"second-moment": torch.zeros_like(params_P), **_no_maximum(params_P, self.amsgrad)}
 
     def __call__(self, q_P: Tensor, derivatives: Derivatives, memory: Arrays) -> tuple[Tensor, Arrays]:
         """Average the second moment."""
         n_P = torch.lerp(memory["second-moment"], q_P * q_P, 1 - self.beta)
-        return _bounded_root(n_P, self.eta) + self.eps, {"second-moment": n_P}
+        used_P, maximum = _with_maximum(n_P, memory)
+        return _bounded_root(used_P, self.eta) + self.eps, {"second-moment": n_P, **maximum}
 
 
 @final
@@ -96,6 +108,14 @@ class Adam(Preconditioner):
     bias_correction
         ``"adam"`` divides by ``1 - beta^t``. ``"constant"`` always divides by ``1 - beta``, as the authors' public code
         does, whose step counter stays at 1. It hides a decay of the step, 9.8-fold by round 100.
+    amsgrad
+        Whether ``Q`` never decreases: the root is that of the largest ``n / (1 - beta^t)`` so far. SISA then stays at a
+        solution that it has reached, also if ``sigma`` is below 3/2 of the curvature. It costs one more vector in the
+        client. A smaller ``rho`` suits it.
+
+    References
+    ----------
+    Reddi, Kale, Kumar, On the convergence of Adam and beyond, 2018.
 
     Examples
     --------
@@ -108,10 +128,15 @@ class Adam(Preconditioner):
     beta: Decay = 0.999
     eps: NonNegative = 1e-8
     bias_correction: Literal["adam", "constant"] = "adam"
+    amsgrad: bool = False
 
     def init(self, params_P: Tensor) -> Arrays:
-        """Return ``n = 0``, ``t = 0``."""
-        return {"second-moment": torch.zeros_like(params_P), "count": scalar_like(params_P)}
+        """Return ``n = 0``, ``t = 0``, and the maximum 0 with ``amsgrad``."""
+        return {
+            "second-moment": torch.zeros_like(params_P),
+            "count": scalar_like(params_P),
+            **_no_maximum(params_P, self.amsgrad),
+        }
 
     def __call__(self, q_P: Tensor, derivatives: Derivatives, memory: Arrays) -> tuple[Tensor, Arrays]:
         """Average the second moment and correct its bias."""
@@ -120,7 +145,25 @@ class Adam(Preconditioner):
         # expm1 avoids the cancellation in 1 - beta^t, which loses half of float32's digits.
         log_beta = log(self.beta) if self.beta else -inf
         share = -torch.expm1(count * log_beta) if self.bias_correction == "adam" else 1 - self.beta
-        return _bounded_root(n_P / share, self.eta).add_(self.eps), {"second-moment": n_P, "count": count}
+        used_P, maximum = _with_maximum(n_P / share, memory)
+        return _bounded_root(used_P, self.eta).add_(self.eps), {
+            "second-moment": n_P,
+            "count": count,
+            **maximum,
+        }
+
+
+def _no_maximum(params_P: Tensor, amsgrad: bool) -> Arrays:
+    """Return the maximum before the first step, if it is kept."""
+    return {"largest-moment": torch.zeros_like(params_P)} if amsgrad else {}
+
+
+def _with_maximum(moment_P: Tensor, memory: Arrays) -> tuple[Tensor, Arrays]:
+    """Return the moment under the root, and the memory's maximum if it keeps one."""
+    if "largest-moment" not in memory:
+        return moment_P, {}
+    largest_P = torch.maximum(memory["largest-moment"], moment_P)
+    return largest_P, {"largest-moment": largest_P}
 
 
 def _bounded_root(n_P: Tensor, eta: float) -> Tensor:
