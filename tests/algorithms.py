@@ -101,7 +101,11 @@ def cases() -> list[Case]:
         if {"local-steps", "momentum", "weight-decay"} <= keys.keys():
             found.append(Case(name, {"local-steps": 5, "momentum": 0.9, "weight-decay": 0.1}))
         if {"absent", "gamma", "lambda"} <= keys.keys():
-            found += [Case(name, {"absent": a, "gamma": 0.9, "lambda": 0.1}) for a in ("keep", "drop")]
+            choices = get_args(keys["absent"].annotation)
+            found += [Case(name, {"absent": a, "gamma": 0.9, "lambda": 0.1}) for a in choices]
+            if "preconditioner" in keys and keys["preconditioner"].default == "identity":
+                rules = families.available("preconditioner")
+                found += [Case(name, {"absent": "fresh", "preconditioner": rule}) for rule in rules]
     return found
 
 

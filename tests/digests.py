@@ -97,6 +97,11 @@ VARIANTS = {
         f"{name} drop files": {"algorithm": name, "absent": "drop", **SETTINGS["partial-files"]}
         for name in DUALS
     },
+    **{
+        f"{name} fresh {setting}": {"algorithm": name, "absent": "fresh", **SETTINGS[setting]}
+        for name in ("pisa", "sisa", "nsisa")
+        for setting in ("partial", "partial-files")
+    },
     **{f"{name} lambda": {"algorithm": name, "lambda": 0.01, "weighting": "uniform"} for name in PENALISED},
     "fedsgd adam": {"algorithm": "fedsgd", "optimizer": "adam", "learning-rate": 0.01},
     "fedsgd adam partial": {"algorithm": "fedsgd", "optimizer": "adam", "learning-rate": 0.01, **PARTIAL},

@@ -3,7 +3,7 @@ r"""The client of PISA: one preconditioned primal step, one dual step."""
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, final
+from typing import ClassVar, Literal, final
 
 import torch
 from torch import Tensor
@@ -15,7 +15,6 @@ from fedpisa.clients.preconditioners import Derivatives, Identity, Preconditione
 from fedpisa.typing import InverseStepSize, NonNegative, NonNegativeInverseStepSize, Positive, PositiveInt
 
 
-@final
 @dataclass(frozen=True)
 class PisaUpdate(DualUpdate):
     r"""PISA's client (2.10)-(2.14).
@@ -150,17 +149,21 @@ class PisaUpdate(DualUpdate):
         return {"drift": drift_P, "lagrangian": lagrangian, "steps": work["steps"] + 1, **memory}
 
     def finish(self, down: Arrays, state: Arrays, work: Arrays) -> LocalResult:
-        """Update the dual (2.14) and upload ``z_i``."""
+        """Update the dual (2.14) and make the `upload`."""
         drift_P = work["drift"]
         dual_P = torch.add(state["dual"], drift_P, alpha=self.sigma)
         squared_drift = (drift_P * drift_P).sum()
         # The new dual adds sigma ||w_i - w||^2 to the inner product, and the penalty adds half of it.
         lagrangian = work["lagrangian"] + 1.5 * self.sigma * squared_drift
         return LocalResult(
-            upload={"z": down["params"] + torch.add(drift_P, dual_P, alpha=1 / self.sigma)},
+            upload=self.upload(down["params"], drift_P, dual_P),
             state={"dual": dual_P, **_without(work, "drift", "lagrangian", "steps")},
             metrics={"squared-drift": squared_drift, "lagrangian": lagrangian},
         )
+
+    def upload(self, params_P: Tensor, drift_P: Tensor, dual_P: Tensor) -> Arrays:
+        """Return ``z_i`` from ``w``, ``w_i - w`` and the new ``pi_i``, all ``(P,)``."""
+        return {"z": params_P + torch.add(drift_P, dual_P, alpha=1 / self.sigma)}
 
     def _derivatives(self, gradient: Gradient, v_P: Tensor, batch: MiniBatches) -> Derivatives:
         """Return the derivatives for the preconditioner, of the mini-batches' mean or sum."""
@@ -173,6 +176,22 @@ class PisaUpdate(DualUpdate):
         return derivatives._replace(
             loss=count * derivatives.loss, gradient_P=count * derivatives.gradient_P, curvature_P=curvature_P
         )
+
+
+@final
+@dataclass(frozen=True)
+class IncrementalPisaUpdate(PisaUpdate):
+    """`PisaUpdate` that uploads ``drift`` ``w_i - w``, from which the server computes the dual's change.
+
+    The duals stay those of `PisaUpdate`. The server adds ``sigma (w_i - w)`` to a sum over all clients, so a lost
+    reply must not move the dual or the preconditioner's memory; see `LocalUpdate.incremental`.
+    """
+
+    incremental: ClassVar[bool] = True
+
+    def upload(self, params_P: Tensor, drift_P: Tensor, dual_P: Tensor) -> Arrays:
+        """Return ``w_i - w``, in which no digits of ``w`` round the dual's change."""
+        return {"drift": drift_P}
 
 
 def _without(arrays: Arrays, *names: str) -> Arrays:

@@ -191,7 +191,12 @@ class AlgorithmStrategy(ServerStrategy):
         return sorted(client for client in clients - self._begun_anew if self._confirmed.get(client))
 
     def _forget(self, clients: Sequence[int]) -> None:
-        """Drop what the server keeps of some clients, which then start from their initial state."""
+        """Drop what the server keeps of some clients, which then start from their initial state.
+
+        If it keeps only sums over clients, it drops nothing, and the clients go on from their confirmed states.
+        """
+        before = self.server
         super()._forget(clients)
-        for client in clients:
-            self._confirmed.pop(client, None)
+        if self.server is not before:
+            for client in clients:
+                self._confirmed.pop(client, None)

@@ -268,6 +268,11 @@ def _require_central(config: RunConfig, algorithm: Algorithm, keys: CentralPriva
             f'differential-privacy = "central" releases one noised mean, and server-strategy '
             f"{config.server_strategy!r} reads each client's reply: use one of {', '.join(OPTIMIZERS)}"
         )
+    if algorithm.local_update.incremental:
+        raise ValueError(
+            'differential-privacy = "central" adds noise in each round, and absent = "fresh" would add the noise of '
+            'all rounds up in its dual: set absent = "drop"'
+        )
     partial = cohort_size(config.num_clients, config.fraction_train) < config.num_clients
     keeps = isinstance(algorithm, ConsensusADMM) and algorithm.absent == "keep"
     if keeps and (partial or config.exact_diagnostics):

@@ -7,12 +7,12 @@ from typing import final
 
 from fedpisa.clients.pisa import PisaUpdate
 from fedpisa.clients.preconditioners import NewtonSchulz
-from fedpisa.strategies.admm import ConsensusADMM
+from fedpisa.strategies.pisa_consensus import PisaConsensus
 
 
 @final
 @dataclass(frozen=True)
-class Nsisa(ConsensusADMM):
+class Nsisa(PisaConsensus):
     r"""PISA along momentum that is orthogonalised by five Newton-Schulz steps, for models made of matrices.
 
     ``w_i = w - d / (sigma + rho (|d| + eps))``, ``d = NS5(h) sqrt(max(1, rows/cols)) + pi_i + mu w``,

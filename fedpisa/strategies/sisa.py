@@ -7,12 +7,12 @@ from typing import final
 
 from fedpisa.clients.pisa import PisaUpdate
 from fedpisa.clients.preconditioners import Adam
-from fedpisa.strategies.admm import ConsensusADMM
+from fedpisa.strategies.pisa_consensus import PisaConsensus
 
 
 @final
 @dataclass(frozen=True)
-class Sisa(ConsensusADMM):
+class Sisa(PisaConsensus):
     r"""PISA preconditioned by the square root of a second moment (Algorithm 2), by default Scheme III.
 
     ``Q = sqrt(n_i / (1 - beta^t)) + eps``, ``n_i = beta n_i + (1 - beta) (pi_i + g)^2``. Each

@@ -147,10 +147,19 @@ def forget(federation: Any, client: int, at: int) -> list[Message]:
     return said
 
 
-@pytest.mark.parametrize("name", ["scaffold", "feddyn", "fedadmm", "feddr", "iiadmm"])
-def test_increments_begin_anew_when_a_client_lost_its_state(lab: Any, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "keys"),
+    [
+        *((name, {}) for name in ("scaffold", "feddyn", "fedadmm", "feddr", "iiadmm")),
+        *((name, {"absent": "fresh"}) for name in ("pisa", "sisa", "nsisa")),
+    ],
+    ids=str,
+)
+def test_increments_begin_anew_when_a_client_lost_its_state(
+    lab: Any, name: str, keys: dict[str, object]
+) -> None:
     """The server then restarts the algorithm from the current model and confirms no earlier round."""
-    federation = lab.make(lab.Case(name, {}).build(), "loop")
+    federation = lab.make(lab.Case(name, keys).build(), "loop")
     said = forget(federation, client=1, at=4)
     outcome = federation.run(4)
     assert [reply.error.code for reply in said] == [STATE_LOST]

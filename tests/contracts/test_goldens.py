@@ -140,9 +140,13 @@ def test_the_sums_bias_is_that_of_squared_sizes(two: Any) -> None:
 
 @pytest.mark.parametrize(
     ("absent", "wanted"),
-    [("keep", (F(3), F(9, 8), F(69, 64))), ("drop", (F(3), F(1, 2), F(5, 2)))],
+    [
+        ("keep", (F(3), F(9, 8), F(69, 64))),
+        ("drop", (F(3), F(1, 2), F(5, 2))),
+        ("fresh", (F(11, 4), F(51, 64), F(897, 1024))),
+    ],
 )
-def test_absent_clients_are_kept_or_dropped(two: Any, absent: str, wanted: tuple[Fraction, ...]) -> None:
+def test_the_contribution_of_absent_clients(two: Any, absent: str, wanted: tuple[Fraction, ...]) -> None:
     """Client 0, then client 1, then client 0 alone; ``sigma = 1``, ``rho = 3``, divisor 4.
 
     Round 1, ``w = 2``, client 0: ``g = -2``, drift ``1/2``, ``pi_0 = 1/2``, ``z_0 = 3``. Only it was seen: ``w = 3``.
@@ -151,6 +155,10 @@ def test_absent_clients_are_kept_or_dropped(two: Any, absent: str, wanted: tuple
     Round 3, client 0. Keep, ``w = 9/8``: ``g = -23/8``, ``pi + g = -19/8``, drift ``19/32``, ``pi_0 = 35/32``,
     ``z_0 = 45/16``, ``w = 45/64 + 3/8 = 69/64``. Drop, ``w = 1/2``: ``g = -7/2``, ``pi + g = -3``, drift ``3/4``,
     ``pi_0 = 5/4``, ``z_0 = 5/2``, ``w = 5/2``.
+    Fresh, ``w = w_i + Pi``: client 1 was not seen in round 1 and counts like client 0, ``Pi = pi_0/2 = 1/4``,
+    ``w = 5/2 + 1/4 = 11/4``. Round 2: ``g = 19/4``, drift ``pi_1 = -19/16``, ``Pi = 1/8 - 57/64 = -49/64``,
+    ``w = 25/16 - 49/64 = 51/64``. Round 3: ``pi + g = 1/2 - 205/64``, drift ``173/256``,
+    ``Pi = -49/64 + 173/1024``, ``w = 377/256 - 611/1024 = 897/1024``.
     """
     federation = two("pisa", sigma=1.0, rho=3.0, absent=absent)
     model, strategy, grid = federation.initial, federation.strategy, federation.grid

@@ -49,15 +49,22 @@ def build(name: str) -> Any:
 
 NAMES = tuple(families.available("algorithm"))
 INCREMENTAL = tuple(name for name in NAMES if build(name).local_update.incremental)
+FRESH = [
+    *((name, {"absent": "fresh"}) for name in ("sisa", "nsisa")),
+    *(("pisa", {"absent": "fresh", "preconditioner": rule}) for rule in families.available("preconditioner")),
+]
+"""PISA's family with increments, with each memory that a preconditioner keeps."""
 
 
-@pytest.mark.parametrize("name", INCREMENTAL)
-def test_a_lost_reply_is_like_a_lost_request(lab: Any, name: str, engine: str) -> None:
+@pytest.mark.parametrize(("name", "keys"), [*((name, {}) for name in INCREMENTAL), *FRESH], ids=str)
+def test_a_lost_reply_is_like_a_lost_request(
+    lab: Any, name: str, keys: dict[str, object], engine: str
+) -> None:
     """With incremental uploads, losing the reply and losing the request give the same model and states.
 
     Absolute uploads are not tested: losing one does no harm, but its client has moved.
     """
-    case = lab.Case(name, {})
+    case = lab.Case(name, keys)
     reply, request = (
         lose(lab.make(case.build(), engine, fraction=0.9), what).run(ROUNDS)
         for what in ("replies", "requests")
@@ -79,9 +86,9 @@ def test_without_confirmation_a_lost_reply_would_matter(
     assert lab.relative(reply.params, request.params) > 1e-3
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_only_those_who_need_it_are_told_what_arrived(lab: Any, name: str) -> None:
-    federation = lab.make(lab.Case(name, {}).build(), "loop")
+@pytest.mark.parametrize(("name", "keys"), [*((name, {}) for name in NAMES), *FRESH], ids=str)
+def test_only_those_who_need_it_are_told_what_arrived(lab: Any, name: str, keys: dict[str, object]) -> None:
+    federation = lab.make(lab.Case(name, keys).build(), "loop")
     seen: list[Any] = []
     deliver = federation.grid.exchange
 
@@ -93,17 +100,19 @@ def test_only_those_who_need_it_are_told_what_arrived(lab: Any, name: str) -> No
     federation.run(2)
     told = [[config.get(CONFIRMED_ROUND) for config in configs] for configs in seen]
     clients = federation.data.num_clients
-    wanted = (0, 1) if name in INCREMENTAL else (None, None)
+    wanted = (0, 1) if name in INCREMENTAL or keys else (None, None)
     assert told == [[confirmed] * clients for confirmed in wanted]
 
 
-@pytest.mark.parametrize("name", FEDERATED)
-def test_every_algorithm_survives_losing_a_tenth_of_the_replies(lab: Any, name: str, engine: str) -> None:
+@pytest.mark.parametrize(("name", "keys"), [*((name, {}) for name in FEDERATED), *FRESH[:3]], ids=str)
+def test_every_algorithm_survives_losing_a_tenth_of_the_replies(
+    lab: Any, name: str, keys: dict[str, object], engine: str
+) -> None:
     """The final loss is about that of a run without losses."""
     rng = generator(0, "lost")
     lost = {t: set(np.flatnonzero(rng.random(len(lab.SIZES)) < 0.1).tolist()) for t in range(1, 31)}
     assert sum(map(len, lost.values())) > 10
-    clean, lossy = (lab.make(lab.Case(name, {}).build(sigma=10.0), engine) for _ in range(2))
+    clean, lossy = (lab.make(lab.Case(name, keys).build(sigma=10.0), engine) for _ in range(2))
     begin = loss(clean, clean.task.initial_params())
     clean_end = loss(clean, clean.run(30).params)
     lossy_end = loss(lossy, lose(lossy, "replies", lost).run(30).params)

@@ -15,6 +15,7 @@ RULES = list(families.available("preconditioner"))
 # One penalty for all rules, because the default scale ``rho`` suits the identity.
 RUNS = [(name, {}) for name in NAMES]
 RUNS += [("pisa", {"preconditioner": rule, "sigma": 1.0}) for rule in RULES]
+RUNS += [(name, {"absent": "fresh"}) for name in ("pisa", "sisa", "nsisa")]
 
 
 @pytest.mark.parametrize(("name", "keys"), RUNS, ids=str)

@@ -35,14 +35,18 @@ def address() -> Iterator[str]:
         cluster.shutdown()
 
 
-@pytest.mark.parametrize("algorithm", ["sisa", "scaffold"])
-def test_one_configuration_gives_one_model(algorithm: str, address: str) -> None:
+@pytest.mark.parametrize(
+    "keys",
+    [{"algorithm": "sisa"}, {"algorithm": "sisa", "absent": "fresh"}, {"algorithm": "scaffold"}],
+    ids=str,
+)
+def test_one_configuration_gives_one_model(keys: dict[str, str], address: str) -> None:
     """Ray gives the other engines' model and states.
 
     Three of five clients take part in a round, two at a time, so an actor serves several clients in any
     order.
     """
-    config = fedpisa.RunConfig.from_mapping({**SMALL, "algorithm": algorithm, "fraction-train": 0.6})
+    config = fedpisa.RunConfig.from_mapping({**SMALL, **keys, "fraction-train": 0.6})
     on_ray = Simulation(config.replace({"engine": "ray", "ray-address": address}))
     rows = list(on_ray.rows())
     assert not ray.is_initialized()

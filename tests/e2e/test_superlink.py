@@ -38,8 +38,12 @@ pytestmark = pytest.mark.skipif(
 )
 
 HERE = Path(__file__).parent
-ALGORITHMS = ("sisa", "scaffold")
-"""One algorithm with absolute uploads, and one with increments."""
+ALGORITHMS: Mapping[str, Mapping[str, str]] = {
+    "sisa": {"algorithm": "sisa"},
+    "fresh": {"algorithm": "sisa", "absent": "fresh"},
+    "scaffold": {"algorithm": "scaffold"},
+}
+"""One algorithm with absolute uploads, and two with increments."""
 NODES, ROUNDS = 3, 5
 PATIENCE = 600.0
 """Timeout of each wait in seconds; an idle machine needs a tenth of it."""
@@ -81,11 +85,11 @@ class Run:
     gate: Path
 
     @classmethod
-    def of(cls, deployment: Deployment, algorithm: str, folder: Path) -> Run:
-        gate = folder / f"{algorithm}-gate"
+    def of(cls, deployment: Deployment, name: str, folder: Path) -> Run:
+        gate = folder / f"{name}-gate"
         gate.mkdir()
         keys: dict[str, object] = {
-            "algorithm": algorithm,
+            **ALGORITHMS[name],
             "dataset": "synthetic",
             "model": "held_model:held",
             "gate": str(gate),
@@ -95,7 +99,7 @@ class Run:
             "dtype": "float32",
             "checkpoint-every": 1,
         }
-        return cls(deployment, RunConfig.from_mapping(keys), folder / algorithm, gate)
+        return cls(deployment, RunConfig.from_mapping(keys), folder / name, gate)
 
     def submit(self, *, resume: bool = False) -> None:
         settings = NodeSettings(resume=str(self.out)) if resume else NodeSettings(out=str(self.out))

@@ -54,9 +54,12 @@ def distance(name: str, loss_rate: float, num_rounds: int, **keys: Any) -> float
     return float(np.linalg.norm(last.arrays["params"].numpy() - optimum) / np.linalg.norm(optimum))
 
 
-@pytest.mark.parametrize("name", EXACT)
-def test_exact_algorithms_reach_the_optimum(name: str) -> None:
-    assert distance(name, 0.1, 300) <= 1e-8
+FRESH = [(name, {"absent": "fresh"}) for name in ("pisa", "sisa")]
+
+
+@pytest.mark.parametrize(("name", "keys"), [*((name, {}) for name in EXACT), *FRESH], ids=str)
+def test_exact_algorithms_reach_the_optimum(name: str, keys: dict[str, str]) -> None:
+    assert distance(name, 0.1, 300, **keys) <= 1e-8
 
 
 def test_fedavg_stays_about_where_its_bias_is() -> None:

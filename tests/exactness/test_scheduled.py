@@ -259,20 +259,21 @@ def reaches(schedule: StepSizeSchedule, run: RunConfig) -> float:
 
 
 @pytest.mark.parametrize(
-    ("name", "keys"),
+    ("name", "keys", "more"),
     [
-        *((name, None) for name in EXACT),
-        ("feddyn", ("learning-rate", "sigma")),
-        ("fedpd", ("learning-rate", "sigma")),
-        ("scaffold", ("learning-rate", "server-learning-rate")),
+        *((name, None, {}) for name in EXACT),
+        *((name, None, {"absent": "fresh"}) for name in ("pisa", "sisa")),
+        ("feddyn", ("learning-rate", "sigma"), {}),
+        ("fedpd", ("learning-rate", "sigma"), {}),
+        ("scaffold", ("learning-rate", "server-learning-rate"), {}),
     ],
 )
-def test_exact_algorithms_stay_exact(name: str, keys: tuple[str, ...] | None) -> None:
+def test_exact_algorithms_stay_exact(name: str, keys: tuple[str, ...] | None, more: dict[str, str]) -> None:
     """Exact algorithms reach the optimum with three of five clients a round and changing step sizes.
 
     The kept duals come from rounds with other values. In the last rounds the steps stay halved.
     """
-    run = config(name, fraction_train=0.6, num_server_rounds=220)
+    run = config(name, fraction_train=0.6, num_server_rounds=220, **more)
     schedule = schedule_of(build_algorithm(run), (*(1.0, 0.8, 0.9) * 40, 0.5), keys)
     assert reaches(schedule, run) < 1e-8
 

@@ -246,6 +246,7 @@ KILLED: list[dict[str, object]] = [
     {"algorithm": "scaffold", "engine": "vmap", "checkpoint-every": 3},
     {"algorithm": "fedsgd", "engine": "vmap", "optimizer": "adam", "fraction-train": 1.0},
     {"algorithm": "feddyn", "engine": "loop"},
+    {"algorithm": "sisa", "engine": "vmap", "absent": "fresh"},
     {"algorithm": "pisa", "engine": "loop", "preconditioner": "adam", "checkpoint-every": 2},
 ]
 

@@ -238,11 +238,28 @@ def test_what_was_kept_of_a_node_goes_after_three_refusals() -> None:
     assert not torch.equal(refused.params, lost("sisa", later, **keys))
 
 
-@pytest.mark.parametrize("algorithm", ["scaffold", "feddyn", "fedadmm", "feddr", "iiadmm"])
-def test_a_client_can_lose_its_state_once(algorithm: str, caplog: pytest.LogCaptureFixture) -> None:
+SUMS: list[tuple[str, dict[str, Any]]] = [
+    *((name, {}) for name in ("scaffold", "feddyn", "fedadmm", "feddr")),
+    ("sisa", {"absent": "fresh"}),
+]
+"""Algorithms whose servers keep sums over clients, and nothing of a single one."""
+
+
+@pytest.mark.parametrize(("algorithm", "keys"), SUMS, ids=str)
+def test_a_sum_keeps_the_share_of_a_node_after_three_refusals(algorithm: str, keys: dict[str, Any]) -> None:
+    """The node goes on from its last confirmed state, and its refused replies have the effect of lost ones."""
+    keys = {**keys, "num-server-rounds": 9}
+    wrong, when = entry(METRICS, NUM_EXAMPLES, 10**9), (3, 4, 5, 6)
+    assert torch.equal(Run(algorithm, wrong, when, **keys).params, lost(algorithm, when, **keys))
+
+
+@pytest.mark.parametrize(("algorithm", "keys"), [*SUMS, ("iiadmm", {})], ids=str)
+def test_a_client_can_lose_its_state_once(
+    algorithm: str, keys: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
     """The first report restarts all clients; later reports have the effect of lost replies."""
     with caplog.at_level(logging.WARNING):
-        run = Run(algorithm, error(STATE_LOST, "lost"), (2, 4, 6, 8), **{"num-server-rounds": 9})
+        run = Run(algorithm, error(STATE_LOST, "lost"), (2, 4, 6, 8), **{"num-server-rounds": 9, **keys})
     assert caplog.text.count("all clients begin anew") == 1
     assert [row["replies"] for row in run.rows] == [3, 2, 3, 2, 3, 2, 3, 2, 3]
 

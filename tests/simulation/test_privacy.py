@@ -319,6 +319,13 @@ PISA = {"algorithm": "pisa", "learning-rate": None}
             {**PISA, "weighting": "uniform", "fraction-train": 0.5},
             'with fraction-train < 1 needs: set absent = "drop"',
         ),
+        *(
+            (
+                {**PISA, "weighting": "uniform", "absent": "fresh", "fraction-train": fraction},
+                'noise of all rounds up in its dual: set absent = "drop"',
+            )
+            for fraction in (0.5, 1.0)
+        ),
         (
             {**PISA, "weighting": "uniform", "exact-diagnostics": True},
             'with exact-diagnostics = true needs: set absent = "drop"',
