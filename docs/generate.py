@@ -32,8 +32,9 @@ vectors twice, after and before its last round, until the server confirms that r
 SERVERS = """\
 For `fedavg`, `fedprox`, `localsgd` and `moon`, the server's step is a mean of models. `server-strategy` names one of
 Flower's strategies that takes its place, or your own class by `module:Class`. `differential-privacy` names the
-mechanism `central`, which `pisa`, `sisa` and `nsisa` can use too, or one of Flower's wrappers. Arguments of Flower's
-classes are keys; those of strategies have the prefix `server-`. Sampling and weights of clients stay the same.
+mechanism `central`, which `pisa`, `sisa`, `spectral-pisa` and `nsisa` can use too, or one of Flower's wrappers.
+Arguments of Flower's classes are keys; those of strategies have the prefix `server-`. Sampling and weights of clients
+stay the same.
 
 - BatchNorm's buffers are averaged and do not pass through the strategy. With privacy, a model with buffers is refused.
 - [privacy.md](privacy.md) says what differential privacy protects, and which combinations are refused.

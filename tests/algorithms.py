@@ -38,6 +38,7 @@ FURTHER: Mapping[str, Sequence[object]] = {
     "amsgrad": [True],
     "batch-size": ["full"],
     "batches-per-round": [3, "all"],
+    "beta": [0.9],
     "contrastive-mu": [0.0, 10.0],
     "gamma": [0.9],
     "lambda": [0.1],

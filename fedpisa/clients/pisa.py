@@ -142,7 +142,7 @@ class PisaUpdate(DualUpdate):
         q_P, memory = self.preconditioner.direction(rise_P, derivatives, memory)
         scale_P, memory = self.preconditioner(q_P, derivatives, memory)
         uphill_P = q_P if drift_P is None else torch.add(q_P, drift_P, alpha=self.sigma)
-        step_P = uphill_P / torch.sub(scalar_like(q_P, -self.sigma), scale_P, alpha=self.rho)
+        step_P = self.preconditioner.solve(uphill_P, scale_P, derivatives, self.sigma, self.rho)
         # F_i(w_i) + <pi_i, w_i - w> to first order: the loss at the start, plus <pi_i + g, step> of each step.
         lagrangian = work["lagrangian"] + torch.where(work["steps"] == 0, loss, 0) + (rise_P * step_P).sum()
         drift_P = step_P if drift_P is None else drift_P + step_P

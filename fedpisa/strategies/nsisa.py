@@ -23,10 +23,18 @@ class Nsisa(PisaConsensus):
 
     Notes
     -----
-    For deep networks with large matrices and similar clients. Steps do not depend on the length of a client's gradient,
-    so with heterogeneous clients the fixed point is not the optimum (for matrices of one row it is
-    ``sum_i alpha_i g_i / ||g_i|| = 0``). The five steps take at most ``15 min(rows, cols) rows cols`` multiplications
-    per matrix, for any mini-batch size.
+    For deep networks with large matrices and similar clients. At a fixed point ``w_i = w``, so each client's direction
+    is zero and the duals are ``pi_i = -NS5(g_i) sqrt(max(1, rows/cols)) - mu w``. The server has
+    ``sum_i alpha_i pi_i = lambda w``. With ``lambda = mu = 0`` both give ``sum_i alpha_i NS5(g_i) = 0``. For matrices
+    of one row that is ``sum_i alpha_i g_i / ||g_i|| = 0``.
+
+    This is harmless if all clients' samples have the same distribution, because every ``g_i`` is then small near the
+    optimum. It is harmless too if the model fits all samples, because then ``g_i = 0`` and ``NS5(0) = 0``. It is
+    harmful if the clients differ. At the optimum the ``g_i`` then balance each other, but their ``NS5`` do not, since
+    long and short gradients have the same ``NS5``. Take `spectral-pisa` there: it has about the same direction far from
+    the optimum, and the optimum is its fixed point.
+
+    The five steps take at most ``15 min(rows, cols) rows cols`` multiplications per matrix, for any mini-batch size.
 
     The authors' public code multiplies the whole dual by ``alpha_i`` in every step. That is not (2.14), which is
     what runs here.

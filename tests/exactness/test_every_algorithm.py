@@ -35,7 +35,7 @@ KEYS: Mapping[str, object] = {
 }
 EXACT = (
     "pisa", "sisa", "scaffold", "scaffnew", "feddyn", "fedadmm", "fedpd", "feddr", "iceadmm", "iiadmm",
-    "fedgia", "fedsgd",
+    "fedgia", "fedsgd", "spectral-pisa",
 )  # fmt: skip
 # Local steps without a correction are biased, and so are NSISA's directions of equal length.
 BIASED = ("fedavg", "fedprox", "localsgd", "fednova", "moon", "nsisa")

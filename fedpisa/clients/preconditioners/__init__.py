@@ -8,6 +8,7 @@ from fedpisa.clients.preconditioners.hutchinson import Hutchinson
 from fedpisa.clients.preconditioners.identity import Identity
 from fedpisa.clients.preconditioners.moments import Adagrad, Adam, RMSprop
 from fedpisa.clients.preconditioners.newton_schulz import NewtonSchulz
+from fedpisa.clients.preconditioners.spectral import Spectral
 
 __all__ = [
     "Adagrad",
@@ -19,4 +20,5 @@ __all__ = [
     "NewtonSchulz",
     "Preconditioner",
     "RMSprop",
+    "Spectral",
 ]

@@ -1,20 +1,21 @@
 r"""Base classes of preconditioners, the rules for ``Q`` with ``0 <= Q <= eta I`` in (2.11).
 
-Shapes: ``P`` parameters, ``C`` mini-batches, ``()`` scalars. ``Q`` is diagonal; functions
-return its diagonal.
+Shapes: ``P`` parameters, ``C`` mini-batches, ``()`` scalars. ``Q`` is diagonal and functions return its diagonal,
+unless a rule overrides `Preconditioner.solve`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
-from math import inf
-from typing import ClassVar, NamedTuple
+from math import inf, prod
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fedpisa.clients.base import Arrays, Gradient, MiniBatches
+from fedpisa.clients.base import Arrays, Gradient, MiniBatches, scalar_like
 from fedpisa.tasks.layout import ParamLayout
 from fedpisa.typing import Positive, Probability
 
@@ -44,8 +45,9 @@ class Derivatives(NamedTuple):
 class Preconditioner(ABC):
     """A rule for ``Q`` in (2.11), with a memory that is part of the client's state.
 
-    A local step calls `evaluate`, `direction` and the preconditioner itself, in this order. A subclass must define
-    ``__call__``. It overrides `evaluate` to use more than the gradient, and `direction` to step along another vector.
+    A local step calls `evaluate`, `direction`, the preconditioner itself and `solve`, in this order. A subclass must
+    define ``__call__``. It overrides `evaluate` to use more than the gradient, `direction` to step along another
+    vector, and `solve` if ``Q`` is not diagonal.
 
     Parameters
     ----------
@@ -56,6 +58,8 @@ class Preconditioner(ABC):
     family: ClassVar[str] = "preconditioner"
     exact: ClassVar[bool] = True
     """Whether the direction is zero at ``pi_i = -grad F_i``; PISA is then stationary only at the optimum."""
+    by_parameter: ClassVar[bool] = False
+    """Whether the rule needs the names and shapes of the parameters, as ``derivatives.layout``."""
 
     eta: Positive = inf
 
@@ -77,7 +81,8 @@ class Preconditioner(ABC):
         mu
             L2 coefficient of ``F_i = f_i + mu/2 ||v||^2``. Only ``curvature_P`` includes this term.
         """
-        return Derivatives(*gradient(v_P, batch))
+        layout = gradient.layout if self.by_parameter else None
+        return Derivatives(*gradient(v_P, batch), layout=layout)
 
     def direction(self, q_P: Tensor, derivatives: Derivatives, memory: Arrays) -> tuple[Tensor, Arrays]:
         """Return the step direction ``(P,)``, by default ``q = pi_i + g``, and the new memory."""
@@ -85,7 +90,7 @@ class Preconditioner(ABC):
 
     @abstractmethod
     def __call__(self, q_P: Tensor, derivatives: Derivatives, memory: Arrays) -> tuple[Tensor, Arrays]:
-        """Return the diagonal of ``Q`` (``(P,)`` or ``()``) and the new memory.
+        """Return the diagonal of ``Q``, or what `solve` needs of it, (``(P,)`` or ``()``) and the new memory.
 
         Parameters
         ----------
@@ -97,6 +102,35 @@ class Preconditioner(ABC):
         memory
             The client's memory from its previous step, or from `init`.
         """
+
+    def solve(
+        self, uphill_P: Tensor, scale_P: Tensor, derivatives: Derivatives, sigma: float, rho: float
+    ) -> Tensor:
+        """Return the step ``-(sigma I + rho Q)^{-1} uphill`` ``(P,)``, by default for the diagonal ``scale`` of ``Q``.
+
+        Parameters
+        ----------
+        uphill_P
+            Direction of the step. In the first local step it is ``q``, afterwards ``q + sigma (v - w)``.
+        scale_P
+            The result of the call.
+        derivatives
+            The result of `evaluate`.
+        sigma, rho
+            The round's penalty, and the scale of ``Q``.
+        """
+        return uphill_P / torch.sub(scalar_like(uphill_P, -sigma), scale_P, alpha=rho)
+
+
+def parameters(derivatives: Derivatives, *vectors_P: Tensor) -> Iterator[tuple[Any, ...]]:
+    """Yield the rows and columns of each parameter, and its parts of the vectors.
+
+    A kernel is a matrix with one row for each output channel. Vectors and scalars have None.
+    """
+    assert derivatives.layout is not None
+    parts = (torch.split(vector_P, derivatives.layout.sizes) for vector_P in vectors_P)
+    for shape, *own in zip(derivatives.layout.real_shapes, *parts, strict=True):
+        yield ((shape[0], prod(shape[1:])) if len(shape) > 1 else None), *own
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from math import sqrt
-from typing import Any, ClassVar, final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
 
-from fedpisa.clients.base import Arrays, Gradient, MiniBatches
-from fedpisa.clients.preconditioners.base import Derivatives, Preconditioner
+from fedpisa.clients.base import Arrays
+from fedpisa.clients.preconditioners.base import Derivatives, Preconditioner, parameters
 from fedpisa.clients.preconditioners.moments import Adam
 from fedpisa.typing import Decay, NonNegative, Probability
 
@@ -51,6 +50,7 @@ class NewtonSchulz(Preconditioner):
     """
 
     exact: ClassVar[bool] = False
+    by_parameter: ClassVar[bool] = True
 
     momentum: Probability = 0.95
     beta: Decay = 0.999
@@ -60,20 +60,14 @@ class NewtonSchulz(Preconditioner):
         """Return ``b = 0`` and Scheme III's memory."""
         return {"momentum": torch.zeros_like(params_P), **self._scheme().init(params_P)}
 
-    def evaluate(
-        self, gradient: Gradient, v_P: Tensor, batch: MiniBatches, mu: float | Tensor
-    ) -> Derivatives:
-        """Return loss, gradient and the parameters' shapes."""
-        return Derivatives(*gradient(v_P, batch), layout=gradient.layout)
-
     def direction(self, q_P: Tensor, derivatives: Derivatives, memory: Arrays) -> tuple[Tensor, Arrays]:
         """Replace the gradient of each matrix by the orthogonalised momentum."""
         g_P = derivatives.gradient_P
         momentum_P = self.momentum * memory["momentum"] + g_P
         ahead_P = g_P + self.momentum * momentum_P
         parts = [
-            rest + orthogonal(h.view(shape[0], -1)).reshape(-1) if len(shape) > 1 else q
-            for shape, q, rest, h in _parameters(derivatives, q_P, q_P - g_P, ahead_P)
+            rest + orthogonal(h.view(shape)).reshape(-1) if shape else q
+            for shape, q, rest, h in parameters(derivatives, q_P, q_P - g_P, ahead_P)
         ]
         return torch.cat(parts), {**memory, "momentum": momentum_P}
 
@@ -81,20 +75,13 @@ class NewtonSchulz(Preconditioner):
         """Return ``|d| + eps`` for matrices, and Scheme III for vectors and scalars."""
         scheme_P, moments = self._scheme()(q_P, derivatives, memory)
         parts = [
-            q.abs().clamp(max=self.eta) + self.eps if len(shape) > 1 else scheme
-            for shape, q, scheme in _parameters(derivatives, q_P, scheme_P)
+            q.abs().clamp(max=self.eta) + self.eps if shape else scheme
+            for shape, q, scheme in parameters(derivatives, q_P, scheme_P)
         ]
         return torch.cat(parts), {**moments, "momentum": memory["momentum"]}
 
     def _scheme(self) -> Adam:
         return Adam(eta=self.eta, beta=self.beta, eps=self.eps)
-
-
-def _parameters(derivatives: Derivatives, *vectors_P: Tensor) -> Iterator[tuple[Any, ...]]:
-    """Yield each parameter's shape and its parts of the vectors."""
-    assert derivatives.layout is not None
-    parts = (torch.split(vector_P, derivatives.layout.sizes) for vector_P in vectors_P)
-    return zip(derivatives.layout.real_shapes, *parts, strict=True)
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
