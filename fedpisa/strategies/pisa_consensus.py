@@ -1,4 +1,4 @@
-"""The server of PISA, SISA and NSISA, with three choices for absent clients.
+"""The server of PISA and its preconditioned variants, with three choices for absent clients.
 
 Shapes: ``N`` clients, ``S`` of them in the round's cohort, ``P`` parameters.
 """

@@ -7,12 +7,12 @@ from typing import final
 
 from fedpisa.clients.pisa import PisaUpdate
 from fedpisa.clients.preconditioners import Spectral
-from fedpisa.strategies.admm import ConsensusADMM
+from fedpisa.strategies.pisa_consensus import PisaConsensus
 
 
 @final
 @dataclass(frozen=True)
-class SpectralPisa(ConsensusADMM):
+class SpectralPisa(PisaConsensus):
     r"""PISA with ``Q = (q q')^{1/2}``, ``q = pi_i + g``, for models made of matrices.
 
     With ``q = U diag(s) V'``, a client's step is ``-U diag(s / (sigma + rho s)) V'``: Muon's direction ``U V'`` of
