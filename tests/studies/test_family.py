@@ -53,6 +53,6 @@ def test_a_row_has_six_settings_and_ten_gradients_a_round(row: str) -> None:
 def test_the_tables_are_those_of_the_runs() -> None:
     runs = family.read(EXPERIMENTS / "family" / "runs.csv")
     assert len(runs) == len(ROWS) * len(family.SPLITS) * (6 + len(family.SEEDS))
-    text = (EXPERIMENTS / "README.md").read_text(encoding="utf-8")
+    text = (EXPERIMENTS / "family" / "README.md").read_text(encoding="utf-8")
     for split in family.SPLITS:
         assert "\n".join(family.table(split, runs)).strip() in text
