@@ -88,6 +88,18 @@ With `-c`, a single option is `optimizer-options.betas=[0.5,0.999]`. In a study'
 `optimizer-options.betas = [[0.5, 0.999], [0.9, 0.999]]`. Flower's run config has no tables, so the table is one text
 there: `optimizer-options = "{betas = [0.5, 0.999]}"`.
 """
+RULES = """\
+`rules` gives parameters of some names another preconditioner. It is a table from regular expressions to preconditioners,
+with their keys where the defaults do not suit:
+
+    algorithm = "nsisa"
+    rules = {"embed|head" = "adam", "bias|norm" = {name = "adam", beta = 0.9}}
+
+The first expression that is found in a parameter's name counts. Parameters without one have the algorithm's own
+preconditioner. An expression that selects no parameter is an error, which lists the names. The form is the same with
+`-c`, in a study's `[base]` and `[[variant]]`, and in the lists of `[sweep]` and `[search]`. In Flower's run config the
+table is one text: `rules = '{"bias" = "adam"}'`.
+"""
 NODES = """\
 These keys exist only with `flwr run` and `fedpisa deploy run`. Flower refuses a key that the app does not list. The
 keys of your own components therefore go into the text `more`: `more = "my-key=3"`.
@@ -242,7 +254,7 @@ def page() -> str:
     for cls in sorted(parts, key=lambda cls: cls.__name__):
         paragraphs += part_section(cls)
     paragraphs += ["## Preconditioners", sections(Preconditioner)[""]]
-    paragraphs.append("To write your own, see [preconditioner.md](preconditioner.md).")
+    paragraphs += ["To write your own, see [preconditioner.md](preconditioner.md).", RULES.strip()]
     for component in available("preconditioner").values():
         paragraphs += part_with_keys(component)
     paragraphs += ["## Server strategies", SERVERS.strip()]

@@ -48,6 +48,7 @@ FURTHER: Mapping[str, Sequence[object]] = {
     "mu": [0.1],
     "optimizer": ["adam"],
     "relaxation": [1.5],
+    "rules": [{"bias$": {"name": "adam", "beta": 0.9}, "^0|^weight": "spectral"}],
     "server-step": [0.5],
     "skip-probability": [0.5],
     "weight-decay": [0.1],
@@ -116,7 +117,7 @@ def has_duals(case: Case) -> bool:
 
 def is_exact(case: Case) -> bool:
     """Return whether every client's step vanishes with its gradient."""
-    rule = getattr(case.build().local_update, "preconditioner", None)
+    rule = getattr(case.build().local_update, "rule", None)
     return rule is None or rule.exact
 
 

@@ -2,7 +2,9 @@ r"""The client of PISA: one preconditioned primal step, one dual step."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, final
 
 import torch
@@ -10,8 +12,10 @@ from torch import Tensor
 
 from fedpisa.clients.base import Arrays, Gradient, LocalResult, MiniBatches, scalar_like
 from fedpisa.clients.batches import Periodic
+from fedpisa.clients.by_name import ByName
 from fedpisa.clients.dual import DualUpdate
 from fedpisa.clients.preconditioners import Derivatives, Identity, Preconditioner
+from fedpisa.tasks.task import Task
 from fedpisa.typing import InverseStepSize, NonNegative, NonNegativeInverseStepSize, Positive, PositiveInt
 
 
@@ -31,6 +35,12 @@ class PisaUpdate(DualUpdate):
     ----------
     preconditioner
         Rule for the matrix ``Q``.
+    rules
+        Other preconditioners for parameters of some names: a table from regular expressions to names of
+        preconditioners, as ``{"bias|norm|embed" = "adam"}``, or to tables of a name and keys, as
+        ``{"bias" = {name = "adam", beta = 0.9}}``. The first expression that `re.search` finds in the parameter's name
+        counts. A key that a table leaves out has the default of its preconditioner, and not the run's value. Each rule
+        keeps its memory for the whole model; vectors of the same name are shared.
     sigma
         Penalty on the distance between local and global model.
     rho
@@ -77,6 +87,7 @@ class PisaUpdate(DualUpdate):
     """
 
     preconditioner: Preconditioner = Identity()
+    rules: Mapping[str, Preconditioner] | None = field(default=None, hash=False)
     sigma: InverseStepSize = 0.3
     rho: NonNegativeInverseStepSize = 10.0
     gamma: Positive = 1.0
@@ -97,6 +108,16 @@ class PisaUpdate(DualUpdate):
             )
         if self.gamma > 1:
             raise ValueError(f"gamma = {self.gamma} shrinks sigma: give a value in (0, 1]; 1 keeps sigma")
+
+    @functools.cached_property
+    def rule(self) -> Preconditioner:
+        """The rule for ``Q`` of all parameters: ``rules`` where they apply, and elsewhere ``preconditioner``."""
+        return ByName(rules=self.rules, otherwise=self.preconditioner) if self.rules else self.preconditioner
+
+    def check(self, task: Task, x: Tensor) -> None:
+        """Raise `ValueError` if an expression of ``rules`` selects no parameter."""
+        if isinstance(self.rule, ByName):
+            self.rule.require_parameters(task.layout)
 
     def sigma_at(self, server_round: int) -> float:
         """Return ``sigma_i^{l+1}`` of (2.12) for ``server_round = l + 1``, or for round 0 the initial penalty.
@@ -119,7 +140,7 @@ class PisaUpdate(DualUpdate):
 
     def init(self, params_P: Tensor) -> Arrays:
         """Return ``pi_i = 0`` and the preconditioner's memory."""
-        return {**super().init(params_P), **self.preconditioner.init(params_P)}
+        return {**super().init(params_P), **self.rule.init(params_P)}
 
     def start(self, down: Arrays, state: Arrays) -> Arrays:
         """Begin at the global model; the first step adds the ``drift`` ``w_i - w``."""
@@ -139,10 +160,10 @@ class PisaUpdate(DualUpdate):
             loss, g_P = loss + self.mu / 2 * (v_P * v_P).sum(), g_P + self.mu * v_P
         memory = _without(work, "drift", "lagrangian", "steps")
         rise_P = state["dual"] + g_P
-        q_P, memory = self.preconditioner.direction(rise_P, derivatives, memory)
-        scale_P, memory = self.preconditioner(q_P, derivatives, memory)
+        q_P, memory = self.rule.direction(rise_P, derivatives, memory)
+        scale_P, memory = self.rule(q_P, derivatives, memory)
         uphill_P = q_P if drift_P is None else torch.add(q_P, drift_P, alpha=self.sigma)
-        step_P = self.preconditioner.solve(uphill_P, scale_P, derivatives, self.sigma, self.rho)
+        step_P = self.rule.solve(uphill_P, scale_P, derivatives, self.sigma, self.rho)
         # F_i(w_i) + <pi_i, w_i - w> to first order: the loss at the start, plus <pi_i + g, step> of each step.
         lagrangian = work["lagrangian"] + torch.where(work["steps"] == 0, loss, 0) + (rise_P * step_P).sum()
         drift_P = step_P if drift_P is None else drift_P + step_P
@@ -168,10 +189,10 @@ class PisaUpdate(DualUpdate):
     def _derivatives(self, gradient: Gradient, v_P: Tensor, batch: MiniBatches) -> Derivatives:
         """Return the derivatives for the preconditioner, of the mini-batches' mean or sum."""
         if self.gradient_reduction == "mean":
-            return self.preconditioner.evaluate(gradient, v_P, batch, self.mu)
+            return self.rule.evaluate(gradient, v_P, batch, self.mu)
         # sum_b f_b + mu/2 ||v||^2 is c times (mean_b f_b + (mu/c)/2 ||v||^2).
         count = batch.num_batches
-        derivatives = self.preconditioner.evaluate(gradient, v_P, batch, self.mu / count)
+        derivatives = self.rule.evaluate(gradient, v_P, batch, self.mu / count)
         curvature_P = None if derivatives.curvature_P is None else count * derivatives.curvature_P
         return derivatives._replace(
             loss=count * derivatives.loss, gradient_P=count * derivatives.gradient_P, curvature_P=curvature_P

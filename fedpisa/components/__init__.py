@@ -16,6 +16,7 @@ from fedpisa.components.describe import (
 )
 from fedpisa.components.log import LOG
 from fedpisa.components.names import (
+    MOST_LISTED,
     SYNONYMS,
     escaped,
     kebab,
@@ -31,6 +32,7 @@ from fedpisa.components.values import are_distinct, check, fits_float32, plain, 
 __all__ = [
     "INJECTED",
     "LOG",
+    "MOST_LISTED",
     "REQUIRED",
     "SYNONYMS",
     "Component",

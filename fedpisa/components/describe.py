@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, final
+from typing import Any, Final, final, get_args, get_origin
 
 from fedpisa.components.names import kebab, name_of, one_line
 
@@ -41,6 +41,8 @@ class Key:
 
     An ``option`` is a parameter of another library's component. It belongs to the table of options of the key that
     selects the component, such as ``optimizer-options.betas`` for ``optimizer``.
+
+    A key with a ``family`` is a table whose entries are components of this family: names, or tables of a name and keys.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Key:
     default: object = REQUIRED
     doc: str = ""
     option: bool = False
+    family: str = ""
 
 
 @final
@@ -137,11 +140,33 @@ def _parameter(name: str, annotation: object, default: object, doc: str) -> Para
     if isinstance(family, str):
         chosen = default if default is REQUIRED else name_of(default)
         return Parameter(name, Key(kebab(name), str, chosen, doc), family, default=default)
+    if family := _family_of_entries(annotation):
+        if isinstance(default, Mapping):
+            default = {entry: _entry(item) for entry, item in default.items()}
+        return Parameter(name, Key(kebab(name), _ENTRIES, default, doc, family=family))
     part = annotation if dataclasses.is_dataclass(annotation) else type(default)
     if isinstance(part, type) and dataclasses.is_dataclass(part):
         like = None if default is REQUIRED else default
         return Parameter(name, nested=inspect_component(PART, name_of(part), part, like=like))
     return Parameter(name, Key(kebab(name), annotation, default, doc))
+
+
+_ENTRIES: Final = dict[str, str | dict[str, Any]]
+
+
+def _family_of_entries(annotation: object) -> str:
+    """Return the family of a mapping's components, "" for another annotation."""
+    for kind in (annotation, *get_args(annotation)):
+        if get_origin(kind) is Mapping:
+            family = getattr(get_args(kind)[1], "family", "")
+            return family if isinstance(family, str) else ""
+    return ""
+
+
+def _entry(part: Any) -> dict[str, object]:
+    """Return a component as an entry of a table."""
+    keys = {kebab(item.name): getattr(part, item.name) for item in dataclasses.fields(part)}
+    return {"name": name_of(part), **keys}
 
 
 def _signature(

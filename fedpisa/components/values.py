@@ -50,7 +50,9 @@ def check(key: Key, value: object) -> object:
         text = pydantic_core.to_json(given, inf_nan_mode="constants")
         return _adapter(key.annotation).validate_json(text, strict=True)
     except pydantic.ValidationError as error:
-        wanted = dict.fromkeys(item["msg"].removeprefix("Input should be ") for item in error.errors())
+        # A JSON object is a table in TOML.
+        texts = (item["msg"].replace("an object", "a table") for item in error.errors())
+        wanted = dict.fromkeys(text.removeprefix("Input should be ") for text in texts)
         raise ValueError(f"key {key.name!r} = {show(given)}: must be {' or '.join(wanted)}") from None
     except pydantic_core.PydanticSerializationError:
         raise ValueError(
@@ -66,6 +68,8 @@ def fits_float32(value: object) -> bool:
     >>> [fits_float32(value) for value in (0.1, 0.0, math.inf, 1e39, [0.5, 1e-50])]
     [True, True, True, False, False]
     """
+    if isinstance(value, Mapping):
+        return all(map(fits_float32, value.values()))
     if isinstance(value, list | tuple):
         return all(map(fits_float32, value))
     if not isinstance(value, float) or not math.isfinite(value):

@@ -253,7 +253,7 @@ class RunConfig:
         >>> RunConfig(algorithm="fedsgd").to_mapping()["optimizer-options.dampening"]
         0.0
         """
-        return {**self._run_values(), **flatten(self.options)}
+        return {**self._run_values(), **flatten(cast(Any, components.plain(self.options)))}
 
     def to_toml(self) -> str:
         """Return the configuration as a TOML file."""
@@ -385,7 +385,7 @@ def _require_float32(chosen: Iterable[Component], resolved: Mapping[str, object]
 
 def _key_error(name: str, value: object, valid: list[str], chosen: list[Component]) -> str:
     """Return the error message for a key that is not valid among the options."""
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping) and not families.owners(name):
         return f"[{name}] is a table, and keys are flat: write its keys without it"
     if name in valid:
         return f"key {name!r} belongs to the run and is among the options too: remove it from the options"
@@ -559,8 +559,9 @@ def read_toml(path: str | os.PathLike[str]) -> dict[str, object]:
 
 
 _STRING: Final = r"""(?:"(?:\\.|[^"\\])*"|'[^']*')"""
+_INNER: Final = rf"""\{{(?:{_STRING}|[^{{}}"'])*\}}"""
 _OVERRIDE: Final = re.compile(
-    rf"""\s*(?P<key>[\w.-]+)\s*=\s*(?P<value>{_STRING}|\[(?:{_STRING}|[^]"'])*\]|\{{(?:{_STRING}|[^}}"'])*\}}"""
+    rf"""\s*(?P<key>[\w.-]+)\s*=\s*(?P<value>{_STRING}|\[(?:{_STRING}|[^]"'])*\]|\{{(?:{_STRING}|{_INNER}|[^{{}}"'])*\}}"""
     r"""|[^\s"'\[{]\S*)(?=\s|$)"""
 )
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from fedpisa.components.describe import PART, REQUIRED, Component, Key, Parameter, inspect_component
-from fedpisa.components.names import nearest, show
+from fedpisa.components.names import kebab, listed, nearest, show
 from fedpisa.components.values import check, plain
-from fedpisa.families.lookup import FAMILIES, available, find
+from fedpisa.families.lookup import FAMILIES, available, find, is_unread
 
 _NOTHING: Final[Mapping[str, object]] = MappingProxyType({})
 
@@ -109,7 +109,33 @@ def checked_values(component: Component, values: Mapping[str, object]) -> dict[s
         if key.default is REQUIRED and name not in given:
             meaning = f" ({key.doc.rstrip('.')})" if key.doc else ""
             raise ValueError(f"{component} needs the key {name!r}{meaning}, which has no default: set it")
-    return {name: check(key, given[name]) if name in given else key.default for name, key in keys.items()}
+    return {name: _checked(key, given[name]) if name in given else key.default for name, key in keys.items()}
+
+
+def _checked(key: Key, value: object) -> object:
+    """Check a key's value; the entries of a table of components become tables of all their keys."""
+    if not key.family:
+        return check(key, value)
+    entries = _entries(key, value)
+    return {entry: {"name": part.name, **values} for entry, (part, values) in entries.items()} or None
+
+
+def _entries(key: Key, value: object) -> dict[str, tuple[Component, dict[str, object]]]:
+    """Return the components of a table of components, with the values of all their keys."""
+    found: dict[str, tuple[Component, dict[str, object]]] = {}
+    for entry, given in cast(dict[str, Any], check(key, value)).items():
+        table = {"name": given} if isinstance(given, str) else given
+        values: dict[str, object] = {kebab(name): item for name, item in table.items()}
+        name = values.pop("name", None)
+        try:
+            if not isinstance(name, str):
+                choices = listed(available(key.family), key.family)
+                raise ValueError(f"a table needs name = ..., the {key.family}: {choices}")
+            part = find(key.family, name)
+            found[entry] = part, values if is_unread(part) else resolve(part, values)
+        except ValueError as error:
+            raise ValueError(f"{key.name} of {entry!r}: {error}") from error
+    return found
 
 
 def parts_of(component: Component, values: Mapping[str, object] = _NOTHING) -> list[Component]:
@@ -124,6 +150,9 @@ def parts_of(component: Component, values: Mapping[str, object] = _NOTHING) -> l
     for parameter in component.parameters:
         part = _part(parameter, values)
         found += parts_of(part, values) if part else []
+        key = parameter.key
+        if key and key.family and (table := values.get(key.name)) is not None:
+            found += [one for entry in _entries(key, table).values() for one in parts_of(*entry)]
     return found
 
 
@@ -232,9 +261,17 @@ def _make(component: Component, checked: Mapping[str, object], injected: Mapping
         if part:
             arguments[parameter.name] = _make(part, checked, injected)
         elif parameter.key:
-            arguments[parameter.name] = checked[parameter.key.name]
+            arguments[parameter.name] = _built(parameter.key, checked[parameter.key.name], injected)
         elif parameter.name in injected:
             arguments[parameter.name] = injected[parameter.name]
         elif parameter.default is REQUIRED:
             raise ValueError(f"{component} needs {parameter.name!r}, which is not available here")
     return component.factory(**arguments)
+
+
+def _built(key: Key, value: object, injected: Mapping[str, object]) -> object:
+    """Return a key's value, with the components of a table of components built."""
+    if not key.family or value is None:
+        return value
+    entries = _entries(key, value).items()
+    return {entry: build(part, values, **injected) for entry, (part, values) in entries}

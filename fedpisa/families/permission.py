@@ -73,7 +73,7 @@ class Permission:
         typed
             Keys that the user gave in addition to the file. Their modules are allowed.
         """
-        names = (value for value in (typed or {}).values() if isinstance(value, str) and ":" in value)
+        names = (text for text in _texts(typed or {}) if ":" in text)
         allow = (allow,) if isinstance(allow, str) else allow
         folders = dict.fromkeys((str(Path(file).resolve().parent), str(Path.cwd().resolve())))
         return cls(tuple(folders), (*allow, *names))
@@ -204,3 +204,12 @@ def _installed() -> tuple[Path, ...]:
         _PACKAGE,
         *(Path(paths[name]).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")),
     )
+
+
+def _texts(value: object) -> Iterator[str]:
+    """Yield the texts among the values of a table and of the tables in it."""
+    if isinstance(value, Mapping):
+        for item in value.values():
+            yield from _texts(item)
+    elif isinstance(value, str):
+        yield value

@@ -265,7 +265,14 @@ class Quadratic(nn.Module):
 @pytest.mark.parametrize("local_steps", [1, 3])
 @pytest.mark.parametrize(
     "keys",
-    [{}, {"momentum": 0.5}, {"beta": 0.9}, {"eta": 0.05}, {"lambda": 0.2, "mu": 0.1, "gamma": 0.999}],
+    [
+        {},
+        {"momentum": 0.5},
+        {"beta": 0.9},
+        {"eta": 0.05},
+        {"lambda": 0.2, "mu": 0.1, "gamma": 0.999},
+        {"rules": {"vector|scalar": "adam", "kernel": "fisher", "tall": {"name": "hutchinson", "probes": 2}}},
+    ],
     ids=str,
 )
 def test_it_reaches_the_optimum_of_unequal_quadratics(

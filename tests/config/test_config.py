@@ -40,7 +40,7 @@ from fedpisa.tuning.plan import Plan
 # Users' configurations rely on these names: a change needs a note in the changelog. New components need no
 # line here. A key of a default part is listed with the part.
 _SGD = "learning-rate momentum weight-decay batch-size drop-last local-epochs local-steps"
-_PISA = """preconditioner sigma rho gamma gamma-every gamma-until mu batch-size drop-last batches-per-round local-steps
+_PISA = """preconditioner rules sigma rho gamma gamma-every gamma-until mu batch-size drop-last batches-per-round local-steps
            gradient-reduction lambda absent weighting"""
 OPTIONS = {
     "run": """algorithm dataset data-dir model num-clients partitioner seed num-server-rounds fraction-train
@@ -54,11 +54,11 @@ OPTIONS = {
                            learning-rate momentum optimizer-options.dampening weight-decay nesterov""",
     "algorithm localsgd": _SGD,
     "algorithm pisa": f"{_PISA} eta",
-    "algorithm sisa": f"{_PISA} eta beta eps bias-correction",
+    "algorithm sisa": f"{_PISA} eta beta eps bias-correction amsgrad",
     "preconditioner identity": "eta",
     "preconditioner adagrad": "eta eps",
-    "preconditioner rmsprop": "eta eps beta",
-    "preconditioner adam": "eta eps beta bias-correction",
+    "preconditioner rmsprop": "eta eps beta amsgrad",
+    "preconditioner adam": "eta eps beta bias-correction amsgrad",
     "optimizer sgd": "learning-rate momentum dampening weight-decay nesterov",
     "dataset digits": "",
     "dataset a9a": "",

@@ -52,6 +52,7 @@ INCREMENTAL = tuple(name for name in NAMES if build(name).local_update.increment
 FRESH = [
     *((name, {"absent": "fresh"}) for name in ("sisa", "nsisa")),
     *(("pisa", {"absent": "fresh", "preconditioner": rule}) for rule in families.available("preconditioner")),
+    ("spectral-pisa", {"absent": "fresh", "rules": {"bias": "adam", "^0": "newton-schulz"}}),
 ]
 """PISA's family with increments, with each memory that a preconditioner keeps."""
 

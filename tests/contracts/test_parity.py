@@ -26,10 +26,12 @@ AMPLIFY = {"hutchinson": 10.0, "newton-schulz": 3e4, "scaffnew with momentum": 3
 
 
 def amplified(tolerance: float, case: Any) -> float:
-    rule = components.name_of(getattr(case.build().local_update, "preconditioner", None))
+    update = case.build().local_update
+    rules = [getattr(update, "preconditioner", None), *(getattr(update, "rules", None) or {}).values()]
+    names = [components.name_of(rule) for rule in rules]
     if case.name == "scaffnew" and "momentum" in case.values:
-        rule = "scaffnew with momentum"
-    return tolerance * AMPLIFY.get(rule, 1.0)
+        names = ["scaffnew with momentum"]
+    return tolerance * max(AMPLIFY.get(name, 1.0) for name in names)
 
 
 def assert_same(lab: Any, loop: Any, stacked: Any, tolerance: float) -> None:

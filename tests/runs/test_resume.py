@@ -57,6 +57,7 @@ def test_every_algorithm_goes_on_bit_by_bit(algorithm: str, engine: str, tmp_pat
         {"algorithm": "sisa", "absent": "drop", "fraction-train": 0.3},
         {"algorithm": "sisa", "absent": "fresh", "fraction-train": 0.3, "dropout": 0.2},
         {"algorithm": "pisa", "absent": "fresh", "gamma": 0.9, "local-steps": 2},
+        {"algorithm": "nsisa", "rules": {"bias": "adam"}, "fraction-train": 0.5},
         {"algorithm": "fedsgd", "optimizer": "adam", "dtype": "float64"},
         {"algorithm": "fedavg", "momentum": 0.9, "fraction-train": 1.0},
         {"algorithm": "sisa", "model": "test_resume_model:normalised"},
