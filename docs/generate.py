@@ -89,8 +89,8 @@ With `-c`, a single option is `optimizer-options.betas=[0.5,0.999]`. In a study'
 there: `optimizer-options = "{betas = [0.5, 0.999]}"`.
 """
 RULES = """\
-`rules` gives parameters of some names another preconditioner. It is a table from regular expressions to preconditioners,
-with their keys where the defaults do not suit:
+`rules` gives parameters of some names another preconditioner. It is a table from regular expressions to
+preconditioners, with their keys where the defaults do not suit:
 
     algorithm = "nsisa"
     rules = {"embed|head" = "adam", "bias|norm" = {name = "adam", beta = 0.9}}

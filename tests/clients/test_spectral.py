@@ -246,6 +246,27 @@ def test_devices_without_quick_eigenvalues_take_the_same_step(
     )
 
 
+@pytest.mark.parametrize("rank", [1.0, 0.5], ids=lambda share: f"rank {share} k")
+@pytest.mark.parametrize("k", [64, 256, 512, 768])
+def test_the_root_of_a_large_matrix_takes_nearly_the_exact_step(
+    k: int, rank: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With ``Q`` at most ``e`` too large, steps differ by ``max_s rho s e / (sigma + rho s)^2 = e / (4 sigma)``."""
+    layout, rule, sigma = layout_of([(k, k + 8)]), Spectral(), 5.0
+    generator = torch.Generator().manual_seed(k)
+    left = torch.randn(2, k, round(rank * k), generator=generator)
+    q_SP = (left @ torch.randn(2, left.shape[2], k + 8, generator=generator)).flatten(1) / k
+    # In float64, because eigenvalues of a float32 matrix have few digits.
+    wanted = [torch.from_numpy(by_svd(layout, q_P.double(), sigma, 30.0)) for q_P in q_SP]
+    monkeypatch.setattr(spectral, "decomposes", lambda device: False)
+    got = torch.func.vmap(lambda q_P: step_of(rule, layout, q_P, sigma, 30.0))(q_SP)
+    for q_P, one, other in zip(q_SP, got, wanted, strict=True):
+        q = q_P.view(k, k + 8)
+        too_large = torch.finfo(q.dtype).eps ** 0.4 * float((q @ q.mT).norm()) ** 0.5
+        error = float(torch.linalg.matrix_norm((one - other).view(k, k + 8), 2))
+        assert error <= too_large / (4 * sigma) + 1e-5
+
+
 # ------------------------------------------------------------------------------------------ what PISA does
 
 

@@ -40,8 +40,8 @@ from fedpisa.tuning.plan import Plan
 # Users' configurations rely on these names: a change needs a note in the changelog. New components need no
 # line here. A key of a default part is listed with the part.
 _SGD = "learning-rate momentum weight-decay batch-size drop-last local-epochs local-steps"
-_PISA = """preconditioner rules sigma rho gamma gamma-every gamma-until mu batch-size drop-last batches-per-round local-steps
-           gradient-reduction lambda absent weighting"""
+_PISA = """preconditioner rules sigma rho gamma gamma-every gamma-until mu batch-size drop-last batches-per-round
+           local-steps gradient-reduction lambda absent weighting"""
 OPTIONS = {
     "run": """algorithm dataset data-dir model num-clients partitioner seed num-server-rounds fraction-train
               validation-fraction early-stopping engine

@@ -31,8 +31,9 @@ class Spectral(Preconditioner):
     ``Q`` acts on a matrix as ``Q (x) I``, which is symmetric with eigenvalues ``min(s, eta)``. So (2.11) holds. The
     step is zero only at ``q = 0``, and PISA is stationary only at the optimum.
 
-    The eigenvalues come from `torch.linalg.eigh` on a CPU; those below the rounding error of the largest are 0. On
-    other devices, where that is slow for many matrices, ``Q`` is `root`, unless ``eta`` is finite.
+    The eigenvalues come from `torch.linalg.eigh` on a CPU; those below the rounding error of the largest are 0. There
+    it takes a fifth of the time of `root` for k = 64, and a twelfth for k = 768. On other devices, where ``eigh`` is
+    slow for many matrices, ``Q`` is `root`, unless ``eta`` is finite.
 
     Parameters
     ----------
