@@ -23,6 +23,7 @@ TINY = {
     "2-non-iid-study": "rounds, seeds = 3, [0, 1]",
     "3-anatomy-of-pisa": "rounds = identity_rounds = 4",
     "4-your-own-algorithm": "rounds = 3",
+    "5-what-duals-do": "rounds = rounds_of_few = rounds_of_quadratic = 4; seeds = [0]",
 }
 """The settings that replace the cell tagged "parameters"."""
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
