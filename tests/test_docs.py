@@ -83,6 +83,17 @@ class Silent:
     """
 
 
+def test_headings_in_docstrings_are_underlined_on_the_next_line() -> None:
+    package = Path(inspect_component.__code__.co_filename).parents[1]
+    wrong = [
+        f"{path.name}: {line.strip()}"
+        for path in package.rglob("*.py")
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if re.match(r"\s+[A-Z]\w+ -{4,}", line)
+    ]
+    assert wrong == []
+
+
 def test_a_missing_line_of_costs_leaves_a_gap() -> None:
     assert generate.costs_of(inspect_component("algorithm", "silent", Silent)) == {}
     assert generate.sections(Silent) == {"": "Without a line of costs.", "References": "Nobody."}

@@ -38,8 +38,10 @@ class FedDyn(PrimalDual):
     ----------
     Acar et al., Federated Learning Based on Dynamic Regularization, ICLR 2021.
 
-    Examples -------- Two clients of 1 and 3 samples that upload 4 and 8, from ``w = 0`` with ``sigma = 1``: ``w`` is
-    the mean 7 plus 7 of the duals:
+    Examples
+    --------
+    Two clients of 1 and 3 samples that upload 4 and 8, from ``w = 0`` with ``sigma = 1``: ``w`` is the mean 7
+    plus 7 of the duals:
 
     >>> import torch
     >>> from fedpisa.tasks.layout import ParamLayout

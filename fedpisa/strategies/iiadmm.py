@@ -38,8 +38,10 @@ class IIADMM(ConsensusADMM):
     Ryu, Kim, Kim, Madduri, APPFL: Open-Source Software Framework for Privacy-Preserving Federated Learning,
     arXiv 2202.03672.
 
-    Examples -------- Two clients of 1 and 3 samples that upload 4 and 8, from ``w = 0`` with ``sigma = 1``: ``w`` is
-    the mean 7 plus 7 of the duals:
+    Examples
+    --------
+    Two clients of 1 and 3 samples that upload 4 and 8, from ``w = 0`` with ``sigma = 1``: ``w`` is the mean 7
+    plus 7 of the duals:
 
     >>> import torch
     >>> from fedpisa.tasks.layout import ParamLayout
