@@ -29,8 +29,12 @@ family = load()
 ROWS = tuple(family.GRIDS)
 
 
+PLANNED = {"spectral-pisa"}
+"""Algorithms that only the next study has; see its plan in the README."""
+
+
 def test_every_algorithm_has_a_row() -> None:
-    assert {algorithm for algorithm, _, _ in family.GRIDS.values()} == set(FEDERATED)
+    assert {algorithm for algorithm, _, _ in family.GRIDS.values()} == set(FEDERATED) - PLANNED
 
 
 @pytest.mark.parametrize("row", ROWS)
