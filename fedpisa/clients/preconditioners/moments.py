@@ -66,8 +66,7 @@ class RMSprop(Preconditioner):
         Added to the square root.
     amsgrad
         Whether ``Q`` never decreases: the root is that of the largest ``n`` so far. SISA then stays at a solution that
-        it has reached, also if ``sigma`` is below 3/2 of the curvature. It costs one more vector in the client. A
-        smaller ``rho`` suits it.
+        it has reached, also if ``sigma`` is below 3/2 of the curvature. It costs one more vector in the client.
 
     Examples
     --------
@@ -111,7 +110,7 @@ class Adam(Preconditioner):
     amsgrad
         Whether ``Q`` never decreases: the root is that of the largest ``n / (1 - beta^t)`` so far. SISA then stays at a
         solution that it has reached, also if ``sigma`` is below 3/2 of the curvature. It costs one more vector in the
-        client. A smaller ``rho`` suits it.
+        client.
 
     References
     ----------
