@@ -109,10 +109,12 @@ class FaultyGrid(InProcessGrid):
                 arrived.append(Message(Error(CRASHED, "the client crashed"), reply_to=message))
             elif reply is not None and not late_S[position]:
                 rng = generator(faults.seed, "corruption", int(clients_S[position]), server_round)
-                if nan_S[position] and reply.has_content():
+                uploads = reply.has_content() and bool(reply.content.array_records[ARRAYS])
+                if nan_S[position] and uploads:
                     _not_finite(reply, rng)
                 elif corrupt_S[position] and reply.has_content():
-                    CORRUPTIONS[int(rng.integers(len(CORRUPTIONS)))](reply, rng)
+                    ways = CORRUPTIONS if uploads else WITHOUT_ARRAYS
+                    ways[int(rng.integers(len(ways)))](reply, rng)
                 arrived.append(reply)
         return arrived
 
@@ -202,3 +204,5 @@ def _miscounted(reply: Message, rng: np.random.Generator) -> None:
 
 CORRUPTIONS: Final = (_longer, _absurd, _cut, _renamed, _stale, _miscounted)
 """Functions that each damage a reply in one way."""
+WITHOUT_ARRAYS: Final = (_stale, _miscounted)
+"""The same for replies without arrays, which the reference `local` has."""

@@ -12,6 +12,7 @@ from flwr.app import ConfigRecord, Message
 
 import fedpisa
 from fedpisa.config.run import RunConfig
+from fedpisa.families import available
 from fedpisa.flower.messages import METRICS
 from fedpisa.server.algorithm_strategy import AlgorithmStrategy
 from fedpisa.server.reply_filter import MAX_UPLOAD_NORM, ReplyFilter
@@ -94,6 +95,17 @@ def test_every_corruption_is_noticed(lab: Any, engine: str, corruption: Any) -> 
     corruption(replies[3], np.random.default_rng(0))
     federation.strategy.aggregate_train(1, replies)
     assert federation.strategy.reported[0].tolist() == [0, 1, 2, 4, 5]
+
+
+@pytest.mark.parametrize("what", ["nan", "corrupt"])
+@pytest.mark.parametrize("algorithm", available("algorithm"))
+def test_a_run_of_any_algorithm_survives_faulty_replies_alone(algorithm: str, what: str) -> None:
+    """No reply counts. That of a reference may have no arrays to damage."""
+    keys = {"model": "logistic", "num-clients": 3, "num-server-rounds": 6, "algorithm": algorithm, what: 1.0}
+    result = fedpisa.run(keys)
+    assert result.status == "finished"
+    if what == "corrupt":
+        assert (result.history["replies"].iloc[1:] == 0).all()
 
 
 def test_a_late_reply_of_an_increment_is_taken_back(
