@@ -311,6 +311,12 @@ def odd_value(rng: random.Random, key: str, now: object) -> Any:
         "server-strategy",
     }
     families_of_names |= {"differential-privacy", "pace", "availability"}
+    if key == "rules":
+        name = rng.choice(["bias", "weight", "0", ".", "nothing", "("])
+        rule = rng.choice(sorted(families.available("preconditioner")))
+        return rng.choice(
+            [{name: rule}, {name: {"name": rule, "beta": 0.5}}, {name: {"name": rule}}, {}, {name: 3}]
+        )
     if key in families_of_names:
         return rng.choice(sorted(families.available(key)))
     return now

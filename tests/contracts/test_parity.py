@@ -22,7 +22,7 @@ TOLERANCE = {"float32": 1e-6, "float64": 1e-12}
 # Newton-Schulz steps multiply a singular value near zero by 485, and the momentum keeps the error. ProxSkip's
 # momentum accumulates over random numbers of steps: one addition's rounding makes 0.84e-6 or 1.05e-6. The root of
 # the spectral rule makes an error of 1e-6 in a small eigenvalue one of 1e-3 in Q.
-AMPLIFY = {"hutchinson": 10.0, "newton-schulz": 3e4, "scaffnew with momentum": 3.0, "spectral": 30.0}
+AMPLIFY = {"hutchinson": 10.0, "newton-schulz": 3e4, "scaffnew with momentum": 3.0, "spectral": 10.0}
 
 
 def amplified(tolerance: float, case: Any) -> float:

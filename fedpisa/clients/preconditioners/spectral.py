@@ -120,7 +120,7 @@ class Spectral(Preconditioner):
         # eigh raises on NaN, and a client that diverged must not stop the others.
         values, basis = torch.linalg.eigh(square.nan_to_num(0.0, 0.0, 0.0))
         # Rounding makes zeros small numbers, whose roots would be large: 1e-8 in float64.
-        cut = 4 * len(values) * torch.finfo(values.dtype).eps * values[-1:]
+        cut = 4 * len(values) ** 0.5 * torch.finfo(values.dtype).eps * values[-1:]
         by = -1 / (sigma + rho * torch.where(values > cut, values, 0).sqrt().clamp(max=self.eta))
         step: Tensor = (basis * by) @ basis.mT @ uphill + 0 * square.sum()
         return step
