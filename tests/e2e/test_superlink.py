@@ -38,8 +38,12 @@ pytestmark = pytest.mark.skipif(
 )
 
 HERE = Path(__file__).parent
-ALGORITHMS = ("sisa", "scaffold")
-"""One algorithm with absolute uploads, and one with increments."""
+RUNS: Mapping[str, Mapping[str, object]] = {
+    "sisa": {"algorithm": "sisa"},
+    "scaffold": {"algorithm": "scaffold"},
+    "fresh": {"algorithm": "sisa", "absent": "fresh"},
+}
+"""One run with absolute uploads, and two with increments."""
 NODES, ROUNDS = 3, 5
 PATIENCE = 600.0
 """Timeout of each wait in seconds; an idle machine needs a tenth of it."""
@@ -81,11 +85,11 @@ class Run:
     gate: Path
 
     @classmethod
-    def of(cls, deployment: Deployment, algorithm: str, folder: Path) -> Run:
-        gate = folder / f"{algorithm}-gate"
+    def of(cls, deployment: Deployment, name: str, folder: Path) -> Run:
+        gate = folder / f"{name}-gate"
         gate.mkdir()
         keys: dict[str, object] = {
-            "algorithm": algorithm,
+            **RUNS[name],
             "dataset": "synthetic",
             "model": "held_model:held",
             "gate": str(gate),
@@ -95,7 +99,7 @@ class Run:
             "dtype": "float32",
             "checkpoint-every": 1,
         }
-        return cls(deployment, RunConfig.from_mapping(keys), folder / algorithm, gate)
+        return cls(deployment, RunConfig.from_mapping(keys), folder / name, gate)
 
     def submit(self, *, resume: bool = False) -> None:
         settings = NodeSettings(resume=str(self.out)) if resume else NodeSettings(out=str(self.out))
@@ -233,7 +237,7 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
 
 def test_nodes_give_the_model_of_the_simulation(deployment: Deployment, tmp_path: Path) -> None:
     """Two runs at once on the same nodes both give the simulation's model."""
-    runs = [Run.of(deployment, algorithm, tmp_path) for algorithm in ALGORITHMS]
+    runs = [Run.of(deployment, name, tmp_path) for name in ("sisa", "scaffold")]
     for run in runs:
         run.submit()
     wait_for(runs)
@@ -246,22 +250,22 @@ def test_kills_change_nothing(deployment: Deployment, tmp_path: Path) -> None:
 
     One SuperNode is killed during a local step, another with an unsent reply.
     """
-    runs = [Run.of(deployment, algorithm, tmp_path) for algorithm in ALGORITHMS]
-    scaffold = runs[1]
+    runs = [Run.of(deployment, name, tmp_path) for name in ("sisa", "fresh")]
+    fresh = runs[1]
     for run in runs:
         run.submit()
     until(lambda: min(run.rounds for run in runs) >= 1, "both runs have a round")
 
     nodes = {p.pid: p for p in deployment.processes() if p.name.startswith("node-")}
-    owner = {pid: next(nodes[up] for up in ancestors(pid) if up in nodes) for pid in scaffold.hold(2)}
+    owner = {pid: next(nodes[up] for up in ancestors(pid) if up in nodes) for pid in fresh.hold(2)}
     (_, at_work), (client_app, replying) = owner.items()
     kill(at_work)
     # The other SuperNode cannot forward its client app's reply, which is therefore lost.
     client = int(replying.name.removeprefix("node-"))
     os.kill(replying.pid, signal.SIGSTOP)
-    before = scaffold.state_round(client)
-    (scaffold.gate / f"held-{client_app}").unlink()
-    until(lambda: scaffold.state_round(client) == before + 1, "the client has written its state")
+    before = fresh.state_round(client)
+    (fresh.gate / f"held-{client_app}").unlink()
+    until(lambda: fresh.state_round(client) == before + 1, "the client has written its state")
     kill(replying)
 
     # Flower admits them again after two missed heartbeats, which takes a minute.
