@@ -33,7 +33,7 @@ def simple_cnn(shape: tuple[int, ...], num_outputs: int) -> nn.Module:
     >>> sum(p.numel() for p in simple_cnn((3, 32, 32), 10).parameters())
     62006
     """
-    channels, height, width = _image("simple-cnn", shape, smallest=16)
+    channels, height, width = image_shape("simple-cnn", shape, smallest=16)
     flat = 16 * (((height - 4) // 2 - 4) // 2) * (((width - 4) // 2 - 4) // 2)
     return nn.Sequential(
         *(nn.Conv2d(channels, 6, 5), nn.ReLU(), nn.MaxPool2d(2)),
@@ -72,7 +72,7 @@ def leaf_cnn(shape: tuple[int, ...], num_outputs: int) -> nn.Module:
     >>> sum(p.numel() for p in leaf_cnn((1, 28, 28), 10).parameters())
     1663370
     """
-    channels, height, width = _image("leaf-cnn", shape, smallest=4)
+    channels, height, width = image_shape("leaf-cnn", shape, smallest=4)
     return nn.Sequential(
         *(nn.Conv2d(channels, 32, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2)),
         *(nn.Conv2d(32, 64, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2)),
@@ -81,7 +81,8 @@ def leaf_cnn(shape: tuple[int, ...], num_outputs: int) -> nn.Module:
     )
 
 
-def _image(model: str, shape: tuple[int, ...], smallest: int) -> tuple[int, int, int]:
+def image_shape(model: str, shape: tuple[int, ...], smallest: int) -> tuple[int, int, int]:
+    """Return channels, height and width of a model's images, or raise `ValueError` if a sample is none."""
     if len(shape) != 3:
         raise ValueError(
             f"model {model!r} needs images (channels, height, width), and a sample has shape {shape}: "

@@ -78,6 +78,9 @@ OPTIONS = {
     "model tabular-mlp": "",
     "model simple-cnn": "",
     "model leaf-cnn": "",
+    "model cifar-resnet34": "",
+    "model cifar-vgg11": "",
+    "model cifar-densenet121": "",
 }
 
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+import fedpisa
 from fedpisa import families
 from fedpisa.families import models, torchvision_models
+from fedpisa.models.cifar import cifar_densenet121, cifar_resnet34, cifar_vgg11
 from fedpisa.models.cnn import leaf_cnn, simple_cnn
 from fedpisa.models.linear import linear, logistic
 from fedpisa.models.mlp import mlp, tabular_mlp
@@ -60,6 +64,34 @@ def conv(inputs: int, outputs: int, kernel: int = 5) -> int:
 )
 def test_parameter_counts(model: nn.Module, expected: int) -> None:
     assert size(model) == expected
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [(cifar_resnet34, 21_282_122), (cifar_vgg11, 9_750_922), (cifar_densenet121, 6_956_298)],
+)
+def test_the_networks_for_cifar_have_the_sizes_of_the_literature(model: Any, expected: int) -> None:
+    with torch.device("meta"):
+        network = model(COLOUR, 10)
+    assert size(network) == expected
+    assert network(torch.zeros(2, *COLOUR, device="meta")).shape == (2, 10)
+
+
+@pytest.mark.parametrize(
+    ("name", "side"), [("cifar-resnet34", 8), ("cifar-densenet121", 8), ("cifar-vgg11", 32)]
+)
+def test_the_networks_for_cifar_train_stacked(
+    name: str, side: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One step of two clients is the same on both engines, which draw dropout differently."""
+    monkeypatch.setattr(nn.Dropout, "forward", lambda self, x: x)
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "data.npz", x=rng.normal(size=(10, 3, side, side)), y=np.arange(10) % 2)
+    keys = {"dataset": "file", "data-file": str(tmp_path / "data.npz"), "test-fraction": 0.2, "model": name}
+    keys |= {"algorithm": "fedsgd", "num-clients": 2, "num-server-rounds": 1, "partitioner": "iid"}
+    loop, stacked = (fedpisa.run({**keys, "engine": engine}).parameters for engine in ("loop", "vmap"))
+    for key, value in loop.items():
+        assert np.abs(stacked[key] - value).max() <= 1e-5 * max(np.abs(value).max(), 1)
 
 
 @pytest.mark.parametrize("shape", [(1, 16, 16), (1, 28, 28), (3, 32, 32), (1, 17, 23), (4, 28, 32)])
@@ -172,6 +204,8 @@ def test_a_torchvision_that_does_not_match_torch_is_explained(monkeypatch: pytes
     [
         ("simple-cnn", (1, 8, 8), 10, "needs images of at least 16x16, not 8x8"),
         ("leaf-cnn", (1, 3, 9), 10, "needs images of at least 4x4, not 3x9"),
+        ("cifar-vgg11", (3, 28, 32), 10, "needs images of at least 32x32, not 28x32"),
+        ("cifar-resnet34", (64,), 10, "needs images (channels, height, width), and a sample has shape (64,)"),
         ("simple-cnn", (64,), 10, "needs images (channels, height, width), and a sample has shape (64,)"),
         ("resnet18", (64,), 10, "needs images of shape (1 or 3, height, width)"),
         ("resnet18", (2, 32, 32), 10, "needs images of shape (1 or 3, height, width)"),
@@ -258,4 +292,7 @@ def test_every_model_is_found_by_name() -> None:
         "tabular-mlp",
         "simple-cnn",
         "leaf-cnn",
+        "cifar-resnet34",
+        "cifar-vgg11",
+        "cifar-densenet121",
     }
