@@ -108,6 +108,11 @@ def cases() -> list[Case]:
             if "preconditioner" in keys and keys["preconditioner"].default == "identity":
                 rules = families.available("preconditioner")
                 found += [Case(name, {"absent": "fresh", "preconditioner": rule}) for rule in rules]
+                automatic = {"sigma": "auto", "rho": "auto"}
+                found += [Case(name, {key: "auto"}) for key in automatic]
+                found += [
+                    Case(name, {**automatic, "absent": a, "lambda": 0.1, "local-steps": 2}) for a in choices
+                ]
     return found
 
 

@@ -113,6 +113,10 @@ class LocalUpdate(ABC):
         """Return the update with its hyper-parameters of ``server_round`` (1, 2, ...)."""
         return self
 
+    def for_broadcast(self, down: Arrays) -> LocalUpdate:
+        """Return the update with the hyper-parameters that the broadcast brings: by default none."""
+        return self
+
     def init(self, params_P: Tensor) -> Arrays:
         """Return the client's state before its first round, by default empty."""
         return {}

@@ -55,6 +55,7 @@ class Client:
     def run_round(self, server_round: int, down: Arrays, state: Arrays) -> LocalResult:
         """Return the round's result; buffers are in the upload, ``train-loss`` and ``local-steps`` in the metrics."""
         update = self.schedule.scaled(self.update, server_round).at_round(server_round)
+        update = update.for_broadcast(down)
         size_1, id_1 = np.array([len(self.x)]), np.array([self.client_id])
         indices = update.batch_sampler().draw(size_1, id_1, server_round, self.seed)
         steps = int(indices.steps_S[0])

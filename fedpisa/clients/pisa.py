@@ -5,16 +5,18 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal, final
+from math import inf, sqrt
+from typing import Any, ClassVar, Final, Literal, final
 
 import torch
 from torch import Tensor
 
-from fedpisa.clients.base import Arrays, Gradient, LocalResult, MiniBatches, scalar_like
+from fedpisa.clients.base import Arrays, Gradient, LocalResult, LocalUpdate, MiniBatches, scalar_like
 from fedpisa.clients.batches import Periodic
 from fedpisa.clients.by_name import ByName
-from fedpisa.clients.dual import DualUpdate
+from fedpisa.clients.dual import DualUpdate, squared
 from fedpisa.clients.preconditioners import Derivatives, Identity, Preconditioner
+from fedpisa.components import name_of
 from fedpisa.tasks.task import Task
 from fedpisa.typing import InverseStepSize, NonNegative, NonNegativeInverseStepSize, Positive, PositiveInt
 
@@ -42,9 +44,12 @@ class PisaUpdate(DualUpdate):
         counts. A key that a table leaves out has the default of its preconditioner, and not the run's value. Each rule
         keeps its memory for the whole model; vectors of the same name are shared.
     sigma
-        Penalty on the distance between local and global model.
+        Penalty on the distance between local and global model. ``"auto"`` measures the losses' curvature in the first
+        round and keeps 0.15 times that value.
     rho
-        Scale of the preconditioner.
+        Scale of the preconditioner. ``"auto"`` begins with 1.5 times the curvature in the first round, and grows by a
+        half, up to four times, whenever the model turns back. In that first round the model does not move. Automatic
+        values need ``preconditioner = "identity"`` without ``rules``.
     gamma
         Divisor of ``sigma`` in every round ``l`` (from 0) that is a multiple of ``gamma-every`` (2.12). The theory
         assumes [3/4, 1); 1 keeps ``sigma`` constant. The gamma of the paper's Table 7 is another: it divides ``sigma``
@@ -88,8 +93,8 @@ class PisaUpdate(DualUpdate):
 
     preconditioner: Preconditioner = Identity()
     rules: Mapping[str, Preconditioner] | None = field(default=None, hash=False)
-    sigma: InverseStepSize = 0.3
-    rho: NonNegativeInverseStepSize = 10.0
+    sigma: InverseStepSize | Literal["auto"] = 0.3  # type: ignore[assignment]  # one choice more
+    rho: NonNegativeInverseStepSize | Literal["auto"] = 10.0
     gamma: Positive = 1.0
     gamma_every: PositiveInt = 1
     gamma_until: PositiveInt | None = None
@@ -108,6 +113,28 @@ class PisaUpdate(DualUpdate):
             )
         if self.gamma > 1:
             raise ValueError(f"gamma = {self.gamma} shrinks sigma: give a value in (0, 1]; 1 keeps sigma")
+        if self.automatic and (self.rules or not isinstance(self.preconditioner, Identity)):
+            other = "rules are set" if self.rules else f"preconditioner is {name_of(self.preconditioner)!r}"
+            raise ValueError(
+                f'{self.automatic[0]} = "auto" suits plain PISA alone, and {other}: give {self.automatic[0]} a '
+                'number, or use algorithm = "pisa" with preconditioner = "identity" and without rules'
+            )
+        if self.sigma == "auto" and self.gamma != 1:
+            raise ValueError(
+                f'sigma = "auto" stays as it is, and gamma = {self.gamma} changes it: set gamma = 1'
+            )
+
+    @property
+    def automatic(self) -> list[str]:
+        """The names of the keys whose values are ``"auto"``."""
+        return [name for name in ("sigma", "rho") if getattr(self, name) == "auto"]
+
+    @property
+    def numbers(self) -> tuple[float, float]:
+        """``sigma`` and ``rho``, once both are numbers."""
+        if isinstance(self.sigma, str) or isinstance(self.rho, str):
+            raise ValueError(f'{self.automatic[0]} = "auto" has no value before the first round')
+        return self.sigma, self.rho
 
     @functools.cached_property
     def rule(self) -> Preconditioner:
@@ -128,11 +155,19 @@ class PisaUpdate(DualUpdate):
         [1.0, 2.0, 2.0, 4.0]
         """
         last = server_round if self.gamma_until is None else min(server_round, self.gamma_until)
-        return self.sigma / self.gamma ** -(-last // self.gamma_every)
+        return float(self.sigma) / self.gamma ** -(-last // self.gamma_every)
 
     def at_round(self, server_round: int) -> PisaUpdate:
         """Return the update with the round's penalty."""
-        return replace(self, sigma=self.sigma_at(server_round), gamma=1.0)
+        return self if self.sigma == "auto" else replace(self, sigma=self.sigma_at(server_round), gamma=1.0)
+
+    def for_broadcast(self, down: Arrays) -> LocalUpdate:
+        """Return the update with the server's ``sigma`` and ``rho``, or the `Calibration` if it has none yet."""
+        chosen = {name: f"chosen-{name}" for name in self.automatic}
+        if not set(chosen.values()) <= down.keys():
+            return Calibration(self)
+        values: dict[str, Any] = {name: float(down[key]) for name, key in chosen.items()}
+        return replace(self, **values) if values else self
 
     def batch_sampler(self) -> Periodic:
         """Return periodic mini-batches (4.4)."""
@@ -154,16 +189,14 @@ class PisaUpdate(DualUpdate):
         # Each operation passes over the vectors of all stacked clients, so none may add zeros.
         drift_P = work.get("drift")
         v_P = down["params"] if drift_P is None else down["params"] + drift_P
-        derivatives = self._derivatives(gradient, v_P, batch)
-        loss, g_P = derivatives.loss, derivatives.gradient_P
-        if self.mu:
-            loss, g_P = loss + self.mu / 2 * (v_P * v_P).sum(), g_P + self.mu * v_P
+        sigma, rho = self.numbers
+        derivatives, loss, g_P = self.evaluate(gradient, v_P, batch)
         memory = _without(work, "drift", "lagrangian", "steps")
         rise_P = state["dual"] + g_P
         q_P, memory = self.rule.direction(rise_P, derivatives, memory)
         scale_P, memory = self.rule(q_P, derivatives, memory)
-        uphill_P = q_P if drift_P is None else torch.add(q_P, drift_P, alpha=self.sigma)
-        step_P = self.rule.solve(uphill_P, scale_P, derivatives, self.sigma, self.rho)
+        uphill_P = q_P if drift_P is None else torch.add(q_P, drift_P, alpha=sigma)
+        step_P = self.rule.solve(uphill_P, scale_P, derivatives, sigma, rho)
         # F_i(w_i) + <pi_i, w_i - w> to first order: the loss at the start, plus <pi_i + g, step> of each step.
         lagrangian = work["lagrangian"] + torch.where(work["steps"] == 0, loss, 0) + (rise_P * step_P).sum()
         drift_P = step_P if drift_P is None else drift_P + step_P
@@ -171,11 +204,11 @@ class PisaUpdate(DualUpdate):
 
     def finish(self, down: Arrays, state: Arrays, work: Arrays) -> LocalResult:
         """Update the dual (2.14) and make the `upload`."""
-        drift_P = work["drift"]
-        dual_P = torch.add(state["dual"], drift_P, alpha=self.sigma)
+        drift_P, (sigma, _) = work["drift"], self.numbers
+        dual_P = torch.add(state["dual"], drift_P, alpha=sigma)
         squared_drift = (drift_P * drift_P).sum()
         # The new dual adds sigma ||w_i - w||^2 to the inner product, and the penalty adds half of it.
-        lagrangian = work["lagrangian"] + 1.5 * self.sigma * squared_drift
+        lagrangian = work["lagrangian"] + 1.5 * sigma * squared_drift
         return LocalResult(
             upload=self.upload(down["params"], drift_P, dual_P),
             state={"dual": dual_P, **_without(work, "drift", "lagrangian", "steps")},
@@ -184,7 +217,17 @@ class PisaUpdate(DualUpdate):
 
     def upload(self, params_P: Tensor, drift_P: Tensor, dual_P: Tensor) -> Arrays:
         """Return ``z_i`` from ``w``, ``w_i - w`` and the new ``pi_i``, all ``(P,)``."""
-        return {"z": params_P + torch.add(drift_P, dual_P, alpha=1 / self.sigma)}
+        return {"z": params_P + torch.add(drift_P, dual_P, alpha=1 / self.numbers[0])}
+
+    def evaluate(
+        self, gradient: Gradient, v_P: Tensor, batch: MiniBatches
+    ) -> tuple[Derivatives, Tensor, Tensor]:
+        """Return the derivatives for the preconditioner, and value and gradient ``(P,)`` of ``F_i`` at ``v``."""
+        derivatives = self._derivatives(gradient, v_P, batch)
+        loss, g_P = derivatives.loss, derivatives.gradient_P
+        if self.mu:
+            loss, g_P = loss + self.mu / 2 * (v_P * v_P).sum(), g_P + self.mu * v_P
+        return derivatives, loss, g_P
 
     def _derivatives(self, gradient: Gradient, v_P: Tensor, batch: MiniBatches) -> Derivatives:
         """Return the derivatives for the preconditioner, of the mini-batches' mean or sum."""
@@ -213,6 +256,98 @@ class IncrementalPisaUpdate(PisaUpdate):
     def upload(self, params_P: Tensor, drift_P: Tensor, dual_P: Tensor) -> Arrays:
         """Return ``w_i - w``, in which no digits of ``w`` round the dual's change."""
         return {"drift": drift_P}
+
+
+RHO_SHARE: Final = 1.5
+"""The automatic ``rho`` as a multiple of the curvature."""
+SIGMA_SHARE: Final = 0.15
+"""The automatic ``sigma`` as a multiple of the curvature."""
+
+
+@final
+@dataclass(frozen=True)
+class Calibration(LocalUpdate):
+    r"""A round in which clients measure curvature, for ``sigma = "auto"`` or ``rho = "auto"``; no model moves.
+
+    With ``q = pi_i + g`` (``pi_i = 0`` at the start) and the Hessian ``H_i`` of ``F_i`` at the global model, a client
+    uploads the vector ``calibration`` ``(2,)``: ``||H_i q||`` and ``||q||``. With ``local-steps`` K > 1 these are the
+    norms over all K mini-batches, each at the global model. `chosen` makes the penalties of the weighted means of their
+    squares.
+
+    A mini-batch costs two gradients and a product with the Hessian.
+
+    Parameters
+    ----------
+    update
+        The update for the other rounds.
+    """
+
+    update: PisaUpdate
+
+    def init(self, params_P: Tensor) -> Arrays:
+        """Return the initial state of the update."""
+        return self.update.init(params_P)
+
+    def batch_sampler(self) -> Periodic:
+        """Return the mini-batches of the update."""
+        return self.update.batch_sampler()
+
+    def start(self, down: Arrays, state: Arrays) -> Arrays:
+        """Begin with zeros."""
+        zero = scalar_like(down["params"])
+        return {"image": zero, "length": zero, "lagrangian": zero, "steps": zero}
+
+    def step(
+        self, gradient: Gradient, down: Arrays, state: Arrays, work: Arrays, batch: MiniBatches
+    ) -> Arrays:
+        """Measure the curvature on one step's mini-batches."""
+        w_P, update = down["params"], self.update
+        _, loss, g_P = update.evaluate(gradient, w_P, batch)
+        q_P = state["dual"] + g_P
+        _, _, image_1P = gradient.with_hessian(w_P, batch, q_P[None])
+        count = batch.num_batches if update.gradient_reduction == "sum" else 1
+        return {
+            "image": work["image"] + squared(count * image_1P[0] + update.mu * q_P),
+            "length": work["length"] + squared(q_P),
+            "lagrangian": work["lagrangian"] + loss,
+            "steps": work["steps"] + 1,
+        }
+
+    def finish(self, down: Arrays, state: Arrays, work: Arrays) -> LocalResult:
+        """Upload the measurements; the state stays."""
+        return LocalResult(
+            upload={"calibration": torch.stack([work["image"], work["length"]]).sqrt()},
+            state=state,
+            metrics={
+                "squared-drift": scalar_like(down["params"]),
+                "lagrangian": work["lagrangian"] / work["steps"],
+            },
+        )
+
+
+def chosen(calibration: Tensor) -> dict[str, float]:
+    r"""Return ``sigma`` and ``rho`` from the weighted mean ``(2,)`` of the clients' squared measurements.
+
+    ``rho = 1.5 h``, ``sigma = 0.15 h`` with ``h^2 = sum_i alpha_i ||H_i q_i||^2 / sum_i alpha_i ||q_i||^2``.
+    If all ``q_i`` are zero, no client would move, and these are the default numbers.
+
+    Examples
+    --------
+    A client on ``f(w) = 2 w^2`` at ``w = 1``: ``q = 4``, ``H q = 16``, ``h = 4``.
+
+    >>> chosen(torch.tensor([256.0, 16.0]))
+    {'sigma': 0.6, 'rho': 6.0}
+    """
+    image, length = calibration.double().tolist()
+    if length == 0:
+        return dict(zip(("sigma", "rho"), PisaUpdate().numbers, strict=True))
+    h = sqrt(image / length)
+    if not 0 < h < inf:
+        raise ValueError(
+            f'sigma = "auto" and rho = "auto" need a curvature above 0, and that of the losses at the first model is '
+            f"{h:g}: give sigma and rho numbers"
+        )
+    return {"sigma": SIGMA_SHARE * h, "rho": RHO_SHARE * h}
 
 
 def _without(arrays: Arrays, *names: str) -> Arrays:

@@ -52,7 +52,7 @@ UNSCHEDULED: Final = StepSizeSchedule()
 """The schedule that changes nothing."""
 
 
-def step_sizes(part: Any) -> Iterator[tuple[str, bool, float | None]]:
+def step_sizes(part: Any) -> Iterator[tuple[str, bool, float | str | None]]:
     """Yield key, ``inverse`` and value of each step size of a dataclass and of the dataclasses in it.
 
     Examples

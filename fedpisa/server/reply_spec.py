@@ -64,17 +64,16 @@ def reply_spec(update: LocalUpdate, server_round: int, down: Arrays, layout: Par
     >>> reply_spec(LocalSGDUpdate(), 1, {"params": torch.zeros(3)}, layout).upload
     {'params': (3,)}
     """
-    result = idle_result(
-        update, server_round, {name: value.to("meta") for name, value in down.items()}, layout
-    )
+    update = update.at_round(server_round).for_broadcast(down)
+    result = idle_result(update, {name: value.to("meta") for name, value in down.items()}, layout)
     shapes = {name: tuple(value.shape) for name, value in result.upload.items()}
     return ReplySpec(shapes, frozenset(result.metrics))
 
 
-def idle_result(
-    update: LocalUpdate, server_round: int, down: Arrays, layout: ParamLayout, steps: int = 1
-) -> LocalResult:
+def idle_result(update: LocalUpdate, down: Arrays, layout: ParamLayout, steps: int = 1) -> LocalResult:
     """Return the result of an idle client: its state is the initial one and all its gradients are zero.
+
+    ``update`` is that of the round and the broadcast.
 
     A client's *update* is its upload minus this upload: the change of the model for an upload of models, and the
     upload itself for an upload of changes or gradients.
@@ -83,10 +82,10 @@ def idle_result(
     --------
     >>> from fedpisa.clients.scaffold import ScaffoldUpdate
     >>> layout, w = ParamLayout.of([("weight", torch.zeros(2))]), torch.ones(2)
-    >>> idle_result(ScaffoldUpdate(), 1, {"params": w, "control": 0 * w}, layout, steps=3).upload
+    >>> idle_result(ScaffoldUpdate(), {"params": w, "control": 0 * w}, layout, steps=3).upload
     {'drift': tensor([0., 0.]), 'length': tensor(0.3000)}
     """
-    update, w_P = update.at_round(server_round), down["params"]
+    w_P = down["params"]
     weight_CB = w_P.new_ones(1, 1)
     key = torch.zeros((), dtype=torch.int64, device=w_P.device)
     batch = MiniBatches(weight_CB, weight_CB, weight_CB, key)
@@ -143,7 +142,8 @@ def idle_uploads(
     The vectors are those after one local step. The scalars are those after all local steps of the node; without a
     known number of steps they are left out.
     """
-    upload = idle_result(update, contract.server_round, down, layout).upload
+    update = update.at_round(contract.server_round).for_broadcast(down)
+    upload = idle_result(update, down, layout).upload
     vectors = {name: torch.nan_to_num(value) for name, value in upload.items() if value.dim()}
     vectors |= buffers
     has_scalars = len(vectors) < len(contract.shapes)
@@ -151,7 +151,7 @@ def idle_uploads(
 
     @cache
     def scalars(steps: int) -> Arrays:
-        upload = idle_result(update, contract.server_round, empty, ParamLayout.of([]), steps).upload
+        upload = idle_result(update, empty, ParamLayout.of([]), steps).upload
         return {name: value for name, value in upload.items() if not value.dim()}
 
     def of_node(node: int) -> Arrays:

@@ -273,6 +273,12 @@ def _require_central(config: RunConfig, algorithm: Algorithm, keys: CentralPriva
             'differential-privacy = "central" adds noise in each round, and absent = "fresh" would add the noise of '
             'all rounds up in its dual: set absent = "drop"'
         )
+    if isinstance(algorithm.local_update, PisaUpdate) and algorithm.local_update.automatic:
+        key = algorithm.local_update.automatic[0]
+        raise ValueError(
+            f'differential-privacy = "central" adds noise to models, and {key} = "auto" sends measurements without '
+            f"noise: give {key} a number"
+        )
     partial = cohort_size(config.num_clients, config.fraction_train) < config.num_clients
     keeps = isinstance(algorithm, ConsensusADMM) and algorithm.absent == "keep"
     if keeps and (partial or config.exact_diagnostics):

@@ -6,15 +6,23 @@ Shapes: ``N`` clients, ``S`` of them in the round's cohort, ``P`` parameters.
 from __future__ import annotations
 
 from abc import ABC
-from dataclasses import dataclass, fields
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Final, Literal, Self
 
+import torch
 from torch import Tensor
 
-from fedpisa.clients.base import Arrays
-from fedpisa.clients.pisa import IncrementalPisaUpdate, PisaUpdate
+from fedpisa.clients.base import Arrays, scalar_like
+from fedpisa.clients.pisa import IncrementalPisaUpdate, PisaUpdate, chosen
 from fedpisa.strategies.admm import ConsensusADMM
 from fedpisa.strategies.base import Cohort, client_mass, updated_mean, weighted_mean
+from fedpisa.tasks.layout import ParamLayout
+
+MOST_RAISES: Final = 4
+"""How often an automatic ``rho`` grows at most."""
+RAISE: Final = 1.5
+"""Factor by which an automatic ``rho`` grows."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +55,22 @@ class PisaConsensus(ConsensusADMM, ABC):
     Lost replies: an upload is an increment. If its reply is lost, the client takes back its dual and its
     preconditioner's memory; see `LocalUpdate.incremental`. A client that loses its state lets all clients begin anew.
 
-    Server state with ``absent = "fresh"``: ``params`` ``w``; ``dual`` ``Pi`` ``(P,)``; ``num-examples`` ``(N,)``, 0
-    for a client not seen yet.
+    Automatic penalties: with ``sigma = "auto"`` or ``rho = "auto"``, the first round is a `Calibration`, in which no
+    model and no dual moves. Then ``sigma = 0.15 h`` and ``rho = 1.5 h``, with ``h`` the curvature
+    ``(sum_i alpha_i ||H_i g_i||^2 / sum_i alpha_i ||g_i||^2)^{1/2}`` of the first cohort at the first model. With full
+    participation, K = 1 and ``Q = I``, the models depend on the mean gradient alone, and are stable where its curvature
+    is below ``(2 sigma + 4 rho) / 3 = 2.1 h``. A network's curvature may grow beyond it, and then the model begins to
+    oscillate. So ``rho`` grows by a half whenever two successive steps of the model point apart,
+    ``<w^{l+1} - w^l, w^l - w^{l-1}> < 0``, at most four times: on a strictly convex problem every damped oscillation
+    turns back now and then. With ``absent = "keep"``, rounds with absent clients do not count: they replace the ``z_i`` of
+    different clients. In the end ``rho`` is constant, and the fixed point is that of any other number. A multiple
+    of all losses multiplies ``sigma``, ``rho`` and the duals, so the models do not change. A client that reports false
+    measurements can change both numbers. If no reply arrives, the next round is the calibration. With an automatic ``sigma`` the first broadcasts
+    are ``w^0``, which ``lambda`` does not shrink.
+
+    Server state: as `ConsensusADMM`. With ``absent = "fresh"``: ``params`` ``w``; ``dual`` ``Pi`` ``(P,)``;
+    ``num-examples`` ``(N,)``, 0 for a client not seen yet. Automatic penalties add ``chosen-sigma``, ``chosen-rho`` and
+    ``raises`` ``()``, how often ``rho`` has grown, and the last ``step`` ``(P,)``.
 
     Parameters
     ----------
@@ -63,7 +85,6 @@ class PisaConsensus(ConsensusADMM, ABC):
     Clients 0 and 1 of 1 and 3 samples, ``sigma = 1``. From ``w = 0`` they move to 4 and 8, so ``Pi = 7`` and
     ``w = 7 + 7``. Then client 0 alone moves from 14 to 10: ``Pi = 7 - 4/4``, ``w = 10 + 6``.
 
-    >>> import torch
     >>> from fedpisa.strategies.pisa import Pisa
     >>> from fedpisa.tasks.layout import ParamLayout
     >>> layout = ParamLayout.of([("weight", torch.zeros(1))])
@@ -84,7 +105,60 @@ class PisaConsensus(ConsensusADMM, ABC):
             values = {item.name: getattr(self.local_update, item.name) for item in fields(PisaUpdate)}
             object.__setattr__(self, "local_update", update(**values))
 
+    def init(self, params_P: Tensor, layout: ParamLayout) -> Arrays:
+        """Start as `PrimalDual`; with an automatic ``sigma``, at ``w^0``."""
+        return {"params": params_P} if self.local_update.sigma == "auto" else super().init(params_P, layout)
+
+    def broadcast(self, server: Arrays) -> Arrays:
+        """Return the global model, and the ``sigma`` and ``rho`` that are automatic, if they are known."""
+        return {**super().broadcast(server), **_penalties(server)}
+
     def step(self, server: Arrays, uploads_S: Arrays, cohort: Cohort) -> Arrays:
+        """Choose automatic penalties, or solve (2.9)."""
+        if "calibration" in uploads_S:
+            return self._calibrated(server, uploads_S["calibration"], cohort)
+        after = self._with_penalties(server)._solved(server, uploads_S, cohort)
+        return (
+            {**after, **self._guarded(server, after["params"], cohort)}
+            if self.local_update.automatic
+            else after
+        )
+
+    def _calibrated(self, server: Arrays, measured_S2: Tensor, cohort: Cohort) -> Arrays:
+        """Return the state with the automatic penalties that the cohort's measurements give."""
+        values = chosen(weighted_mean(self.weights(cohort), measured_S2.double().square()))
+        w_P = server["params"]
+        found = {f"chosen-{name}": scalar_like(w_P, values[name]) for name in self.local_update.automatic}
+        return {**server, **found, "raises": scalar_like(w_P)}
+
+    def _guarded(self, server: Arrays, params_P: Tensor, cohort: Cohort) -> Arrays:
+        """Return the automatic penalties for the next round, with a larger ``rho`` if the model turns back."""
+        penalties = _penalties(server)
+        if self.local_update.rho != "auto":
+            return penalties
+        step_P, raises = params_P - server["params"], server["raises"]
+        last_P, comparable = server.get("step", step_P), cohort.is_full or self.absent != "keep"
+        if comparable and raises < MOST_RAISES and (step_P * last_P).sum(dtype=torch.float64) < 0:
+            penalties["chosen-rho"] = RAISE * penalties["chosen-rho"]
+            raises = raises + 1
+        return {**penalties, "raises": raises, "step": step_P}
+
+    def diagnostics(
+        self, before: Arrays, after: Arrays, metrics: Mapping[str, float], cohort: Cohort
+    ) -> dict[str, float]:
+        """Return those of `ConsensusADMM`, and the next round's ``rho`` if it is automatic."""
+        columns = super(PisaConsensus, self._with_penalties(after)).diagnostics(
+            before, after, metrics, cohort
+        )
+        return columns if self.local_update.rho != "auto" else {**columns, "rho": float(after["chosen-rho"])}
+
+    def _with_penalties(self, server: Arrays) -> Self:
+        """Return the algorithm with the automatic ``sigma`` and ``rho`` of the server's state."""
+        update = self.local_update.for_broadcast(server)
+        assert isinstance(update, PisaUpdate), "only a calibrated server steps"
+        return self if update is self.local_update else replace(self, local_update=update)
+
+    def _solved(self, server: Arrays, uploads_S: Arrays, cohort: Cohort) -> Arrays:
         """Solve (2.9) over the clients seen so far, over the cohort, or over its models and all duals."""
         if self.absent != "fresh":
             return super().step(server, uploads_S, cohort)
@@ -98,3 +172,8 @@ class PisaConsensus(ConsensusADMM, ABC):
     def forget(self, server: Arrays, ids_S: Tensor) -> Arrays:
         """Return the state without the ``z_i`` of some clients; the sum of the duals holds no client's own."""
         return server if self.absent == "fresh" else super().forget(server, ids_S)
+
+
+def _penalties(server: Arrays) -> dict[str, Tensor]:
+    """Return the automatic penalties of the server's state."""
+    return {name: value for name, value in server.items() if name in ("chosen-sigma", "chosen-rho")}

@@ -197,6 +197,11 @@ def schedule_of(
             )
         if found[name] is None:
             raise ValueError(f"schedule-keys names {name!r}, which has no value: set it")
+        if isinstance(found[name], str):
+            raise ValueError(
+                f'the schedule changes {name}, and {name} = "{found[name]}" has no number to change: give one, or set '
+                'schedule = "constant"'
+            )
     # Scale once, so that a component that refuses a scaled value raises here.
     scaled(algorithm, keys, next(factor for factor in factors_T if factor != 1))
     return StepSizeSchedule(factors_T, keys)

@@ -98,16 +98,14 @@ class Federation:
     def round(self, ids: Collection[int], lost: Collection[int] = ()) -> np.ndarray:
         """Run a round of some clients, of whom some lose the reply and take it back; return the model."""
         self.finished += 1
-        update, down = (
-            self.algorithm.local_update.at_round(self.finished),
-            self.algorithm.broadcast(self.server),
-        )
+        down = self.algorithm.broadcast(self.server)
+        update = self.algorithm.local_update.at_round(self.finished).for_broadcast(down)
         uploads = []
         arrived = sorted(set(ids) - set(lost))
         for i in arrived:
             gradient = QuadraticGradient(*map(torch.from_numpy, (self.hessians[i], self.minima[i])))
             work = update.start(down, self.states[i])
-            for _ in range(update.local_steps):
+            for _ in range(self.algorithm.local_update.local_steps):
                 work = update.step(gradient, down, self.states[i], work, FULL)
             upload, self.states[i], _ = update.finish(down, self.states[i], work)
             uploads.append(upload)

@@ -167,7 +167,7 @@ def _run_stacked(
 ) -> LocalResult:
     """Return the stacked outcome of clients that are ordered by their steps, those with most first."""
     update, data, seed, server_round, down, sequential = common
-    update, shared = update.at_round(server_round), dict(down)
+    update, shared = update.at_round(server_round).for_broadcast(down), dict(down)
     common = common._replace(update=update, down=shared)
     device, steps = data.x.device, int(indices.steps_S.max())
     batches = Batches(
