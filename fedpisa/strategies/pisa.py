@@ -21,11 +21,11 @@ class Pisa(PisaConsensus):
 
     Notes
     -----
-    A good first choice for heterogeneous clients: it needs no decaying step size to reach the optimum. ``sigma``
-    keeps the clients' models together. If it is well above the curvature of their losses, ``rho`` can be small. The
-    server keeps the last reply of each client. With ``absent = "drop"`` it keeps 1 vector, and absent clients do not
-    count. With ``absent = "fresh"`` it keeps 2 vectors, and absent clients count with their duals alone. For a first
-    run, ``sigma = "auto"`` and ``rho = "auto"`` choose both numbers from the losses' curvature; see `PisaConsensus`. The
+    A good first choice for heterogeneous clients: it needs no decaying step size to reach the optimum. ``sigma`` keeps
+    the clients' models together. If it is well above the curvature of their losses, ``rho`` can be small. The server
+    keeps the last reply of each client. With ``absent = "drop"`` it keeps 1 vector, and absent clients do not count.
+    With ``absent = "fresh"`` it keeps 2 vectors, and absent clients count with their duals alone. For a first run,
+    ``sigma = "auto"`` and ``rho = "auto"`` choose both numbers from the losses' curvature; see `PisaConsensus`. The
     preconditioners ``fisher``, ``hutchinson`` and ``newton-schulz`` cost more memory and time.
 
     References

@@ -62,11 +62,12 @@ class PisaConsensus(ConsensusADMM, ABC):
     is below ``(2 sigma + 4 rho) / 3 = 2.1 h``. A network's curvature may grow beyond it, and then the model begins to
     oscillate. So ``rho`` grows by a half whenever two successive steps of the model point apart,
     ``<w^{l+1} - w^l, w^l - w^{l-1}> < 0``, at most four times: on a strictly convex problem every damped oscillation
-    turns back now and then. With ``absent = "keep"``, rounds with absent clients do not count: they replace the ``z_i`` of
-    different clients. In the end ``rho`` is constant, and the fixed point is that of any other number. A multiple
-    of all losses multiplies ``sigma``, ``rho`` and the duals, so the models do not change. A client that reports false
-    measurements can change both numbers. If no reply arrives, the next round is the calibration. With an automatic ``sigma`` the first broadcasts
-    are ``w^0``, which ``lambda`` does not shrink.
+    turns back now and then. With ``absent = "keep"``, rounds with absent clients do not count: they replace the
+    ``z_i`` of different clients. In the end ``rho`` is constant, and the fixed point is that of any other number.
+
+    A multiple of all losses multiplies ``sigma``, ``rho`` and the duals, so the models do not change. A client that
+    reports false measurements can change both numbers. If no reply arrives, the next round is the calibration. With an
+    automatic ``sigma`` the first broadcasts are ``w^0``, which ``lambda`` does not shrink.
 
     Server state: as `ConsensusADMM`. With ``absent = "fresh"``: ``params`` ``w``; ``dual`` ``Pi`` ``(P,)``;
     ``num-examples`` ``(N,)``, 0 for a client not seen yet. Automatic penalties add ``chosen-sigma``, ``chosen-rho`` and
