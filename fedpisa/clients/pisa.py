@@ -339,9 +339,9 @@ def chosen(calibration: Tensor) -> dict[str, float]:
     {'sigma': 0.6, 'rho': 6.0}
     """
     image, length = calibration.double().tolist()
-    if length == 0:
+    if image == length == 0:
         return dict(zip(("sigma", "rho"), PisaUpdate().numbers, strict=True))
-    h = sqrt(image / length)
+    h = sqrt(image / length) if length else inf
     if not 0 < h < inf:
         raise ValueError(
             f'sigma = "auto" and rho = "auto" need a curvature above 0, and that of the losses at the first model is '

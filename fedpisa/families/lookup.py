@@ -30,7 +30,7 @@ def available(family: str) -> dict[str, Component]:
 
     Examples
     --------
-    >>> sorted(available("model"))[:3]
+    >>> sorted(available("model"))[3:6]
     ['leaf-cnn', 'linear', 'logistic']
     """
     return dict(_collected(family))

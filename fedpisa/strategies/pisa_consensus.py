@@ -70,8 +70,9 @@ class PisaConsensus(ConsensusADMM, ABC):
     automatic ``sigma`` the first broadcasts are ``w^0``, which ``lambda`` does not shrink.
 
     Server state: as `ConsensusADMM`. With ``absent = "fresh"``: ``params`` ``w``; ``dual`` ``Pi`` ``(P,)``;
-    ``num-examples`` ``(N,)``, 0 for a client not seen yet. Automatic penalties add ``chosen-sigma``, ``chosen-rho`` and
-    ``raises`` ``()``, how often ``rho`` has grown, and the last ``step`` ``(P,)``.
+    ``num-examples`` ``(N,)``, 0 for a client not seen yet. Automatic penalties add ``chosen-sigma`` and
+    ``chosen-rho`` ``()``, and for ``rho`` also ``raises`` ``()``, how often it has grown, and the last ``step``
+    ``(P,)``.
 
     Parameters
     ----------
@@ -130,7 +131,9 @@ class PisaConsensus(ConsensusADMM, ABC):
         values = chosen(weighted_mean(self.weights(cohort), measured_S2.double().square()))
         w_P = server["params"]
         found = {f"chosen-{name}": scalar_like(w_P, values[name]) for name in self.local_update.automatic}
-        return {**server, **found, "raises": scalar_like(w_P)}
+        if self.local_update.rho == "auto":
+            found["raises"] = scalar_like(w_P)
+        return {**server, **found}
 
     def _guarded(self, server: Arrays, params_P: Tensor, cohort: Cohort) -> Arrays:
         """Return the automatic penalties for the next round, with a larger ``rho`` if the model turns back."""

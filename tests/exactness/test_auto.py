@@ -125,7 +125,7 @@ def test_a_server_that_begins_anew_measures_anew() -> None:
     assert made.algorithm.broadcast(anew).keys() == {"params"}
 
 
-@pytest.mark.parametrize("measured", [[0.0, 1.0], [float("inf"), 1.0], [float("nan"), 1.0]])
+@pytest.mark.parametrize("measured", [[0.0, 1.0], [1.0, 0.0], [float("inf"), 1.0], [float("nan"), 1.0]])
 def test_losses_without_curvature_need_numbers(measured: list[float]) -> None:
     with pytest.raises(ValueError, match="give sigma and rho numbers"):
         chosen(torch.tensor(measured))
@@ -156,6 +156,16 @@ def test_a_first_model_at_which_all_gradients_are_zero_has_the_default_numbers()
 def test_combinations_without_sense_are_refused(keys: dict[str, object], error: str) -> None:
     with pytest.raises(ValueError, match=error):
         fedpisa.run({**keys, "num-server-rounds": 2})
+
+
+@pytest.mark.parametrize("fault", ["nan", "corrupt", "crash"])
+def test_faulty_measurements_do_not_count(fault: str) -> None:
+    """Every second reply is faulty, also in the first round; the bound on updates is that of real nodes."""
+    keys = {"algorithm": "pisa", **AUTO, "model": "logistic", "num-server-rounds": 20, "eval-every": 20}
+    result = fedpisa.run({**keys, fault: 0.5, "max-upload-norm": 100.0})
+    good = fedpisa.run({**keys, "num-server-rounds": 2})
+    assert result.history["sigma"].iloc[-1] == pytest.approx(good.history["sigma"].iloc[-1], rel=0.2)
+    assert result.history["test_accuracy"].iloc[-1] > 0.7
 
 
 def test_the_rows_tell_the_values() -> None:
