@@ -7,10 +7,15 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 
+import fedpisa
+from fedpisa.clients.pisa import PisaUpdate
 from fedpisa.config.run import RunConfig
+from fedpisa.strategies.optimizer import Optimizer
 from tests.algorithms import FEDERATED
+from tests.exactness.test_fresh import Federation
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
@@ -65,3 +70,30 @@ def test_the_tables_are_those_of_the_runs() -> None:
     text = (EXPERIMENTS / "family" / "README.md").read_text(encoding="utf-8")
     for split in family.SPLITS:
         assert "\n".join(family.table(split, runs)).strip() in text
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+@pytest.mark.parametrize("local_steps", [1, 3])
+def test_an_optimizer_on_the_consensus_keeps_the_optimum(momentum: float, local_steps: int) -> None:
+    """Its gradient ``w - c`` is zero at PISA's fixed point alone."""
+    optimized = importlib.import_module("consensus_optimizer").OptimizedPisa
+    update = PisaUpdate(sigma=2.0, rho=1.0, batch_size="full", local_steps=local_steps)
+    federation = Federation(
+        optimized(update, lambda_=0.1, optimizer=Optimizer("sgd", {"lr": 1.0, "momentum": momentum}))
+    )
+    for _ in range(600):
+        federation.round(range(6))
+    optimum = federation.optimum()
+    assert np.linalg.norm(federation.params - optimum) <= 1e-8 * np.linalg.norm(optimum)
+
+
+def test_adam_on_the_consensus_is_fedsgd_with_adam_if_rho_is_sigma() -> None:
+    common = {"optimizer": "adam", "learning-rate": 0.01, "batch-size": "full", "num-server-rounds": 10}
+    common |= {"dtype": "float64", "dataset": "synthetic", "model": "mlp", "widths": [8]}
+    pisa = {"algorithm": "consensus_optimizer:OptimizedPisa", "sigma": 3.0, "rho": 3.0}
+    one = fedpisa.run({**common, **pisa}, allow=["consensus_optimizer"]).parameters
+    other = fedpisa.run({**common, "algorithm": "fedsgd"}).parameters
+    # Adam's eps, 1e-8, counts against the gradient, which is a third of the other's.
+    assert all(np.allclose(one[name], other[name], rtol=0, atol=3e-5) for name in other)
+    start = fedpisa.run({**common, "algorithm": "fedsgd", "num-server-rounds": 1}).parameters
+    assert max(np.abs(start[name] - other[name]).max() for name in other) > 0.03
