@@ -110,6 +110,7 @@ def cases() -> list[Case]:
                 found += [Case(name, {"absent": "fresh", "preconditioner": rule}) for rule in rules]
                 automatic = {"sigma": "auto", "rho": "auto"}
                 found += [Case(name, {key: "auto"}) for key in automatic]
+                found += [Case(name, {"sigma": "balanced", "absent": a}) for a in choices]
                 found += [
                     Case(name, {**automatic, "absent": a, "lambda": 0.1, "local-steps": 2}) for a in choices
                 ]

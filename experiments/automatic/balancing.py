@@ -21,6 +21,8 @@ LAST_CHANGE: Final = 100
 """Round after which ``sigma`` stays."""
 RULES: Final = [(*rule, every) for rule in ((2.0, 1.5), (10.0, 2.0)) for every in (1, 5)]
 """``omega``, the factor of a change and the rounds between two changes."""
+BUILT: Final = RULES[3]
+"""The rule of ``sigma = "balanced"``."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +38,15 @@ class Problem:
         return np.linalg.solve(self.hessians.mean(0), self.linear.mean(0))
 
     @property
-    def curvature(self) -> float:
+    def largest(self) -> float:
         """Largest eigenvalue ``L`` of the mean Hessian."""
         return float(np.linalg.eigvalsh(self.hessians.mean(0)).max())
+
+    @property
+    def measured(self) -> float:
+        """``(sum_i ||H_i g_i||^2 / sum_i ||g_i||^2)^{1/2}`` with the gradients ``g_i`` at 0."""
+        images = np.einsum("nij,nj->ni", self.hessians, self.linear)
+        return float(np.sqrt((images**2).sum() / (self.linear**2).sum()))
 
 
 def problem(seed: int, spread: float) -> Problem:
@@ -63,7 +71,7 @@ def rounds(
             gradients = np.einsum("nij,nj->ni", given.hessians, w + drift) - given.linear
             drift -= (duals + gradients + sigma * drift) / (sigma + rho)
         duals += sigma * drift
-        before, w, local = w, (w + drift + duals / sigma).mean(0), w + drift
+        before, w = w, (w + drift + duals / sigma).mean(0)
         error = np.linalg.norm(w - optimum) / np.linalg.norm(optimum)
         if error < 1e-8:
             return finished
@@ -71,7 +79,7 @@ def rounds(
             return inf
         if rule is not None and finished < LAST_CHANGE and finished % rule[2] == 0:
             omega, factor, _ = rule
-            primal = root_mean_square(drift) / max(root_mean_square(local), float(np.linalg.norm(w)))
+            primal = root_mean_square(drift) / float(np.linalg.norm(w))
             dual = sigma * float(np.linalg.norm(w - before)) / root_mean_square(duals)
             sigma *= factor if primal > omega * dual else 1 / factor if dual > omega * primal else 1.0
     return inf
@@ -84,8 +92,8 @@ def root_mean_square(vectors: Floats) -> float:
 
 def best_constant(given: Problem, steps: int) -> float:
     """Return the fewest rounds of twenty constant values of ``sigma``, with ``rho`` at the largest curvature."""
-    grid = given.curvature * np.geomspace(1e-2, 1e2, 20)
-    return min(rounds(given, float(sigma), given.curvature, steps) for sigma in grid)
+    grid = given.largest * np.geomspace(1e-2, 1e2, 20)
+    return min(rounds(given, float(sigma), given.largest, steps) for sigma in grid)
 
 
 def shown(ratios: Sequence[float]) -> str:
@@ -104,20 +112,28 @@ def shown(ratios: Sequence[float]) -> str:
 def main() -> None:
     """Print the rounds of the balanced runs as multiples of those of the best constant value."""
     starts = (0.01, 1.0, 100.0)
-    print("| local steps | spread | " + " | ".join(f"start at {start:g} L" for start in starts) + " |")
-    print("| --- | --- | --- | --- | --- |")
+    heads = [*(f"start at {start:g} L" for start in starts), "measured start", "measured start, constant"]
+    print("| local steps | spread | " + " | ".join(heads) + " |")
+    print("| --- " * (len(heads) + 2) + "|")
     for steps, spread in itertools.product((1, 5), (0.1, 1.0, 10.0)):
-        cells = []
         problems = [problem(seed, spread) for seed in range(3)]
-        best = [best_constant(given, steps) for given in problems]
-        for start in starts:
-            ratios = [
-                rounds(given, start * given.curvature, given.curvature, steps, rule) / fewest
-                for given, fewest in zip(problems, best, strict=True)
+        pairs = [(given, best_constant(given, steps)) for given in problems]
+        cells = [
+            [
+                rounds(given, start * given.largest, given.largest, steps, rule) / fewest
+                for given, fewest in pairs
                 for rule in RULES
             ]
-            cells.append(shown(ratios))
-        print(f"| {steps} | {spread:g} | " + " | ".join(cells) + " |", flush=True)
+            for start in starts
+        ]
+        for rule in (BUILT, None):
+            cells.append(
+                [
+                    rounds(given, 0.15 * given.measured, 1.5 * given.measured, steps, rule) / fewest
+                    for given, fewest in pairs
+                ]
+            )
+        print(f"| {steps} | {spread:g} | " + " | ".join(map(shown, cells)) + " |", flush=True)
 
 
 if __name__ == "__main__":

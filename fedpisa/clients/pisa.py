@@ -45,7 +45,8 @@ class PisaUpdate(DualUpdate):
         keeps its memory for the whole model; vectors of the same name are shared.
     sigma
         Penalty on the distance between local and global model. ``"auto"`` measures the losses' curvature in the first
-        round and keeps 0.15 times that value.
+        round and keeps 0.15 times that value. ``"balanced"`` begins with it, and until round 100 doubles or halves it
+        in every fifth round in which one of the relative residuals is ten times the other.
     rho
         Scale of the preconditioner. ``"auto"`` begins with 1.5 times the curvature in the first round, and grows by a
         half, up to four times, whenever the model turns back. In that first round the model does not move. Automatic
@@ -93,7 +94,7 @@ class PisaUpdate(DualUpdate):
 
     preconditioner: Preconditioner = Identity()
     rules: Mapping[str, Preconditioner] | None = field(default=None, hash=False)
-    sigma: InverseStepSize | Literal["auto"] = 0.3  # type: ignore[assignment]  # one choice more
+    sigma: InverseStepSize | Literal["auto", "balanced"] = 0.3  # type: ignore[assignment]  # two choices more
     rho: NonNegativeInverseStepSize | Literal["auto"] = 10.0
     gamma: Positive = 1.0
     gamma_every: PositiveInt = 1
@@ -113,27 +114,30 @@ class PisaUpdate(DualUpdate):
             )
         if self.gamma > 1:
             raise ValueError(f"gamma = {self.gamma} shrinks sigma: give a value in (0, 1]; 1 keeps sigma")
-        if self.automatic and (self.rules or not isinstance(self.preconditioner, Identity)):
-            other = "rules are set" if self.rules else f"preconditioner is {name_of(self.preconditioner)!r}"
+        for key in self.automatic:
+            if self.rules or not isinstance(self.preconditioner, Identity):
+                other = (
+                    "rules are set" if self.rules else f"preconditioner is {name_of(self.preconditioner)!r}"
+                )
+                raise ValueError(
+                    f'{key} = "{getattr(self, key)}" suits plain PISA alone, and {other}: give {key} a number, or use '
+                    'algorithm = "pisa" with preconditioner = "identity" and without rules'
+                )
+        if isinstance(self.sigma, str) and self.gamma != 1:
             raise ValueError(
-                f'{self.automatic[0]} = "auto" suits plain PISA alone, and {other}: give {self.automatic[0]} a '
-                'number, or use algorithm = "pisa" with preconditioner = "identity" and without rules'
-            )
-        if self.sigma == "auto" and self.gamma != 1:
-            raise ValueError(
-                f'sigma = "auto" stays as it is, and gamma = {self.gamma} changes it: set gamma = 1'
+                f'sigma = "{self.sigma}" chooses sigma, and gamma = {self.gamma} changes it: set gamma = 1'
             )
 
     @property
     def automatic(self) -> list[str]:
-        """The names of the keys whose values are ``"auto"``."""
-        return [name for name in ("sigma", "rho") if getattr(self, name) == "auto"]
+        """The names of the keys whose values the server chooses."""
+        return [name for name in ("sigma", "rho") if isinstance(getattr(self, name), str)]
 
     @property
     def numbers(self) -> tuple[float, float]:
         """``sigma`` and ``rho``, once both are numbers."""
         if isinstance(self.sigma, str) or isinstance(self.rho, str):
-            raise ValueError(f'{self.automatic[0]} = "auto" has no value before the first round')
+            raise ValueError(f"{self.automatic[0]} has no value before the first round")
         return self.sigma, self.rho
 
     @functools.cached_property
@@ -159,14 +163,23 @@ class PisaUpdate(DualUpdate):
 
     def at_round(self, server_round: int) -> PisaUpdate:
         """Return the update with the round's penalty."""
-        return self if self.sigma == "auto" else replace(self, sigma=self.sigma_at(server_round), gamma=1.0)
+        if isinstance(self.sigma, str):
+            return self
+        return replace(self, sigma=self.sigma_at(server_round), gamma=1.0)
 
     def for_broadcast(self, down: Arrays) -> LocalUpdate:
         """Return the update with the server's ``sigma`` and ``rho``, or the `Calibration` if it has none yet."""
-        chosen = {name: f"chosen-{name}" for name in self.automatic}
-        if not set(chosen.values()) <= down.keys():
+        update = self.with_penalties(down)
+        if update is None:
             return Calibration(self)
-        values: dict[str, Any] = {name: float(down[key]) for name, key in chosen.items()}
+        return Balanced(update) if self.sigma == "balanced" else update
+
+    def with_penalties(self, chosen: Arrays) -> PisaUpdate | None:
+        """Return the update with ``chosen-sigma`` and ``chosen-rho``, ``None`` if one that it needs is missing."""
+        keys = {name: f"chosen-{name}" for name in self.automatic}
+        if not set(keys.values()) <= chosen.keys():
+            return None
+        values: dict[str, Any] = {name: float(chosen[key]) for name, key in keys.items()}
         return replace(self, **values) if values else self
 
     def batch_sampler(self) -> Periodic:
@@ -258,6 +271,44 @@ class IncrementalPisaUpdate(PisaUpdate):
         return {"drift": drift_P}
 
 
+@final
+@dataclass(frozen=True)
+class Balanced(LocalUpdate):
+    """An update that also uploads ``residuals`` ``(2,)``: ``||w_i - w||`` and ``||pi_i||``, for ``sigma = "balanced"``.
+
+    Parameters
+    ----------
+    update
+        The update.
+    """
+
+    update: PisaUpdate
+
+    def init(self, params_P: Tensor) -> Arrays:
+        """Return the initial state of the update."""
+        return self.update.init(params_P)
+
+    def batch_sampler(self) -> Periodic:
+        """Return the mini-batches of the update."""
+        return self.update.batch_sampler()
+
+    def start(self, down: Arrays, state: Arrays) -> Arrays:
+        """Begin as the update does."""
+        return self.update.start(down, state)
+
+    def step(
+        self, gradient: Gradient, down: Arrays, state: Arrays, work: Arrays, batch: MiniBatches
+    ) -> Arrays:
+        """Take the update's step."""
+        return self.update.step(gradient, down, state, work, batch)
+
+    def finish(self, down: Arrays, state: Arrays, work: Arrays) -> LocalResult:
+        """Add the norms to the update's upload."""
+        result = self.update.finish(down, state, work)
+        residuals_2 = torch.stack([squared(work["drift"]), squared(result.state["dual"])]).sqrt()
+        return result._replace(upload={**result.upload, "residuals": residuals_2})
+
+
 RHO_SHARE: Final = 1.5
 """The automatic ``rho`` as a multiple of the curvature."""
 SIGMA_SHARE: Final = 0.15
@@ -267,7 +318,7 @@ SIGMA_SHARE: Final = 0.15
 @final
 @dataclass(frozen=True)
 class Calibration(LocalUpdate):
-    r"""A round in which clients measure curvature, for ``sigma = "auto"`` or ``rho = "auto"``; no model moves.
+    r"""A round in which clients measure curvature, for penalties that the server chooses; no model moves.
 
     With ``q = pi_i + g`` (``pi_i = 0`` at the start) and the Hessian ``H_i`` of ``F_i`` at the global model, a client
     uploads the vector ``calibration`` ``(2,)``: ``||H_i q||`` and ``||q||``. With ``local-steps`` K > 1 these are the
@@ -344,8 +395,8 @@ def chosen(calibration: Tensor) -> dict[str, float]:
     h = sqrt(image / length) if length else inf
     if not 0 < h < inf:
         raise ValueError(
-            f'sigma = "auto" and rho = "auto" need a curvature above 0, and that of the losses at the first model is '
-            f"{h:g}: give sigma and rho numbers"
+            f"automatic penalties need a curvature above 0, and that of the losses at the first model is {h:g}: give "
+            "sigma and rho numbers"
         )
     return {"sigma": SIGMA_SHARE * h, "rho": RHO_SHARE * h}
 

@@ -276,7 +276,7 @@ def _require_central(config: RunConfig, algorithm: Algorithm, keys: CentralPriva
     if isinstance(algorithm.local_update, PisaUpdate) and algorithm.local_update.automatic:
         key = algorithm.local_update.automatic[0]
         raise ValueError(
-            f'differential-privacy = "central" adds noise to models, and {key} = "auto" sends measurements without '
+            f'differential-privacy = "central" adds noise to models, and an automatic {key} sends measurements without '
             f"noise: give {key} a number"
         )
     partial = cohort_size(config.num_clients, config.fraction_train) < config.num_clients

@@ -16,13 +16,21 @@ from torch import Tensor
 from fedpisa.clients.base import Arrays, scalar_like
 from fedpisa.clients.pisa import IncrementalPisaUpdate, PisaUpdate, chosen
 from fedpisa.strategies.admm import ConsensusADMM
-from fedpisa.strategies.base import Cohort, client_mass, updated_mean, weighted_mean
+from fedpisa.strategies.base import Cohort, client_mass, norm, updated_mean, weighted_mean
 from fedpisa.tasks.layout import ParamLayout
 
 MOST_RAISES: Final = 4
 """How often an automatic ``rho`` grows at most."""
 RAISE: Final = 1.5
 """Factor by which an automatic ``rho`` grows."""
+RATIO: Final = 10.0
+"""Ratio of the relative residuals at which a balanced ``sigma`` changes."""
+CHANGE: Final = 2.0
+"""Factor of such a change."""
+EVERY: Final = 5
+"""Rounds between two changes."""
+LAST: Final = 100
+"""Round from which a balanced ``sigma`` stays."""
 
 
 @dataclass(frozen=True)
@@ -55,15 +63,20 @@ class PisaConsensus(ConsensusADMM, ABC):
     Lost replies: an upload is an increment. If its reply is lost, the client takes back its dual and its
     preconditioner's memory; see `LocalUpdate.incremental`. A client that loses its state lets all clients begin anew.
 
-    Automatic penalties: with ``sigma = "auto"`` or ``rho = "auto"``, the first round is a `Calibration`, in which no
-    model and no dual moves. Then ``sigma = 0.15 h`` and ``rho = 1.5 h``, with ``h`` the curvature
-    ``(sum_i alpha_i ||H_i g_i||^2 / sum_i alpha_i ||g_i||^2)^{1/2}`` of the first cohort at the first model. With full
-    participation, K = 1 and ``Q = I``, the models depend on the mean gradient alone, and are stable where its curvature
-    is below ``(2 sigma + 4 rho) / 3 = 2.1 h``. A network's curvature may grow beyond it, and then the model begins to
-    oscillate. So ``rho`` grows by a half whenever two successive steps of the model point apart,
+    Automatic penalties: with ``sigma = "auto"`` or ``"balanced"``, or ``rho = "auto"``, the first round is a
+    `Calibration`, in which no model and no dual moves. Then ``sigma = 0.15 h`` and ``rho = 1.5 h``, with ``h`` the
+    curvature ``(sum_i alpha_i ||H_i g_i||^2 / sum_i alpha_i ||g_i||^2)^{1/2}`` of the first cohort at the first model.
+    With full participation, K = 1 and ``Q = I``, the models depend on the mean gradient alone, and are stable where its
+    curvature is below ``(2 sigma + 4 rho) / 3 = 2.1 h``. A network's curvature may grow beyond it, and then the model
+    begins to oscillate. So ``rho`` grows by a half whenever two successive steps of the model point apart,
     ``<w^{l+1} - w^l, w^l - w^{l-1}> < 0``, at most four times: on a strictly convex problem every damped oscillation
     turns back now and then. With ``absent = "keep"``, rounds with absent clients do not count: they replace the
     ``z_i`` of different clients. In the end ``rho`` is constant, and the fixed point is that of any other number.
+
+    With ``sigma = "balanced"``, ``sigma`` also changes, in every fifth round before round 100: it doubles if the primal
+    residual ``||w_i - w||``, relative to ``||w||``, is above ten times the dual residual ``sigma ||w^{l+1} - w^l||``,
+    relative to ``||pi_i||``, and halves in the opposite case (root mean squares over the cohort). The duals are
+    gradients and keep their scale.
 
     A multiple of all losses multiplies ``sigma``, ``rho`` and the duals, so the models do not change. A client that
     reports false measurements can change both numbers. If no reply arrives, the next round is the calibration. With an
@@ -109,7 +122,9 @@ class PisaConsensus(ConsensusADMM, ABC):
 
     def init(self, params_P: Tensor, layout: ParamLayout) -> Arrays:
         """Start as `PrimalDual`; with an automatic ``sigma``, at ``w^0``."""
-        return {"params": params_P} if self.local_update.sigma == "auto" else super().init(params_P, layout)
+        if isinstance(self.local_update.sigma, str):
+            return {"params": params_P}
+        return super().init(params_P, layout)
 
     def broadcast(self, server: Arrays) -> Arrays:
         """Return the global model, and the ``sigma`` and ``rho`` that are automatic, if they are known."""
@@ -120,11 +135,15 @@ class PisaConsensus(ConsensusADMM, ABC):
         if "calibration" in uploads_S:
             return self._calibrated(server, uploads_S["calibration"], cohort)
         after = self._with_penalties(server)._solved(server, uploads_S, cohort)
-        return (
-            {**after, **self._guarded(server, after["params"], cohort)}
-            if self.local_update.automatic
-            else after
-        )
+        if not self.local_update.automatic:
+            return after
+        penalties = self._guarded(server, after["params"], cohort)
+        due = cohort.server_round % EVERY == 0 and cohort.server_round < LAST
+        if self.local_update.sigma == "balanced" and due:
+            penalties["chosen-sigma"] = self._balanced(
+                server, after["params"], uploads_S["residuals"], cohort
+            )
+        return {**after, **penalties}
 
     def _calibrated(self, server: Arrays, measured_S2: Tensor, cohort: Cohort) -> Arrays:
         """Return the state with the automatic penalties that the cohort's measurements give."""
@@ -135,7 +154,16 @@ class PisaConsensus(ConsensusADMM, ABC):
             found["raises"] = scalar_like(w_P)
         return {**server, **found}
 
-    def _guarded(self, server: Arrays, params_P: Tensor, cohort: Cohort) -> Arrays:
+    def _balanced(self, server: Arrays, params_P: Tensor, residuals_S2: Tensor, cohort: Cohort) -> Tensor:
+        """Return the next ``sigma`` ``()`` from the clients' ``||w_i - w||`` and ``||pi_i||``."""
+        sigma = server["chosen-sigma"]
+        drift, duals = weighted_mean(self.weights(cohort), residuals_S2.double().square()).sqrt().tolist()
+        # Both sides times the norms, which may be zero.
+        primal = drift * duals
+        dual = float(sigma) * norm(params_P - server["params"]) * norm(params_P)
+        return sigma * (CHANGE if primal > RATIO * dual else 1 / CHANGE if dual > RATIO * primal else 1.0)
+
+    def _guarded(self, server: Arrays, params_P: Tensor, cohort: Cohort) -> dict[str, Tensor]:
         """Return the automatic penalties for the next round, with a larger ``rho`` if the model turns back."""
         penalties = _penalties(server)
         if self.local_update.rho != "auto":
@@ -150,16 +178,19 @@ class PisaConsensus(ConsensusADMM, ABC):
     def diagnostics(
         self, before: Arrays, after: Arrays, metrics: Mapping[str, float], cohort: Cohort
     ) -> dict[str, float]:
-        """Return those of `ConsensusADMM`, and the next round's ``rho`` if it is automatic."""
-        columns = super(PisaConsensus, self._with_penalties(after)).diagnostics(
+        """Return those of `ConsensusADMM`, and ``rho`` if it is automatic."""
+        penalties = {**_penalties(after), **_penalties(before)}
+        columns = super(PisaConsensus, self._with_penalties(penalties)).diagnostics(
             before, after, metrics, cohort
         )
-        return columns if self.local_update.rho != "auto" else {**columns, "rho": float(after["chosen-rho"])}
+        return (
+            columns if self.local_update.rho != "auto" else {**columns, "rho": float(penalties["chosen-rho"])}
+        )
 
     def _with_penalties(self, server: Arrays) -> Self:
         """Return the algorithm with the automatic ``sigma`` and ``rho`` of the server's state."""
-        update = self.local_update.for_broadcast(server)
-        assert isinstance(update, PisaUpdate), "only a calibrated server steps"
+        update = self.local_update.with_penalties(server)
+        assert update is not None, "only a calibrated server steps"
         return self if update is self.local_update else replace(self, local_update=update)
 
     def _solved(self, server: Arrays, uploads_S: Arrays, cohort: Cohort) -> Arrays:

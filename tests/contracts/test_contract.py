@@ -245,7 +245,7 @@ def described(arrays: Arrays) -> dict[str, tuple[torch.Size, torch.dtype]]:
 def test_shapes_and_dtypes_are_stable(lab: Any, case: Any, engine: str, dtype: str) -> None:
     federation = lab.make(case.build(), engine, dtype=lab.dtypes[dtype])
     initial = described(federation.algorithm.local_update.init(federation.task.initial_params()))
-    server, automatic = None, "auto" in case.values.values()
+    server, automatic = None, bool({"auto", "balanced"} & set(map(str, case.values.values())))
     for number, finished in enumerate(federation.rounds(3)):
         params = finished.arrays["params"].numpy()
         assert params.dtype == dtype

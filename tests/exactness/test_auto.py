@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import fedpisa
-from fedpisa.clients.pisa import chosen
+from fedpisa.clients.pisa import PisaUpdate, chosen
 from tests.exactness.test_fresh import LAYOUT, Federation, build
 
 ALL = range(6)
@@ -103,6 +103,45 @@ def test_it_reaches_the_optimum_at_every_scale(scale: float, absent: str) -> Non
     assert np.linalg.norm(made.params - made.optimum()) <= 1e-8 * np.linalg.norm(made.optimum())
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_residuals_double_or_halve_a_balanced_sigma_in_every_fifth_round(
+    kind: str, scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drifts: list[np.ndarray] = []
+    finish = PisaUpdate.finish
+
+    def recorded(self: PisaUpdate, down: Any, state: Any, work: Any) -> Any:
+        drifts.append(work["drift"].numpy())
+        return finish(self, down, state, work)
+
+    monkeypatch.setattr(PisaUpdate, "finish", recorded)
+    made = federation(scale, **{**KINDS[kind], "sigma": "balanced"})
+    made.round(ALL)
+    sigma, changes = float(made.server["chosen-sigma"]), 0
+    for server_round in range(2, 130):
+        drifts.clear()
+        before, after = made.params, made.round(ALL)
+        if server_round % 5 == 0 and server_round < 100:
+            drift, dual = (np.sqrt(made.alpha @ (np.array(v) ** 2).sum(1)) for v in (drifts, made.duals()))
+            one = drift / np.linalg.norm(after)
+            other = sigma * np.linalg.norm(after - before) / dual
+            factor = 2 if one > 10 * other else 0.5 if other > 10 * one else 1
+            sigma, changes = factor * sigma, changes + (factor != 1)
+        assert float(made.server["chosen-sigma"]) == sigma
+    assert changes
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("kind", ["keep", "fresh", "local steps"])
+def test_a_balanced_sigma_reaches_the_optimum_at_every_scale(kind: str, scale: float) -> None:
+    """The duals are gradients, so they keep their scale when ``sigma`` changes."""
+    made = federation(scale, **{**KINDS[kind], "sigma": "balanced", "lambda_": 0.1 * scale})
+    for _ in range(600):
+        made.round(ALL)
+    assert np.linalg.norm(made.params - made.optimum()) <= 1e-8 * np.linalg.norm(made.optimum())
+
+
 def test_some_clients_reach_it_with_fresh_consensus() -> None:
     made, rng = federation(local_steps=2), np.random.default_rng(0)
     for _ in range(3000):
@@ -141,8 +180,10 @@ def test_a_first_model_at_which_all_gradients_are_zero_has_the_default_numbers()
         ({"algorithm": "sisa", "sigma": "auto"}, "sigma = \"auto\" suits plain PISA alone.*adam"),
         ({"algorithm": "pisa", "rho": "auto", "preconditioner": "fisher"}, "suits plain PISA alone.*fisher"),
         ({"algorithm": "pisa", "sigma": "auto", "gamma": 0.9}, "set gamma = 1"),
+        ({"algorithm": "sisa", "sigma": "balanced"}, "sigma = \"balanced\" suits plain PISA alone.*adam"),
+        ({"algorithm": "pisa", "sigma": "balanced", "gamma": 0.9}, "set gamma = 1"),
         ({"algorithm": "pisa", "rho": "auto", "schedule": "linear"}, "rho = \"auto\" has no number to change"),
-        ({"algorithm": "pisa", "sigma": "best"}, "must be a valid number or 'auto'"),
+        ({"algorithm": "pisa", "sigma": "best"}, "must be a valid number or 'auto' or 'balanced'"),
         ({"algorithm": "feddyn", "sigma": "auto"}, "must be a valid number"),
         (
             {
