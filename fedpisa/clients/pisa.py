@@ -3,6 +3,7 @@ r"""The client of PISA: one preconditioned primal step, one dual step."""
 from __future__ import annotations
 
 import functools
+from abc import ABC
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from math import inf, sqrt
@@ -271,15 +272,14 @@ class IncrementalPisaUpdate(PisaUpdate):
         return {"drift": drift_P}
 
 
-@final
 @dataclass(frozen=True)
-class Balanced(LocalUpdate):
-    """An update that also uploads ``residuals`` ``(2,)``: ``||w_i - w||`` and ``||pi_i||``, for ``sigma = "balanced"``.
+class AroundPisa(LocalUpdate, ABC):
+    """Another round with the state and the mini-batches of a `PisaUpdate`.
 
     Parameters
     ----------
     update
-        The update.
+        The update, with numbers for its penalties as far as the server has chosen them.
     """
 
     update: PisaUpdate
@@ -291,6 +291,17 @@ class Balanced(LocalUpdate):
     def batch_sampler(self) -> Periodic:
         """Return the mini-batches of the update."""
         return self.update.batch_sampler()
+
+
+@final
+@dataclass(frozen=True)
+class Balanced(AroundPisa):
+    """An update that also uploads ``residuals`` ``(2,)``, ``||w_i - w||`` and ``||pi_i||``, for ``sigma = "balanced"``.
+
+    References
+    ----------
+    Wohlberg, ADMM Penalty Parameter Selection by Residual Balancing, arXiv 1704.06209, 2017.
+    """
 
     def start(self, down: Arrays, state: Arrays) -> Arrays:
         """Begin as the update does."""
@@ -317,7 +328,7 @@ SIGMA_SHARE: Final = 0.15
 
 @final
 @dataclass(frozen=True)
-class Calibration(LocalUpdate):
+class Calibration(AroundPisa):
     r"""A round in which clients measure curvature, for penalties that the server chooses; no model moves.
 
     With ``q = pi_i + g`` (``pi_i = 0`` at the start) and the Hessian ``H_i`` of ``F_i`` at the global model, a client
@@ -326,22 +337,7 @@ class Calibration(LocalUpdate):
     squares.
 
     A mini-batch costs two gradients and a product with the Hessian.
-
-    Parameters
-    ----------
-    update
-        The update for the other rounds.
     """
-
-    update: PisaUpdate
-
-    def init(self, params_P: Tensor) -> Arrays:
-        """Return the initial state of the update."""
-        return self.update.init(params_P)
-
-    def batch_sampler(self) -> Periodic:
-        """Return the mini-batches of the update."""
-        return self.update.batch_sampler()
 
     def start(self, down: Arrays, state: Arrays) -> Arrays:
         """Begin with zeros."""

@@ -209,7 +209,7 @@ def test_faulty_measurements_do_not_count(fault: str) -> None:
     assert result.history["test_accuracy"].iloc[-1] > 0.7
 
 
-def test_the_rows_tell_the_values() -> None:
+def test_the_rows_have_the_values() -> None:
     history = fedpisa.run({"algorithm": "pisa", **AUTO, "num-server-rounds": 3}).history
     assert history["rho"].iloc[-1] == pytest.approx(10 * history["sigma"].iloc[-1])
     assert history["primal_residual"].iloc[1] == 0
