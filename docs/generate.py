@@ -275,7 +275,7 @@ def keys_page() -> str:
     """Return the page of keys: those of every run, and those of components that no other page lists."""
     paragraphs = [KEYS.strip(), "## Keys of every run", key_rows(run_keys().values())]
     paragraphs += ["## Options of optimizers", OPTIONS.strip()]
-    for family in ("dataset", "partitioner", "model", "pace", "availability"):
+    for family in ("dataset", "partitioner", "model", "task", "pace", "availability"):
         paragraphs.append(f"## Values of `{family}`")
         for name, component in available(family).items():
             keys = keys_of(component).values()

@@ -14,8 +14,8 @@ from fedpisa.strategies.averaging import LocalTraining, ModelAveraging
 from fedpisa.strategies.base import Algorithm, Cohort, Weighting, norm, remember, shares, weighted_mean
 from fedpisa.strategies.primaldual import PrimalDual
 from fedpisa.strategies.schedules import Factor
+from fedpisa.tasks.base import Task
 from fedpisa.tasks.layout import ParamLayout
-from fedpisa.tasks.task import Task
 from fedpisa.typing import (
     Bytes,
     Decay,

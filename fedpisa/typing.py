@@ -10,6 +10,8 @@ from typing import Annotated, Final, final
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+"""Any finite number."""
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=True)]
 """A number greater than 0."""
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=True)]

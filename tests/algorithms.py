@@ -28,8 +28,9 @@ from fedpisa.simulation.rounds import rounds
 from fedpisa.simulation.stacked.grid import VmapGrid
 from fedpisa.strategies.base import Algorithm
 from fedpisa.strategies.primaldual import PrimalDual
+from fedpisa.tasks.base import Task
 from fedpisa.tasks.modules import in_dtype
-from fedpisa.tasks.task import Task
+from fedpisa.tasks.supervised import supervised
 
 # Values for the small problems; each algorithm takes those of these keys that it has.
 BASE: Mapping[str, object] = {"batch-size": 4, "learning-rate": 0.05, "sigma": 1.0, "rho": 2.0}
@@ -144,7 +145,7 @@ class Federation:
     task: Task = field(init=False)
 
     def __post_init__(self) -> None:
-        self.task = Task(in_dtype(self.module, self.dtype), self.num_classes)
+        self.task = supervised(in_dtype(self.module, self.dtype), self.num_classes)
         self.data = ClientData.of(self.x, self.y, [np.asarray(p) for p in self.partition], self.dtype)
         update = self.algorithm.local_update
         if self.engine == "vmap":

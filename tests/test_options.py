@@ -19,7 +19,8 @@ from fedpisa.cli.options import read_keys
 from fedpisa.components import Component, Key, Parameter, inspect_component
 from fedpisa.config.flat_options import _warn_once
 from fedpisa.config.flower import NodeSettings, read_run_config, to_run_config
-from fedpisa.config.run import RunConfig, load_config, override, parse_overrides
+from fedpisa.config.overrides import parse_overrides
+from fedpisa.config.run import RunConfig, load_config, override
 from fedpisa.families import build, keys_of, lookup, owners
 from fedpisa.report.runs import Run, _telling
 from fedpisa.studies.study import Study, read_study

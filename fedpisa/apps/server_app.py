@@ -14,8 +14,8 @@ from fedpisa.components import escaped
 from fedpisa.config.flower import NodeSettings, read_run_config
 from fedpisa.config.run import RunConfig
 from fedpisa.runs.events import Event, RoundFinished, RunFinished, RunStarted
+from fedpisa.runs.places import directory_for
 from fedpisa.runs.process import own_process
-from fedpisa.runs.results import directory_for
 from fedpisa.runs.run_files import RunReader
 from fedpisa.runs.runner import train
 from fedpisa.runs.simulation import Simulation

@@ -100,7 +100,7 @@ def run(
     from fedpisa.config.run import RunConfig, flatten, load_config, override, read_toml
     from fedpisa.deployment.local import Deployment
     from fedpisa.families import Permission, permitted
-    from fedpisa.runs.results import directory_for, require_free
+    from fedpisa.runs.places import directory_for, require_free
     from fedpisa.runs.resume import changed
     from fedpisa.runs.run_files import RunReader
     from fedpisa.simulation.federation import require_federated

@@ -94,7 +94,8 @@ def read_config(
 
 def read_keys(assignments: Sequence[str] | None) -> dict[str, object]:
     """Return the keys of all ``-c`` options; later ones override earlier ones, and of a table option by option."""
-    from fedpisa.config.run import flatten, parse_overrides
+    from fedpisa.config.overrides import parse_overrides
+    from fedpisa.config.run import flatten
 
     changes: dict[str, object] = {}
     for text in assignments or ():

@@ -30,7 +30,7 @@ def demo(
     """Compare FedAvg, LocalSGD, SCAFFOLD, SISA and PISA on one non-IID split of real data, in half a minute."""
     from rich.console import Console
 
-    from fedpisa.runs.results import free_directory
+    from fedpisa.runs.places import free_directory
     from fedpisa.studies import demo as demonstration
     from fedpisa.studies.console import StudyConsole
 
@@ -79,7 +79,7 @@ def run(
     if resume is not None and (file is not None or out is not None):
         raise ValueError("--resume continues a run in its directory: give neither a file nor --out with it")
     given = read_config(file, config, allow) if resume is None else read_keys(config)
-    from fedpisa.runs.results import directory_for, require_free
+    from fedpisa.runs.places import directory_for, require_free
     from fedpisa.runs.runner import run as train
 
     if isinstance(given, dict):

@@ -139,7 +139,7 @@ def plot(
         list[str] | None,
         typer.Option(
             help="A column of metrics.jsonl; repeat for more panels.",
-            show_default="test-accuracy (or test-loss), for single runs also train-loss",
+            show_default="the task's first measure, such as test-accuracy; for single runs also train-loss",
         ),
     ] = None,
     out: Annotated[Path, typer.Option(help="A .pdf, .svg, .pgf or .png; replaced if it exists.")] = Path(
@@ -182,7 +182,8 @@ def plot(
         say(f"picture: {out}")
         return
     results = [load_result(directory) for directory in _run_directories(runs)]
-    targets = {result.config.target_accuracy for result in results}
+    targets = {result.target for result in results}
+    measures = results[0].measures if results else ()
     names = curve_labels(results)
     unknown = [name for name in texts if name not in names]
     if unknown:
@@ -193,7 +194,8 @@ def plot(
         against,
         columns,
         out,
-        target_accuracy=targets.pop() if len(targets) == 1 else None,
+        target=targets.pop() if len(targets) == 1 else None,
+        measures=measures if all(result.measures == measures for result in results) else (),
         references=[label for label, result in labelled.items() if result.reference],
         width=inches,
         font_size=font_size,

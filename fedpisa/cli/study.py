@@ -125,8 +125,8 @@ def report(
     target: Annotated[
         float | None,
         typer.Option(
-            help="Test accuracy in (0, 1] up to which costs are counted.",
-            show_default="the runs' target-accuracy, or 95% of the best",
+            help="Value of the runs' first measure, such as a test accuracy in (0, 1], up to which costs are counted.",
+            show_default="the runs' target, or 95% of the best",
         ),
     ] = None,
     title: Annotated[str | None, typer.Option(help="The page's heading.", show_default=False)] = None,
@@ -134,6 +134,6 @@ def report(
     """Compare runs in one self-contained HTML page, and in tables as CSV and LaTeX."""
     from fedpisa.report import write_report
 
-    written = write_report(runs, out, target_accuracy=target, title=title)
+    written = write_report(runs, out, target=target, title=title)
     say(f"report: {written.page}")
     say(f"tables: {written.tables[0].parent}, CSV and LaTeX")

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from fedpisa.clients.batches import BatchSampler
+from fedpisa.tasks.base import Task
 from fedpisa.tasks.features import FeatureLoss
 from fedpisa.tasks.layout import ParamLayout
-from fedpisa.tasks.task import Task
 
 Arrays = Mapping[str, Tensor]
 """Named tensors: flat vectors ``(P,)`` or scalars ``()``."""

@@ -14,8 +14,8 @@ from fedpisa.clients.gradients import AutogradGradient
 from fedpisa.clients.step_sizes import UNSCHEDULED, StepSizeSchedule
 from fedpisa.datasets.client_data import rows
 from fedpisa.rng import seeded, step_keys
+from fedpisa.tasks.base import Task
 from fedpisa.tasks.module_values import own_attributes
-from fedpisa.tasks.task import Task
 
 BUFFERS = "buffers"
 """Name of the module's buffers in broadcasts and uploads."""
@@ -60,7 +60,7 @@ class Client:
         indices = update.batch_sampler().draw(size_1, id_1, server_round, self.seed)
         steps = int(indices.steps_S[0])
         index_KCB = torch.from_numpy(indices.index_SKCB[0, :steps]).to(self.x.device)
-        weight_KCB = torch.from_numpy(indices.weight_SKCB[0, :steps]).to(self.x)
+        weight_KCB = torch.from_numpy(indices.weight_SKCB[0, :steps]).to(self.x.device, self.task.dtype)
         key_SK = step_keys(self.seed, np.array([self.client_id]), server_round, steps)
         key_K = torch.from_numpy(key_SK[0]).to(self.x.device)
         down = dict(down)

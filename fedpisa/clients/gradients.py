@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from fedpisa.clients.base import MiniBatches
+from fedpisa.tasks.base import Samples, Task
 from fedpisa.tasks.features import FeatureLoss
 from fedpisa.tasks.layout import ParamLayout
 from fedpisa.tasks.module_values import Held
-from fedpisa.tasks.task import Task
 
 
 @final
@@ -91,9 +91,8 @@ class AutogradGradient:
             if bool(real.any()):
                 # A backward pass may call the module again, so it belongs inside.
                 with self.task.holding(params_P, self.buffers_Q) as held:
-                    losses_B, buffers_Q = self.task.losses(
-                        None, self.buffers_Q, x[real], y_B[real], None, extra
-                    )
+                    samples = Samples(x[real], y_B[real])
+                    losses_B, buffers_Q = self.task.losses(None, self.buffers_Q, samples, extra)
                     loss = losses_B.mean()
                     derive(c, loss, held)
                 self.buffers_Q = buffers_Q.detach()

@@ -15,9 +15,9 @@ from fedpisa.clients.batches import Ints
 from fedpisa.clients.gradients import AutogradGradient
 from fedpisa.components import one_line
 from fedpisa.rng import seeded
+from fedpisa.tasks.base import Task
 from fedpisa.tasks.batchnorm import MaskedBatchNorm
 from fedpisa.tasks.module_values import own_attributes
-from fedpisa.tasks.task import Task
 
 
 def require_trainable(task: Task, x: Tensor, y: Tensor) -> None:

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from fedpisa.clients.base import Arrays, Gradient, LocalResult, MiniBatches, scalar_like
 from fedpisa.clients.dual import kept_or
 from fedpisa.clients.sgd import SGDUpdate
+from fedpisa.tasks.base import Task
 from fedpisa.tasks.features import FeatureLoss
-from fedpisa.tasks.task import Task
 from fedpisa.typing import NonNegative, Positive
 
 

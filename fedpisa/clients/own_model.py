@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedpisa.clients.base import Arrays, LocalResult
 from fedpisa.clients.sgd import SGDUpdate
-from fedpisa.tasks.task import Task
+from fedpisa.tasks.base import Task
 
 
 @final

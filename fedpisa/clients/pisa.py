@@ -18,7 +18,7 @@ from fedpisa.clients.by_name import ByName
 from fedpisa.clients.dual import DualUpdate, squared
 from fedpisa.clients.preconditioners import Derivatives, Identity, Preconditioner
 from fedpisa.components import name_of
-from fedpisa.tasks.task import Task
+from fedpisa.tasks.base import Task
 from fedpisa.typing import InverseStepSize, NonNegative, NonNegativeInverseStepSize, Positive, PositiveInt
 
 

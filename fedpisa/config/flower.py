@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Final, Literal, cast, final
 
 from fedpisa import families
-from fedpisa.config.run import RunConfig, nest, parse_overrides, run_keys
+from fedpisa.config.overrides import parse_overrides
+from fedpisa.config.run import RunConfig, nest, run_keys
 
 UNSET: Final = ""
 """The value of a key that is not set. Flower requires a value for every key."""

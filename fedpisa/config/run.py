@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import os
-import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
@@ -19,10 +18,12 @@ from typing import Any, Final, Literal, Self, cast, final
 from fedpisa import components, families
 from fedpisa.components import Component, Key
 from fedpisa.config.flat_options import flat_names, in_tables, option_of
+from fedpisa.config.overrides import parse_overrides
 from fedpisa.families import Permission, permitted
 from fedpisa.typing import (
     Bytes,
     Decay,
+    Finite,
     Fraction,
     NonNegative,
     NonNegativeInt,
@@ -36,6 +37,7 @@ _CHOICES: Final = (
     "dataset",
     "partitioner",
     "model",
+    "task",
     "schedule",
     "server-strategy",
     "differential-privacy",
@@ -66,6 +68,9 @@ class RunConfig:
         Folder of the data files; by default the environment variable ``FEDPISA_DATA``, or else ``data``.
     model
         The model; by default the one that suits the data set.
+    task
+        What the model learns: ``classification``, ``regression``, ``multi-label``, or ``module:Class`` with a loss
+        and metrics of your own; by default the one that suits the data set.
     num_clients
         Number of clients.
     partitioner
@@ -141,6 +146,10 @@ class RunConfig:
         Rounds between two checkpoints in the run's directory; 0 writes one only at the end and on an interruption.
     target_accuracy
         Test accuracy; the run reports the first round that reaches it.
+    target
+        Value of ``target-measure``; the run reports the first round that is at least as good.
+    target_measure
+        Column that ``target`` is about, such as ``test_loss``; by default the task's first measure on the test set.
     exact_diagnostics
         Whether diagnostics use all data of the clients instead of the round's mini-batches.
     per_client
@@ -167,6 +176,7 @@ class RunConfig:
     dataset: str = "digits"
     data_dir: str | None = None
     model: str | None = None
+    task: str | None = None
     num_clients: PositiveInt = 10
     partitioner: str = "label-dirichlet"
     seed: NonNegativeInt = 0
@@ -201,6 +211,8 @@ class RunConfig:
     eval_every: PositiveInt = 1
     checkpoint_every: NonNegativeInt = 10
     target_accuracy: Probability | None = None
+    target: Finite | None = None
+    target_measure: str | None = None
     exact_diagnostics: bool = False
     per_client: bool = False
     # A mapping cannot be hashed, and leaving it out keeps equal configurations' hashes equal.
@@ -217,6 +229,15 @@ class RunConfig:
                 raise ValueError(
                     f"early-stopping = {self.early_stopping} needs validation samples: set validation-fraction, such "
                     "as 0.2, or early-stopping = 0"
+                )
+            if self.target is not None and self.target_accuracy is not None:
+                raise ValueError(
+                    f"target = {self.target:g} and target-accuracy = {self.target_accuracy:g} exclude each other: set "
+                    "one of them"
+                )
+            if self.target_measure is not None and self.target is None:
+                raise ValueError(
+                    f"target-measure = {self.target_measure!r} needs a value to reach: set target too"
                 )
             with self._reading():
                 options = nest(self._resolved(flatten(self.options)))
@@ -305,6 +326,20 @@ class RunConfig:
         """Return the values of a component's keys; a key that is also a run key has the run's value."""
         with self._reading():
             return _values_of(component, self.to_mapping())
+
+    def target_of(self, headline: str) -> tuple[str, float] | None:
+        """Return the column and the value to reach, if there is one; ``headline`` is the column by default.
+
+        Examples
+        --------
+        >>> RunConfig(target_accuracy=0.9).target_of("test_loss"), RunConfig(target=0.1).target_of("test_loss")
+        (('test_accuracy', 0.9), ('test_loss', 0.1))
+        """
+        if self.target_accuracy is not None:
+            return "test_accuracy", self.target_accuracy
+        if self.target is None:
+            return None
+        return (self.target_measure or headline).replace("-", "_"), self.target
 
     def options_of_unread(self) -> set[str]:
         """Return the keys that belong to no component whose keys are known."""
@@ -407,8 +442,10 @@ def _key_error(name: str, value: object, valid: list[str], chosen: list[Componen
         ):
             return f"unknown key {table!r}: {elsewhere}"
         return f"unknown key {table!r}{components.nearest(table, valid)} (all keys: fedpisa list)"
-    if list(users) == ["model"] and all(part.family != "model" for part in chosen):
-        return f"key {table!r} is used by the models {', '.join(users['model'])}: set the key 'model' too"
+    for family in ("model", "task"):
+        if list(users) == [family] and all(part.family != family for part in chosen):
+            names = f"{family}s {', '.join(users[family])}"
+            return f"key {table!r} is used by the {names}: set the key {family!r} too"
     return families.used_elsewhere(table, chosen)
 
 
@@ -556,50 +593,3 @@ def read_toml(path: str | os.PathLike[str]) -> dict[str, object]:
         raise ValueError(f"cannot read the configuration {os.fspath(path)!r}: {reason}") from error
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{os.fspath(path)!r} is not TOML: {components.one_line(error)}") from error
-
-
-_STRING: Final = r"""(?:"(?:\\.|[^"\\])*"|'[^']*')"""
-_INNER: Final = rf"""\{{(?:{_STRING}|[^{{}}"'])*\}}"""
-_OVERRIDE: Final = re.compile(
-    rf"""\s*(?P<key>[\w.-]+)\s*=\s*(?P<value>{_STRING}|\[(?:{_STRING}|[^]"'])*\]|\{{(?:{_STRING}|{_INNER}|[^{{}}"'])*\}}"""
-    r"""|[^\s"'\[{]\S*)(?=\s|$)"""
-)
-
-
-def parse_overrides(text: str) -> dict[str, object]:
-    """Return the keys of ``key=value key=value``, as in Flower's ``--run-config``.
-
-    Values are TOML; a bare word is a string.
-
-    Raises
-    ------
-    ValueError
-        If the text does not have this form.
-
-    Examples
-    --------
-    >>> parse_overrides("sigma=0.5 batch-size=full widths=[64, 32] data-dir='my data' bias=false")
-    {'sigma': 0.5, 'batch-size': 'full', 'widths': [64, 32], 'data-dir': 'my data', 'bias': False}
-    """
-    values: dict[str, object] = {}
-    position, text = 0, text.rstrip()
-    while position < len(text):
-        found = _OVERRIDE.match(text, position)
-        if not found:
-            raise ValueError(
-                f"cannot read {components.printable(text[position:].strip())!r}: write key=value key=value, "
-                "and quote a value with spaces"
-            )
-        key, value = found["key"], found["value"]
-        if key in values:
-            raise ValueError(f"key {key!r} is given twice: give it once")
-        try:
-            values[key] = tomllib.loads(f"value = {value}")["value"]
-        except ValueError as error:  # Python limits the digits of a number, too
-            if value[0] in "\"'[{" or not isinstance(error, tomllib.TOMLDecodeError):
-                raise ValueError(f"the value of {key!r} is not TOML: {components.one_line(error)}") from error
-            values[key] = value
-        except RecursionError:
-            raise ValueError(f"the value of {key!r} is nested too deeply") from None
-        position = found.end()
-    return values

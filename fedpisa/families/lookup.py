@@ -25,8 +25,8 @@ def available(family: str) -> dict[str, Component]:
     Parameters
     ----------
     family
-        ``algorithm``, ``dataset``, ``partitioner``, ``model``, ``preconditioner``, ``optimizer``, ``schedule``,
-        ``server-strategy`` or ``differential-privacy``.
+        ``algorithm``, ``dataset``, ``partitioner``, ``model``, ``task``, ``preconditioner``, ``optimizer``,
+        ``schedule``, ``server-strategy`` or ``differential-privacy``.
 
     Examples
     --------
@@ -223,6 +223,7 @@ _FAMILIES: Final[Mapping[str, Callable[[], Iterable[Component]]]] = {
     "dataset": lambda: _functions("dataset", _modules("fedpisa.datasets"), "Dataset"),
     "partitioner": _partitioners,
     "model": lambda: _functions("model", _modules("fedpisa.models"), "nn.Module"),
+    "task": lambda: _functions("task", _modules("fedpisa.tasks"), "Criterion"),
     "preconditioner": _preconditioners,
     "optimizer": _optimizers,
     "schedule": lambda: _functions(

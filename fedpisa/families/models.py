@@ -59,8 +59,13 @@ def create(
     shape: tuple[int, ...],
     num_outputs: int,
     seed: int,
+    *,
+    any_output: bool = False,
 ) -> nn.Module:
-    """Return the model that a component describes; see :func:`build`."""
+    """Return the model that a component describes; see :func:`build`.
+
+    With ``any_output`` the shape of the outputs is not checked: your own loss decides what it takes.
+    """
     import torch
     from torch import nn
 
@@ -80,12 +85,14 @@ def create(
                 f"{component} gave a {type(model).__name__}: give the torch.nn.Module inside it, as it was before it "
                 "was wrapped or compiled"
             )
-        _check_output(component, model, shape, num_outputs)
+        _check_output(component, model, shape, None if any_output else num_outputs)
     return model
 
 
-def _check_output(component: Component, model: nn.Module, shape: tuple[int, ...], num_outputs: int) -> None:
-    """Raise unless the model maps a sample to as many outputs as the data need."""
+def _check_output(
+    component: Component, model: nn.Module, shape: tuple[int, ...], num_outputs: int | None
+) -> None:
+    """Raise unless the model maps a sample to as many outputs as the data need; ``None`` for any number."""
     import torch
     from torch.nn.parameter import is_lazy
 
@@ -106,6 +113,8 @@ def _check_output(component: Component, model: nn.Module, shape: tuple[int, ...]
         ) from error
     finally:
         model.train(was_training)
+    if num_outputs is None:
+        return
     wanted = [(2, num_outputs)] + [(2, 1)] * (num_outputs == 2)
     got = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
     if got not in wanted:

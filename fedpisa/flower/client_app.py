@@ -119,7 +119,7 @@ def state_before(
         state_round = max((number for number in kept if number < server_round), default=0)
     if state_round in kept:
         record = context.state.array_records[kept[state_round]]
-        return to_tensors(record, client.x.dtype, client.x.device), state_round
+        return to_tensors(record, client.task.dtype, client.x.device), state_round
     state = client.update.init(down["params"])
     if state and state_round > 0:
         raise StateLostError(
@@ -132,5 +132,5 @@ def state_before(
 def _received(message: Message, client: Client) -> tuple[Arrays, ConfigRecord]:
     arrays = message.content.array_records[ARRAYS]
     config = message.content.config_records[CONFIG]
-    down = to_tensors(arrays, client.x.dtype, client.x.device)
-    return {**down, **scalars(config, client.x.dtype, client.x.device)}, config
+    down = to_tensors(arrays, client.task.dtype, client.x.device)
+    return {**down, **scalars(config, client.task.dtype, client.x.device)}, config

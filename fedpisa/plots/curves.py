@@ -18,6 +18,7 @@ from fedpisa.plots.style import (
     style,
     write_picture,
 )
+from fedpisa.tasks.measures import CLASSIFICATION, Measure, headline, measure_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,7 +48,8 @@ def plot_curves(
     y: str | Sequence[str] | None = None,
     path: str | Path | None = None,
     *,
-    target_accuracy: float | None = None,
+    target: tuple[str, float] | None = None,
+    measures: Sequence[Measure] = CLASSIFICATION,
     references: Collection[str] = (),
     width: float | None = None,
     font_size: float = 9.0,
@@ -62,12 +64,14 @@ def plot_curves(
         ``rounds``, or the running sum of ``bytes`` (both ways), ``gradients``, ``seconds`` or, for runs with a
         ``pace``, ``simulated-seconds``.
     y
-        Columns of the history; by default the train loss and the test accuracy, or the test loss of a regression.
-        Positive columns that are not accuracies have a logarithmic scale.
+        Columns of the history; by default the first measure that the runs have on the test set, and the train loss.
+        Positive columns of which less is better have a logarithmic scale.
     path
         File of the picture, ``.png``, ``.pdf``, ``.svg`` or ``.pgf``; not written by default.
-    target_accuracy
-        Accuracy in [0, 1] to mark with a line in panels of accuracies.
+    target
+        Column and value to mark with a line.
+    measures
+        The runs' measures, which give columns their names, scales and defaults.
     references
         Labels of the runs that only give scale, such as ``centralised``. Their curves are grey, dashed and last.
         Against bytes and seconds, each is a horizontal line at its last value: its costs are not those of federation.
@@ -85,7 +89,9 @@ def plot_curves(
 
     from fedpisa.plots.picture import Picture
 
-    panels = default_columns(results.values()) if y is None else [y] if isinstance(y, str) else list(y)
+    panels = (
+        default_columns(results.values(), measures) if y is None else [y] if isinstance(y, str) else list(y)
+    )
     if not results or not panels:
         raise ValueError("nothing to plot: name at least one run and one column")
     file = picture_path(path)
@@ -100,13 +106,15 @@ def plot_curves(
             for number, label in enumerate(label for label in results if label in references):
                 dashes = REFERENCE_DASHES[number % len(REFERENCE_DASHES)]
                 draw_reference(ax, results[label], x, column, label=label, linestyle=dashes, **REFERENCE)
-            label_axes(ax, x, column)
-            if target_accuracy is not None and column.endswith("accuracy"):
-                ax.axhline(target_accuracy, color="#666666", linewidth=0.9, linestyle=(0, (3, 2)), zorder=1.5)
-                place, text = ax.get_yaxis_transform(), f"target {100 * target_accuracy:.4g}%"
+            measure = measure_of(column.replace("-", "_"), measures)
+            label_axes(ax, x, column, measure)
+            if target is not None and measure.column == target[0]:
+                ax.axhline(target[1], color="#666666", linewidth=0.9, linestyle=(0, (3, 2)), zorder=1.5)
+                share = measure.percent
+                place, text = ax.get_yaxis_transform(), f"target {target[1] * 100**share:.4g}{'%' * share}"
                 ax.text(
                     0.01,
-                    target_accuracy,
+                    target[1],
                     text,
                     transform=place,
                     va="bottom",
@@ -123,8 +131,10 @@ def plot_curves(
     return figure
 
 
-def default_columns(results: Iterable[pd.DataFrame]) -> list[str]:
-    """Return the default columns that all runs have: test accuracy, otherwise test loss, and train loss.
+def default_columns(
+    results: Iterable[pd.DataFrame], measures: Sequence[Measure] = CLASSIFICATION
+) -> list[str]:
+    """Return the default columns that all runs have: the first measure on the test set, and the train loss.
 
     Examples
     --------
@@ -134,8 +144,7 @@ def default_columns(results: Iterable[pd.DataFrame]) -> list[str]:
     """
     columns = [set(result.dropna(axis="columns", how="all").columns) for result in results]
     common = set.intersection(*columns) if columns else set()
-    found = [name for name in ("test_accuracy", "test_loss", "train_loss") if name in common]
-    return [name for name in found if name != "test_loss" or "test_accuracy" not in found]
+    return [name for name in (headline(measures, common).column, "train_loss") if name in common]
 
 
 def draw_curve(ax: Axes, frame: pd.DataFrame, x: str, y: str, **line: Any) -> None:
@@ -201,22 +210,22 @@ def abscissa(frame: pd.DataFrame, x: str) -> NDArray[np.float64]:
     return total / 1e6 if x == "bytes" else total
 
 
-def label_axes(ax: Axes, x: str, y: str) -> None:
-    """Set the labels, units and scales of the axes."""
+def label_axes(ax: Axes, x: str, y: str, measure: Measure | None = None) -> None:
+    """Set the labels, units and scales of the axes; by default ``y`` is a measure of a classification."""
     from matplotlib import ticker
 
     x = _OTHER_NAMES.get(x, x)
-    name = y.replace("_", " ").replace("-", " ")
+    measure = measure or measure_of(y.replace("-", "_"), CLASSIFICATION)
     ax.set_xlabel(_X_AXES[x][0])
-    ax.set_ylabel(_Y_LABELS.get(y, name))
+    ax.set_ylabel(_Y_LABELS.get(y, measure.name))
     ax.margins(x=0.02)
     if x == "rounds":
         ax.xaxis.set_major_locator(ticker.MaxNLocator(integer=True, nbins=6))
     if x == "gradients" or ax.get_xscale() == "log":
         ax.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
-    if name.endswith("accuracy"):
+    if measure.percent:
         ax.yaxis.set_major_formatter(ticker.PercentFormatter(1))
-    elif _all_positive(ax):
+    elif _all_positive(ax) and not measure.higher_is_better:
         ax.set_yscale("log")
         # Ticks at 1, 2 and 5 times powers of ten over few decades, at powers of ten over many.
         low, high = ax.get_ylim()

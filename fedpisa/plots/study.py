@@ -24,6 +24,7 @@ from fedpisa.plots.style import (
     style,
     write_picture,
 )
+from fedpisa.tasks.measures import CLASSIFICATION, Measure, headline, measure_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -70,7 +71,8 @@ def plot_study(
     references: Collection[str] = (),
     width: float | None = None,
     font_size: float = 9.0,
-    target_accuracy: float | None = None,
+    target: tuple[str, float] | None = None,
+    measures: Sequence[Measure] = CLASSIFICATION,
 ) -> Figure:
     """Draw the mean over seeds, with a band, of every variant of a study.
 
@@ -91,13 +93,13 @@ def plot_study(
         ``rounds``, or the running sum of ``bytes`` (both ways), ``gradients``, ``seconds`` or ``simulated-seconds``.
         With several of them, every column is drawn against each.
     y
-        Columns to draw; by default the test accuracy, or the test loss if there is none.
+        Columns to draw; by default the first measure that the runs have on the test set.
     path
         File of the picture, ``.pdf``, ``.svg``, ``.pgf`` or ``.png``; not written by default.
     band
         ``deviation``: one sample standard deviation up and down. ``interval``: the 95% confidence interval of the mean,
-        see `mean_interval`. The band of an accuracy ends at 0 and at 100%, and that of another positive column does
-        not go below the least run.
+        see `mean_interval`. The band of a share, such as an accuracy, ends at 0 and at 100%, and that of another
+        positive column does not go below the least run.
     labels
         Texts of the legend by the variant's name; other variants keep their names.
     references
@@ -107,8 +109,10 @@ def plot_study(
         Width of the picture in inches; by default it fits the number of panels.
     font_size
         Size of the labels in points; ticks and notes are one point smaller.
-    target_accuracy
-        Accuracy in [0, 1] to mark with a line in panels of accuracies.
+    target
+        Column and value to mark with a line.
+    measures
+        The runs' measures, which give columns their names, scales and defaults.
 
     Raises
     ------
@@ -120,7 +124,7 @@ def plot_study(
     from fedpisa.plots.picture import Picture
 
     file = picture_path(path)
-    columns = [_default_column(frame)] if y is None else [y] if isinstance(y, str) else list(y)
+    columns = [_default_column(frame, measures)] if y is None else [y] if isinstance(y, str) else list(y)
     axes = list(itertools.product(columns, [x] if isinstance(x, str) else list(x)))
     if not axes:
         raise ValueError("nothing to plot: name at least one axis and one column")
@@ -160,24 +164,23 @@ def plot_study(
                 at = number * blocks * across + place if len(titles) > 1 else number
                 ax = grid.flat[at]
                 ax.set_visible(True)
-                if column.endswith("accuracy") and column in leaders:
+                measure = measure_of(column, measures)
+                if measure.percent and column in leaders:
                     ax.sharey(leaders[column])
                 leaders.setdefault(column, ax)
                 if uneven[against]:
                     ax.set_xscale("log")
                 ends = [
-                    _draw(ax, groups[title, name], against, column, band, looks[name])
+                    _draw(ax, groups[title, name], against, measure, band, looks[name])
                     for name in names
                     if (title, name) in groups
                 ]
-                label_axes(ax, against, column)
+                label_axes(ax, against, column, measure)
                 if ax.get_xscale() == "linear":
                     ax.locator_params(axis="x", nbins=max(2, min(6, int(18 * panel_width / font_size))))
                 _limit(ax, [end for end in ends if end is not None])
-                if target_accuracy is not None and column.endswith("accuracy"):
-                    ax.axhline(
-                        target_accuracy, color="#666666", linewidth=0.9, linestyle=(0, (3, 2)), zorder=1.5
-                    )
+                if target is not None and column == target[0]:
+                    ax.axhline(target[1], color="#666666", linewidth=0.9, linestyle=(0, (3, 2)), zorder=1.5)
                 ax.set_xlabel(fill(ax.get_xlabel(), characters + 2))
                 ax.set_ylabel(fill(ax.get_ylabel(), max(9, int(panel_width * 62 / font_size))))
                 if len(titles) > 1:
@@ -200,9 +203,8 @@ def plot_study(
     return figure
 
 
-def _default_column(frame: pd.DataFrame) -> str:
-    known = "test_accuracy" in frame and frame["test_accuracy"].notna().any()
-    return "test_accuracy" if known else "test_loss"
+def _default_column(frame: pd.DataFrame, measures: Sequence[Measure]) -> str:
+    return headline(measures, map(str, frame.dropna(axis="columns", how="all").columns)).column
 
 
 def _groups(
@@ -279,10 +281,10 @@ def _grid(panels: int, columns: int, width: float | None, font_size: float) -> t
 
 
 def _draw(
-    ax: Axes, group: _Group, x: str, column: str, band: Band, line: Mapping[str, Any]
+    ax: Axes, group: _Group, x: str, measure: Measure, band: Band, line: Mapping[str, Any]
 ) -> tuple[float, float] | None:
     """Draw a mean and its band; return the least mean and the largest end of the band, if there is a point."""
-    found = _mean(group.runs, x, column)
+    found = _mean(group.runs, x, measure.column)
     if found is None:
         return None
     at, mean, sd, least = found
@@ -301,12 +303,11 @@ def _draw(
     ax.plot(at, mean, **drawn)
     high = mean
     if sd is not None:
-        share = column.endswith("accuracy")
         if band == "interval":
-            low, high = mean_interval(mean, sd, len(group.runs), share=share)
+            low, high = mean_interval(mean, sd, len(group.runs), share=measure.percent)
         else:
             low, high = mean - sd, mean + sd
-        if share:
+        if measure.percent:
             low, high = np.maximum(low, 0), np.minimum(high, 1)
         elif (least > 0).all():  # on a logarithmic axis a band that reaches 0 would fill the panel
             low = np.maximum(low, least)

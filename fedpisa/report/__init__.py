@@ -34,7 +34,7 @@ def write_report(
     directories: Iterable[str | Path],
     out: str | Path = "report.html",
     *,
-    target_accuracy: float | None = None,
+    target: float | None = None,
     title: str | None = None,
 ) -> Written:
     """Compare runs in an HTML page, and write its tables into the folder ``<page's name>-tables`` beside it.
@@ -48,9 +48,9 @@ def write_report(
         ``fedpisa tune`` among them, or in them, give the section on tuning.
     out
         File of the page, ``.html``. An existing page and its tables are replaced.
-    target_accuracy
-        Accuracy in (0, 1] up to which costs are counted. By default the runs' common ``target-accuracy``; if they have
-        none, 95% of the best final accuracy of each split.
+    target
+        Value of the runs' first measure, for an accuracy in (0, 1], up to which costs are counted. By default the runs'
+        common target; if they have none, 95% of the best final value of each split where more is better.
     title
         Heading of the page.
 
@@ -66,20 +66,16 @@ def write_report(
     file = Path(out)
     if file.suffix.lower() not in (".html", ".htm"):
         raise ValueError(f"a report's name must end in .html, not {file.name!r}: rename it")
-    if target_accuracy is not None and not 0 < target_accuracy <= 1:
-        raise ValueError(
-            f"a target of {target_accuracy:g} is not an accuracy: give a fraction in (0, 1], such as 0.9"
-        )
     directories = list(directories)
     collection = runs.collect(directories)
     tuned, damaged = tunings.find(directories)
-    found = findings.find(collection, target_accuracy)
+    found = findings.find(collection, target)
     pictures = [
         one
         for split in range(len(collection.splits))
         if (one := clients.picture([run for g in collection.of_split(split) for run in g.runs], split))
     ]
-    fairness = clients.fairness(collection)
+    fairness = clients.fairness(collection, {one.split: one.measure for one in found.by_split})
     made = [
         tables.overview(found),
         tables.accuracy(found),

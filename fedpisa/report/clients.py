@@ -1,4 +1,4 @@
-"""The clients of a report: the labels that each holds, and the final model's accuracy on each."""
+"""The clients of a report: the labels that each holds, and the final model's measure on each."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 from fedpisa.components import LOG
 from fedpisa.runs.per_client import require_parquet
 from fedpisa.runs.run_files import DECILES, RunReader
+from fedpisa.tasks.measures import Measure
 
 if TYPE_CHECKING:
     from fedpisa.datasets import Heterogeneity
     from fedpisa.report.runs import Collection, Group, Run
 
 WORST = 0.1
-"""The share of the clients, at least one, whose mean accuracy is the worst 10%."""
+"""The share of the clients, at least one, whose mean is the worst 10%."""
 
 
 @final
@@ -49,23 +50,26 @@ class SplitPicture:
 @final
 @dataclass(frozen=True, eq=False)
 class Fairness:
-    """The final models' accuracies over the clients, for one group.
+    """The final models' measure over the clients, for one group.
 
     Parameters
     ----------
     group
         The group of runs.
     by_seed
-        Accuracies ``(N,)`` of each finished seed.
+        Values ``(N,)`` of each finished seed.
     source
-        The samples on which the accuracies are measured.
+        The samples on which they are measured.
+    measure
+        The measure.
     note
-        The reason if accuracies are missing.
+        The reason if values are missing.
     """
 
     group: Group
     by_seed: Mapping[int, NDArray[np.float64]]
     source: str
+    measure: Measure
     note: str = ""
 
 
@@ -109,23 +113,27 @@ def _same(one: Sequence[NDArray[np.int64]], other: Sequence[NDArray[np.int64]]) 
     return len(one) == len(other) and all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-def fairness(collection: Collection) -> list[Fairness]:
-    """Return the final models' accuracies over the clients, for all groups with a finished run but references."""
+def fairness(collection: Collection, measures: Mapping[int, Measure]) -> list[Fairness]:
+    """Return the final models' measure over the clients, for all groups with a finished run but references.
+
+    ``measures`` has the measure of each split.
+    """
     found = []
     for group in (group for group in collection.groups if not group.is_reference):
-        kept = {seed: kept_accuracies(run) for seed, run in group.finished.items()}
-        by_seed = {seed: accuracies for seed, accuracies in kept.items() if accuracies is not None}
+        measure = measures[group.split]
+        kept = {seed: kept_values(run, measure) for seed, run in group.finished.items()}
+        by_seed = {seed: values for seed, values in kept.items() if values is not None}
         if kept:
             source = "each client's own samples (clients.parquet)" if by_seed else ""
             note = "run with per-client = true to have them" if len(by_seed) < len(kept) else ""
-            found.append(Fairness(group, by_seed, source, note))
+            found.append(Fairness(group, by_seed, source, measure, note))
     return found
 
 
-def kept_accuracies(run: Run) -> NDArray[np.float64] | None:
-    """Return the accuracies ``(N,)`` of the last round in ``clients.parquet``.
+def kept_values(run: Run, measure: Measure) -> NDArray[np.float64] | None:
+    """Return a measure's values ``(N,)`` of the last round in ``clients.parquet``.
 
-    Return ``None`` if there is no such file, if it has no accuracies, or if they are not of all clients in the
+    Return ``None`` if there is no such file, if it has no such column, or if the values are not of all clients in the
     final round.
     """
     reader = RunReader(run.directory)
@@ -138,26 +146,27 @@ def kept_accuracies(run: Run) -> NDArray[np.float64] | None:
     except ValueError as error:
         LOG.warning("%s: it is left out", error)
         return None
-    names = [name for name in frame.columns if str(name).endswith("accuracy")]
-    names.sort(key=lambda name: ("test" not in name, "train" in name))
-    if not names or not {"round", "client"} <= set(frame.columns):
+    name = measure.column.removeprefix("test_")
+    if not {name, "round", "client"} <= set(frame.columns):
         return None
-    rows = frame[frame[names[0]].notna()]
+    rows = frame[frame[name].notna()]
     last = rows[rows["round"] == rows["round"].max()].sort_values("client")
     # An earlier round, or a part of the clients, does not describe the final model.
     if len(last) != run.result.config.num_clients or int(last["round"].max()) != run.last_round:
         return None
-    accuracies: NDArray[np.float64] = last[names[0]].to_numpy(dtype=np.float64)
-    return accuracies
+    values: NDArray[np.float64] = last[name].to_numpy(dtype=np.float64)
+    return values
 
 
-def worst(accuracies: NDArray[np.float64]) -> float:
-    """Return the mean accuracy of the worst tenth of the clients, at least one client.
+def worst(values: NDArray[np.float64], measure: Measure) -> float:
+    """Return the mean of the worst tenth of the clients, at least one client.
 
     Examples
     --------
-    >>> worst(np.array([0.9, 0.1, 0.5]))
-    0.1
+    >>> from fedpisa.tasks.measures import ACCURACY, LOSS
+    >>> worst(np.array([0.9, 0.1, 0.5]), ACCURACY), worst(np.array([0.9, 0.1, 0.5]), LOSS)
+    (0.1, 0.9)
     """
-    number = max(1, math.floor(WORST * len(accuracies) + 1e-9))
-    return float(np.sort(accuracies)[:number].mean())
+    number = max(1, math.floor(WORST * len(values) + 1e-9))
+    ordered = np.sort(values) if measure.higher_is_better else np.sort(values)[::-1]
+    return float(ordered[:number].mean())

@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpisa.report.clients import Fairness, worst
-from fedpisa.report.findings import Measure, SplitFindings, VariantResult
+from fedpisa.report.findings import SplitFindings, VariantResult
 from fedpisa.report.formatting import NOTHING, difference, fixed, interval, number, p_value, spread, verdict
 from fedpisa.report.statistics import Comparison, Estimate, estimate, scaled
 from fedpisa.report.table import Column, Row
 from fedpisa.report.tunings import Tuned
+from fedpisa.tasks.measures import Measure
 
 
 class GroupRow(NamedTuple):
@@ -36,8 +37,8 @@ class GroupRow(NamedTuple):
         return f" ({self.result.group.note})" * bool(self.result.group.note)
 
     @property
-    def accuracies(self) -> list[NDArray[np.float64]]:
-        """Accuracies ``(N,)`` over the clients, seed by seed."""
+    def by_client(self) -> list[NDArray[np.float64]]:
+        """Values ``(N,)`` over the clients, seed by seed."""
         return list(self.fairness.by_seed.values()) if self.fairness else []
 
 
@@ -99,19 +100,22 @@ def _to_target(title: str, name: str) -> Column[GroupRow]:
 def _over_clients(
     title: str,
     name: str,
-    measure: Callable[[NDArray[np.float64]], float],
+    statistic: Callable[[NDArray[np.float64], Measure], float],
     least_clients: int = 1,
-    factor: float = 100,
-    digits: int = 2,
+    power: int = 1,
     share: bool = False,
 ) -> Column[GroupRow]:
-    """Return a column with a measure of the accuracies over a seed's clients."""
+    """Return a column with a statistic of the values over a seed's clients, of a share in per cent to a power."""
 
     def value(row: GroupRow) -> Estimate | None:
-        values = [float(measure(v)) for v in row.accuracies if len(v) >= least_clients]
-        return estimate(values, share=share)
+        values = [float(statistic(v, row.measure)) for v in row.by_client if len(v) >= least_clients]
+        return estimate(values, share=share and row.measure.percent)
 
-    return _mean(title, name, value, lambda found: fixed(scaled(found, factor), digits))
+    def form(row: GroupRow) -> str:
+        found = value(row)
+        return fixed(scaled(found, 100**power), 3 - power) if row.measure.percent else spread(found)
+
+    return Column(title, form, lambda row: numbers_of(name, value(row)))
 
 
 _NAMES: tuple[Column[GroupRow], ...] = (
@@ -158,8 +162,8 @@ COST: tuple[Column[GroupRow], ...] = (
     *_NAMES,
     Column(
         "target",
-        lambda row: f"{100 * row.of_split.target.accuracy:g}%" if row.of_split.target else NOTHING,
-        lambda row: {"target": row.of_split.target.accuracy if row.of_split.target else None},
+        lambda row: row.of_split.target.text if row.of_split.target else NOTHING,
+        lambda row: {"target": row.of_split.target.value if row.of_split.target else None},
     ),
     Column(
         "seeds reached it",
@@ -177,14 +181,14 @@ COST: tuple[Column[GroupRow], ...] = (
 FAIRNESS: tuple[Column[GroupRow], ...] = (
     *_NAMES,
     Column(data=lambda row: {"samples": row.fairness.source if row.fairness else ""}),
-    Column("seeds", lambda row: str(len(row.accuracies))),
-    _over_clients("mean", "mean", np.mean, share=True),
+    Column("seeds", lambda row: str(len(row.by_client))),
+    _over_clients("mean", "mean", lambda values, _: values.mean(), share=True),
     _over_clients("worst 10%", "worst_tenth", worst, share=True),
-    _over_clients("deviation", "deviation", lambda v: v.std(ddof=1), least_clients=2),
-    _over_clients("variance (points²)", "variance", lambda v: v.var(ddof=1), 2, factor=1e4, digits=1),
+    _over_clients("deviation", "deviation", lambda values, _: values.std(ddof=1), least_clients=2),
+    _over_clients("variance (points²)", "variance", lambda values, _: values.var(ddof=1), 2, power=2),
     Column(
         data=lambda row: {
-            "missing": (row.fairness.note if row.fairness else "") or "missing" * (not row.accuracies)
+            "missing": (row.fairness.note if row.fairness else "") or "missing" * (not row.by_client)
         }
     ),
 )
@@ -233,10 +237,10 @@ def _best_values(row: Tuned) -> dict[str, str]:
     return {f"best_{key}": value for key, value in row.best.keys.items()} if row.best else {}
 
 
-def _tuned(metric: str, value: float | None) -> str:
+def _tuned(value: float | None, percent: bool) -> str:
     if value is None:
         return NOTHING
-    return f"{100 * value:.2f}%" if metric.endswith("accuracy") else f"{value:.4g}"
+    return f"{100 * value:.2f}%" if percent else f"{value:.4g}"
 
 
 TUNING: tuple[Column[Tuned], ...] = (
@@ -244,16 +248,16 @@ TUNING: tuple[Column[Tuned], ...] = (
     Column(POINT, lambda row: row.point_text or NOTHING, lambda row: row.point),
     Column("trials", _trials, lambda row: {"trials": len(row.trials), **_states(row)}),
     *map(_sum, ("rounds", "gradients", "seconds")),
-    Column(CHOSEN_BY, lambda row: row.metric.replace("_", " "), lambda row: {"metric": row.metric}),
+    Column(CHOSEN_BY, lambda row: row.metric.name.replace("_", " "), lambda row: {"metric": row.metric.name}),
     Column(
         "best",
-        lambda row: _tuned(row.metric, row.best.metric if row.best else None),
+        lambda row: _tuned(row.best.metric if row.best else None, row.metric.percent),
         lambda row: {"best": row.best.metric if row.best else None},
     ),
-    Column("median", lambda row: _tuned(row.metric, row.median), lambda row: {"median": row.median}),
+    Column("median", lambda row: _tuned(row.median, row.metric.percent), lambda row: {"median": row.median}),
     Column(
         OF_BEST,
-        lambda row: _tuned("validation_accuracy", row.best.accuracy if row.best else None),
+        lambda row: _tuned(row.best.accuracy if row.best else None, percent=True),
         lambda row: {"validation_accuracy_of_best": row.best.accuracy if row.best else None},
     ),
     Column(

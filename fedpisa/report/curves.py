@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpisa.plots import abscissa
+from fedpisa.tasks.measures import measure_of
 
 if TYPE_CHECKING:
     from fedpisa.report.runs import Collection, Group
@@ -23,11 +24,7 @@ AXES: Mapping[str, str] = {
     "seconds": "training time (s)",
 }
 
-CONVERGENCE: Mapping[str, str] = {
-    "test_accuracy": "test accuracy",
-    "test_loss": "test loss",
-    "validation_accuracy": "validation accuracy",
-    "validation_loss": "validation loss",
+_OBJECTIVE: Mapping[str, str] = {
     "train_loss": "train loss",
     "objective": "global objective",
     "gradient_norm": "gradient norm of the objective",
@@ -40,6 +37,13 @@ RESIDUALS: Mapping[str, str] = {
     "augmented_lagrangian": "augmented Lagrangian",
     "exact_augmented_lagrangian": "exact augmented Lagrangian",
 }
+
+
+def convergence(collection: Collection) -> dict[str, str]:
+    """Return the columns that show convergence, with their labels: the runs' measures first."""
+    measures = dict.fromkeys(measure for run in collection.runs for measure in run.result.measures)
+    named = [measure.of(part) for part in ("test", "validation") for measure in measures]
+    return {**{measure.column: measure.name for measure in named}, **_OBJECTIVE}
 
 
 def chart(collection: Collection, columns: Mapping[str, str]) -> dict[str, Any]:
@@ -57,11 +61,13 @@ def chart(collection: Collection, columns: Mapping[str, str]) -> dict[str, Any]:
     """
     series = [one for group in collection.groups if (one := _series(group, columns)) is not None]
     found = {name for one in series for name in one["y"]}
-    metrics = [
-        {"id": name, "label": label, "percent": name.endswith("accuracy")}
-        for name, label in columns.items()
-        if name in found
-    ]
+    of_runs = [measure for run in collection.runs for measure in run.result.measures]
+    metrics = []
+    for name, label in columns.items():
+        if name in found:
+            measure = measure_of(name, of_runs)
+            about = {"percent": measure.percent, "log": not measure.higher_is_better}
+            metrics.append({"id": name, "label": label, **about})
     axes = [{"id": name, "label": label} for name, label in AXES.items()]
     return {"metrics": metrics, "axes": axes, "series": series}
 

@@ -11,52 +11,29 @@ from typing import TYPE_CHECKING, final
 from fedpisa.components import total
 from fedpisa.report.runs import total_bytes
 from fedpisa.report.statistics import Comparison, Estimate, compare, corrected, estimate, seed_means
+from fedpisa.runs.results import common_headline
+from fedpisa.tasks.measures import Measure
 
 if TYPE_CHECKING:
     from fedpisa.report.runs import Collection, Group, Run
 
 DEFAULT_TARGET = 0.95
-"""Default target, as a fraction of the best final accuracy, rounded down to a percent."""
-
-
-@final
-@dataclass(frozen=True)
-class Measure:
-    """A column of the history that ranks the algorithms."""
-
-    column: str
-    name: str
-    higher_is_better: bool
-
-    @property
-    def percent(self) -> bool:
-        """Whether values are fractions that are shown as per cent."""
-        return self.column.endswith("accuracy")
-
-    def best_of(self, run: Run) -> float | None:
-        """Return a run's best value over its rounds."""
-        return run.result.best(self.column)
-
-    def selected_of(self, run: Run) -> float | None:
-        """Return a run's value in the round of its lowest validation loss; ``None`` without validation samples."""
-        return run.result.selected(self.column)
-
-    def rank(self, mean: float) -> float:
-        """Return a sort key; the best mean has the smallest."""
-        return -mean if self.higher_is_better else mean
-
-
-ACCURACY = Measure("test_accuracy", "test accuracy", higher_is_better=True)
-LOSS = Measure("test_loss", "test loss", higher_is_better=False)
+"""Default target, as a fraction of the best final value, rounded down to a hundredth."""
 
 
 @final
 @dataclass(frozen=True)
 class Target:
-    """The accuracy to reach, and a note on its origin."""
+    """The value of a measure to reach, and a note on its origin."""
 
-    accuracy: float
+    value: float
     source: str
+    measure: Measure
+
+    @property
+    def text(self) -> str:
+        """The value for a reader."""
+        return f"{100 * self.value:g}%" if self.measure.percent else f"{self.value:g}"
 
 
 @final
@@ -111,7 +88,7 @@ class SplitFindings:
     measure
         The measure that ranks the variants.
     target
-        The accuracy up to which costs are counted, if any.
+        The value up to which costs are counted, if any.
     outcomes
         Results by variant: the best first, variants without a finished run last.
     comparisons
@@ -158,20 +135,24 @@ class Findings:
     pooled: Mapping[tuple[int, int], Comparison] = field(default_factory=dict)
 
 
-def find(collection: Collection, target_accuracy: float | None = None) -> Findings:
+def find(collection: Collection, target: float | None = None) -> Findings:
     """Evaluate a collection.
 
     Parameters
     ----------
     collection
         The runs.
-    target_accuracy
-        In [0, 1]. By default the runs' common ``target-accuracy``; if they have none, `DEFAULT_TARGET` times the best
-        accuracy of each split.
+    target
+        Value of the splits' measure, a fraction for a share. By default the runs' common target; if they have none,
+        `DEFAULT_TARGET` times the best value of each split, where more is better.
+
+    Raises
+    ------
+    ValueError
+        If the target of a share is not in (0, 1].
     """
     by_split = [
-        _find_split(split, collection.of_split(split), target_accuracy)
-        for split in range(len(collection.splits))
+        _find_split(split, collection.of_split(split), target) for split in range(len(collection.splits))
     ]
     if len(by_split) < 2 or len({found.measure for found in by_split}) > 1:
         return Findings(collection, by_split)
@@ -187,13 +168,16 @@ def find(collection: Collection, target_accuracy: float | None = None) -> Findin
     )
 
 
-def _find_split(split: int, groups: Sequence[Group], target_accuracy: float | None) -> SplitFindings:
-    accuracies = (run.result.last(ACCURACY.column) for group in groups for run in group.runs)
-    measure = LOSS if all(value is None for value in accuracies) else ACCURACY
+def _find_split(split: int, groups: Sequence[Group], asked: float | None) -> SplitFindings:
+    measure = common_headline(run.result for group in groups for run in group.runs)
     finals = {id(group): _by_seed(group, lambda run: run.result.last(measure.column)) for group in groups}
     federated = [group for group in groups if not group.is_reference]
     means = [estimate(list(finals[id(group)].values())) for group in federated]
-    target = _target(federated, measure, means, target_accuracy)
+    target = _target(federated, measure, means, asked)
+
+    def over_seeds(group: Group, value: Callable[[Run], float | None]) -> Estimate | None:
+        return estimate(list(_by_seed(group, value).values()), share=measure.percent)
+
     outcomes = []
     for group in groups:
         runs = list(group.finished.values())
@@ -201,12 +185,18 @@ def _find_split(split: int, groups: Sequence[Group], target_accuracy: float | No
             VariantResult(
                 group,
                 final=estimate(list(finals[id(group)].values()), share=measure.percent),
-                best=estimate(list(_by_seed(group, measure.best_of).values()), share=measure.percent),
+                best=estimate(
+                    list(_by_seed(group, lambda run: run.result.best(measure.column)).values()),
+                    share=measure.percent,
+                ),
                 final_by_seed=finals[id(group)],
-                cost=None if target is None else _cost(runs, measure.column, target.accuracy),
+                cost=None if target is None else _cost(runs, target),
                 megabytes=estimate([total_bytes(run.result) / 1e6 for run in runs]),
                 seconds=estimate([run.result.total("seconds") for run in runs]),
-                selected=estimate(list(_by_seed(group, measure.selected_of).values()), share=measure.percent),
+                selected=estimate(
+                    list(_by_seed(group, lambda run: run.result.selected(measure.column)).values()),
+                    share=measure.percent,
+                ),
             )
         )
     references = [outcome for outcome in outcomes if outcome.group.is_reference]
@@ -229,31 +219,37 @@ def _target(
     groups: Iterable[Group],
     measure: Measure,
     finals: Iterable[Estimate | None],
-    target_accuracy: float | None,
+    asked: float | None,
 ) -> Target | None:
-    if not measure.percent:
-        return None
-    if target_accuracy is not None:
-        return Target(target_accuracy, "as asked for")
-    targets = {run.result.config.target_accuracy for group in groups for run in group.runs}
+    if asked is not None:
+        if measure.percent and not 0 < asked <= 1:
+            raise ValueError(
+                f"a target of {asked:g} is not an accuracy: give a fraction in (0, 1], such as 0.9"
+                if measure.column == "test_accuracy"
+                else f"a target of {asked:g} is no {measure.name}: give a fraction in (0, 1], such as 0.9"
+            )
+        return Target(asked, "as asked for", measure)
+    targets = {run.result.target for group in groups for run in group.runs}
     if len(targets) == 1 and (common := next(iter(targets))) is not None:
-        return Target(common, "the runs' target-accuracy")
+        column, value = common
+        of_runs = next(run.result.measure(column) for group in groups for run in group.runs)
+        return Target(value, "the runs' target", of_runs)
     best = max((final.mean for final in finals if final), default=None)
-    if best is None:
+    if best is None or not measure.higher_is_better or best <= 0:
         return None
     why = "the runs have different targets" if len(targets) > 1 else "the runs have no target"
     share = f"{DEFAULT_TARGET:.0%} of the best, as {why}"
-    return Target(math.floor(100 * DEFAULT_TARGET * best + 1e-9) / 100, share)
+    return Target(math.floor(100 * DEFAULT_TARGET * best + 1e-9) / 100, share, measure)
 
 
-def _cost(runs: Sequence[Run], column: str, target: float) -> Cost:
-    spent = [found for run in runs if (found := _spent_until(run, column, target))]
+def _cost(runs: Sequence[Run], target: Target) -> Cost:
+    spent = [found for run in runs if (found := _spent_until(run, target))]
     columns = [estimate(list(values)) for values in zip(*spent, strict=True)] or [None] * 4
     return Cost(len(spent), len(runs), *columns)
 
 
-def _spent_until(run: Run, column: str, target: float) -> tuple[float, float, float, float] | None:
-    reached = run.result.rounds_to(target, column)
+def _spent_until(run: Run, target: Target) -> tuple[float, float, float, float] | None:
+    reached = run.result.rounds_to(target.value, target.measure.column)
     if reached is None:
         return None
     part = replace(run.result, rows=[row for row in run.result.rows if (row["round"] or 0) <= reached])

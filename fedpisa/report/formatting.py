@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from fedpisa.report.statistics import Comparison, Estimate
 
 if TYPE_CHECKING:
-    from fedpisa.report.findings import Measure
+    from fedpisa.tasks.measures import Measure
 
 NOTHING = "–"
 """Placeholder of a missing number."""

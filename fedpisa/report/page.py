@@ -17,7 +17,7 @@ from fedpisa.report.runs import text_of
 
 if TYPE_CHECKING:
     from fedpisa.report.clients import Fairness, SplitPicture
-    from fedpisa.report.findings import Findings
+    from fedpisa.report.findings import Findings, SplitFindings, Target
     from fedpisa.report.runs import Collection, Run
     from fedpisa.report.table import Table
     from fedpisa.report.tunings import Tuning
@@ -63,13 +63,14 @@ def render(
     )
     collection = found.collection
     residuals = curves.chart(collection, curves.RESIDUALS)
+    heading = _heading(found.by_split)
     answers = summary.answers(found)
     data: dict[str, Any] = {
         "variants": list(collection.variants),
         "splits": list(collection.splits),
         "references": sorted(collection.references),
-        "targets": [one.target.accuracy if one.target else None for one in found.by_split],
-        "curves": curves.chart(collection, curves.CONVERGENCE),
+        "targets": [_drawn_target(one.target) for one in found.by_split],
+        "curves": curves.chart(collection, curves.convergence(collection)),
         "residuals": residuals,
         "pictures": [_picture(one) for one in pictures],
         "tunings": [tunings.picture(one) for one in tuned],
@@ -78,17 +79,18 @@ def render(
     sections = [
         ("answer", "Answer"),
         ("curves", "Convergence"),
-        ("tables", "Accuracy"),
+        ("tables", heading),
         ("comparisons", "Comparisons"),
         ("costs", "Cost"),
         *([("tuning-section", "Tuning")] if tuned else []),
         ("splits", "Labels by client"),
-        ("clients-section", "Accuracy by client"),
+        ("clients-section", f"{heading} by client"),
         *([("residuals", "Residuals")] if residuals["metrics"] else []),
         ("what", "What was run"),
     ]
     return environment.get_template("page.html").render(
         title=title,
+        heading=heading,
         subtitle=_subtitle(collection),
         css=Markup(_asset("page.css")),
         js=Markup(_asset("page.js")),
@@ -153,10 +155,12 @@ def _strip(one: Fairness) -> dict[str, Any]:
         "split": one.group.split,
         "variant": one.group.variant,
         "values": [round(value, 5) for value in drawn.tolist()],
-        "mean": float(np.mean([accuracies.mean() for accuracies in one.by_seed.values()])),
-        "worst": float(np.mean([worst(accuracies) for accuracies in one.by_seed.values()])),
+        "percent": one.measure.percent,
+        "name": one.measure.name.removeprefix("test "),
+        "mean": float(np.mean([values.mean() for values in one.by_seed.values()])),
+        "worst": float(np.mean([worst(found, one.measure) for found in one.by_seed.values()])),
         "median": float(np.median(values)),
-        "clients": max(len(accuracies) for accuracies in one.by_seed.values()),
+        "clients": max(map(len, one.by_seed.values())),
         "seeds": len(one.by_seed),
     }
 
@@ -186,15 +190,28 @@ def _comparisons_of_best(table: Table) -> list[Sequence[str]]:
     return [row for row in table.rows if row[1] == best[row[0]]]
 
 
+def _heading(found: Iterable[SplitFindings | Fairness]) -> str:
+    """Return the name of the measure as a heading."""
+    names = dict.fromkeys(one.measure.name.removeprefix("test ") for one in found)
+    text = " or ".join(names) or "accuracy"
+    return text[0].upper() + text[1:]
+
+
+def _drawn_target(target: Target | None) -> dict[str, Any] | None:
+    return (
+        None if target is None else {"id": target.measure.column, "value": target.value, "text": target.text}
+    )
+
+
 def _targets(found: Findings) -> list[str]:
     lines = {
-        f"Target {100 * one.target.accuracy:g}% on {found.collection.splits[one.split]}: {one.target.source}."
+        f"Target {one.target.text} on {found.collection.splits[one.split]}: {one.target.source}."
         for one in found.by_split
         if one.target
     }
     common = {one.target for one in found.by_split}
     if len(common) == 1 and (target := next(iter(common))) is not None:
-        return [f"Target {100 * target.accuracy:g}% test accuracy: {target.source}."]
+        return [f"Target {target.text} {target.measure.name}: {target.source}."]
     return sorted(lines)
 
 
@@ -225,8 +242,9 @@ def _split_notes(collection: Collection, pictures: Iterable[SplitPicture]) -> li
 def _clients_note(fairness: Sequence[Fairness]) -> str:
     sources = dict.fromkeys(one.source for one in fairness if one.source)
     if not sources:
-        return "No accuracies by client."
-    return f"Accuracy of the final model on {' or '.join(sources)}; each mark is a client, of all seeds."
+        return "No values by client."
+    name = _heading(fairness)
+    return f"{name} of the final model on {' or '.join(sources)}; each mark is a client, of all seeds."
 
 
 def _client_notes(collection: Collection, fairness: Iterable[Fairness]) -> list[str]:

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, final
 from fedpisa.report.clients import unlike_seeds
 from fedpisa.report.formatting import difference, number, p_value, spread
 from fedpisa.report.statistics import POWER, SIGNIFICANCE, Comparison, smallest_wilcoxon_p
+from fedpisa.tasks.measures import Measure
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from fedpisa.report.findings import Findings, Measure, SplitFindings, VariantResult
+    from fedpisa.report.findings import Findings, SplitFindings, VariantResult
 
 
 @final
@@ -149,7 +150,7 @@ def _scale(found: Findings, one: SplitFindings) -> list[str]:
         if o.final
     ]
     share = found.collection.majority_share(one.split)
-    if share is not None and one.measure.percent:
+    if share is not None and one.measure.column == "test_accuracy":
         parts.append(f"{_value(share, one.measure)} is the majority class")
     return [f"For scale: {', '.join(parts)}."] if parts else []
 
@@ -209,7 +210,7 @@ def _costs(found: Findings, one: SplitFindings) -> list[str]:
     if target is None:
         return []
     variants = found.collection.variants
-    goal = f"{100 * target.accuracy:g}%"
+    goal = target.text if target.measure is one.measure else f"{target.text} {target.measure.name}"
     reached = [outcome for outcome in one.ranked if outcome.cost and outcome.cost.reached]
     if not reached:
         return [f"No run reached the target of {goal} ({target.source})."]

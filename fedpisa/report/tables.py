@@ -32,7 +32,6 @@ from fedpisa.report.runs import Collection, total_bytes
 from fedpisa.report.statistics import POWER
 from fedpisa.report.table import Table, table_of
 from fedpisa.report.tunings import Tuning
-from fedpisa.tuning.metric import uses_test_set, uses_validation
 
 
 def overview(found: Findings) -> Table:
@@ -163,7 +162,7 @@ def fairness(found: Findings, groups: Iterable[Fairness]) -> Table:
     ]
     return table_of(
         "clients",
-        "Accuracy of the final model over the clients, in per cent",
+        f"Final model over the clients: {_measure_name(found).replace('test ', '')}",
         "All clients have the same weight. The worst 10% are at least one client; deviation and variance are over a "
         "seed's clients (n − 1); ± is over seeds.",
         FAIRNESS,
@@ -184,8 +183,8 @@ def runs(found: Findings) -> Table:
             "status": run.status + ", repeats a seed: not counted" * (run in group.repeats),
             "rounds": run.last_round,
             "final": run.result.last(measures[group.split].column),
-            "selected": measures[group.split].selected_of(run),
-            "best": measures[group.split].best_of(run),
+            "selected": run.result.selected(measures[group.split].column),
+            "best": run.result.best(measures[group.split].column),
             "bytes": total_bytes(run.result),
             "seconds": run.result.total("seconds"),
             "directory": run.directory,
@@ -209,7 +208,7 @@ def tuning(tunings: Sequence[Tuning], collection: Collection) -> Table:
         POINT: not any(row.point for row in rows),
         OF_BEST: not any(row.best and row.best.accuracy is not None for row in rows),
         TUNING_OF: len(tunings) == 1,
-        CHOSEN_BY: len({tuning.metric for tuning in tunings}) == 1,
+        CHOSEN_BY: len({tuning.metric.name for tuning in tunings}) == 1,
     }
     spent = [row.total("rounds") for row in rows]
     trained = sum(run.last_round for run in collection.runs)
@@ -232,13 +231,14 @@ def _how_chosen(tuning: Tuning) -> str:
     metric = tuning.metric
     source = (
         "validation samples, which are training samples that the clients do not see"
-        if uses_validation(metric)
+        if metric.uses_validation
         else "the test set"
-        if uses_test_set(metric)
+        if metric.uses_test_set
         else "the training samples"
     )
     seeds = f", mean over the seeds {tuning.seeds}" if tuning.seeds else ""
-    return f"The values in {tuning.directory.name} are those of the best {metric.replace('_', ' ')} on {source}{seeds}."
+    name = metric.name.replace("_", " ")
+    return f"The values in {tuning.directory.name} are those of the best {name} on {source}{seeds}."
 
 
 # ----------------------------------------------------------------------------------------------------- details

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, final, get_args
 from fedpisa.components import total
 from fedpisa.report.runs import text_of
 from fedpisa.storage.files import refuse_link
-from fedpisa.tuning.metric import Metric, maximized, uses_test_set
+from fedpisa.tasks.measures import CLASSIFICATION, PARTS, Measure, measure_of
+from fedpisa.tasks.scores import MEASURES
+from fedpisa.tuning.metric import Metric
 from fedpisa.tuning.trial import State
 
 if TYPE_CHECKING:
@@ -72,8 +74,9 @@ class Tuned:
     @property
     def best(self) -> TrialRow | None:
         """The best finished trial, the first of equals."""
-        sign = -1 if maximized(self.metric) else 1
-        return min(self._finished, key=lambda one: (sign * (one.metric or 0), one.number), default=None)
+        return min(
+            self._finished, key=lambda one: (self.metric.rank(one.metric or 0), one.number), default=None
+        )
 
     @property
     def median(self) -> float | None:
@@ -155,7 +158,7 @@ def cautions(tunings: Sequence[Tuning], collection: Collection) -> list[str]:
     """Return what a reader must know before trusting that the runs use the best values, and that these are fair."""
     lines = []
     for tuning in tunings:
-        if uses_test_set(tuning.metric):
+        if tuning.metric.uses_test_set:
             lines.append(
                 f"{tuning.directory}: the values are chosen on the test set, by {tuning.metric}: the results of runs "
                 "with these values are optimistic"
@@ -200,12 +203,13 @@ def picture(tuning: Tuning) -> dict[str, Any]:
             for key, text in trial.keys.items():
                 x = _finite(as_number(text))
                 panels.setdefault((one.variant, key), []).append(about | {"x": x})
-    metrics = [{"id": "metric", "label": tuning.metric.replace("_", " ")}]
+    label, percent = tuning.metric.name.replace("_", " "), tuning.metric.percent
+    metrics: list[dict[str, object]] = [{"id": "metric", "label": label, "percent": percent}]
     if any(trial.accuracy is not None for one in tuning.tuned for trial in one.trials):
-        metrics.append({"id": "accuracy", "label": "validation accuracy"})
+        metrics.append({"id": "accuracy", "label": "validation accuracy", "percent": True})
     return {
         "title": tuning.directory.name,
-        "metrics": [one | {"percent": one["label"].endswith("accuracy")} for one in metrics],
+        "metrics": metrics,
         "points": points,
         "panels": [
             {"variant": variant, "key": key, "trials": trials}
@@ -266,10 +270,8 @@ def _tuning(file: Path, summary: Sequence[Mapping[str, str]]) -> Tuning:
     head = list(rows[0])
     if head[0] != "variant" or not {"trial", "state"} <= set(head) or head[-1] == "state":
         raise ValueError(f"its head has the columns {', '.join(head)}, not those of a tuning")
-    metric = next((one for one in get_args(Metric) if one == head[head.index("state") + 1]), None)
-    if metric is None:
-        raise ValueError(f"its column after the state is {head[head.index('state') + 1]!r}, not a metric")
-    sweep, searched = head[1 : head.index("trial")], head[head.index(metric) + 1 :]
+    metric = _metric(head[head.index("state") + 1], summary)
+    sweep, searched = head[1 : head.index("trial")], head[head.index(metric.name) + 1 :]
     searched = [key for key in searched if key not in _MEASURED]
     by_subject: dict[tuple[str, ...], list[TrialRow]] = {}
     for number, row in enumerate(rows, 2):
@@ -290,6 +292,20 @@ def _tuning(file: Path, summary: Sequence[Mapping[str, str]]) -> Tuning:
     return Tuning(file.parent, metric, tuned, next((row.get("seeds", "") for row in summary), ""))
 
 
+def _metric(name: str, summary: Sequence[Mapping[str, str]]) -> Metric:
+    """Return the metric of a column; your own metrics have their direction in ``summary.csv``."""
+    known = (*CLASSIFICATION, *MEASURES.values())
+    metric = Metric.named(name, known)
+    columns = [measure.of(part).column for measure in known for part in PARTS]
+    higher = next((row["higher_is_better"] for row in summary if "higher_is_better" in row), "")
+    if metric.column in (*columns, "objective"):
+        return metric
+    if higher not in ("True", "False") or name in _MEASURED or not name.isidentifier():
+        raise ValueError(f"its column after the state is {name!r}, not a metric")
+    found = measure_of(metric.column)
+    return Metric(name, Measure(found.column, found.name, higher == "True", found.form))
+
+
 def _trial(row: Mapping[str, str], metric: Metric, searched: Sequence[str]) -> TrialRow:
     state = next((one for one in get_args(State) if one == row["state"]), None)
     if state is None:
@@ -297,8 +313,8 @@ def _trial(row: Mapping[str, str], metric: Metric, searched: Sequence[str]) -> T
     return TrialRow(
         int(_count(row, "trial") or 0),
         state,
-        _value(row, metric),
-        _value(row, "validation_accuracy") if metric != "validation_accuracy" else None,
+        _value(row, metric.name),
+        _value(row, "validation_accuracy") if metric.name != "validation_accuracy" else None,
         _count(row, "rounds"),
         _count(row, "gradients"),
         _count(row, "seconds"),

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from fedpisa.components import escaped
 from fedpisa.runs.events import Event, RoundFinished, RunFinished, RunStarted, Stopping
+from fedpisa.tasks.measures import ACCURACY, Measure
 
 if TYPE_CHECKING:
     from fedpisa.runs.results import Result
@@ -98,7 +99,8 @@ class RunConsole(Display):
         self._task = TaskID(0)
         self._began = 0.0
         self._resumed = 0
-        self._accuracy: float | None = None
+        self._measure: Measure = ACCURACY.of("test")
+        self._value: float | None = None
 
     def __call__(self, event: Event) -> None:
         """Show one event."""
@@ -130,7 +132,8 @@ class RunConsole(Display):
         if event.resumed is not None:
             self._say(f"resuming after round {event.resumed}")
         self._resumed = event.resumed or 0
-        self._began, self._accuracy = self._clock(), None
+        self._began = self._clock()
+        self._measure, self._value = event.measures[0].of("test"), None
         if self._console.is_terminal:
             columns = (
                 TextColumn("round {task.completed:.0f}/{task.total:.0f}"),
@@ -146,15 +149,15 @@ class RunConsole(Display):
 
     def _round(self, row: Row, num_server_rounds: int) -> None:
         number = int(row["round"] or 0)
-        accuracy = row.get("test_accuracy")
-        self._accuracy = self._accuracy if accuracy is None else float(accuracy)
+        value = row.get(self._measure.column)
+        self._value = self._value if value is None else float(value)
         if number == 0:
             return
         parts = []
         if (loss := row.get("train_loss")) is not None:
             parts.append(f"train loss {loss:.4g}")
-        if self._accuracy is not None:
-            parts.append(f"test accuracy {self._accuracy:.1%}")
+        if self._value is not None:
+            parts.append(f"{self._measure.name} {short(self._measure, self._value)}")
         elif (loss := row.get("test_loss")) is not None:
             parts.append(f"test loss {loss:.4g}")
         if (loss := row.get("validation_loss")) is not None and self._live is None:
@@ -162,8 +165,8 @@ class RunConsole(Display):
         parts.append(f"{(number - self._resumed) / max(self._clock() - self._began, 1e-9):.3g} rounds/s")
         metrics = "  ".join(parts)
         if isinstance(self._live, Progress):
-            short = metrics.replace("train ", "").replace("test ", "")  # fits into 80 columns
-            self._live.update(self._task, completed=number, metrics=short)
+            brief = metrics.replace("train ", "").replace("test ", "")  # fits into 80 columns
+            self._live.update(self._task, completed=number, metrics=brief)
         elif number == num_server_rounds or number % math.ceil(num_server_rounds / PLAIN_LINES) == 0:
             width = len(str(num_server_rounds))
             self._say(f"round {number:{width}}/{num_server_rounds}  {metrics}")
@@ -183,6 +186,12 @@ def cell(value: object) -> str:
     return escape(escaped(str(value)))
 
 
+def short(measure: Measure, value: float | None) -> str:
+    """Return a measure's value for one line: per cent with one digit, or a number with four."""
+    assert value is not None
+    return f"{value:.1%}" if measure.percent else f"{value:.4g}"
+
+
 def summary(result: Result) -> str:
     """Return the outcome of a run in one line."""
     rounds, planned = result.last_round, result.config.num_server_rounds
@@ -193,21 +202,27 @@ def summary(result: Result) -> str:
     }
     end = f"stopped early after {rounds} of {planned} rounds" if result.stopped_early else None
     parts = [f"{end or ends.get(result.status, result.status)} in {result.total('seconds'):.1f} s"]
-    accuracy, best = result.last("test_accuracy"), result.best("test_accuracy")
-    if accuracy is not None and best is not None:
-        beside = [f"best {best:.1%}"] if best > accuracy else []
-        beside += [f"{share:.1%} is the majority class"] if (share := result.majority_share) else []
-        parts.append(f"test accuracy {accuracy:.1%}" + (f" ({', '.join(beside)})" if beside else ""))
-    elif (loss := result.last("test_loss")) is not None:
-        parts.append(f"test loss {loss:.4g}")
+    headline = result.headline
+    value, best = result.last(headline.column), result.best()
+    if value is not None and best is not None:
+        other = headline.rank(best) < headline.rank(value) and headline.column != "test_loss"
+        beside = [f"best {short(headline, best)}"] if other else []
+        if headline.column == "test_accuracy" and (share := result.majority_share):
+            beside.append(f"{share:.1%} is the majority class")
+        parts.append(
+            f"{headline.name} {short(headline, value)}" + (f" ({', '.join(beside)})" if beside else "")
+        )
     if (loss := result.best("validation_loss")) is not None:
         lowest = f"lowest validation loss {loss:.4g} in round {result.best_round()}"
         chosen = result.selected()
-        parts.append(lowest + ("" if chosen is None else f", with test accuracy {chosen:.1%}"))
+        shown = chosen is not None and headline.column != "test_loss"
+        parts.append(lowest + (f", with {headline.name} {short(headline, chosen)}" if shown else ""))
     if (loss := result.last("train_loss")) is not None:
         parts.append(f"train loss {loss:.4g}")
-    target = result.config.target_accuracy
-    if target is not None:
-        reached = result.rounds_to(target)
-        parts.append(f"{target:.4g} {'not reached' if reached is None else f'reached in round {reached}'}")
+    if result.target is not None:
+        (column, target), reached = result.target, result.rounds_to_target()
+        named = "" if column == headline.column else f"{result.measure(column).name} "
+        parts.append(
+            f"{named}{target:.4g} {'not reached' if reached is None else f'reached in round {reached}'}"
+        )
     return f"{result.config.algorithm} {', '.join(parts)}"

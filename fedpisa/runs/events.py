@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, final
+
+from fedpisa.tasks.measures import CLASSIFICATION, Measure
 
 if TYPE_CHECKING:
     from fedpisa.config.run import RunConfig
@@ -17,7 +20,7 @@ class RunStarted:
     """The run is checked and built; the first round follows.
 
     ``resumed`` is the last finished round of a resumed run. ``num_validation`` is 0 without validation samples.
-    ``privacy`` says what differential privacy protects.
+    ``privacy`` says what differential privacy protects. ``measures`` are those of the task.
     """
 
     config: RunConfig
@@ -29,6 +32,7 @@ class RunStarted:
     resumed: int | None = None
     num_validation: int = 0
     privacy: str = ""
+    measures: Sequence[Measure] = CLASSIFICATION
 
 
 @final

@@ -20,26 +20,28 @@ from torch import Tensor
 from fedpisa.datasets.client_data import ClientData
 from fedpisa.rng import seeded
 from fedpisa.runs.run_files import CLIENTS, RunReader
-from fedpisa.tasks.task import Task
+from fedpisa.tasks.base import Task
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Table = Mapping[str, NDArray[Any]]
-"""Columns of one round: ``round``, ``client``, ``num_examples``, ``train_loss``, ``loss`` and ``accuracy``."""
+"""Columns of one round: ``round``, ``client``, ``num_examples``, ``train_loss``, ``loss`` and the other measures."""
 
 
 @torch.no_grad()
 def evaluate_clients(
     task: Task, data: ClientData, params_P: Tensor, buffers_Q: Tensor, batch_size: int = 8192
 ) -> dict[str, NDArray[np.float64]]:
-    """Return the model's mean loss and, for classification, accuracy on each client's samples, both ``(N,)``.
+    """Return the model's measures on each client's samples, each ``(N,)``.
 
-    One pass evaluates all samples; their values are then summed per client.
+    One pass evaluates all samples; their scores are then summed per client. Measures that are no means take another
+    pass, client by client.
 
     Examples
     --------
-    >>> task = Task(torch.nn.Linear(1, 1, bias=False), num_classes=None)
+    >>> from fedpisa.tasks.supervised import supervised
+    >>> task = supervised(torch.nn.Linear(1, 1, bias=False), num_classes=None)
     >>> x, y = np.array([[1.0], [2.0], [3.0]], np.float32), np.zeros(3, np.float32)
     >>> data = ClientData.of(x, y, [np.array([2]), np.array([0, 1])], torch.float32)
     >>> evaluate_clients(task, data, torch.ones(1), torch.zeros(0))
@@ -49,16 +51,20 @@ def evaluate_clients(
     with seeded(0, "evaluation"), torch.no_grad():
         for x_B, y_B in data.batches(batch_size):
             with task.holding(params_P, buffers_Q):
-                parts.append(task.eval_losses(x_B, y_B))
-    columns = {"loss": [losses_B for losses_B, _ in parts]}
-    if task.num_classes is not None:
-        columns["accuracy"] = [correct_B for _, correct_B in parts]
+                parts.append(task.sample_scores(x_B, y_B))
     means = {
-        name: np.add.reduceat(torch.cat(values).double().cpu().numpy(), data.begin_N) / data.sizes_N
-        for name, values in columns.items()
+        name: np.add.reduceat(torch.cat([part[name] for part in parts]).double().cpu().numpy(), data.begin_N)
+        / data.sizes_N
+        for name in parts[0]
     }
-    if "accuracy" in means:
-        means["accuracy"][~np.isfinite(means["loss"])] = np.nan
+    for name, means_N in means.items():
+        if name != "loss":
+            means_N[~np.isfinite(means["loss"])] = np.nan
+    further = [measure.column for measure in task.measures if measure.column not in means]
+    if further:
+        clients = range(data.num_clients)
+        found = [task.evaluate(params_P, buffers_Q, *data.client(client_id)) for client_id in clients]
+        means |= {name: np.array([one[name] for one in found]) for name in further}
     return means
 
 

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from fedpisa.tasks.measures import as_records
+
 if TYPE_CHECKING:
     from fedpisa.runs.simulation import Simulation
 
@@ -45,8 +47,10 @@ def provenance_of(simulation: Simulation) -> dict[str, object]:
         "process": {"threads": torch.get_num_threads()},
         "data": simulation.federation.data_digest(),
         "model_source": source_digest(simulation.config.model or "", task.module),
+        "task_source": source_digest(simulation.config.task or "", task.module),
         "num_parameters": task.layout.size,
         "layout": task.layout.fingerprint,
+        "measures": as_records(task.measures),
         "started": now(),
         **({} if privacy is None else {"privacy": privacy.record(simulation.config.num_server_rounds)}),
         **({} if majority is None else {"majority_share": majority}),
@@ -55,19 +59,19 @@ def provenance_of(simulation: Simulation) -> dict[str, object]:
     }
 
 
-def source_digest(model: str, module: nn.Module) -> str | None:
-    """Return a digest of the files that define a user's own model; ``None`` for a model of ours or of torchvision's.
+def source_digest(own: str, module: nn.Module) -> str | None:
+    """Return a digest of the files that define a user's own model or task; ``None`` for one of ours.
 
-    The files are those of the module that ``model`` names and of the layers' classes, without installed packages.
+    The files are those of the module that ``own`` names and of the layers' classes, without installed packages.
 
     Examples
     --------
     >>> source_digest("mlp", torch.nn.Linear(1, 1)) is None
     True
     """
-    if ":" not in model:
+    if ":" not in own:
         return None
-    names = {model.partition(":")[0], *(type(layer).__module__ for layer in module.modules())}
+    names = {own.partition(":")[0], *(type(layer).__module__ for layer in module.modules())}
     installed = tuple(sysconfig.get_paths()[key] for key in ("stdlib", "purelib", "platlib"))
     digest, found = hashlib.sha256(), False
     for name in sorted(names - {"__main__"}):

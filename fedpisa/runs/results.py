@@ -20,11 +20,9 @@ import io
 import json
 import math
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain, count
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, final
@@ -33,18 +31,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpisa.components import LOG, escaped, total
+from fedpisa.runs.places import require_free
 from fedpisa.runs.run_files import CLIENTS, TIED, Row, RunReader, Status
 from fedpisa.storage.files import (
-    OccupiedError,
     digest_of,
-    is_leftover,
     named,
     open_file,
     refuse_link,
     replace_file,
-    shortened,
     sync,
 )
+from fedpisa.tasks.measures import CLASSIFICATION, LOSS, Measure, from_records, headline, measure_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -65,38 +62,6 @@ METRICS = (
     "seconds",
 )
 """Columns of ``metrics.jsonl`` in every run; bytes, steps and seconds are those of one round."""
-
-
-def require_free(directory: str | Path) -> Path:
-    """Return ``directory`` as a path; a run may write there if it does not exist or is empty.
-
-    Raises
-    ------
-    OccupiedError
-        If ``directory`` is a file or not empty: results are never overwritten.
-    """
-    path = Path(directory)
-    if path.is_dir():
-        if any(not is_leftover(file.name) for file in path.iterdir()):
-            raise OccupiedError(
-                f"directory {path} exists and is not empty: name another one, because nothing is overwritten"
-            )
-    elif path.exists() or path.is_symlink():
-        raise OccupiedError(f"{path} exists and is not a directory: name another directory for the result")
-    return path
-
-
-def directory_for(config: RunConfig) -> Path:
-    """Return a new directory ``runs/<algorithm>-<dataset>-<seed>`` for a run."""
-    name = re.sub(r"[^\w.-]+", "-", f"{config.algorithm}-{config.dataset}-{config.seed}")
-    return free_directory(Path("runs") / shortened(name))
-
-
-def free_directory(path: str | Path) -> Path:
-    """Return the first of ``path``, ``path-2``, ``path-3``, ... that does not exist."""
-    base = Path(path)
-    candidates = chain([base], (base.with_name(f"{base.name}-{number}") for number in count(2)))
-    return next(file for file in candidates if not (file.exists() or file.is_symlink()))
 
 
 @final
@@ -298,6 +263,8 @@ class Result:
         Share of the most frequent class in the test set; ``None`` for a regression and for runs of earlier versions.
     reference
         The kind of reference, see `fedpisa.strategies.base.Reference`; empty for a federated algorithm.
+    measures
+        The task's measures; the first is the headline.
     """
 
     config: RunConfig
@@ -309,6 +276,7 @@ class Result:
     client_tables: Sequence[Table] = ()
     majority_share: float | None = None
     reference: str = ""
+    measures: Sequence[Measure] = CLASSIFICATION
 
     @cached_property
     def history(self) -> pd.DataFrame:
@@ -339,12 +307,28 @@ class Result:
         values = self._values(column)
         return values[-1][1] if values else None
 
-    def best(self, column: str = "test_accuracy") -> float | None:
-        """Return the largest value of an accuracy, or the smallest of another column; ``None`` if there is none.
+    @cached_property
+    def headline(self) -> Measure:
+        """The first measure of the task that the run has on the test set; the loss if it has none."""
+        columns = {name for row in self.rows for name, value in row.items() if value is not None}
+        return headline(self.measures, columns)
 
-        The best test accuracy is optimistic, because the test set itself selects the round; see `selected`.
+    def measure(self, column: str) -> Measure:
+        """Return the name of a column for readers, and which direction is better."""
+        return measure_of(column, self.measures)
+
+    @property
+    def target(self) -> tuple[str, float] | None:
+        """The column and the value that the run's configuration wants to be reached, if there is one."""
+        return self.config.target_of(self.measures[0].of("test").column)
+
+    def best(self, column: str | None = None) -> float | None:
+        """Return the best value of a column, by default of the `headline`; ``None`` if there is none.
+
+        Less is better, except for measures of which more is. The best value on the test set is optimistic, because the
+        test set itself selects the round; see `selected`.
         """
-        found = self._best(column)
+        found = self._best(column or self.headline.column)
         return None if found is None else found[1]
 
     def best_round(self, column: str = "validation_loss") -> int | None:
@@ -352,9 +336,14 @@ class Result:
         found = self._best(column)
         return None if found is None else found[0]
 
-    def selected(self, column: str = "test_accuracy", by: str = "validation_loss") -> float | None:
-        """Return a column's value in the best round of another column; ``None`` if one of them has no value."""
-        return dict(self._values(column)).get(-1 if (best := self.best_round(by)) is None else best)
+    def selected(self, column: str | None = None, by: str = "validation_loss") -> float | None:
+        """Return a column's value in the best round of another column; ``None`` if one of them has no value.
+
+        The column is the `headline` by default.
+        """
+        return dict(self._values(column or self.headline.column)).get(
+            -1 if (best := self.best_round(by)) is None else best
+        )
 
     @property
     def stopped_early(self) -> bool:
@@ -371,9 +360,17 @@ class Result:
         """Return the sum of a column over the rounds, such as ``bytes_up`` or ``seconds``."""
         return total(value for _, value in self._values(column))
 
-    def rounds_to(self, target: float, column: str = "test_accuracy") -> int | None:
-        """Return the first round in which ``column`` reached ``target``; ``None`` if it never did."""
-        return next((number for number, value in self._values(column) if value >= target), None)
+    def rounds_to(self, target: float, column: str | None = None) -> int | None:
+        """Return the first round in which a column, by default the `headline`, is at least as good as ``target``.
+
+        ``None`` if it never is.
+        """
+        measure = self.headline if column is None else self.measure(column)
+        return next((n for n, value in self._values(measure.column) if measure.reaches(value, target)), None)
+
+    def rounds_to_target(self) -> int | None:
+        """Return the first round that reaches the configuration's `target`; ``None`` if there is no such round."""
+        return None if self.target is None else self.rounds_to(self.target[1], self.target[0])
 
     def plot(self, x: str = "round", y: str | None = None, ax: Axes | None = None, **line: Any) -> Axes:
         """Draw one column against rounds, bytes, local steps or seconds.
@@ -383,7 +380,7 @@ class Result:
         x
             ``round``, or the running sum of ``bytes``, ``local-steps`` or ``seconds``.
         y
-            A column of `history`; by default the test accuracy, or the test loss of a regression.
+            A column of `history`; by default the `headline`.
         ax
             Axes to draw on; by default those of a new pyplot figure.
         line
@@ -391,20 +388,19 @@ class Result:
         """
         from fedpisa import plots
 
-        if y is None:
-            y = "test_accuracy" if "test_accuracy" in self.history else "test_loss"
+        y = y or self.headline.column
         if ax is None:
             from matplotlib import pyplot
 
             ax = pyplot.subplots(layout="constrained")[1]
         look = {"label": self.config.algorithm, **(plots.REFERENCE if self.reference else {}), **line}
         plots.draw_curve(ax, self.history, x=x, y=y, **look)
-        plots.label_axes(ax, x=x, y=y)
+        plots.label_axes(ax, x=x, y=y, measure=self.measure(y.replace("-", "_")))
         return ax
 
     def _best(self, column: str) -> tuple[int, float] | None:
-        sign = 1 if column.endswith("accuracy") else -1
-        return max(self._values(column), key=lambda pair: sign * pair[1], default=None)
+        measure = self.measure(column)
+        return min(self._values(column), key=lambda pair: measure.rank(pair[1]), default=None)
 
     def _values(self, column: str) -> list[tuple[int, float]]:
         """Return ``(round, value)`` for each finite value of a column."""
@@ -422,11 +418,10 @@ class Result:
             "rounds": str(self.last_round),
             "status": self.status,
         }
-        forms = {"test_accuracy": ".2%", "test_loss": ".4g", "validation_loss": ".4g", "train_loss": ".4g"}
-        for column, form in forms.items():
-            value = self.last(column)
-            if value is not None:
-                summary[column.replace("_", " ")] = format(value, form)
+        shown = [measure.of("test").column for measure in self.measures]
+        for column in [*shown, "validation_loss", "train_loss"]:
+            if (value := self.last(column)) is not None:
+                summary[self.measure(column).name] = self.measure(column).text(value)
         if self.majority_share is not None:
             summary["majority class"] = format(self.majority_share, ".2%")
         if self.directory is not None:
@@ -443,6 +438,17 @@ class Result:
             for key, value in self._summary().items()
         )
         return f"<table>{cells}</table>"
+
+
+def common_headline(results: Iterable[Result]) -> Measure:
+    """Return the measure that ranks results: the first of their headlines that all have, otherwise the loss.
+
+    Runs of different tasks may have only the loss in common.
+    """
+    evaluated = [run for run in results if run.last(run.headline.column) is not None]
+    headlines = [run.headline for run in evaluated]
+    shared = (m for m in headlines if all(run.last(m.column) is not None for run in evaluated))
+    return next(shared, LOSS.of("test"))
 
 
 def curve_labels(results: Sequence[Result]) -> list[str]:
@@ -505,6 +511,7 @@ def load_result(directory: str | Path) -> Result:
             directory=path,
             majority_share=reader.info.get("majority_share"),
             reference=reader.info.get("reference", ""),
+            measures=from_records(reader.info.get("measures")),
         )
     except ValueError as error:
         raise ValueError(

@@ -199,7 +199,7 @@ def require_no_second_release(simulation: Simulation, files: RunDirectory, done:
         )
 
 
-def warn_of_other_model(before: object, now: object, directory: Path) -> None:
-    """Log a warning if the code of a user's model has changed since the run began."""
+def warn_of_other_code(part: str, before: object, now: object, directory: Path) -> None:
+    """Log a warning if the code of a user's ``model`` or ``task`` has changed since the run began."""
     if before is not None and now is not None and before != now:
-        LOG.warning("%s: the code of the model has changed since the run began", directory)
+        LOG.warning("%s: the code of the %s has changed since the run began", directory, part)

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from fedpisa.components import LOG
 from fedpisa.config.run import RunConfig
 from fedpisa.storage.files import DamagedFileError, digest_of, read_bytes, read_file, refuse_link
+from fedpisa.tasks.measures import from_records
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,6 +72,7 @@ class _Info(pydantic.BaseModel):
     run: str | int | None = None
     majority_share: Annotated[float, pydantic.Field(ge=0, le=1)] | None = None
     reference: str = ""
+    measures: list[dict[str, str | bool]] | None = None
 
 
 @final
@@ -202,7 +204,7 @@ class RunReader:
 
 def _info(content: bytes) -> dict[str, Any]:
     try:
-        _Info.model_validate_json(content)
+        from_records(_Info.model_validate_json(content).measures)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         raise ValueError(" ".join([*map(str, first["loc"]), first["msg"]])) from error

@@ -16,16 +16,17 @@ from fedpisa.config.run import RunConfig, load_config
 from fedpisa.families import Permission, permitted
 from fedpisa.runs.events import RoundFinished, RunFinished, Stopping
 from fedpisa.runs.per_client import Table, require_parquet
+from fedpisa.runs.places import require_free
 from fedpisa.runs.process import is_own, reserved_heap
 from fedpisa.runs.provenance import now, provenance_of
-from fedpisa.runs.results import Result, RunDirectory, load_result, require_free
+from fedpisa.runs.results import Result, RunDirectory, load_result
 from fedpisa.runs.resume import (
     changed,
     earlier_partition,
     pick,
     require_no_second_release,
     require_same_data,
-    warn_of_other_model,
+    warn_of_other_code,
 )
 from fedpisa.runs.run_files import Row, Status
 from fedpisa.runs.signals import Interrupted, Stop, postponed
@@ -172,7 +173,8 @@ def _resume(
             files.begin(simulation.config, provenance, federation.partition, federation.split_arrays())
             return _Run(simulation, notify, files).train()
         require_same_data(info.get("data"), simulation.federation.data_digest(), directory)
-        warn_of_other_model(info.get("model_source"), provenance["model_source"], directory)
+        for own in ("model", "task"):
+            warn_of_other_code(own, info.get(f"{own}_source"), provenance[f"{own}_source"], directory)
         simulation.restore(found.server_round, found.tensors)
         part = {"after_round": found.server_round, "at": now()}
         part |= {key: provenance[key] for key in ("versions", "machine", "process")}
@@ -213,9 +215,17 @@ class _Run:
                 self._end(parameters, status)
         config, partition = self.simulation.config, self.simulation.federation.partition
         directory = None if self.files is None else self.files.path
-        majority, reference = self.simulation.federation.majority_share(), self.simulation.reference
         result = Result(
-            config, self.rows, parameters, partition, status, directory, self.tables, majority, reference
+            config,
+            self.rows,
+            parameters,
+            partition,
+            status,
+            directory,
+            self.tables,
+            majority_share=self.simulation.federation.majority_share(),
+            reference=self.simulation.reference,
+            measures=self.simulation.federation.task.measures,
         )
         self.notify(RunFinished(result))
         return result

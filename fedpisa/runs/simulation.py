@@ -96,6 +96,7 @@ class Simulation:
             privacy=""
             if self.privacy is None
             else sentence(self.privacy.record(self.config.num_server_rounds)),
+            measures=self.federation.task.measures,
         )
 
     def rows(self) -> Iterator[Row]:
@@ -201,8 +202,7 @@ class Simulation:
             self.strategy.number(self.grid.clients)
 
     def _tensors(self) -> dict[str, Tensor]:
-        x = self.federation.test.x
-        return to_tensors(self.model, x.dtype, x.device)
+        return to_tensors(self.model, self.federation.task.dtype, self.federation.device)
 
     def _vectors(self) -> tuple[Tensor, Tensor]:
         tensors = self._tensors()

@@ -23,19 +23,21 @@ from fedpisa.datasets.base import Dataset, Generated, Indices
 from fedpisa.datasets.client_data import ClientData
 from fedpisa.datasets.heterogeneity import count_labels
 from fedpisa.datasets.validation import hold_out
-from fedpisa.families import data, models
+from fedpisa.families import data, models, tasks
 from fedpisa.families.flower_strategies import combine
 from fedpisa.flower.compat import to_record
 from fedpisa.server.algorithm_strategy import AlgorithmStrategy
 from fedpisa.server.base import cohort_size
 from fedpisa.server.flower_strategy import FlowerStrategy
 from fedpisa.server.reply_filter import ReplyFilter
+from fedpisa.simulation.devices import resolve_device
 from fedpisa.simulation.faults import Faults
 from fedpisa.simulation.privacy import Privacy, build_privacy
 from fedpisa.strategies.base import Algorithm
 from fedpisa.strategies.schedules import factors, schedule_of
+from fedpisa.tasks.base import Task
+from fedpisa.tasks.measures import Measure
 from fedpisa.tasks.modules import in_dtype
-from fedpisa.tasks.task import Task
 
 
 @final
@@ -112,22 +114,42 @@ class Federation:
         self.num_outputs, self.shape, self.classes = dataset.num_outputs, dataset.shape, dataset.class_names
         self.columns = dataset.columns or ()
         module = in_dtype(build_model(self.config, dataset), dtype).to(self.device)
-        self.task = Task(module, dataset.num_classes, autocast=config.autocast == "bfloat16")
+        self.num_classes = dataset.num_classes
         if clients_have_data or dataset.generated is None:
             self.data = ClientData.of(dataset.x_train, dataset.y_train, parts, dtype, self.device)
         else:
             self.data = ClientData.made_by(_generated(self.config, dataset), dtype, self.device)
+        all_rows, rows = [np.arange(len(dataset.y_test))], self.validation_rows
+        self.test = ClientData.of(dataset.x_test, dataset.y_test, all_rows, dtype, self.device)
+        labels = None if clients_have_data or dataset.generated is not None else dataset.y_train
+        self.task: Task = tasks.build(
+            *task_of(self.config, dataset.num_classes),
+            module,
+            num_outputs=dataset.num_outputs,
+            labels=labels,
+            test=(self.test.x, self.test.y),
+            autocast=config.autocast == "bfloat16",
+        )
         update, sample = self.algorithm.local_update, self.data.x[:1]
         update.check(self.task, sample)
         require_trainable(self.task, sample, self.data.y[:1])
         if not clients_have_data:
             require_batch_statistics(self.task, update, sample, self.data.sizes_N, config.seed)
-        all_rows, rows = [np.arange(len(dataset.y_test))], self.validation_rows
-        self.test = ClientData.of(dataset.x_test, dataset.y_test, all_rows, dtype, self.device)
         self.evaluated = {"test": self.test}
+        self._require_target(["test", *["validation"] * bool(len(rows))])
         if len(rows):
             self.evaluated["validation"] = ClientData.of(
                 whole.x_train, whole.y_train, [rows], dtype, self.device
+            )
+
+    def _require_target(self, parts: Sequence[str]) -> None:
+        """Refuse a target of a column that the run will not have."""
+        measures = self.task.measures
+        target = self.config.target_of(measures[0].of("test").column)
+        columns = [measure.of(part).column for part in parts for measure in measures]
+        if self.config.target_measure and target and target[0] not in columns:
+            raise ValueError(
+                f"target-measure = {self.config.target_measure!r} is not measured: take one of {', '.join(columns)}"
             )
 
     def client(self, client_id: int) -> Client:
@@ -194,7 +216,7 @@ class Federation:
 
         A model that always answers with this class has this accuracy.
         """
-        if self.task.num_classes is None:
+        if self.num_classes is None or self.test.y.dim() > 1:
             return None
         return float(torch.bincount(self.test.y).max()) / self.test.num_samples
 
@@ -208,7 +230,7 @@ class Federation:
         arrays = {"validation": self.validation_rows} if len(self.validation_rows) else {}
         if not self.partition or self.algorithm.reference == "centralised":
             return arrays
-        labels, classes = self.data.y.cpu().numpy(), self.task.num_classes
+        labels, classes = self.data.y.cpu().numpy(), self.num_classes
         if classes is not None:
             return {"labels": count_labels(labels, self.data.sizes_N, classes), **arrays}
         bounds = np.quantile(labels, np.linspace(0, 1, 11)[1:-1])
@@ -221,32 +243,6 @@ class Federation:
         if self.task.buffer_layout.names:
             model[BUFFERS] = self.task.initial_buffers()
         return to_record(model)
-
-
-def resolve_device(name: str) -> torch.device:
-    """Return the device of a name; ``auto`` is the first GPU if there is one, otherwise the CPU.
-
-    Raises
-    ------
-    ValueError
-        If the device is not available.
-
-    Examples
-    --------
-    >>> resolve_device("cpu")
-    device(type='cpu')
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).tolist()  # the device meta has no values
-    except (RuntimeError, AssertionError, ImportError) as error:
-        cause = (" ".join(str(error).split()) or type(error).__name__).split(". ")[0][:150]
-        raise ValueError(
-            f'device {name!r} is not available ({cause}): use device = "cpu" or "auto"'
-        ) from error
-    return device
 
 
 def build_algorithm(config: RunConfig) -> Algorithm:
@@ -376,7 +372,25 @@ def build_model(config: RunConfig, dataset: Dataset) -> nn.Module:
     """Return the model with its initial weights; see `fedpisa.families.models.build`."""
     component = config.component("model") if config.model else families.find("model", dataset.default_model)
     values = config.values_of(component)
-    return models.create(component, values, dataset.shape, dataset.num_outputs, config.seed)
+    any_output = ":" in (config.task or "")
+    return models.create(
+        component, values, dataset.shape, dataset.num_outputs, config.seed, any_output=any_output
+    )
+
+
+def task_of(config: RunConfig, num_classes: int | None) -> tuple[Component, dict[str, object]]:
+    """Return the task's component and the values of its keys; by default the one that suits the data set."""
+    if config.task:
+        return _chosen(config, "task")
+    return families.find("task", "regression" if num_classes is None else "classification"), {}
+
+
+def measures_of(config: RunConfig, dataset: Dataset) -> tuple[Measure, ...]:
+    """Return the measures of a run; those of your own task are known when the task is tried on the model."""
+    if ":" in (config.task or ""):
+        return Federation(config, dataset=dataset).task.measures
+    component, values = task_of(config, dataset.num_classes)
+    return tasks.criterion(component, values, dataset.num_outputs, dataset.y_train).measures
 
 
 def with_model_of(config: RunConfig, dataset: Dataset) -> RunConfig:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedpisa.datasets.validation import hold_out
+from fedpisa.runs.results import common_headline
 from fedpisa.runs.resume import differences
 from fedpisa.runs.run_files import RunReader
 from fedpisa.runs.signals import Interrupted
@@ -178,16 +179,15 @@ def summary(results: Sequence[StudyResult]) -> pd.DataFrame:
     """Return a row per variant and point, with means and standard deviations over the seeds.
 
     Columns: ``variant``, the swept keys, the numbers of started ``runs`` and ``finished`` runs; over the finished runs
-    the ``final`` and ``best`` accuracy on the test set (or loss, if there is no accuracy); ``rounds_to_target`` over
-    the runs that ``reached`` it. Deviations are sample standard deviations, NaN for one run. Runs with validation
-    samples add ``selected``, the accuracy in the round of the lowest validation loss, and early stopping adds
+    the ``final`` and ``best`` value of the headline, see `fedpisa.runs.results.common_headline`; ``rounds_to_target``
+    over the runs that ``reached`` it. Deviations are sample standard deviations, NaN for one run. Runs with validation
+    samples add ``selected``, the value in the round of the lowest validation loss, and early stopping adds
     ``rounds``. If known, ``majority_share`` is the share of the test set's most frequent class, and if there are any,
     ``reference`` marks the variants that only give scale.
     """
     import pandas as pd
 
-    accuracy = any(one.result.last("test_accuracy") is not None for one in results)
-    column = "test_accuracy" if accuracy else "test_loss"
+    column = common_headline(one.result for one in results).column
     measures: dict[str, Callable[[Result], float | None]] = {f"final_{column}": lambda run: run.last(column)}
     if any(one.result.best_round() is not None for one in results):
         measures[f"selected_{column}"] = lambda run: run.selected(column)
@@ -213,7 +213,7 @@ def _row(
     import pandas as pd
 
     finished = [one.result for one in group if one.result.status == "finished"]
-    reached = [r.rounds_to(target) for r in finished if (target := r.config.target_accuracy) is not None]
+    reached = [run.rounds_to_target() for run in finished if run.target]
     point = {
         key: str(value) if isinstance(value, list | bool) else value for key, value in group[0].point.items()
     }

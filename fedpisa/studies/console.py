@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, final
 from rich.console import Console
 from rich.table import Table
 
-from fedpisa.runs.console import LiveTable, cell, plain_table
+from fedpisa.runs.console import LiveTable, cell, plain_table, short
+from fedpisa.runs.results import common_headline
 from fedpisa.studies.comparison import by_seed, summary
 from fedpisa.studies.workers import Progress
 
@@ -63,7 +64,7 @@ class StudyConsole(LiveTable):
         if not self._on_screen() and before.state != progress.state and progress.state not in AT_WORK:
             ended = sum(stand.state not in AT_WORK for stand in self._stands)
             width = len(str(len(self._runs)))
-            cells = ", ".join(filter(None, (progress.state, _rounds(progress), _accuracy(progress))))
+            cells = ", ".join(filter(None, (progress.state, _rounds(progress), _value(progress))))
             text = f"[{ended:{width}}/{len(self._runs)}] {self._runs[progress.number]}: {cells}"
             self._say(f"{text} ({progress.message})" if progress.message else text)
 
@@ -75,7 +76,11 @@ class StudyConsole(LiveTable):
             caption += " after this round; Ctrl-C again ends at once"
         keys = list(self._runs[0].point) if self._runs else []
         table = Table(box=None, pad_edge=False, header_style="bold", caption=caption, caption_justify="left")
-        for name in ("variant", *keys, "seed", "state", "round", "accuracy"):
+        names = {stand.measure.name for stand in self._stands if stand.value is not None}
+        measured = (
+            names.pop().removeprefix("test ") if len(names) == 1 else "accuracy" * (not names) or "measure"
+        )
+        for name in ("variant", *keys, "seed", "state", "round", measured):
             table.add_column(cell(name), justify="left" if name in ("variant", "state") else "right")
         room = max(self._console.size.height - 4, 3)
         order = list(STYLES)
@@ -89,7 +94,7 @@ class StudyConsole(LiveTable):
                 str(run.seed),
                 f"[{style}]{stand.state}[/{style}]",
                 "" if stand.state == "waiting" else str(stand.server_round),
-                _accuracy(stand),
+                _value(stand),
             )
         return table
 
@@ -98,17 +103,17 @@ def _rounds(progress: Progress) -> str:
     return f"{progress.server_round} rounds" if progress.server_round else ""
 
 
-def _accuracy(progress: Progress) -> str:
-    return "" if progress.accuracy is None else f"{progress.accuracy:.1%}"
+def _value(progress: Progress) -> str:
+    return "" if progress.value is None else short(progress.measure, progress.value)
 
 
 def table(results: Sequence[StudyResult]) -> Table:
     """Return the results of a study, a row per variant and point: means and deviations over the seeds."""
     rows = summary(results).to_dict("records")
-    accuracy = bool(rows) and "final_test_accuracy_mean" in rows[0]
-    column, form = ("test_accuracy", ".1%") if accuracy else ("test_loss", ".4g")
+    measure = common_headline(one.result for one in results)
+    column, form = measure.column, ".1%" if measure.percent else ".4g"
     keys = list(results[0].point) if results else []
-    targets = {one.result.config.target_accuracy or 0 for one in results} - {0}
+    targets = {target for one in results if (target := one.result.target)}
     titles = {"final": f"final {column.removeprefix('test_')}", "selected": "best by validation"}
     titles["best"] = "best by test (optimistic)"
     shown = {
@@ -122,7 +127,7 @@ def table(results: Sequence[StudyResult]) -> Table:
         view.add_column("rounds", justify="right")
     timed = bool(targets)
     if timed:
-        title = "rounds to target" if len(targets) > 1 else f"rounds to {targets.pop():.0%}"
+        title = "rounds to target" if len(targets) > 1 else _to_target(results, *targets.pop())
         view.add_column(title, justify="right")
     both = sorted(
         zip(by_seed(results), rows, strict=True), key=lambda pair: bool(pair[0][0].result.reference)
@@ -139,10 +144,19 @@ def table(results: Sequence[StudyResult]) -> Table:
         prefix = "reference: " if group[0].result.reference else ""
         view.add_row(cell(prefix + group[0].variant), *(cell(group[0].point[key]) for key in keys), *cells)
     shares = {row["majority_share"] for row in rows if row.get("majority_share", math.nan) > 0}
-    if accuracy and shares:
+    if column == "test_accuracy" and shares:
         text = " to ".join(f"{share:.1%}" for share in sorted({min(shares), max(shares)}))
         view.caption, view.caption_justify = f"{text} is the majority class", "left"
     return view
+
+
+def _to_target(results: Sequence[StudyResult], column: str, value: float) -> str:
+    """Return the title of the column with the rounds to a target."""
+    measure = results[0].result.measure(column)
+    if measure.percent:
+        return f"rounds to {value:.0%}"
+    same = measure.column == common_headline(one.result for one in results).column
+    return f"rounds to {'' if same else measure.name + ' '}{value:.4g}"
 
 
 def _mean(row: dict[Any, Any], name: str, form: str) -> str:

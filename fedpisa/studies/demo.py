@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Final
 
-from fedpisa.runs.results import require_free
+from fedpisa.runs.places import require_free
 from fedpisa.studies.comparison import compare
 from fedpisa.studies.study import Study, StudyResult, load_study, read_study
 

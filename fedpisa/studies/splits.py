@@ -19,6 +19,8 @@ BOOKKEEPING = frozenset(
         "data-dir",
         "eval-every",
         "target-accuracy",
+        "target",
+        "target-measure",
         "exact-diagnostics",
         "per-client",
         "checkpoint-every",

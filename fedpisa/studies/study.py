@@ -40,6 +40,7 @@ from fedpisa.config.run import RunConfig, flatten, nest, other_names, override, 
 from fedpisa.families import Permission, permitted
 from fedpisa.runs.results import Result, load_result
 from fedpisa.storage.files import inside, refuse_link, shortened
+from fedpisa.tasks.measures import LOSS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -335,7 +336,8 @@ class Study:
                 f"nothing to plot: no run of the study in {directory} has started: run fedpisa compare first"
             )
         names = {key for one in results for key in split_keys(one.result.config)}
-        targets = {one.result.config.target_accuracy for one in results}
+        targets = {one.result.target for one in results}
+        measures = results[0].result.measures
         return plot_study(
             frame(results),
             [key for key in self.sweep if key in names],
@@ -348,7 +350,8 @@ class Study:
             references={one.variant for one in results if one.result.reference},
             width=width,
             font_size=font_size,
-            target_accuracy=targets.pop() if len(targets) == 1 else None,
+            target=targets.pop() if len(targets) == 1 else None,
+            measures=measures if all(one.result.measures == measures for one in results) else (LOSS,),
         )
 
 

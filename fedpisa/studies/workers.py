@@ -20,6 +20,7 @@ from fedpisa.runs.results import Result, load_result
 from fedpisa.runs.run_files import RunReader
 from fedpisa.storage.files import InUseError, OccupiedError
 from fedpisa.studies.pool import Pool, Worker, become_worker
+from fedpisa.tasks.measures import ACCURACY, Measure
 
 State = Literal[
     "waiting", "running", "stopping", "finished", "diverged", "failed", "interrupted", "elsewhere"
@@ -50,8 +51,8 @@ class Progress:
         ``stopping``: ends after its round; ``elsewhere``: another process is running it.
     server_round
         Last completed round.
-    accuracy
-        Last test accuracy.
+    measure, value
+        The headline on the test set, and its last value.
     message
         Reason of a failure.
     signum
@@ -61,7 +62,8 @@ class Progress:
     number: int
     state: State
     server_round: int = 0
-    accuracy: float | None = None
+    measure: Measure = ACCURACY.of("test")
+    value: float | None = None
     message: str = ""
     signum: int | None = None
 
@@ -88,11 +90,13 @@ def run_task(task: Task, tell: Callable[[Progress], None]) -> Progress:
     def listen(event: Event) -> None:
         nonlocal stand
         if isinstance(event, RunStarted):
-            stand = replace(stand, server_round=event.resumed or 0)
+            stand = replace(
+                stand, server_round=event.resumed or 0, measure=event.measures[0].of("test"), value=None
+            )
         elif isinstance(event, RoundFinished):
-            reached = event.row.get("test_accuracy")
-            accuracy = stand.accuracy if reached is None else float(reached)
-            stand = replace(stand, server_round=int(event.row["round"] or 0), accuracy=accuracy)
+            reached = event.row.get(stand.measure.column)
+            value = stand.value if reached is None else float(reached)
+            stand = replace(stand, server_round=int(event.row["round"] or 0), value=value)
         elif isinstance(event, Stopping):
             stand = replace(stand, state="stopping")
         else:
@@ -126,7 +130,8 @@ def _ended(number: int, result: Result) -> Progress:
     states: Mapping[str, State] = {"finished": "finished", "diverged": "diverged"}
     state = states.get(result.status, "failed")
     message = "loss or parameters were no longer finite" if state == "diverged" else ""
-    return Progress(number, state, result.last_round, result.last("test_accuracy"), message)
+    value = result.last(result.headline.column)
+    return Progress(number, state, result.last_round, result.headline, value, message)
 
 
 # ------------------------------------------------------------------------------------- several processes

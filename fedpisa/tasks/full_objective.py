@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fedpisa.datasets.client_data import ClientData
-from fedpisa.tasks.task import Task
+from fedpisa.tasks.base import Task
 
 
 @final
@@ -37,18 +37,18 @@ class FullObjective:
     def client_loss(self, client_id: int, params_P: Tensor) -> float:
         """Return ``f_i``."""
         x, y = self.data.client(client_id)
-        return self.task.evaluate(params_P, self.buffers_Q, x, y, self.batch_size)["loss"]
+        return self.task.evaluate(params_P, self.buffers_Q, x, y)["loss"]
 
     @torch.enable_grad()
     def value_and_gradient(self, params_P: Tensor, weights_N: Tensor) -> tuple[float, Tensor]:
         """Return ``sum_i weights_i f_i`` and its gradient ``(P,)``."""
         sizes_N = torch.from_numpy(self.data.sizes_N).to(weights_N.device)
-        weight_n = torch.repeat_interleave(weights_N / sizes_N, sizes_N).to(self.data.x)
+        weight_n = torch.repeat_interleave(weights_N / sizes_N, sizes_N).to(params_P)
         value, gradient_P = 0.0, torch.zeros_like(params_P)
         batches, weights = self.data.batches(self.batch_size), torch.split(weight_n, self.batch_size)
         for (x_B, y_B), weight_B in zip(batches, weights, strict=True):
             with self.task.holding(params_P, self.buffers_Q) as held:
-                losses_B, _ = self.task.eval_losses(x_B, y_B)
+                losses_B = self.task.sample_scores(x_B, y_B)["loss"]
                 loss = losses_B @ weight_B
                 gradient_P += held.gradient(loss)
             value += float(loss.detach())

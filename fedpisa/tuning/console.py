@@ -10,7 +10,7 @@ from rich.table import Table
 
 from fedpisa import components
 from fedpisa.runs.console import LiveTable, cell, plain_table
-from fedpisa.tuning.metric import Metric, maximized, uses_test_set
+from fedpisa.tuning.metric import Metric
 from fedpisa.tuning.plan import Plan
 from fedpisa.tuning.standing import Standing
 from fedpisa.tuning.tune import TrialProgress
@@ -62,7 +62,7 @@ class TuneConsole(LiveTable):
             trials = progress.values()
             states = [one.state for one in trials]
             ended = [one.metric for one in trials if one.state == "finished" and one.metric is not None]
-            best = (max if maximized(self._plan.metric) else min)(ended, default=None)
+            best = min(ended, key=self._plan.metric.rank, default=None)
             working = [f"{one.index}: round {one.rounds}" for one in trials if one.state == "running"]
             table.add_row(
                 cell(subject.variant),
@@ -82,7 +82,7 @@ def table(standings: Sequence[Standing], metric: Metric) -> Table:
     """
     keys = list(standings[0].subject.point) if standings else []
     counted = ("trials", "pruned", "rounds", "gradients", "seconds", "median")
-    view = plain_table("variant", *keys, *counted, metric.replace("_", " "))
+    view = plain_table("variant", *keys, *counted, metric.name.replace("_", " "))
     for one in standings:
         counts, best = one.counts, one.best
         view.add_row(
@@ -111,9 +111,9 @@ def best_values(standings: Sequence[Standing]) -> list[str]:
 def remarks(plan: Plan, standings: Sequence[Standing]) -> list[str]:
     """Return what makes the outcome doubtful: a choice on the test set, values at an edge, and a misled pruner."""
     said = []
-    if uses_test_set(plan.metric):
+    if plan.metric.uses_test_set:
         said.append(
-            f"the values are chosen on the test set, by metric = {plan.metric!r}: its results are optimistic"
+            f"the values are chosen on the test set, by metric = {plan.metric.name!r}: its results are optimistic"
         )
     for one in standings:
         for edge in one.edges:
@@ -142,4 +142,4 @@ def _short(value: object) -> str:
 
 
 def _shown(value: float, metric: Metric) -> str:
-    return f"{value:.1%}" if maximized(metric) and value >= 0 else f"{value:.4g}"
+    return f"{value:.1%}" if metric.percent and value >= 0 else f"{value:.4g}"

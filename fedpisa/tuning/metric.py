@@ -4,45 +4,104 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from dataclasses import dataclass
+from typing import Final, final
 
+from fedpisa.components.names import nearest
 from fedpisa.runs.run_files import Row
+from fedpisa.tasks.measures import CLASSIFICATION, Measure, measure_of
 
-Metric = Literal[
-    "validation_loss",
-    "validation_accuracy",
-    "train_loss",
-    "objective",
-    "test_loss",
-    "test_accuracy",
-    "best_test_accuracy",
-    "rounds_to_target",
-]
+ROUNDS: Final = "rounds_to_target"
+_BEST: Final = "best_"
+_TRAINING: Final = ("train_loss", "objective")
 
 
-def maximized(metric: Metric) -> bool:
-    """Return whether a higher value is better."""
-    return metric.endswith("accuracy")
+@final
+@dataclass(frozen=True)
+class Metric:
+    """What ranks the trials: a column of the history, and which of its values counts.
+
+    Parameters
+    ----------
+    name
+        A column, for its last value; ``best_`` and a column on the test set, for its best value; or
+        ``rounds_to_target``.
+    of_column
+        The measure of the column.
+
+    Examples
+    --------
+    >>> [str(one) for one in map(Metric.named, ("validation_loss", "best_test_accuracy")) if one.higher_is_better]
+    ['best_test_accuracy']
+    """
+
+    name: str
+    of_column: Measure
+
+    @classmethod
+    def named(
+        cls, name: str, measures: Sequence[Measure] = CLASSIFICATION, target: str = "test_accuracy"
+    ) -> Metric:
+        """Return the metric of a name, for a task's measures; ``target`` is the column of the runs' target."""
+        column = target if name == ROUNDS else name.removeprefix(_BEST)
+        return cls(name, measure_of(column, measures))
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def column(self) -> str:
+        """The column of the history that the metric uses."""
+        return self.of_column.column
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether a higher value is better."""
+        return self.name != ROUNDS and self.of_column.higher_is_better
+
+    @property
+    def percent(self) -> bool:
+        """Whether values are fractions that are shown as per cent."""
+        return self.name != ROUNDS and self.of_column.percent
+
+    @property
+    def worst(self) -> float:
+        """The metric of a diverged run."""
+        return -math.inf if self.higher_is_better else math.inf
+
+    @property
+    def uses_test_set(self) -> bool:
+        """Whether the metric is measured on the test set, which then chooses the values."""
+        return self.column.startswith("test_")
+
+    @property
+    def uses_validation(self) -> bool:
+        """Whether the metric is measured on validation samples."""
+        return self.column.startswith("validation_")
+
+    def rank(self, value: float) -> float:
+        """Return a sort key; the best value has the smallest."""
+        return -value if self.higher_is_better else value
 
 
-def worst(metric: Metric) -> float:
-    """Return the metric of a diverged run."""
-    return -math.inf if maximized(metric) else math.inf
+def require_known(name: str, measures: Sequence[Measure], data: str) -> None:
+    """Raise a ValueError unless a metric of this name is measured.
 
-
-def column_of(metric: Metric) -> str:
-    """Return the column of the history that the metric uses."""
-    return "test_accuracy" if metric in ("best_test_accuracy", "rounds_to_target") else metric
-
-
-def uses_test_set(metric: Metric) -> bool:
-    """Return whether the metric is measured on the test set, which then chooses the values."""
-    return column_of(metric).startswith("test")
-
-
-def uses_validation(metric: Metric) -> bool:
-    """Return whether the metric is measured on validation samples."""
-    return column_of(metric).startswith("validation")
+    Parameters
+    ----------
+    name
+        The metric.
+    measures
+        The task's measures.
+    data
+        Name of the data set in the message.
+    """
+    columns = [measure.of(part).column for part in ("validation", "test") for measure in measures]
+    known = [*columns, *(_BEST + one for one in columns if one.startswith("test_")), *_TRAINING, ROUNDS]
+    if name not in known:
+        raise ValueError(
+            f"metric = {name!r} is not measured on {data!r}{nearest(name, known)}: take one of {', '.join(known)}"
+        )
 
 
 def measure(
@@ -50,42 +109,51 @@ def measure(
 ) -> float | None:
     """Return the metric after some rounds, or ``None`` if it was not measured.
 
-    The metric is the last value of its column; ``best_test_accuracy`` is the largest. ``rounds_to_target`` is the first
-    round that reached ``target``. A run that did not reach it gets ``num_server_rounds + 1 - best accuracy``, and so
-    ranks behind all runs that did.
+    The metric is the last value of its column, or the best. ``rounds_to_target`` is the first round that reached
+    ``target``. A run that did not reach it gets a number above ``num_server_rounds``, the larger the farther its best
+    value is from the target, and so ranks behind all runs that did.
 
     Parameters
     ----------
     metric
-        Name of the metric.
+        The metric.
     rows
         Rounds of one run so far.
     num_server_rounds
         Number of rounds of the whole run.
     target
-        The run's ``target-accuracy``.
+        The value that the run is to reach.
 
     Examples
     --------
     >>> rows = [{"round": n, "test_accuracy": x} for n, x in enumerate([0.1, 0.6, 0.5])]
-    >>> [measure(m, rows, 9, 0.6) for m in ("test_accuracy", "best_test_accuracy", "rounds_to_target")]
+    >>> names = ("test_accuracy", "best_test_accuracy", "rounds_to_target")
+    >>> [measure(Metric.named(name), rows, 9, 0.6) for name in names]
     [0.5, 0.6, 1.0]
-    >>> measure("rounds_to_target", rows, 9, 0.75)
+    >>> measure(Metric.named("rounds_to_target"), rows, 9, 0.75)
     9.4
     """
-    column = column_of(metric)
+    of_column = metric.of_column
     values = [
         (int(row["round"] or 0), float(value))
         for row in rows
-        if (value := row.get(column)) is not None and math.isfinite(value)
+        if (value := row.get(metric.column)) is not None and math.isfinite(value)
     ]
     if not values:
         return None
-    best = max(value for _, value in values)
-    if metric == "best_test_accuracy":
+    best = min((value for _, value in values), key=of_column.rank)
+    if metric.name.startswith(_BEST):
         return best
-    if metric == "rounds_to_target":
+    if metric.name == ROUNDS:
         assert target is not None
-        reached = (number for number, value in values if value >= target)
-        return float(next(reached, num_server_rounds + 1 - best))
+        reached = (number for number, value in values if of_column.reaches(value, target))
+        return float(next(reached, num_server_rounds + _missed(of_column, best, target)))
     return values[-1][1]
+
+
+def _missed(of_column: Measure, best: float, target: float) -> float:
+    """Return how far a run stays from a target: for a share what it lacks to 1, for a number between 1 and 2."""
+    if of_column.percent:
+        return 1 - best
+    gap = abs(best - target)
+    return 1 + gap / (1 + gap)

@@ -12,7 +12,6 @@ import numpy as np
 
 from fedpisa import components
 from fedpisa.plots import COLOURS, MARKERS, picture_path, style, write_picture
-from fedpisa.tuning.metric import maximized
 from fedpisa.tuning.plan import Plan
 from fedpisa.tuning.space import Choices, Space
 from fedpisa.tuning.trial import Trial, best_of
@@ -71,7 +70,7 @@ def plot_trials(plan: Plan, trials: Sequence[Sequence[Trial]], path: str | Path 
             for ax in row[len(keys[variant]) :]:
                 ax.set_visible(False)
             row[0].set_title(variant, loc="left")
-            row[0].set_ylabel(plan.metric.replace("_", " "))
+            row[0].set_ylabel(plan.metric.name.replace("_", " "))
         _scale_metric(axes[0][0], plan, trials)
         _legend(figure, points, trials, limit)
         write_picture(figure, picture_path(path))
@@ -106,7 +105,7 @@ def _draw(
             [np.nan if metric is None else metric for _, metric in shown],
             **{**look, "markerfacecolor": filled},
         )
-    edge = 0.02 if maximized(plan.metric) else 0.98
+    edge = 0.02 if plan.metric.higher_is_better else 0.98
     ended = [trial for trial in trials if trial.state != "running"]
     lost = [_position(space, trial.keys[key]) for trial in ended if not _fits(trial, limit)]
     look = {**look, "marker": "x", "markersize": 4.5}
@@ -120,7 +119,7 @@ def _draw(
 def _limit(plan: Plan, trials: Sequence[Sequence[Trial]]) -> float:
     """Return the largest loss on the scale; infinite for accuracies."""
     reached = _reached(trials)
-    if maximized(plan.metric) or not reached or min(reached) <= 0:
+    if plan.metric.higher_is_better or not reached or min(reached) <= 0:
         return math.inf
     return OFF_THE_SCALE * min(reached)
 
@@ -183,7 +182,7 @@ def _scale_metric(ax: Axes, plan: Plan, trials: Sequence[Sequence[Trial]]) -> No
 
     ax.margins(y=0.1)
     reached = [metric for metric in _reached(trials) if metric <= _limit(plan, trials)]
-    if maximized(plan.metric):
+    if plan.metric.higher_is_better:
         ax.yaxis.set_major_formatter(PercentFormatter(1))
     elif reached and min(reached) > 0 and max(reached) > LOGARITHMIC * min(reached):
         ax.set_yscale("log")

@@ -34,9 +34,9 @@ from fedpisa import components, families
 from fedpisa.config.run import RunConfig, flatten, override, read_toml, run_keys
 from fedpisa.datasets.validation import hold_out
 from fedpisa.families import Permission, permitted
-from fedpisa.simulation.federation import build_algorithm, build_schedule, load_dataset
+from fedpisa.simulation.federation import build_algorithm, build_schedule, load_dataset, measures_of
 from fedpisa.studies.study import Study, StudyRun, read_study
-from fedpisa.tuning.metric import Metric, maximized, uses_validation
+from fedpisa.tuning.metric import ROUNDS, Metric, require_known
 from fedpisa.tuning.space import MOST_POINTS, Range, Space, parse_space
 from fedpisa.typing import NonNegativeInt, PositiveInt
 
@@ -75,7 +75,7 @@ class Settings:
     """
 
     trials: Annotated[int, Field(ge=1, le=MOST_POINTS)] | None = None
-    metric: Metric = "validation_loss"
+    metric: str = "validation_loss"
     sampler: Literal["tpe", "random", "grid"] = "tpe"
     pruner: Literal["none", "halving"] = "none"
     seed: NonNegativeInt = 0
@@ -240,6 +240,7 @@ class Plan:
     study: Study
     settings: Settings
     subjects: tuple[Subject, ...]
+    metric: Metric
     extensions: int = 0
 
     @classmethod
@@ -253,11 +254,6 @@ class Plan:
             budgets differ.
         """
         return _make_plan(Study.from_mapping(values, name), values)
-
-    @property
-    def metric(self) -> Metric:
-        """Metric that ranks the trials."""
-        return self.settings.metric
 
     @property
     def trials(self) -> int:
@@ -346,8 +342,8 @@ def _make_plan(study: Study, values: Mapping[str, Any]) -> Plan:
             raise ValueError(
                 f"[search] {key}: key {key!r} is used by none of the variants: leave it out{hint}"
             )
-    _check_metric(subjects, settings.metric)
-    return Plan(study, replace(settings, trials=_budget(settings, subjects)), subjects)
+    metric = _metric(subjects, settings.metric)
+    return Plan(study, replace(settings, trials=_budget(settings, subjects)), subjects, metric)
 
 
 def _settings(table: object, study_seeds: Sequence[int]) -> Settings:
@@ -384,7 +380,7 @@ def _spaces(table: object, name: str, study: Study) -> dict[str, Space]:
     return spaces
 
 
-def _subject(run: StudyRun, common: Mapping[str, Space], own: Mapping[str, Space], metric: Metric) -> Subject:
+def _subject(run: StudyRun, common: Mapping[str, Space], own: Mapping[str, Space], metric: str) -> Subject:
     config = run.config
     spaces = {key: space for key, space in common.items() if config.accepts(key)} | dict(own)
     if not spaces:
@@ -394,7 +390,7 @@ def _subject(run: StudyRun, common: Mapping[str, Space], own: Mapping[str, Space
         )
     keys = {key: value for key, value in run.keys.items() if key != "seed"}
     subject = Subject(run.variant, run.point, run.path.relative_to("runs").parent, keys, {}, run.permission)
-    if uses_validation(metric) and not config.validation_fraction:
+    if metric.startswith("validation_") and not config.validation_fraction:
         if "validation-fraction" in keys:
             raise ValueError(
                 f"metric = {metric!r} needs validation samples, and validation-fraction = 0: leave that key out, or "
@@ -468,28 +464,34 @@ def _grid(key: str, space: Space) -> Sequence[object]:
         raise ValueError(f"search {key}: {error}") from error
 
 
-def _check_metric(subjects: Sequence[Subject], metric: Metric) -> None:
-    """Check that the data can be loaded, and that they have the metric."""
-    num_classes = {}
+def _metric(subjects: Sequence[Subject], name: str) -> Metric:
+    """Return the metric of a name, checked against the data and the tasks of all subjects."""
+    found: dict[str, Metric] = {}
     for subject in subjects:
         config = subject.config({}, 0)
-        if metric == "objective" and not config.exact_diagnostics:
+        if name == "objective" and not config.exact_diagnostics:
             raise ValueError("metric = 'objective' needs exact-diagnostics = true: add that to [base]")
-        if metric == "rounds_to_target" and config.target_accuracy is None:
-            raise ValueError("metric = 'rounds_to_target' needs target-accuracy: set it in [base]")
-        keys = families.keys_of(families.find("dataset", config.dataset))
+        if name == ROUNDS and config.target_of("") is None:
+            raise ValueError("metric = 'rounds_to_target' needs target-accuracy or target: set it in [base]")
+        parts = [families.find("dataset", config.dataset)]
+        parts += [families.find("task", config.task)] if config.task else []
+        keys = {key for part in parts for key in families.keys_of(part)}
         data = {key: value for key, value in config.to_mapping().items() if key in keys}
         fraction = config.validation_fraction
-        source = repr((config.dataset, config.data_dir, config.num_clients, fraction, data))
-        if source not in num_classes:
+        of_task = (config.task, config.model if ":" in (config.task or "") else None)
+        source = repr((config.dataset, config.data_dir, config.num_clients, fraction, data, of_task))
+        if source not in found:
             loaded = load_dataset(config)
-            num_classes[source] = loaded.num_classes
-            if uses_validation(metric):
+            if name.startswith("validation_"):
                 try:
                     hold_out(loaded, fraction, config.seed)
                 except ValueError as error:
-                    raise ValueError(f"{error}, or take another metric than {metric!r}") from error
-        if (maximized(metric) or metric == "rounds_to_target") and num_classes[source] is None:
-            raise ValueError(
-                f"{metric} is not measured on {config.dataset!r}, a regression: take 'validation_loss'"
-            )
+                    raise ValueError(f"{error}, or take another metric than {name!r}") from error
+            measures = measures_of(config, loaded)
+            target = config.target_of(measures[0].of("test").column)
+            require_known(target[0] if name == ROUNDS and target else name, measures, config.dataset)
+            found[source] = Metric.named(name, measures, target[0] if target else "")
+    first, *others = found.values()
+    if any(other != first for other in others):
+        raise ValueError(f"metric = {name!r} means different things for the variants: give all the same task")
+    return first

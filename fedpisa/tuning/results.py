@@ -108,8 +108,9 @@ def _summary(plan: Plan, standings: Sequence[Standing]) -> pd.DataFrame:
                 "rounds": one.rounds,
                 "gradients": one.gradients,
                 "seconds": one.seconds,
+                "higher_is_better": plan.metric.higher_is_better,
                 "seeds": ", ".join(map(str, plan.settings.seeds)),
-                plan.metric: None if one.best is None else one.best.metric,
+                plan.metric.name: None if one.best is None else one.best.metric,
                 f"median_{plan.metric}": one.median,
                 "at_edge": ", ".join(edge.key for edge in one.edges),
                 "swapped_pairs": swapped,
@@ -123,7 +124,7 @@ def _trials(plan: Plan, standings: Sequence[Standing]) -> pd.DataFrame:
     """Return a row per trial: variant, swept keys, index, state and searched keys."""
     import pandas as pd
 
-    measured = plan.metric != "validation_accuracy" and any(
+    measured = plan.metric.name != "validation_accuracy" and any(
         trial.accuracy is not None for one in standings for trial in one.trials
     )
     rows = [
@@ -132,7 +133,7 @@ def _trials(plan: Plan, standings: Sequence[Standing]) -> pd.DataFrame:
             **{key: _cell(value) for key, value in one.subject.point.items()},
             "trial": trial.index,
             "state": trial.state,
-            plan.metric: math.nan if trial.metric is None else trial.metric,
+            plan.metric.name: math.nan if trial.metric is None else trial.metric,
             **({"validation_accuracy": trial.accuracy} if measured else {}),
             "rounds": trial.rounds,
             "gradients": trial.gradients,
@@ -144,7 +145,7 @@ def _trials(plan: Plan, standings: Sequence[Standing]) -> pd.DataFrame:
         for trial in one.trials
     ]
     columns = [
-        "variant", *plan.study.sweep, "trial", "state", plan.metric, "rounds", "gradients", "seconds", "error"
+        "variant", *plan.study.sweep, "trial", "state", plan.metric.name, "rounds", "gradients", "seconds", "error"
     ]  # fmt: skip
     return pd.DataFrame(rows) if rows else pd.DataFrame(columns=columns)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self, final
 
 import pydantic
 
-from fedpisa.tuning.metric import Metric, maximized
+from fedpisa.tuning.metric import Metric
 from fedpisa.typing import NonNegative, NonNegativeInt
 
 if TYPE_CHECKING:
@@ -95,5 +95,4 @@ class Ended(pydantic.BaseModel, strict=True):
 def best_of(trials: Sequence[Trial], metric: Metric) -> Trial | None:
     """Return the best finished trial, the first of equals, or ``None`` if no trial finished."""
     ended = [trial for trial in trials if trial.state == "finished" and trial.metric is not None]
-    sign = -1 if maximized(metric) else 1
-    return min(ended, key=lambda trial: (sign * (trial.metric or 0), trial.index), default=None)
+    return min(ended, key=lambda trial: (metric.rank(trial.metric or 0), trial.index), default=None)

@@ -24,7 +24,6 @@ from fedpisa.config.run import run_keys
 from fedpisa.rng import stream_key
 from fedpisa.storage.files import LOCK, InUseError, locked, refuse_link
 from fedpisa.tuning.database import DATABASE, connect, database_errors
-from fedpisa.tuning.metric import maximized
 from fedpisa.tuning.plan import Plan, Subject
 from fedpisa.tuning.space import Space, read_stored_space, stored_space
 from fedpisa.tuning.trial import Claimed, Ended, State, Trial
@@ -236,7 +235,7 @@ class Trials:
         return optuna.create_study(
             storage=self._storage,
             study_name=_name(subject),
-            direction=directions.MAXIMIZE if maximized(self._plan.metric) else directions.MINIMIZE,
+            direction=directions.MAXIMIZE if self._plan.metric.higher_is_better else directions.MINIMIZE,
             pruner=self._pruner(subject),
             load_if_exists=True,
         )

@@ -21,7 +21,7 @@ from fedpisa.runs.run_files import Row
 from fedpisa.runs.signals import Interrupted, postponed
 from fedpisa.studies.pool import Pool, Worker, become_worker
 from fedpisa.tuning.database import DatabaseError
-from fedpisa.tuning.metric import column_of, measure, worst
+from fedpisa.tuning.metric import Metric, measure
 from fedpisa.tuning.plan import Plan, read_plan
 from fedpisa.tuning.results import write_results
 from fedpisa.tuning.standing import Standing, is_complete
@@ -177,19 +177,21 @@ def training(plan: Plan, claim: Claim, number: int = 0) -> Iterator[TrialProgres
         for seed in plan.settings.seeds:
             config = claim.subject.config(claim.keys, seed)
             simulation, rows, last = Simulation(config), list[Row](), None
+            of_run = config.target_of(plan.metric.column)
+            target = None if of_run is None else of_run[1]
             for row in simulation.rows():
                 rows.append(row)
                 gradients += sample_gradients(simulation, row)
                 if simulation.diverged:
-                    rounds, metric = rounds + bool(row["round"]), worst(plan.metric)
+                    rounds, metric = rounds + bool(row["round"]), plan.metric.worst
                     yield now("diverged")
                     return
-                last = measure(plan.metric, rows, config.num_server_rounds, config.target_accuracy)
+                last = measure(plan.metric, rows, config.num_server_rounds, target)
                 if not row["round"] or last is None:
                     rounds += bool(row["round"])
                     continue
                 rounds, metric = rounds + 1, fmean([*seed_metrics, last])
-                if rungs and rounds >= rungs[0] and row.get(column_of(plan.metric)) is not None:
+                if rungs and rounds >= rungs[0] and row.get(plan.metric.column) is not None:
                     rungs = deque(rung for rung in rungs if rung > rounds)
                     if claim.is_hopeless(rounds, metric):
                         yield now("pruned")
@@ -198,7 +200,9 @@ def training(plan: Plan, claim: Claim, number: int = 0) -> Iterator[TrialProgres
             if last is None:
                 raise ValueError(f"{plan.metric} was not measured")
             seed_metrics.append(last)
-            accuracies.append(measure("validation_accuracy", rows, config.num_server_rounds, None))
+            accuracies.append(
+                measure(Metric.named("validation_accuracy"), rows, config.num_server_rounds, None)
+            )
         measured = [accuracy for accuracy in accuracies if accuracy is not None]
         yield replace(now("finished"), accuracy=fmean(measured) if len(measured) == len(accuracies) else None)
     except DatabaseError:

@@ -17,7 +17,7 @@ from fedpisa.clients.gradients import AutogradGradient
 from fedpisa.clients.moon import MoonUpdate, cosine
 from fedpisa.simulation.stacked.gradients import StackedGradient
 from fedpisa.tasks.features import FeatureLoss, with_features
-from fedpisa.tasks.task import Task
+from fedpisa.tasks.supervised import supervised
 
 pytestmark = pytest.mark.filterwarnings("error")
 GRADIENTS = {"loop": AutogradGradient, "vmap": StackedGradient}
@@ -70,7 +70,7 @@ def test_the_gradient_is_that_of_the_papers_objective(lab: Any, engine: str, mu:
     """
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(6, INPUTS)), rng.integers(0, OUTPUTS, 6)
-    task = Task(two_layers().double(), OUTPUTS)
+    task = supervised(two_layers().double(), OUTPUTS)
     v, w, previous = (rng.normal(size=task.layout.size) for _ in range(3))
     update = MoonUpdate(contrastive_mu=mu, temperature=tau)
     down = {"params": torch.from_numpy(w)}
@@ -132,7 +132,7 @@ def test_several_mini_batches_and_padding(lab: Any, batchnorm: bool) -> None:
     """Both gradients agree on the mean over mini-batches of unequal sizes, one of them absent."""
     middle = [nn.BatchNorm1d(6)] if batchnorm else []
     module = lab.fill(nn.Sequential(nn.Linear(4, 6), *middle, nn.Tanh(), nn.Linear(6, 3)))
-    task = Task(module.double(), 3)
+    task = supervised(module.double(), 3)
     generator = torch.Generator().manual_seed(0)
     v, w, previous = torch.randn(3, task.layout.size, generator=generator, dtype=torch.float64)
     x, y = torch.randn(3, 5, 4, generator=generator, dtype=torch.float64), torch.arange(15).reshape(3, 5) % 3
@@ -202,7 +202,7 @@ def test_a_model_of_one_layer_has_features_that_cannot_be_learnt(lab: Any, engin
 
 
 def test_anchors_are_seen_without_dropout(lab: Any) -> None:
-    task = Task(noisy(lab)().double(), 3)
+    task = supervised(noisy(lab)().double(), 3)
     x, ones = torch.ones(2, 4, dtype=torch.float64), torch.ones(2)
     features = task.features(task.initial_params(), task.initial_buffers(), x, ones)
     first = task.module[0]

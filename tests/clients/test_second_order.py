@@ -23,7 +23,9 @@ from fedpisa.datasets.synthetic import quadratic
 from fedpisa.rng import step_keys
 from fedpisa.simulation.stacked.gradients import StackedGradient
 from fedpisa.strategies.pisa import Pisa
-from fedpisa.tasks.task import Task
+from fedpisa.tasks.base import Task
+from fedpisa.tasks.criterion import OwnCriterion
+from fedpisa.tasks.supervised import Supervised, supervised
 
 pytestmark = pytest.mark.filterwarnings("error")
 GRADIENTS = {"autograd": AutogradGradient, "stacked": StackedGradient}
@@ -67,7 +69,7 @@ def losses_of(task: Task, batch: MiniBatches) -> Any:
 
 @pytest.mark.parametrize("kind", GRADIENTS)
 def test_every_mini_batchs_gradient_is_its_own(kind: str) -> None:
-    task, batch = Task(mlp(), 3), batches()
+    task, batch = supervised(mlp(), 3), batches()
     gradient, w_P = GRADIENTS[kind](task, torch.zeros(0)), task.initial_params()
     loss, gradients_CP = gradient.each(w_P, batch)
     losses = losses_of(task, batch)
@@ -81,7 +83,7 @@ def test_every_mini_batchs_gradient_is_its_own(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", GRADIENTS)
 def test_products_are_with_the_hessian_of_the_mean_of_mini_batch_means(kind: str) -> None:
-    task, batch = Task(mlp(), 3), batches()
+    task, batch = supervised(mlp(), 3), batches()
     gradient, w_P = GRADIENTS[kind](task, torch.zeros(0)), task.initial_params()
     vectors_RP = torch.randn(3, len(w_P), dtype=torch.float64)
     loss, gradient_P, products_RP = gradient.with_hessian(w_P, batch, vectors_RP)
@@ -97,7 +99,7 @@ def test_products_are_with_the_hessian_of_the_mean_of_mini_batch_means(kind: str
 def test_both_gradients_agree_on_a_module_with_batchnorm(size: int) -> None:
     """Both gradients agree, as each mini-batch has its own statistics and running statistics."""
     module = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 3)).double()
-    task, batch = Task(module, 3), batches()
+    task, batch = supervised(module, 3), batches()
     batch = MiniBatches(batch.x[:size], batch.y_CB[:size], batch.weight_CB[:size] * 3 / size)
     w_P, buffers_Q = task.initial_params(), task.initial_buffers()
     vectors_RP = torch.randn(2, len(w_P), dtype=torch.float64)
@@ -119,16 +121,13 @@ def test_a_loss_without_curvature_has_zero_products() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.weight * x
 
-    class LinearTask(Task):  # a loss that is linear in the parameters
-        def losses(
-            self, params: Any, buffers_Q: Tensor, x: Tensor, y_B: Tensor, mask_B: Tensor, extra: Any = None
-        ) -> Any:
-            weight = self.module.weight if params is None else params["weight"]
-            return (weight * x).reshape(-1), buffers_Q
+    class Sum:  # a loss that is linear in the parameters
+        def loss(self, outputs: Tensor, y: Tensor) -> Tensor:
+            return outputs.reshape(-1)
 
     batch = MiniBatches(*(torch.ones(1, 2, dtype=torch.float64) for _ in range(2)), torch.full((1, 2), 0.5))
     for kind in GRADIENTS.values():
-        gradient = kind(LinearTask(Linear(), None), torch.zeros(0))
+        gradient = kind(Supervised(Linear(), OwnCriterion(Sum(), "sum")), torch.zeros(0))
         _, gradient_P, products_RP = gradient.with_hessian(
             torch.ones(1).double(), batch, torch.ones(2, 1).double()
         )
@@ -231,7 +230,7 @@ def test_a_diagonal_hessian_is_found_exactly(kind: str, probes: int) -> None:
     for key in range(5):
         weight = torch.full((1, 3), 1 / 3, dtype=torch.float64)
         batch = MiniBatches(x, torch.ones(1, 3, dtype=torch.float64), weight, torch.tensor(key))
-        task = Task(OneHot(), None)
+        task = supervised(OneHot(), None)
         slope = Hutchinson(probes=probes).evaluate(
             GRADIENTS[kind](task, torch.zeros(0)), task.initial_params(), batch, 0.0
         )
@@ -246,7 +245,7 @@ def test_the_mean_over_all_signs_is_the_diagonal(monkeypatch: pytest.MonkeyPatch
     rng = np.random.default_rng(0)
     x, y = torch.from_numpy(rng.normal(size=(1, 8, 6))), torch.from_numpy(rng.normal(size=(1, 8)))
     batch = MiniBatches(x, y, torch.full((1, 8), 1 / 8, dtype=torch.float64))
-    task = Task(nn.Linear(6, 1, bias=False).double(), None)
+    task = supervised(nn.Linear(6, 1, bias=False).double(), None)
     every = torch.cartesian_prod(*[torch.tensor([-1, 1])] * 6)
     monkeypatch.setattr(hutchinson_module, "rademacher", lambda key, rows, columns: every)
     slope = Hutchinson(probes=64).evaluate(
@@ -262,7 +261,7 @@ def test_the_mean_over_drawn_probes_approaches_the_diagonal() -> None:
     rng = np.random.default_rng(0)
     x, y = torch.from_numpy(rng.normal(size=(1, 8, 6))), torch.from_numpy(rng.normal(size=(1, 8)))
     batch = MiniBatches(x, y, torch.full((1, 8), 1 / 8, dtype=torch.float64), torch.tensor(3))
-    task = Task(nn.Linear(6, 1, bias=False).double(), None)
+    task = supervised(nn.Linear(6, 1, bias=False).double(), None)
     gradient = StackedGradient(task, torch.zeros(0))
     slope = Hutchinson(probes=4000).evaluate(gradient, task.initial_params(), batch, 0.0)
     matrix = x[0].T @ x[0] / 8
@@ -353,7 +352,7 @@ def test_every_parameter_is_treated_by_its_shape() -> None:
 
     The loop has Nesterov momentum, the scale, Scheme III, ``eta`` and ``mu w``.
     """
-    task = Task(Shapes(), None)
+    task = supervised(Shapes(), None)
     rule = NewtonSchulz(momentum=0.9, beta=0.8, eps=1e-3, eta=0.3)
     torch.manual_seed(0)
     size = task.layout.size

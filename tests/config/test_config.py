@@ -19,7 +19,8 @@ from fedpisa.clients.pisa import PisaUpdate
 from fedpisa.clients.preconditioners import Identity, RMSprop
 from fedpisa.config import run as config_module
 from fedpisa.config.flower import read_run_config
-from fedpisa.config.run import RunConfig, load_config, parse_overrides, read_toml, run_keys
+from fedpisa.config.overrides import parse_overrides
+from fedpisa.config.run import RunConfig, load_config, read_toml, run_keys
 from fedpisa.families import FAMILIES, available, keys_of
 from fedpisa.simulation.federation import (
     build_algorithm,
@@ -44,6 +45,7 @@ _PISA = """preconditioner rules sigma rho gamma gamma-every gamma-until mu batch
            local-steps gradient-reduction lambda absent weighting"""
 OPTIONS = {
     "run": """algorithm dataset data-dir model num-clients partitioner seed num-server-rounds fraction-train
+              task target target-measure
               validation-fraction early-stopping engine
               device dtype autocast state-memory cohort-block eval-every checkpoint-every target-accuracy
               exact-diagnostics per-client schedule schedule-keys warmup-rounds server-strategy differential-privacy
@@ -372,7 +374,7 @@ def test_changes_are_checked() -> None:
             {"algorithm": "fedsgd", "optimizer": "adam", "optimizer-options": {"eps": 1e-50}},
             "'optimizer-options.eps'",
         ),
-        ({"betas": [0.9, 0.9]}, "unknown key 'betas'; did you mean 'beta' or 'eta'?"),
+        ({"betas": [0.9, 0.9]}, "unknown key 'betas'; did you mean 'beta', 'eta' or 'task'?"),
         ({"widths": [3]}, "key 'widths' is used by the models mlp: set the key 'model' too"),
         ({"model": "logistic", "widths": [3]}, "key 'widths' is not used by model 'logistic' (but by mlp)"),
         (

@@ -10,7 +10,7 @@ import fedpisa
 from fedpisa.clients.base import MiniBatches
 from fedpisa.clients.gradients import AutogradGradient
 from fedpisa.simulation.stacked.gradients import StackedGradient
-from fedpisa.tasks.task import Task
+from fedpisa.tasks.supervised import supervised
 
 BFLOAT16 = 2.0**-8
 """Half the distance of neighbouring numbers around 1."""
@@ -25,7 +25,7 @@ def test_its_gradient_has_the_precision_of_bfloat16(gradient: type) -> None:
     batch = MiniBatches(x, y_B, torch.full((1, 64), 1 / 64))
     found = {}
     for autocast in (False, True):
-        task = Task(module, num_classes=3, autocast=autocast)
+        task = supervised(module, num_classes=3, autocast=autocast)
         found[autocast] = gradient(task, torch.zeros(0))(task.initial_params(), batch)
         assert all(value.dtype == torch.float32 for value in found[autocast])
     distance = (found[True][1] - found[False][1]).norm() / found[False][1].norm()

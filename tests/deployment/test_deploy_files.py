@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from fedpisa.apps.node import NODE_KEYS
-from fedpisa.config.run import parse_overrides
+from fedpisa.config.overrides import parse_overrides
 from fedpisa.deployment.local import Deployment, which
 
 ROOT = Path(__file__).parents[2]

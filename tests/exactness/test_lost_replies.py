@@ -17,7 +17,7 @@ from fedpisa.rng import generator
 from fedpisa.server.algorithm_strategy import AlgorithmStrategy
 from fedpisa.simulation.rounds import rounds
 from fedpisa.simulation.stacked.grid import VmapGrid
-from fedpisa.tasks.task import Task
+from fedpisa.tasks.supervised import supervised
 
 NUM_CLIENTS = 6
 KEYS = {
@@ -42,7 +42,7 @@ def distance(name: str, loss_rate: float, num_rounds: int, **keys: Any) -> float
     algorithm = families.build(component, {k: v for k, v in {**KEYS, **keys}.items() if k in own})
     module = nn.Linear(data.x_train.shape[1], 1, bias=False).double()
     nn.init.zeros_(module.weight)
-    task = Task(module, None)
+    task = supervised(module, None)
     parts = [np.flatnonzero(data.groups == client) for client in range(NUM_CLIENTS)]
     clients = ClientData.of(data.x_train, data.y_train, parts, torch.float64)
     grid = VmapGrid(task, algorithm.local_update, clients, 0)

@@ -23,7 +23,7 @@ from fedpisa.server.algorithm_strategy import AlgorithmStrategy
 from fedpisa.simulation.rounds import rounds
 from fedpisa.simulation.stacked.grid import VmapGrid
 from fedpisa.strategies.primaldual import PrimalDual
-from fedpisa.tasks.task import Task
+from fedpisa.tasks.supervised import supervised
 
 NUM_CLIENTS = 8
 # Each algorithm takes those of these keys that it has. The clients' largest curvature is below 2.
@@ -49,7 +49,7 @@ class Run:
         module = nn.Linear(x.shape[1], 1, bias=False).double()
         with torch.no_grad():
             module.weight.copy_(torch.as_tensor(start))
-        task = Task(module, None)
+        task = supervised(module, None)
         data = ClientData.of(x, y, partition, torch.float64)
         self.algorithm, self.data = algorithm, data
         self.grid = VmapGrid(task, algorithm.local_update, data, seed)

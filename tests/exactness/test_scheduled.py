@@ -18,7 +18,8 @@ from fedpisa import families
 from fedpisa.clients.pisa import PisaUpdate
 from fedpisa.clients.step_sizes import UNSCHEDULED, StepSizeSchedule, scaled
 from fedpisa.config.flower import NodeSettings, read_run_config, to_run_config
-from fedpisa.config.run import RunConfig, parse_overrides
+from fedpisa.config.overrides import parse_overrides
+from fedpisa.config.run import RunConfig
 from fedpisa.runs.simulation import Simulation, make_grid
 from fedpisa.simulation.federation import (
     build_algorithm,

@@ -28,7 +28,7 @@ from fedpisa.server.algorithm_strategy import AlgorithmStrategy
 from fedpisa.simulation.loop import LoopGrid
 from fedpisa.simulation.rounds import rounds
 from fedpisa.simulation.stacked.grid import VmapGrid
-from fedpisa.tasks.task import Task
+from fedpisa.tasks.supervised import supervised
 
 N, D, ETA, K = 5, 4, 0.1, 5
 SIZES = np.array([D * (1 + i % 8) for i in range(N)])
@@ -57,7 +57,7 @@ class Lab:
         self.algorithm = families.build(component, {"batch-size": "full", "learning-rate": ETA, **values})
         module = nn.Linear(D, 1, bias=False).double()
         nn.init.zeros_(module.weight)
-        self.task = Task(module, None)
+        self.task = supervised(module, None)
         partition = [np.flatnonzero(data.groups == i) for i in range(N)]
         self.data = ClientData.of(data.x_train, data.y_train, partition, torch.float64)
         update = self.algorithm.local_update
@@ -298,7 +298,7 @@ class Repeated:
         y = np.repeat(np.sqrt(self.h) * self.m, self.sizes)
         module = nn.Linear(1, 1, bias=False).double()
         nn.init.zeros_(module.weight)
-        task = Task(module, None)
+        task = supervised(module, None)
         partition = np.split(np.arange(len(y)), np.cumsum(self.sizes)[:-1])
         values = {"batch-size": 1, "learning-rate": eta, "momentum": momentum}
         algorithm = families.build(families.find("algorithm", name), values)

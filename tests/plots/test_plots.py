@@ -40,7 +40,7 @@ def test_abscissa_sums_what_rounds_spent(x: str, per_round: float) -> None:
 
 
 def test_curves_hold_the_measured_rounds_only() -> None:
-    figure = plot_curves({"_a": frame(), "b": frame()}, y="test_accuracy", target_accuracy=0.9)
+    figure = plot_curves({"_a": frame(), "b": frame()}, y="test_accuracy", target=("test_accuracy", 0.9))
     (ax,) = figure.axes
     np.testing.assert_array_equal(ax.lines[0].get_xdata(), [0, 5, 10, 15, 20])
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["_a", "b"]

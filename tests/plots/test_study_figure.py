@@ -71,7 +71,7 @@ def test_lines_are_means_and_bands_are_what_they_say(band: Any) -> None:
 
 def test_panels_are_splits_and_lines_are_variants() -> None:
     frame = study(["sisa", "fedavg"], [0.1, 1.0, 10.0, 100.0], 2)
-    figure = plot_study(frame, ["dirichlet-alpha"], labels={"sisa": "SISA"}, target_accuracy=0.9)
+    figure = plot_study(frame, ["dirichlet-alpha"], labels={"sisa": "SISA"}, target=("test_accuracy", 0.9))
     assert [len(ax.lines) for ax in figure.axes] == [3] * 4
     titles = [ax.get_title(loc="left").replace("\u00a0", " ") for ax in figure.axes]
     assert titles == [f"dirichlet-alpha = {alpha}" for alpha in ("0.1", "1", "10", "100")]

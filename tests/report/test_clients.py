@@ -13,6 +13,7 @@ import fedpisa
 from fedpisa.report import clients
 from fedpisa.report.runs import Run, collect
 from fedpisa.simulation.federation import load_dataset
+from fedpisa.tasks.measures import ACCURACY
 from tests.runs.interrupted import forget_digests
 
 KEYS = {"algorithm": "fedavg", "num-server-rounds": 2, "num-clients": 4, "partitioner": "iid"}
@@ -63,14 +64,14 @@ def test_a_run_without_fit_counts_leaves_its_sizes(run: Run, counts: dict[str, A
 
 
 def test_accuracies_by_client_need_per_client(run: Run) -> None:
-    (fair,) = clients.fairness(collect([run.directory]))
+    (fair,) = clients.fairness(collect([run.directory]), {0: ACCURACY.of("test")})
     assert (fair.by_seed, fair.note) == ({}, "run with per-client = true to have them")
 
 
 @pytest.mark.parametrize("folder", [True, False])
 def test_kept_accuracies_are_preferred(run: Run, folder: bool) -> None:
     pytest.importorskip("pyarrow")
-    assert clients.kept_accuracies(run) is None
+    assert clients.kept_values(run, ACCURACY.of("test")) is None
     frame = pd.DataFrame({"round": 2, "client": [3, 0, 1, 2], "accuracy": [0.4, 0.1, 0.2, 0.3]})
     place = run.directory / "clients.parquet"
     if folder:
@@ -79,7 +80,7 @@ def test_kept_accuracies_are_preferred(run: Run, folder: bool) -> None:
         frame.to_parquet(place / "round-000002.parquet")
     else:
         pd.concat([frame.assign(round=1), frame]).to_parquet(place)
-    (fair,) = clients.fairness(collect([run.directory]))
+    (fair,) = clients.fairness(collect([run.directory]), {0: ACCURACY.of("test")})
     np.testing.assert_array_equal(fair.by_seed[0], [0.1, 0.2, 0.3, 0.4])
     assert "clients.parquet" in fair.source
 
@@ -88,6 +89,6 @@ def test_kept_accuracies_of_another_round_do_not_count(run: Run) -> None:
     pytest.importorskip("pyarrow")
     frame = pd.DataFrame({"round": 1, "client": range(4), "accuracy": 0.5})
     frame.to_parquet(run.directory / "clients.parquet")
-    assert clients.kept_accuracies(run) is None
+    assert clients.kept_values(run, ACCURACY.of("test")) is None
     (run.directory / "clients.parquet").write_bytes(b"damaged")
-    assert clients.kept_accuracies(run) is None
+    assert clients.kept_values(run, ACCURACY.of("test")) is None

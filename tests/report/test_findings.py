@@ -87,11 +87,11 @@ def test_where_the_target_comes_from(write_run: WriteRun, tmp_path: Path) -> Non
     own, asked = find(collection).by_split[0].target, find(collection, 0.5).by_split[0].target
     assert own is not None
     assert asked is not None
-    assert (own.accuracy, asked.accuracy) == (0.7, 0.5)
+    assert (own.value, asked.value) == (0.7, 0.5)
     write_run("b", 0.9, keys={"target-accuracy": 0.6, "seed": 1})
     chosen = find(collect([tmp_path])).by_split[0].target
     assert chosen is not None
-    assert chosen.accuracy == 0.85  # 95% of 0.9 is 0.855
+    assert chosen.value == 0.85  # 95% of 0.9 is 0.855
     assert "different targets" in chosen.source
 
 

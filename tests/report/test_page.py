@@ -69,7 +69,7 @@ def written(write_run: WriteRun, tmp_path: Path) -> Written:
             write_run(f"fedavg-{alpha}-{seed}", value - 0.1 - seed / 100, keys=keys)
             write_run(f"sisa-{alpha}-{seed}", value, keys={"algorithm": "sisa", **keys}, columns=residuals)
     write_run("wild", 0.1, keys={"algorithm": "fedprox", "dirichlet-alpha": 1.0}, status="diverged", rounds=2)
-    return write_report([tmp_path / "runs"], tmp_path / "out" / "page.html", target_accuracy=0.7)
+    return write_report([tmp_path / "runs"], tmp_path / "out" / "page.html", target=0.7)
 
 
 def test_it_parses_and_holds_every_number(written: Written) -> None:
@@ -144,7 +144,7 @@ def test_names_stay_text(write_run: WriteRun, tmp_path: Path) -> None:
 def test_what_runs_did_not_store_is_said(written: Written, write_run: WriteRun, tmp_path: Path) -> None:
     text = Page(written.page).text
     assert "the run stored no labels by client, as earlier versions did" in text
-    assert "No accuracies by client." in text
+    assert "No values by client." in text
     assert "run with per-client = true to have them" in text
 
 
@@ -170,7 +170,7 @@ def test_many_rounds_are_thinned_and_the_last_kept(write_run: WriteRun, tmp_path
 
 
 def test_the_same_runs_give_the_same_bytes(written: Written, tmp_path: Path) -> None:
-    again = write_report([tmp_path / "runs"], tmp_path / "again" / "page.html", target_accuracy=0.7)
+    again = write_report([tmp_path / "runs"], tmp_path / "again" / "page.html", target=0.7)
     assert again.page.read_bytes() == written.page.read_bytes()
     assert [file.read_bytes() for file in again.tables] == [file.read_bytes() for file in written.tables]
 
@@ -180,7 +180,7 @@ def test_bad_requests_are_explained(write_run: WriteRun, tmp_path: Path) -> None
     with pytest.raises(ValueError, match=r"must end in \.html, not 'a\.pdf'"):
         write_report([run], tmp_path / "a.pdf")
     with pytest.raises(ValueError, match="a target of 90 is not an accuracy"):
-        write_report([run], tmp_path / "a.html", target_accuracy=90)
+        write_report([run], tmp_path / "a.html", target=90)
 
 
 def test_the_command(

@@ -14,6 +14,7 @@ import pytest
 from fedpisa.report import clients, findings, tables
 from fedpisa.report.runs import collect
 from fedpisa.report.statistics import estimate
+from fedpisa.tasks.measures import ACCURACY
 
 WriteRun = Callable[..., Path]
 
@@ -91,11 +92,11 @@ def test_every_run_is_listed(found: findings.Findings, write_run: WriteRun, tmp_
 def test_fairness_in_closed_form(found: findings.Findings) -> None:
     group = found.by_split[0].outcomes[0].group
     values = {0: np.array([0.2, 0.4, 0.6]), 1: np.array([0.4, 0.6, 0.8])}
-    table = tables.fairness(found, [clients.Fairness(group, values, "samples")])
+    table = tables.fairness(found, [clients.Fairness(group, values, "samples", ACCURACY)])
     row = next(row for row in table.rows if row[:2] == ["dirichlet-alpha=0.1", "sisa"])
     # The means are 0.4 and 0.6, the worst clients 0.2 and 0.4, and the variances over clients 0.04.
     assert row[2:] == ["2", "50.00 ± 14.14", "30.00 ± 14.14", "20.00 ± 0.00", "400.0 ± 0.0"]
-    assert clients.worst(np.arange(20) / 20) == pytest.approx(0.025)
+    assert clients.worst(np.arange(20) / 20, ACCURACY) == pytest.approx(0.025)
 
 
 def test_a_single_seed_has_no_deviation(write_run: WriteRun, tmp_path: Path) -> None:

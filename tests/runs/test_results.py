@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from fedpisa.config.run import RunConfig
-from fedpisa.runs.results import METRICS, Result, RunDirectory, free_directory, load_result, require_free
+from fedpisa.runs.places import free_directory, require_free
+from fedpisa.runs.results import METRICS, Result, RunDirectory, load_result
 
 PARTITION = [np.array([0, 3]), np.array([1]), np.array([2, 4, 5])]
 PARAMETERS = {

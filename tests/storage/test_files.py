@@ -21,7 +21,8 @@ import fedpisa
 from fedpisa.cli.main import main
 from fedpisa.components import LOG, escaped, one_line
 from fedpisa.config.flower import read_run_config
-from fedpisa.config.run import RunConfig, parse_overrides
+from fedpisa.config.overrides import parse_overrides
+from fedpisa.config.run import RunConfig
 from fedpisa.report import write_report
 from fedpisa.storage.csv_file import to_csv
 from fedpisa.storage.files import locked, read_bytes, replace_file

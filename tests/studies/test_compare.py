@@ -87,7 +87,7 @@ def test_every_run_is_done_once(tmp_path: Path) -> None:
     assert states(stands) == ["finished"] * 12
     assert [progress.number for progress in told[:12]] == list(range(12))
     first_running = [
-        p.number for p in told if p.state == "running" and p.server_round == 0 and p.accuracy is None
+        p.number for p in told if p.state == "running" and p.server_round == 0 and p.value is None
     ]
     assert first_running == list(range(12))
     results = load_study(tmp_path / "out")
@@ -401,7 +401,7 @@ def test_live_table_shows_every_run_or_those_at_work() -> None:
         terminal = Console(file=stream, force_terminal=True, color_system=None, width=100, height=height)
         console = StudyConsole(runs, terminal)
         with console:
-            console(Progress(11, "running", 7, 0.5))
+            console(Progress(11, "running", 7, value=0.5))
             console(Progress(3, "failed", message="no"))
             shown = Console(file=stream, width=100)
             stream.truncate(0)

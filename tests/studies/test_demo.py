@@ -64,4 +64,4 @@ def test_no_seed_of_the_demonstration_chose_a_value(plan: Plan) -> None:
 def test_every_variant_has_the_same_number_of_trials(plan: Plan) -> None:
     assert len({plan.budget(subject) for subject in plan.subjects}) == 1
     assert plan.settings.pruner == "none"
-    assert plan.metric == "validation_loss"
+    assert plan.metric.name == "validation_loss"

@@ -11,7 +11,8 @@ import pytest
 
 import fedpisa
 from fedpisa.config.run import RunConfig
-from fedpisa.runs.results import RunDirectory, directory_for
+from fedpisa.runs.places import directory_for
+from fedpisa.runs.results import RunDirectory
 from fedpisa.storage.files import LONGEST
 from fedpisa.studies.study import Study, StudyRun, load_study, read_study
 

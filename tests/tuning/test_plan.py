@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
 import tomllib
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fedpisa.cli.main import main
 from fedpisa.studies.study import Study
-from fedpisa.tuning.metric import Metric, maximized, measure
+from fedpisa.tuning.metric import Metric, measure
 from fedpisa.tuning.plan import Plan
 from fedpisa.tuning.space import Choices, Range, parse_space
 from tests.tuning.plans import BASE, GRID, SGD, TABLES, plan_of, tables_of, write
@@ -46,7 +49,10 @@ def test_a_study_reads_the_same_with_and_without_tuning() -> None:
     [
         ({"tune": {"trails": 3}}, r"unknown key 'trails' .*did you mean 'trials'"),
         ({"tune": {"trials": 0}}, r"key 'trials' = 0: must be greater than or equal to 1"),
-        ({"tune": {"metric": "accuracy"}}, r"key 'metric' = 'accuracy': must be 'validation_loss', "),
+        (
+            {"tune": {"metric": "accuracy"}},
+            r"metric = 'accuracy' is not measured on '\w+'.*: take one of ",
+        ),
         ({"tune": {"sampler": "best"}}, r"key 'sampler' = 'best': must be 'tpe', 'random' or 'grid'"),
         ({"tune": {"reduction-factor": 1}}, r"key 'reduction-factor' = 1"),
         ({"tune": {"seeds": [1, 7]}}, r"seeds = \[1, 7\] shares \[1\] with the study's"),
@@ -121,8 +127,11 @@ def test_a_study_reads_the_same_with_and_without_tuning() -> None:
         ({"variant": [{"name": "a", "algorithm": "fedsgd", "search": 3}]}, r"search of variant 'a' is 3"),
         ({"tune": {"metric": "objective"}}, r"needs exact-diagnostics = true"),
         ({"tune": {"metric": "rounds_to_target"}}, r"needs target-accuracy"),
-        ({"tune": {"metric": "test_accuracy"}}, r"test_accuracy is not measured on 'quadratic'"),
-        ({"tune": {"metric": "validation_accuracy"}}, r"validation_accuracy is not measured on 'quadratic'"),
+        ({"tune": {"metric": "test_accuracy"}}, r"'test_accuracy' is not measured on 'quadratic'"),
+        (
+            {"tune": {"metric": "validation_accuracy"}},
+            r"'validation_accuracy' is not measured on 'quadratic'",
+        ),
         (
             {"tune": {"metric": "validation_loss"}, "base": {"validation-fraction": 0}},
             r"metric = 'validation_loss' needs validation samples, and validation-fraction = 0: leave that key out",
@@ -168,7 +177,7 @@ def test_the_default_chooses_by_the_validation_loss_and_leaves_the_studys_own_ru
     tables = tables_of()
     del tables["tune"]["metric"]
     plan = Plan.from_mapping(tables)
-    assert plan.metric == "validation_loss"
+    assert plan.metric.name == "validation_loss"
     for subject in plan.subjects:
         assert subject.config({}, 0).validation_fraction == 0.2
         assert subject.final_config({}, 0).validation_fraction == 0
@@ -195,8 +204,15 @@ def test_grids_of_ranges() -> None:
     assert Range(0.0, 0.3, step=0.1).grid() == pytest.approx((0, 0.1, 0.2, 0.3))
 
 
-@pytest.mark.parametrize("metric", get_args(Metric))
-def test_metrics_by_hand(metric: Any) -> None:
+METRICS = {
+    "test_accuracy": 0.4, "best_test_accuracy": 0.5, "test_loss": 2.5, "train_loss": 0.5, "objective": 2.0,
+    "rounds_to_target": 1.0, "validation_accuracy": 0.2, "validation_loss": 7.0, "best_test_loss": 2.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_metrics_by_hand(name: str) -> None:
+    metric = Metric.named(name)
     columns: dict[str, list[float | None]] = {
         "test_accuracy": [0.1, 0.5, None, 0.4],
         "test_loss": [3.0, 2.0, None, 2.5],
@@ -206,20 +222,26 @@ def test_metrics_by_hand(metric: Any) -> None:
         "validation_loss": [5.0, 6.0, None, 7.0],
     }
     rows = [{"round": n, **{key: values[n] for key, values in columns.items()}} for n in range(4)]
-    wanted = {
-        "test_accuracy": 0.4, "best_test_accuracy": 0.5, "test_loss": 2.5, "train_loss": 0.5, "objective": 2.0,
-        "rounds_to_target": 1.0, "validation_accuracy": 0.2, "validation_loss": 7.0,
-    }  # fmt: skip
-    assert measure(metric, rows, 3, 0.45) == wanted[metric]
-    assert maximized(metric) == ("accuracy" in metric)
+    assert measure(metric, rows, 3, 0.45) == METRICS[name]
+    assert metric.higher_is_better == ("accuracy" in name)
     assert measure(metric, [], 3, 0.45) is None
 
 
 def test_runs_that_miss_the_target_are_behind_those_that_reach_it_in_the_last_round() -> None:
     runs = [[{"round": 9, "test_accuracy": value}] for value in (0.9, 0.5, 0.4)]
-    values = [measure("rounds_to_target", rows, 9, 0.9) or 0 for rows in runs]
+    values = [measure(Metric.named("rounds_to_target"), rows, 9, 0.9) or 0 for rows in runs]
     assert values == sorted(values)
     assert values[0] == 9 < values[1] < values[2]
+
+
+@given(st.lists(st.floats(0, 100), min_size=2, max_size=9), st.floats(0, 100))
+def test_less_is_better_up_to_a_target_too(losses: list[float], target: float) -> None:
+    metric = Metric.named("rounds_to_target", target="test_loss")
+    values = [measure(metric, [{"round": 9, "test_loss": loss}], 9, target) or 0 for loss in losses]
+    for (one, loss), (other, more) in itertools.combinations(sorted(zip(values, losses, strict=True)), 2):
+        assert one <= other
+        assert loss <= more or one == other
+    assert all((value == 9) == (loss <= target) for value, loss in zip(values, losses, strict=True))
 
 
 def test_keys_that_hold_at_a_point_only() -> None:

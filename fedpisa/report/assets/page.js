@@ -216,7 +216,7 @@
         return;
       }
       const points = lines.flatMap((one) => one.points);
-      const log = !metric.percent && points.every((point) => point.y > 0);
+      const log = metric.log && points.every((point) => point.y > 0);
       const band = (point) => state.band && point.sd !== null;
       let low = Math.min(...points.map((p) => !log && band(p) ? p.y - p.sd : p.y));
       let high = Math.max(...points.map((p) => band(p) ? p.y + p.sd : p.y));
@@ -243,9 +243,9 @@
       const layer = svg("g", { "clip-path": `url(#${clip})` });
       element.append(layer);
       let goal = null; // drawn last, so that no curve runs through it
-      if (target !== null && target !== undefined && metric.id === "test_accuracy" && target > low && target < high) {
-        layer.append(svg("path", { class: "target", d: `M${left},${fixed(sy(target))}H${right}` }));
-        goal = svg("text", { class: "goal", x: right - 4, y: fixed(sy(target)) + 12, "text-anchor": "end", text: `target ${significant(100 * target, 4)}%` });
+      if (target && metric.id === target.id && target.value > low && target.value < high) {
+        layer.append(svg("path", { class: "target", d: `M${left},${fixed(sy(target.value))}H${right}` }));
+        goal = svg("text", { class: "goal", x: right - 4, y: fixed(sy(target.value)) + 12, "text-anchor": "end", text: `target ${target.text}` });
       }
       for (const one of lines) {
         const spread = one.points.filter(band);
@@ -472,7 +472,7 @@
     picture.addEventListener("blur", clear);
   }
 
-  // -------------------------------------------------------------------------------- accuracy over the clients
+  // ------------------------------------------------------------------------------- the measure over the clients
 
   function clientPanel(place, split, all) {
     let now = null, at = -1;
@@ -480,18 +480,18 @@
     function draw(element, width) {
       const rows = all.filter((one) => !hidden.has(one.variant));
       const left = 16, right = width - 18, top = 4, each = 38, bottom = top + each * Math.max(1, rows.length), height = bottom + 36;
-      frame(element, width, height, `${DATA.splits[split]}: accuracy of the final model over the clients; arrow keys read values`);
+      frame(element, width, height, `${DATA.splits[split]}: ${all[0].name} of the final model over the clients; arrow keys read values`);
       now = null;
       if (!rows.length) {
         element.append(svg("text", { x: width / 2, y: height / 2, "text-anchor": "middle", text: "all algorithms are switched off" }));
         return;
       }
       const lowest = Math.min(...rows.map((one) => one.values[0])), highest = Math.max(...rows.map((one) => one.values[one.values.length - 1]));
-      const margin = Math.max(0.03 * (highest - lowest), 0.005);
+      const margin = Math.max(0.03 * (highest - lowest), all[0].percent ? 0.005 : 1e-6 * Math.abs(highest));
       const sx = scale(lowest - margin, highest + margin, left, right, false);
       for (const tick of sx.ticks(5)) {
         element.append(svg("path", { class: "grid", d: `M${fixed(sx(tick))},${top}V${bottom}` }));
-        element.append(svg("text", { x: fixed(sx(tick)), y: bottom + 14, "text-anchor": "middle", text: tickText(tick, true) }));
+        element.append(svg("text", { x: fixed(sx(tick)), y: bottom + 14, "text-anchor": "middle", text: tickText(tick, all[0].percent) }));
       }
       rows.forEach((one, k) => {
         const y = top + k * each;
@@ -501,15 +501,15 @@
         element.append(svg("path", { d: marker(2, fixed(sx(one.worst)), y + 33, 3.6), fill: "var(--ink)" }));
       });
       element.append(svg("path", { class: "axis", d: `M${left},${bottom}H${right}` }));
-      element.append(svg("text", { class: "label", x: (left + right) / 2, y: height - 5, "text-anchor": "middle", text: "accuracy of a client (diamond: mean; triangle: worst 10%)" }));
+      element.append(svg("text", { class: "label", x: (left + right) / 2, y: height - 5, "text-anchor": "middle", text: `${all[0].name} of a client (diamond: mean; triangle: worst 10%)` }));
       now = { rows, each, top, width };
     }
     function read(x) {
       const one = now.rows[at], box = picture.getBoundingClientRect();
       showTip(x, box.top + (now.top + (at + 0.6) * now.each) * box.width / now.width, [
         html("strong", { text: DATA.variants[one.variant] }),
-        html("div", { text: `mean ${shown(one.mean, true)}, worst 10% ${shown(one.worst, true)}, median ${shown(one.median, true)}` }),
-        html("div", { text: `${one.clients} clients, ${one.seeds} ${one.seeds === 1 ? "seed" : "seeds"}; lowest ${shown(one.values[0], true)}` }),
+        html("div", { text: `mean ${shown(one.mean, one.percent)}, worst 10% ${shown(one.worst, one.percent)}, median ${shown(one.median, one.percent)}` }),
+        html("div", { text: `${one.clients} clients, ${one.seeds} ${one.seeds === 1 ? "seed" : "seeds"}; lowest ${shown(one.values[0], one.percent)}` }),
       ]);
     }
     picture.addEventListener("pointermove", (event) => {

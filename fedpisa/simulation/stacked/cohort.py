@@ -26,7 +26,7 @@ from fedpisa.simulation.stacked.fused_sgd import is_fusible, take_fused_steps
 from fedpisa.simulation.stacked.gradients import StackedGradient
 from fedpisa.simulation.stacked.sequential import SequentialGradient, sequential_gradient
 from fedpisa.simulation.stacked.threads import one_thread_each
-from fedpisa.tasks.task import Task
+from fedpisa.tasks.base import Task
 
 WORTH_A_THREAD: Final = 5_000_000
 """Multiplications of a cohort's local step, clients times samples times parameters, from which it is spread."""
@@ -172,7 +172,7 @@ def _run_stacked(
     device, steps = data.x.device, int(indices.steps_S.max())
     batches = Batches(
         torch.from_numpy(indices.index_SKCB + data.begin_N[ids_S, None, None, None]).to(device),
-        torch.from_numpy(indices.weight_SKCB).to(data.x),
+        torch.from_numpy(indices.weight_SKCB).to(device, task.dtype),
         torch.from_numpy(step_keys(seed, ids_S, server_round, steps)).to(device),
     )
     buffers_Q = shared.pop(BUFFERS, shared["params"].new_zeros(0))
@@ -243,7 +243,7 @@ def _take_fused_steps(
         (*data.samples(rows_SB[:active]), weight_SB[:active])
         for rows_SB, weight_SB, active in zip(rows_KSB, weight_KSB, active_K, strict=True)
     )
-    work, loss_S = take_fused_steps(update, sequential, task.loss, down, states_S, work, samples)
+    work, loss_S = take_fused_steps(update, sequential, task.closed_form, down, states_S, work, samples)
     return carry._replace(work=work, loss_S=loss_S, losses_S=torch.from_numpy(steps_S).to(loss_S))
 
 

@@ -33,7 +33,7 @@ def is_fusible(update: LocalUpdate) -> bool:
 def take_fused_steps(
     update: SGDSteps,
     sequential: SequentialGradient,
-    loss: Callable[[int], Loss],
+    loss: Callable[[int], Loss | None],
     down: Arrays,
     state: Arrays,
     work: Arrays,

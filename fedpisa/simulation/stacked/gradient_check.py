@@ -26,9 +26,9 @@ from fedpisa.datasets.client_data import ClientData
 from fedpisa.rng import generator, seeded
 from fedpisa.simulation.stacked.gradients import StackedGradient
 from fedpisa.simulation.stacked.sequential import SequentialGradient, sequential_gradient
+from fedpisa.tasks.base import Samples, Task
 from fedpisa.tasks.module_values import own_attributes
 from fedpisa.tasks.modules import copy_of, in_dtype, plain_attributes
-from fedpisa.tasks.task import Task
 
 _LARGE: Final = 1_000_000
 """Number of parameters from which fewer samples are compared, to save time."""
@@ -104,13 +104,13 @@ def differs(task: Task, data: ClientData, sequential: bool) -> str:
         return f"the module cannot be copied: {one_line(error)}"
     # A copy may call layers of the original.
     with own_attributes(task.module), task.holding(task.initial_params(), task.initial_buffers()):
-        return _of_copy(task, Task(module, task.num_classes, task.autocast), data, sequential)
+        return _of_copy(task, task.with_module(module, autocast=task.autocast), data, sequential)
 
 
 def _of_copy(task: Task, copy: Task, data: ClientData, sequential: bool) -> str:
     if not _is_faithful(task, copy, data):
         return "a copy of the module computes something else, as if it referred to the module's own tensors"
-    dtype, module = data.x.dtype, copy.module
+    dtype, module = task.dtype, copy.module
     if not sequential and (mixing := _mixing(copy, data)):
         return mixing
     if not sequential:
@@ -121,7 +121,7 @@ def _of_copy(task: Task, copy: Task, data: ClientData, sequential: bool) -> str:
             if isinstance(getattr(layer, name, None), float):
                 setattr(layer, name, 0.0)
     try:
-        double = Task(in_dtype(module, torch.float64), task.num_classes)
+        double = task.with_module(in_dtype(module, torch.float64))
         return _difference(double, data, sequential, torch.float64)
     except (
         RuntimeError,
@@ -131,7 +131,7 @@ def _of_copy(task: Task, copy: Task, data: ClientData, sequential: bool) -> str:
             raise
         if dtype is torch.float64:
             return f"its copy fails: {one_line(error)[:200]}"
-        return _difference(Task(in_dtype(module, dtype), task.num_classes), data, sequential, dtype)
+        return _difference(task.with_module(in_dtype(module, dtype)), data, sequential, dtype)
 
 
 def _mixing(task: Task, data: ClientData) -> str:
@@ -139,7 +139,7 @@ def _mixing(task: Task, data: ClientData) -> str:
 
     A small mini-batch does not show what a module does to large ones, and without noise a module may do nothing.
     """
-    params_P, buffers_Q, *_ = (part[1] for part in _case(task, data, data.x.dtype, data.x.device))
+    params_P, buffers_Q, *_ = (part[1] for part in _case(task, data, task.dtype, data.x.device))
     size = _MANY if task.layout.size < _LARGE else 8
     rows = torch.arange(size, device=data.x.device) % len(data.x)
     real_B = torch.arange(size, device=data.x.device) < 3
@@ -149,7 +149,8 @@ def _mixing(task: Task, data: ClientData) -> str:
     def losses(x: Tensor) -> Tensor:
         held = task.holding(params_P, buffers_Q)
         with torch.no_grad(), seeded(0, "proof"), own_attributes(task.module), held:
-            return task.losses(None, buffers_Q, x, y_B, real_B.to(x.dtype))[0][real_B]
+            samples = Samples(x, y_B, real_B.to(params_P.dtype))
+            return task.losses(None, buffers_Q, samples).losses_B[real_B]
 
     with _named_errors(task):
         same = torch.allclose(losses(x), losses(others), rtol=1e-4, atol=1e-6, equal_nan=True)
@@ -162,7 +163,7 @@ def _is_faithful(task: Task, copy: Task, data: ClientData) -> bool:
     """Return whether a copy has the losses of the original at a new point."""
     found = []
     for one in (task, copy):
-        case = _case(one, data, data.x.dtype, data.x.device)
+        case = _case(one, data, one.dtype, data.x.device)
         params_P, buffers_Q, x, y_CB, _ = (part[1] for part in case)
         with (
             torch.no_grad(),
@@ -170,7 +171,7 @@ def _is_faithful(task: Task, copy: Task, data: ClientData) -> bool:
             own_attributes(one.module),
             one.holding(params_P, buffers_Q),
         ):
-            found.append(one.losses(None, buffers_Q, x[0], y_CB[0], None)[0])
+            found.append(one.losses(None, buffers_Q, Samples(x[0], y_CB[0])).losses_B)
     return torch.allclose(found[0], found[1], rtol=1e-4, equal_nan=True)
 
 
@@ -200,9 +201,10 @@ def _case(task: Task, data: ClientData, dtype: torch.dtype, device: torch.device
     """Return random samples of the data and three points around the initial model."""
     rng, size = generator(0, "proof"), 5 if task.layout.size < _LARGE else 2
     rows = torch.from_numpy(np.resize(rng.permutation(len(data.x)), 6 * size)).to(data.x.device)
-    x = data.x[rows].to(device, dtype).view(3, 2, size, *data.x.shape[1:])
-    y = data.y[rows].to(device).view(3, 2, size, *data.y.shape[1:])
-    y = y.to(dtype) if y.is_floating_point() else y
+    x, y = (
+        part[rows].to(device, dtype if part.is_floating_point() else None).view(3, 2, size, *part.shape[1:])
+        for part in (data.x, data.y)
+    )
     counts_SC = torch.tensor([[size, size - 1], [size - 1, 1], [1, 0]], device=device)
     real_SCB = torch.arange(size, device=device) < counts_SC[..., None]
     batches_S = (counts_SC > 0).sum(1)

@@ -20,9 +20,9 @@ from torch.func import grad, vjp, vmap
 from fedpisa.clients.base import MiniBatches
 from fedpisa.simulation.stacked.compat_torch import of_all_clients
 from fedpisa.simulation.stacked.sequential import SequentialGradient
+from fedpisa.tasks.base import Samples, Task
 from fedpisa.tasks.features import FeatureLoss
 from fedpisa.tasks.layout import ParamLayout
-from fedpisa.tasks.task import Task
 
 
 @final
@@ -52,7 +52,7 @@ class StackedGradient:
         x, y_B, weight_B = (part.flatten(0, 1) for part in batch.samples)
         if extra is not None or sequential is None:
             return self._derived(params_P, batch, extra)
-        of_loss = partial(sequential.gradient, loss=self.task.loss)
+        of_loss = partial(sequential.gradient, loss=self.task.closed_form)
         self.loss, gradient_P = of_all_clients(of_loss, params_P, x, y_B, weight_B)
         return self.loss, gradient_P
 
@@ -121,7 +121,7 @@ class StackedGradient:
         def weighted_loss(params: dict[str, Tensor] | Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
             if isinstance(params, Tensor):
                 params = self.task.layout.unflatten(params)
-            losses_B, buffers_Q = self.task.losses(params, self.buffers_Q, x, y_B, real_B, extra)
+            losses_B, buffers_Q = self.task.losses(params, self.buffers_Q, Samples(x, y_B, real_B), extra)
             # A padded row may have an infinite loss; 0 * inf would spoil the sum.
             loss = torch.where(weight_B > 0, losses_B, 0).mul(weight_B).sum()
             return loss, (loss.detach(), buffers_Q)

@@ -40,9 +40,9 @@ from fedpisa.simulation.stacked.gradient_check import UnstackableError, differs,
 from fedpisa.simulation.stacked.sequential import sequential_gradient
 from fedpisa.storage.client_rows import UNLIMITED
 from fedpisa.strategies.base import ClientStates
+from fedpisa.tasks.base import Samples, Task
 from fedpisa.tasks.module_values import own_attributes
 from fedpisa.tasks.modules import copy_of
-from fedpisa.tasks.task import Task
 
 Path = Literal["written-out", "one-by-one", "stacked"]
 """How gradients are computed: written out for all clients at once or for one after the other, or by `torch.func`."""
@@ -100,7 +100,7 @@ class VmapGrid(InProcessGrid):
         alone = not on_cpu or self.path == "written-out" or draws(task, data)
         threads = 1 if alone else torch.get_num_threads()
         self.copies = [
-            Task(copy_of(task.module), task.num_classes, task.autocast) for _ in range(threads - 1)
+            task.with_module(copy_of(task.module), autocast=task.autocast) for _ in range(threads - 1)
         ]
 
     @property
@@ -188,7 +188,7 @@ class VmapGrid(InProcessGrid):
         self.states = StackedStates.restored(here, self.num_clients, self.state_memory) if here else None
 
     def _received(self, content: Mapping[str, Any]) -> dict[str, Tensor]:
-        dtype, device = self.data.x.dtype, self.data.x.device
+        dtype, device = self.task.dtype, self.data.x.device
         return {**to_tensors(content[ARRAYS], dtype, device), **scalars(content[CONFIG], dtype, device)}
 
     def _evaluate(self, request: Message) -> Message:
@@ -285,7 +285,8 @@ def draws(task: Task, data: ClientData) -> bool:
     """Return whether the module draws random numbers in training, as dropout does."""
     with seeded(0, "trial"), torch.no_grad(), own_attributes(task.module):
         before = torch.get_rng_state()
-        params, mask_B = task.layout.unflatten(task.initial_params()), data.x.new_ones(2)
-        x, y_B = data.x[:1].expand(2, *data.x.shape[1:]), data.y[:1].expand(2)
-        task.losses(params, task.initial_buffers(), x, y_B, mask_B)
+        start_P = task.initial_params()
+        x, y = (part[:1].expand(2, *part.shape[1:]) for part in (data.x, data.y))
+        samples = Samples(x, y, start_P.new_ones(2))
+        task.losses(task.layout.unflatten(start_P), task.initial_buffers(), samples)
         return not torch.equal(before, torch.get_rng_state())

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from fedpisa.tasks.base import Task
 from fedpisa.tasks.layout import ParamLayout
 from fedpisa.tasks.losses import Loss, losses_and_gradients
 from fedpisa.tasks.modules import is_unchanged
-from fedpisa.tasks.task import Task
 
 _BODY: Final = (nn.Conv2d, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.MaxPool2d, nn.AvgPool2d, nn.Flatten, nn.Identity)
 
@@ -193,7 +193,12 @@ class SequentialGradient:
         return len(self.body) > 0 or x.dim() == 2
 
     def gradient(
-        self, params_SP: Tensor, x: Tensor, y_SB: Tensor, weight_SB: Tensor, loss: Callable[[int], Loss]
+        self,
+        params_SP: Tensor,
+        x: Tensor,
+        y_SB: Tensor,
+        weight_SB: Tensor,
+        loss: Callable[[int], Loss | None],
     ) -> tuple[Tensor, Tensor]:
         """Return each client's weighted sum of losses ``(S,)`` and its gradient ``(S, P)``; see `add_gradient`.
 
@@ -210,7 +215,7 @@ class SequentialGradient:
         x: Tensor,
         y_SB: Tensor,
         weight_SB: Tensor,
-        loss: Callable[[int], Loss],
+        loss: Callable[[int], Loss | None],
         into: Sum,
     ) -> Tensor:
         """Return each client's weighted sum of losses ``(S,)``, and add its gradient.
@@ -247,7 +252,7 @@ class SequentialGradient:
         x: Tensor,
         y_B: Tensor,
         weight_B: Tensor,
-        loss: Callable[[int], Loss],
+        loss: Callable[[int], Loss | None],
         into: Sum,
     ) -> Tensor:
         """Return one client's loss, and add its gradient; ``params`` and ``into`` are stacks of one."""
@@ -268,14 +273,16 @@ class SequentialGradient:
         h_SFB: Tensor,
         y_SB: Tensor,
         weight_SB: Tensor,
-        loss: Callable[[int], Loss],
+        loss: Callable[[int], Loss | None],
         into: Sum,
     ) -> tuple[Tensor, Callable[[], Tensor]]:
         """Return the losses ``(S,)`` and the way to the gradient of the features; add that of the parameters."""
         values = [h_SFB]
         for layer in self.head:
             values.append(layer.forward(params, values[-1]))
-        losses_SB, grads_SFB = losses_and_gradients(loss(values[-1].shape[1]), values[-1], y_SB)
+        closed = loss(values[-1].shape[1])
+        assert closed is not None  # `sequential_gradient` refuses other losses
+        losses_SB, grads_SFB = losses_and_gradients(closed, values[-1], y_SB)
         # A padded row may have an infinite loss; 0 * inf would spoil the sum.
         padded_SB = weight_SB == 0
         loss_S = losses_SB.mul(weight_SB).masked_fill_(padded_SB, 0).sum(1)
@@ -342,5 +349,7 @@ def _channels_last(tensor: Tensor) -> Tensor:
 
 def sequential_gradient(task: Task, x: Tensor) -> SequentialGradient | None:
     """Return the gradient of a task's module, written out, where it is of use for samples such as ``x``."""
-    sequential = None if task.autocast else SequentialGradient.of(task.module, task.layout)
+    if task.autocast or task.closed_form(1) is None:
+        return None
+    sequential = SequentialGradient.of(task.module, task.layout)
     return sequential if sequential is not None and sequential.fits(x) else None

@@ -28,7 +28,8 @@ from fedpisa.clients.scaffold import ScaffoldUpdate
 from fedpisa.clients.sgd import LocalSGDUpdate, SGDSteps
 from fedpisa.simulation.stacked.fused_sgd import is_fusible, take_fused_steps
 from fedpisa.simulation.stacked.sequential import SequentialGradient, Sum
-from fedpisa.tasks.task import Task
+from fedpisa.tasks.base import Task
+from fedpisa.tasks.supervised import supervised
 
 CLIENTS, STAYING, SAMPLES = 3, 2, 5
 UPDATES: tuple[type[Any], ...] = (
@@ -118,7 +119,7 @@ def test_it_takes_the_steps(
     generator, update = torch.Generator().manual_seed(seed), kind(**options)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        task = Task(build().double(), num_classes=3)
+        task = supervised(build().double(), num_classes=3)
     chain, size = SequentialGradient.of(task.module, task.layout), task.layout.size
     assert chain is not None
     assert is_fusible(update)

@@ -22,7 +22,8 @@ from fedpisa.flower.client_app import make_client_app
 from fedpisa.simulation.loop import LoopGrid
 from fedpisa.simulation.stacked.grid import UnstackableError, VmapGrid, choose_path
 from fedpisa.strategies.fedavg import FedAvg
-from fedpisa.tasks.task import Task
+from fedpisa.tasks.base import Samples
+from fedpisa.tasks.supervised import supervised
 from tests.algorithms import Federation as Lab
 
 FEATURES, CLASSES, RATE = 4, 3, 0.2
@@ -271,10 +272,10 @@ def test_a_layer_in_two_places_is_not_written_out(kind: str) -> None:
 def test_calls_leave_the_module_its_own_tensors() -> None:
     """A call leaves no borrowed tensor in a layer that has two names."""
     layer = nn.Linear(FEATURES, FEATURES)
-    task = Task(nn.Sequential(layer, nn.Tanh(), layer, nn.Linear(FEATURES, CLASSES)).double(), CLASSES)
+    task = supervised(nn.Sequential(layer, nn.Tanh(), layer, nn.Linear(FEATURES, CLASSES)).double(), CLASSES)
     before = task.initial_params().clone()
     x, y = samples()[0]
-    task.losses(task.layout.unflatten(before + 1), task.initial_buffers(), x, y, torch.ones(len(x)))
+    task.losses(task.layout.unflatten(before + 1), task.initial_buffers(), Samples(x, y, torch.ones(len(x))))
     assert torch.equal(task.initial_params(), before)
 
 
@@ -292,13 +293,13 @@ def test_the_built_in_models_take_the_quick_path(model: str, path: str) -> None:
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(12, 1, 28, 28)), rng.integers(10, size=12)
     data = ClientData.of(x, y, [np.arange(5), np.arange(5, 12)], torch.float32)
-    task = Task(models.build(model, (1, 28, 28), 10, seed=0), 10)
+    task = supervised(models.build(model, (1, 28, 28), 10, seed=0), 10)
     assert choose_path(task, data) == (path, "")
 
 
 def test_a_loop_says_why() -> None:
     data = ClientData.of(*(part.numpy() for part in samples()[0]), [np.arange(5)], torch.float64)
-    task = Task(nn.Sequential(Centred(), nn.Linear(FEATURES, CLASSES)).double(), CLASSES)
+    task = supervised(nn.Sequential(Centred(), nn.Linear(FEATURES, CLASSES)).double(), CLASSES)
     with pytest.raises(UnstackableError, match=r"depend on the other samples"):
         VmapGrid(task, LocalSGDUpdate(), data, seed=0)
     grid = LoopGrid(make_client_app(lambda context: None), 1, reason="because")  # type: ignore[arg-type, return-value]

@@ -12,9 +12,10 @@ from torch.func import functional_call, vmap
 from fedpisa.clients.base import MiniBatches
 from fedpisa.simulation.stacked.gradients import StackedGradient
 from fedpisa.simulation.stacked.sequential import SequentialGradient, sequential_gradient
+from fedpisa.tasks.base import Task
 from fedpisa.tasks.layout import ParamLayout
 from fedpisa.tasks.losses import sample_losses
-from fedpisa.tasks.task import Task
+from fedpisa.tasks.supervised import supervised
 
 CLIENTS, SAMPLES = 3, 5
 
@@ -56,7 +57,7 @@ CHAINS: dict[str, Callable[[], nn.Module]] = {
 def task_of(build: Callable[[], nn.Module]) -> Task:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return Task(build().double(), num_classes=3)
+        return supervised(build().double(), num_classes=3)
 
 
 def batch_of(generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
@@ -110,7 +111,7 @@ def test_it_is_the_gradient(name: str, shared: bool) -> None:
 @pytest.mark.parametrize(("num_classes", "outputs"), [(None, 1), (2, 1), (2, 2)])
 def test_it_knows_every_loss(num_classes: int | None, outputs: int) -> None:
     torch.manual_seed(0)
-    task = Task(nn.Linear(4, outputs).double(), num_classes)
+    task = supervised(nn.Linear(4, outputs).double(), num_classes)
     x, y_SB = torch.randn(1, 6, 4, dtype=torch.float64), torch.tensor([[0, 1, 1, 0, 1, 0]])
     y_SB = y_SB.double() if num_classes is None else y_SB
     weight_SB = torch.full((1, 6), 1 / 6, dtype=torch.float64)

@@ -1,55 +1,75 @@
-"""A task: a module and its loss, called with flat vectors.
+"""What clients learn: a module and its loss, as functions of flat vectors.
 
 Shapes: ``P`` parameters, ``Q`` buffer entries, ``B`` samples of a mini-batch, ``n`` samples in all.
 """
 
 from __future__ import annotations
 
-import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, final
+from typing import Any, NamedTuple, Self, final
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fedpisa.rng import seeded
 from fedpisa.tasks.batchnorm import MaskedBatchNorm, mask_batchnorms, real_rows
 from fedpisa.tasks.buffers import BufferLayout
 from fedpisa.tasks.features import FeatureLoss, with_features
 from fedpisa.tasks.layout import ParamLayout
-from fedpisa.tasks.losses import Loss, sample_losses
-from fedpisa.tasks.module_values import Held, holding, own_attributes
+from fedpisa.tasks.losses import Loss
+from fedpisa.tasks.measures import Measure
+from fedpisa.tasks.module_values import Held, holding
 from fedpisa.tasks.modules import places
 
 
-@final
+class Samples(NamedTuple):
+    """One mini-batch, of which a loss is computed.
+
+    Parameters
+    ----------
+    x
+        Features ``(B, *shape)``.
+    y
+        Targets ``(B, *target shape)``.
+    real_B
+        1 for a sample and 0 for padding; ``None`` without padding.
+    """
+
+    x: Tensor
+    y: Tensor
+    real_B: Tensor | None = None
+
+
+class Pass(NamedTuple):
+    """What a pass over a mini-batch gives: the samples' losses ``(B,)``, and the buffers ``(Q,)`` after it."""
+
+    losses_B: Tensor
+    buffers_Q: Tensor
+
+
 @dataclass(frozen=True)
-class Task:
-    """A module and its loss as functions of flat parameter and buffer vectors.
+class Task(ABC):
+    """What clients learn: a module and a loss as functions of flat parameter and buffer vectors.
 
     Parameters
     ----------
     module
         The network. Its plain BatchNorms are replaced in place by `MaskedBatchNorm`; its tensors serve only as initial
         values.
-    num_classes
-        Number of labels; ``None`` for regression.
     autocast
         Whether the forward pass of training uses bfloat16 where `torch.autocast` finds that safe.
 
-    Examples
-    --------
-    >>> task = Task(nn.Linear(3, 2), num_classes=2)
-    >>> task.layout.size, task.buffer_layout.size, task.loss(2)
-    (8, 0, 'cross-entropy')
+    Raises
+    ------
+    ValueError
+        If the module has no trainable parameters.
     """
 
     module: nn.Module
-    num_classes: int | None
-    autocast: bool = False
+    autocast: bool = field(default=False, kw_only=True)
     layout: ParamLayout = field(init=False)
     buffer_layout: BufferLayout = field(init=False)
     _observed: nn.Module = field(init=False, repr=False)
@@ -66,11 +86,48 @@ class Task:
                 "the model has no trainable parameters: give it a layer that learns, or unfreeze one"
             )
 
-    def loss(self, num_outputs: int) -> Loss:
-        """Return the loss for a number of outputs; a single output for two classes is a logit."""
-        if self.num_classes is None:
-            return "half-squared-error"
-        return "binary" if self.num_classes == 2 and num_outputs == 1 else "cross-entropy"
+    @property
+    @abstractmethod
+    def measures(self) -> tuple[Measure, ...]:
+        """The columns of `evaluate`; the first is the headline."""
+
+    @abstractmethod
+    def with_module(self, module: nn.Module, *, autocast: bool = False) -> Self:
+        """Return the same task with another module."""
+
+    @abstractmethod
+    def closed_form(self, num_outputs: int) -> Loss | None:
+        """Return which loss of `fedpisa.tasks.losses` this is, for a number of outputs; ``None`` for another loss."""
+
+    @abstractmethod
+    def losses(
+        self,
+        params: Mapping[str, Tensor] | None,
+        buffers_Q: Tensor,
+        samples: Samples,
+        extra: FeatureLoss | None = None,
+    ) -> Pass:
+        """Return the samples' losses in training mode, and the buffers after the pass.
+
+        ``params = None`` stands for what the module holds; see `holding`. ``extra`` changes only the derivatives of
+        the losses; see `FeatureLoss`.
+        """
+
+    @abstractmethod
+    def sample_scores(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        """Return the scores ``(B,)`` whose means over samples are measures, ``loss`` first, in evaluation mode.
+
+        The module's own parameters and buffers are used; see `holding`.
+        """
+
+    @abstractmethod
+    def evaluate(self, params_P: Tensor, buffers_Q: Tensor, x: Tensor, y: Tensor) -> dict[str, float]:
+        """Return the measures on ``n`` samples by column, ``loss`` first; NaN if a measure has no value."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the parameters and losses; features may have another, such as int64."""
+        return self.layout.dtype
 
     @property
     def mixes_samples(self) -> bool:
@@ -85,41 +142,11 @@ class Task:
 
     def initial_buffers(self) -> Tensor:
         """Return the module's initial buffers as a flat vector ``(Q,)`` of the parameters' dtype."""
-        return self.buffer_layout.flatten(dict(self.module.named_buffers()), self.layout.dtype)
+        return self.buffer_layout.flatten(dict(self.module.named_buffers()), self.dtype)
 
     def holding(self, params_P: Tensor, buffers_Q: Tensor) -> AbstractContextManager[Held]:
         """Put these values into the module inside the block. Calls with ``params = None`` use them."""
         return holding(self.module, self.layout, self.buffer_layout, params_P, buffers_Q)
-
-    def losses(
-        self,
-        params: Mapping[str, Tensor] | None,
-        buffers_Q: Tensor,
-        x: Tensor,
-        y_B: Tensor,
-        mask_B: Tensor | None,
-        extra: FeatureLoss | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Return the samples' losses ``(B,)`` in training mode, and the buffers ``(Q,)`` after the pass.
-
-        ``params = None`` stands for what the module holds; see `holding`. ``mask_B`` is 1 for a sample and 0 for
-        padding, or ``None`` without padding. ``extra`` changes only the derivatives of the losses; see `FeatureLoss`.
-        """
-        if extra is None:
-            outputs, buffers = self.outputs(params, buffers_Q, x, mask_B)
-        else:
-            held = params is None
-            anchors = [self.features(anchor_P, buffers_Q, x, mask_B, held=held) for anchor_P in extra.anchors]
-            (outputs, buffers), features_BF = with_features(
-                self.module, lambda: self.outputs(params, buffers_Q, x, mask_B)
-            )
-        losses_B = sample_losses(self.loss(outputs.shape[-1]), outputs, y_B)
-        if extra is not None:
-            extra_B = extra.loss(features_BF.to(x.dtype), *anchors)
-            losses_B = losses_B + (extra_B - extra_B.detach())
-        if self.buffer_layout.names:
-            buffers_Q = self.buffer_layout.flatten(buffers, buffers_Q.dtype)
-        return losses_B, buffers_Q
 
     def outputs(
         self, params: Mapping[str, Tensor] | None, buffers_Q: Tensor, x: Tensor, mask_B: Tensor | None
@@ -128,7 +155,7 @@ class Task:
         self.module.train()
         with real_rows(mask_B), self._precision(x):
             outputs, buffers = self._call(params, buffers_Q, x)
-        return outputs.to(x.dtype), buffers
+        return outputs.to(self.dtype), buffers
 
     def _call(
         self, params: Mapping[str, Tensor] | None, buffers_Q: Tensor, x: Tensor
@@ -152,6 +179,11 @@ class Task:
                 f"the model returns a {type(outputs).__name__} in {mode}: return one tensor (samples, outputs)"
             )
         return outputs, after
+
+    def eval_outputs(self, x: Tensor) -> Tensor:
+        """Return the module's outputs in evaluation mode, with its own parameters and buffers; see `holding`."""
+        self.module.eval()
+        return self._call(None, torch.zeros(0), x)[0]
 
     def _precision(self, x: Tensor) -> torch.autocast:
         return torch.autocast(x.device.type, torch.bfloat16, enabled=self.autocast)
@@ -179,45 +211,7 @@ class Task:
                 layer.train()
         with real_rows(mask_B), self._precision(x):
             _, features_BF = with_features(self.module, lambda: self._call(params, buffers_Q, x))
-        return features_BF.detach().to(x.dtype)
-
-    def eval_losses(self, x: Tensor, y_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the samples' losses and whether each is classified correctly, both ``(B,)``, in evaluation mode.
-
-        The module's own parameters and buffers are used; see `holding`.
-        """
-        self.module.eval()
-        outputs, _ = self._call(None, x.new_zeros(0), x)
-        loss = self.loss(outputs.shape[-1])
-        if loss == "cross-entropy":
-            correct_B = outputs.argmax(-1) == y_B
-        else:
-            correct_B = (outputs.reshape(y_B.shape) > 0) == (y_B > 0)
-        return sample_losses(loss, outputs, y_B), correct_B
-
-    @torch.no_grad()
-    def evaluate(
-        self, params_P: Tensor, buffers_Q: Tensor, x: Tensor, y: Tensor, batch_size: int = 4096
-    ) -> dict[str, float]:
-        """Return the mean loss and, for classification, the accuracy on ``n`` samples.
-
-        Returns
-        -------
-        dict
-            ``loss`` and ``accuracy`` (in [0, 1]; NaN if the loss is not finite, and absent for regression).
-        """
-        batch_size -= len(x) % batch_size == 1  # a single sample has no batch statistics
-        totals = torch.zeros(2, dtype=torch.float64, device=x.device)
-        with seeded(0, "evaluation"), own_attributes(self.module):
-            for x_B, y_B in zip(torch.split(x, batch_size), torch.split(y, batch_size), strict=True):
-                with self.holding(params_P, buffers_Q):
-                    losses_B, correct_B = self.eval_losses(x_B, y_B)
-                totals += torch.stack([losses_B.sum(dtype=torch.float64), correct_B.sum(dtype=torch.float64)])
-        loss, accuracy = (totals / len(x)).tolist()
-        accuracy = (
-            accuracy if math.isfinite(loss) else math.nan
-        )  # outputs that are not finite classify nothing
-        return {"loss": loss} if self.num_classes is None else {"loss": loss, "accuracy": accuracy}
+        return features_BF.detach().to(self.dtype)
 
 
 @final

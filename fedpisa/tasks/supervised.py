@@ -1,0 +1,130 @@
+"""A supervised task: a module's outputs are compared with targets.
+
+Shapes: ``P`` parameters, ``Q`` buffer entries, ``B`` samples of a mini-batch, ``n`` samples in all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from fedpisa.rng import seeded
+from fedpisa.tasks.base import Pass, Samples, Task
+from fedpisa.tasks.classification import Classification
+from fedpisa.tasks.criterion import Criterion
+from fedpisa.tasks.features import FeatureLoss, with_features
+from fedpisa.tasks.losses import Loss
+from fedpisa.tasks.measures import Measure
+from fedpisa.tasks.module_values import own_attributes
+from fedpisa.tasks.regression import Regression
+
+
+@final
+@dataclass(frozen=True)
+class Supervised(Task):
+    """The loss and measures of a `Criterion` on a module's outputs.
+
+    Parameters
+    ----------
+    criterion
+        The loss and the measures.
+    module, autocast
+        See `Task`.
+
+    Examples
+    --------
+    >>> task = supervised(nn.Linear(3, 2), num_classes=2)
+    >>> task.layout.size, task.buffer_layout.size, task.closed_form(2)
+    (8, 0, 'cross-entropy')
+    """
+
+    criterion: Criterion
+
+    @property
+    def measures(self) -> tuple[Measure, ...]:
+        """The criterion's measures."""
+        return self.criterion.measures
+
+    def with_module(self, module: nn.Module, *, autocast: bool = False) -> Supervised:
+        """Return the same task with another module."""
+        return replace(self, module=module, autocast=autocast)
+
+    def closed_form(self, num_outputs: int) -> Loss | None:
+        """Return the criterion's closed form."""
+        return self.criterion.closed_form(num_outputs)
+
+    def losses(
+        self,
+        params: Mapping[str, Tensor] | None,
+        buffers_Q: Tensor,
+        samples: Samples,
+        extra: FeatureLoss | None = None,
+    ) -> Pass:
+        """Return the samples' losses in training mode, and the buffers after the pass; see `Task.losses`."""
+        x, y, mask_B = samples
+        if extra is None:
+            outputs, buffers = self.outputs(params, buffers_Q, x, mask_B)
+        else:
+            held = params is None
+            anchors = [self.features(anchor_P, buffers_Q, x, mask_B, held=held) for anchor_P in extra.anchors]
+            (outputs, buffers), features_BF = with_features(
+                self.module, lambda: self.outputs(params, buffers_Q, x, mask_B)
+            )
+        losses_B = self.criterion.loss(outputs, y)
+        if extra is not None:
+            extra_B = extra.loss(features_BF.to(self.dtype), *anchors)
+            losses_B = losses_B + (extra_B - extra_B.detach())
+        if self.buffer_layout.names:
+            buffers_Q = self.buffer_layout.flatten(buffers, buffers_Q.dtype)
+        return Pass(losses_B, buffers_Q)
+
+    def sample_scores(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        """Return the samples' losses and the criterion's scores, all ``(B,)``; see `Task.sample_scores`."""
+        return self._scores_of(self.eval_outputs(x), y)
+
+    def _scores_of(self, outputs: Tensor, y: Tensor) -> dict[str, Tensor]:
+        return {"loss": self.criterion.loss(outputs, y), **self.criterion.sample_scores(outputs, y)}
+
+    @torch.no_grad()
+    def evaluate(
+        self, params_P: Tensor, buffers_Q: Tensor, x: Tensor, y: Tensor, batch_size: int = 4096
+    ) -> dict[str, float]:
+        """Return the measures on ``n`` samples by column, ``loss`` first; see `Task.evaluate`.
+
+        All are NaN but the loss if the loss is not finite.
+        """
+        batch_size -= len(x) % batch_size == 1  # a single sample has no batch statistics
+        of_set, all_outputs = self.criterion.set_scores(), list[Tensor]()
+        totals: dict[str, Tensor] = {}
+        with seeded(0, "evaluation"), own_attributes(self.module):
+            for x_B, y_B in zip(torch.split(x, batch_size), torch.split(y, batch_size), strict=True):
+                with self.holding(params_P, buffers_Q):
+                    outputs = self.eval_outputs(x_B)
+                    scores = self._scores_of(outputs, y_B)
+                for name, score_B in scores.items():
+                    total = score_B.sum(dtype=torch.float64)
+                    totals[name] = totals[name] + total if name in totals else total
+                if of_set:
+                    all_outputs.append(outputs.cpu())
+        means = {name: float(total) / len(x) for name, total in totals.items()}
+        further = [measure.column for measure in self.measures if measure.column not in means]
+        if not math.isfinite(means["loss"]):  # outputs that are not finite have no measure
+            return {"loss": means["loss"], **dict.fromkeys([*list(means)[1:], *further], math.nan)}
+        return {**means, **(of_set(torch.cat(all_outputs), y.cpu()) if of_set else {})}
+
+
+def supervised(module: nn.Module, num_classes: int | None, *, autocast: bool = False) -> Supervised:
+    """Return the plain task of a number of classes; ``None`` for a regression.
+
+    Examples
+    --------
+    >>> supervised(nn.Linear(2, 1), None).closed_form(1)
+    'half-squared-error'
+    """
+    criterion = Regression() if num_classes is None else Classification(num_classes)
+    return Supervised(module, criterion, autocast=autocast)
