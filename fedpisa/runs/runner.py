@@ -175,6 +175,7 @@ def _resume(
         require_same_data(info.get("data"), simulation.federation.data_digest(), directory)
         for own in ("model", "task"):
             warn_of_other_code(own, info.get(f"{own}_source"), provenance[f"{own}_source"], directory)
+        simulation.keep_engine(info.get("engine"))
         simulation.restore(found.server_round, found.tensors)
         part = {"after_round": found.server_round, "at": now()}
         part |= {key: provenance[key] for key in ("versions", "machine", "process")}

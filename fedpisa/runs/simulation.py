@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any, final
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedpisa.clients.client import BUFFERS
+from fedpisa.components import LOG
 from fedpisa.config.run import RunConfig
 from fedpisa.datasets.base import Indices
 from fedpisa.datasets.client_data import ClientData
@@ -81,6 +83,12 @@ class Simulation:
     def engine(self) -> str:
         """The engine: ``vmap``, ``loop``, ``ray``, or ``flower`` for real nodes."""
         return self.grid.engine
+
+    def keep_engine(self, engine: object) -> None:
+        """Go on with the engine on which the run began; an earlier version may have stacked fewer models."""
+        if self.config.engine == "auto" and (self.engine, engine) == ("vmap", "loop"):
+            self.grid = self._checked(_simulated(self.federation, "loop"))
+            self._number_clients()
 
     def started(self) -> RunStarted:
         """Return the event that describes this simulation."""
@@ -273,14 +281,20 @@ class Simulation:
         return columns
 
 
-def _simulated(federation: Federation) -> InProcessGrid:
-    """Return the Grid of the configuration's engine and faults."""
-    grid, faults = make_grid(federation), build_faults(federation.config)
+def _simulated(federation: Federation, engine: str = "") -> InProcessGrid:
+    """Return the Grid of an engine, by default the configuration's, with its faults."""
+    grid, faults = make_grid(federation, engine), build_faults(federation.config)
     return grid if faults is None else FaultyGrid(grid, faults)
 
 
-def make_grid(federation: Federation) -> LoopGrid | VmapGrid | RayGrid:
-    """Return the engine's Grid; ``auto`` stacks the clients unless a layer cannot be stacked.
+@cache
+def _say_once(message: str) -> None:
+    """Log a message, once in a process: a study repeats its runs."""
+    LOG.warning("%s", message)
+
+
+def make_grid(federation: Federation, engine: str = "") -> LoopGrid | VmapGrid | RayGrid:
+    """Return an engine's Grid, by default the configuration's; ``auto`` is ``vmap`` where the model allows it.
 
     Raises
     ------
@@ -288,10 +302,11 @@ def make_grid(federation: Federation) -> LoopGrid | VmapGrid | RayGrid:
         If ``engine = "vmap"`` is asked for and a layer cannot be stacked, or ``engine = "ray"`` and there is no Ray.
     """
     config, data = federation.config, federation.data
-    if config.engine == "ray":
+    engine = engine or config.engine
+    if engine == "ray":
         return RayGrid(config, data.num_clients)
     reason = ""
-    if config.engine != "loop":
+    if engine != "loop":
         try:
             return VmapGrid(
                 federation.task,
@@ -303,8 +318,9 @@ def make_grid(federation: Federation) -> LoopGrid | VmapGrid | RayGrid:
                 federation.schedule,
             )
         except UnstackableError as error:
-            if config.engine == "vmap":
+            if engine == "vmap":
                 raise
-            reason = str(error)
+            reason = error.reason
+            _say_once(f'engine = "auto" takes "loop": {reason}')
     app = make_client_app(lambda context: federation.client(int(context.node_config["partition-id"])))
     return LoopGrid(app, data.num_clients, reason=reason)

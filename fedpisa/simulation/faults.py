@@ -141,6 +141,11 @@ class FaultyGrid(InProcessGrid):
         return late_S
 
     @property
+    def info(self) -> Mapping[str, object]:
+        """What ``run.json`` says about the inner Grid."""
+        return self.grid.info
+
+    @property
     def client_states(self) -> ClientStates | None:
         """The client states of the inner Grid."""
         return self.grid.client_states

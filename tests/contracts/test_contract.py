@@ -170,7 +170,7 @@ def cohort(federation: Any, ids: list[int], down: Arrays, states: Arrays, data: 
         3,
         down,
         own,
-        written_out=True,
+        path="written-out",
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -20,14 +20,18 @@ from fedpisa.clients.batches import BatchIndices, Ints
 from fedpisa.clients.client import BUFFERS
 from fedpisa.clients.sgd import SGDSteps
 from fedpisa.datasets.client_data import ClientData
-from fedpisa.rng import step_keys, torch_seeded
+from fedpisa.rng import seeded, step_keys, torch_seeded
 from fedpisa.simulation.stacked.compat_torch import of_all_clients
+from fedpisa.simulation.stacked.fused_kernels import run_alone, without_fused_kernels
 from fedpisa.simulation.stacked.fused_sgd import is_fusible, take_fused_steps
 from fedpisa.simulation.stacked.gradients import StackedGradient
 from fedpisa.simulation.stacked.sequential import SequentialGradient, sequential_gradient
 from fedpisa.simulation.stacked.threads import one_thread_each
 from fedpisa.tasks.base import Task
 
+Path = Literal["written-out", "one-by-one", "stacked", "autograd"]
+"""How gradients are computed: written out for all clients at once, or for one after the other; by `torch.func` for all
+clients at once, or by plain autograd for one after the other."""
 WORTH_A_THREAD: Final = 5_000_000
 """Multiplications of a cohort's local step, clients times samples times parameters, from which it is spread."""
 
@@ -58,7 +62,7 @@ def run_cohort(
     copies: Sequence[Task] = (),
     begin: int = 0,
     *,
-    written_out: bool,
+    path: Path,
 ) -> LocalResult:
     """Return the stacked outcome of a cohort's round; for each client what `Client.run_round` returns.
 
@@ -82,8 +86,8 @@ def run_cohort(
         into a module while it calls it.
     begin
         How many clients of the round came before these: what a module draws is not to be drawn again.
-    written_out
-        Whether gradients are written out, which has been proved right for the module.
+    path
+        How gradients are computed, which has been proved right for the module.
     """
     indices = (
         update.at_round(server_round).batch_sampler().draw(data.sizes_N[ids_S], ids_S, server_round, seed)
@@ -91,24 +95,29 @@ def run_cohort(
     multiplications = len(ids_S) * indices.weight_SKCB[0, 0].size * task.layout.size
     tasks = (task, *copies)[: len(ids_S)] if multiplications >= WORTH_A_THREAD else (task,)
     parts = _deal_out(indices.steps_S, len(tasks))
+    written_out = path in ("written-out", "one-by-one")
     sequential = sequential_gradient(task, data.x) if written_out else None
     # A client whose convolutions are computed alone anyway has its vectors in the cache from step to step.
-    run = _run_one_by_one if sequential is not None and sequential.body_names else _run_stacked
+    run = _run_one_by_one if path == "one-by-one" else _run_stacked
 
     def run_part(task: Task, rows_S: Ints) -> LocalResult:
         own = {name: _rows(value, rows_S) for name, value in states_S.items()}
+        if path == "autograd":
+            return run_alone(task, update, data, seed, ids_S[rows_S], server_round, down, own)
         # Each thread's copy of the module has other layers.
         gradient = sequential if task is tasks[0] or not written_out else sequential_gradient(task, data.x)
         common = Common(update, data, seed, server_round, down, gradient)
         return run(task, common, ids_S[rows_S], own, indices.rows(rows_S))
 
-    if len(tasks) == 1:
-        # A module that draws from other generators is not stacked; see `differs`.
-        with torch_seeded(seed, "dropout", server_round, *([begin] if begin else [])):
+    # A module that draws from other generators is not stacked; see `differs`. A client that runs alone seeds all of
+    # them, and on several threads at once it does not restore them.
+    restored = seeded if path == "autograd" else torch_seeded
+    with restored(seed, "dropout", server_round, *([begin] if begin else [])):
+        if len(tasks) == 1:
             outcomes = [run_part(task, parts[0])]
-    else:
-        with one_thread_each(len(tasks)) as pool:
-            outcomes = list(pool.map(run_part, tasks, parts))
+        else:
+            with one_thread_each(len(tasks)) as pool:
+                outcomes = list(pool.map(run_part, tasks, parts))
     back = np.argsort(np.concatenate(parts))
     in_order: LocalResult = map_tensors(lambda value: _rows(value, back), join(outcomes))
     return in_order
@@ -180,7 +189,8 @@ def _run_stacked(
     carry = Carry({}, buffers_Q.expand(len(ids_S), -1), none_S, none_S)
     fused = sequential is not None and is_fusible(update)
     take_steps = _take_fused_steps if fused else _take_stretches
-    carry = take_steps(task, common, states_S, carry, batches, indices.steps_S)
+    with without_fused_kernels(task.module, device):
+        carry = take_steps(task, common, states_S, carry, batches, indices.steps_S)
     outcome: LocalResult = vmap(lambda state, work: update.finish(shared, state, work))(states_S, carry.work)
     buffers = {BUFFERS: carry.buffers_SQ} if carry.buffers_SQ.shape[1] else {}
     metrics = {

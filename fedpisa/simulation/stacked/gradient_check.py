@@ -24,6 +24,7 @@ from fedpisa.clients.gradients import AutogradGradient
 from fedpisa.components import one_line
 from fedpisa.datasets.client_data import ClientData
 from fedpisa.rng import generator, seeded
+from fedpisa.simulation.stacked.fused_kernels import lacks_batching_rule, without_fused_kernels
 from fedpisa.simulation.stacked.gradients import StackedGradient
 from fedpisa.simulation.stacked.sequential import SequentialGradient, sequential_gradient
 from fedpisa.tasks.base import Samples, Task
@@ -41,12 +42,21 @@ _TOLERANCE: Final = {torch.float64: 1e-8, torch.float32: 1e-3}
 
 @final
 class UnstackableError(ValueError):
-    """A layer cannot run for stacked clients."""
+    """A layer cannot run for stacked clients.
 
-    def __init__(self, layer: str, cause: str) -> None:
-        super().__init__(
-            f'{layer} cannot run for stacked clients ({cause}); use engine = "loop", or replace the layer'
-        )
+    Parameters
+    ----------
+    layer
+        Name and type of the layer.
+    cause
+        Why it cannot.
+    is_fused
+        Whether the only cause is a kernel without a batching rule.
+    """
+
+    def __init__(self, layer: str, cause: str, *, is_fused: bool = False) -> None:
+        self.reason, self.is_fused = f"{layer} cannot run for stacked clients ({cause})", is_fused
+        super().__init__(f'{self.reason}; use engine = "loop", or replace the layer')
 
 
 class Case(NamedTuple):
@@ -103,7 +113,11 @@ def differs(task: Task, data: ClientData, sequential: bool) -> str:
     except Exception as error:  # copying runs the module's code
         return f"the module cannot be copied: {one_line(error)}"
     # A copy may call layers of the original.
-    with own_attributes(task.module), task.holding(task.initial_params(), task.initial_buffers()):
+    with (
+        own_attributes(task.module),
+        task.holding(task.initial_params(), task.initial_buffers()),
+        without_fused_kernels(module, data.x.device),
+    ):
         return _of_copy(task, task.with_module(module, autocast=task.autocast), data, sequential)
 
 
@@ -185,9 +199,9 @@ def _difference(task: Task, data: ClientData, sequential: bool, dtype: torch.dty
     if isinstance(wanted, str):
         return wanted
     with seeded(0, "proof"), _named_errors(task):
-        before = _generators()
+        before = generators()
         got = _stacked(task, case, written_out)
-        if before != _generators():
+        if before != generators():
             return "it draws random numbers that are not those of a dropout layer"
     for what, one, other in zip(("losses", "gradients", "buffers"), wanted, got, strict=True):
         scale = one.abs().max().clamp(min=1e-30) if one.numel() else one.new_ones(())
@@ -264,12 +278,12 @@ def _two_steps(task: Task, case: Case) -> None:
 @contextmanager
 def _named_errors(task: Task) -> Iterator[None]:
     """Turn an error in the block into an `UnstackableError` that names the innermost layer."""
-    entered: list[str] = []
+    entered: list[tuple[str, nn.Module]] = []
     hooks = []
     for name, layer in task.module.named_modules():
 
         def enter(layer: nn.Module, inputs: Any, name: str = name) -> None:
-            entered.append(_named(name, layer))
+            entered.append((name, layer))
 
         def leave(layer: nn.Module, inputs: Any, output: Any) -> None:
             entered.pop()
@@ -281,16 +295,23 @@ def _named_errors(task: Task) -> Iterator[None]:
             warnings.filterwarnings("error", "There is a performance drop", UserWarning)
             yield
     except Exception as error:  # a user's module may fail in any way
-        layer_name = entered[-1] if entered else "the model's loss or backward pass"
-        raise UnstackableError(layer_name, one_line(error)[:200]) from error
+        layer_name = _named(*entered[-1]) if entered else "the model's loss or backward pass"
+        is_fused = lacks_batching_rule(error, entered[-1][1] if entered else None)
+        raise UnstackableError(layer_name, _short(error), is_fused=is_fused) from error
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _short(error: Exception) -> str:
+    """Return an error's first line, without where PyTorch's own code raised a warning."""
+    return one_line(error).partition(". Please file ")[0][:200]
 
 
 def _named(name: str, layer: nn.Module) -> str:
     return f"{name or 'the model'} ({type(layer).__name__})"
 
 
-def _generators() -> object:
+def generators() -> object:
+    """Return the states of all global generators, to be compared."""
     return random.getstate(), repr(np.random.get_state()), torch.get_rng_state().numpy().tobytes()  # noqa: NPY002

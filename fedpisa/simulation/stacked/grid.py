@@ -1,5 +1,7 @@
 """The fast Grid: all sampled clients stacked, their local updates run as one under `torch.func.vmap`.
 
+Where a kernel cannot be stacked, the clients run one after the other in the same Grid.
+
 Shapes: ``S`` clients, ``P`` parameters, ``Q`` buffer entries, ``K`` local steps, ``C`` mini-batches of a step,
 ``B`` samples of a mini-batch.
 """
@@ -7,7 +9,7 @@ Shapes: ``S`` clients, ``P`` parameters, ``Q`` buffer entries, ``K`` local steps
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, final
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -34,9 +36,14 @@ from fedpisa.flower.messages import (
 from fedpisa.rng import seeded
 from fedpisa.simulation.grid import InProcessGrid
 from fedpisa.simulation.stacked.client_states import StackedStates
-from fedpisa.simulation.stacked.cohort import join, run_cohort
+from fedpisa.simulation.stacked.cohort import Path, join, run_cohort
 from fedpisa.simulation.stacked.compat_torch import private
-from fedpisa.simulation.stacked.gradient_check import UnstackableError, differs, require_stackable
+from fedpisa.simulation.stacked.gradient_check import (
+    UnstackableError,
+    differs,
+    generators,
+    require_stackable,
+)
 from fedpisa.simulation.stacked.sequential import sequential_gradient
 from fedpisa.storage.client_rows import UNLIMITED
 from fedpisa.strategies.base import ClientStates
@@ -44,13 +51,10 @@ from fedpisa.tasks.base import Samples, Task
 from fedpisa.tasks.module_values import own_attributes
 from fedpisa.tasks.modules import copy_of
 
-Path = Literal["written-out", "one-by-one", "stacked"]
-"""How gradients are computed: written out for all clients at once or for one after the other, or by `torch.func`."""
-
 
 @final
 class VmapGrid(InProcessGrid):
-    """Runs a cohort's local updates stacked, tensors passed on as they are.
+    """Runs a cohort's local updates in one call, stacked where the module allows it; tensors are passed on as they are.
 
     Parameters
     ----------
@@ -72,7 +76,7 @@ class VmapGrid(InProcessGrid):
     Raises
     ------
     UnstackableError
-        If a layer of the module cannot run stacked, by its name.
+        If a layer of the module cannot run stacked, by its name, and not because of a kernel without a batching rule.
     """
 
     engine = "vmap"
@@ -95,10 +99,10 @@ class VmapGrid(InProcessGrid):
         self.state_memory, self.schedule = state_memory, schedule
         self.states: StackedStates | None = None
         on_cpu = data.x.device.type == "cpu"
-        # What is drawn while the model runs comes from one generator, which threads would share.
+        # What is drawn while the model runs comes from generators that threads would share.
         # PyTorch's own threads share the products of dense layers.
-        alone = not on_cpu or self.path == "written-out" or draws(task, data)
-        threads = 1 if alone else torch.get_num_threads()
+        in_one_piece = not on_cpu or self.path == "written-out" or draws(task, data)
+        threads = 1 if in_one_piece else torch.get_num_threads()
         self.copies = [
             task.with_module(copy_of(task.module), autocast=task.autocast) for _ in range(threads - 1)
         ]
@@ -243,7 +247,7 @@ class VmapGrid(InProcessGrid):
                         own,
                         self.copies,
                         first + begin,
-                        written_out=self.path != "stacked",
+                        path=self.path,
                     )
                 )
             except torch.OutOfMemoryError as error:
@@ -266,7 +270,8 @@ def choose_path(task: Task, data: ClientData) -> tuple[Path, str]:
     Raises
     ------
     UnstackableError
-        If stacked clients would not get the gradients of plain autograd.
+        If stacked clients would not get the gradients of plain autograd, for another cause than a kernel without a
+        batching rule.
     """
     require_stackable(task.module)
     sequential = sequential_gradient(task, data.x)
@@ -275,7 +280,12 @@ def choose_path(task: Task, data: ClientData) -> tuple[Path, str]:
         reason = differs(task, data, sequential=True)
         if not reason:
             return "one-by-one" if sequential.body_names else "written-out", ""
-    difference = differs(task, data, sequential=False)
+    try:
+        difference = differs(task, data, sequential=False)
+    except UnstackableError as error:
+        if not error.is_fused:
+            raise
+        return "autograd", error.reason
     if difference:
         raise UnstackableError("the model", difference)
     return "stacked", reason
@@ -284,9 +294,9 @@ def choose_path(task: Task, data: ClientData) -> tuple[Path, str]:
 def draws(task: Task, data: ClientData) -> bool:
     """Return whether the module draws random numbers in training, as dropout does."""
     with seeded(0, "trial"), torch.no_grad(), own_attributes(task.module):
-        before = torch.get_rng_state()
+        before = generators()
         start_P = task.initial_params()
         x, y = (part[:1].expand(2, *part.shape[1:]) for part in (data.x, data.y))
         samples = Samples(x, y, start_P.new_ones(2))
         task.losses(task.layout.unflatten(start_P), task.initial_buffers(), samples)
-        return not torch.equal(before, torch.get_rng_state())
+        return before != generators()

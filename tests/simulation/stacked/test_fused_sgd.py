@@ -141,7 +141,7 @@ def test_it_takes_the_steps(
         for batch in batches_of(generator, active, count)
     ]
     with torch.no_grad(), nothing_is_zero_by_chance():
-        after, loss_S = take_fused_steps(update, chain, task.loss, down, state, work, batches)
+        after, loss_S = take_fused_steps(update, chain, task.closed_form, down, state, work, batches)
     for s in range(CLIENTS):
         own_batches = [tuple(part[s] for part in batch) for batch in batches if s < len(batch[0])]
         own_state, own_work = ({name: value[s] for name, value in arrays.items()} for arrays in (state, work))

@@ -117,7 +117,7 @@ def test_it_knows_every_loss(num_classes: int | None, outputs: int) -> None:
     weight_SB = torch.full((1, 6), 1 / 6, dtype=torch.float64)
     point_P = task.initial_params().requires_grad_()
     made = functional_call(task.module, task.layout.unflatten(point_P), (x[0],))
-    loss = sample_losses(task.loss(outputs), made, y_SB[0]).mean()
+    loss = sample_losses(task.closed_form(outputs), made, y_SB[0]).mean()
     batch = MiniBatches(x, y_SB, weight_SB)
     chain = sequential_gradient(task, x[0])
     assert chain is not None
