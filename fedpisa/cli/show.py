@@ -56,8 +56,11 @@ def partition(
 
     picture = plots.picture_path(out)
     data = hold_out(load_dataset(settings), settings.validation_fraction, settings.seed).dataset
+    labels = data.split_labels
+    if picture is not None and labels is None:
+        raise ValueError(f"{data.name} has no labels that a picture could show: leave out --out")
     parts = split_dataset(settings, data)[1]
-    split = datasets.heterogeneity(data.y_train, parts, data.num_classes)
+    split = datasets.heterogeneity(labels, parts, data.num_split_classes)
     terminal = Console(highlight=False, soft_wrap=True)
     say(
         f"{settings.dataset}: {split.sizes.sum():,} training samples on {settings.num_clients} clients "
@@ -68,8 +71,8 @@ def partition(
         terminal.print(_clients_table(split))
         terminal.print()
     terminal.print(_indices_table(split))
-    if picture is not None:
-        plots.plot_partition(data.y_train, parts, data.num_classes, picture)
+    if picture is not None and labels is not None:
+        plots.plot_partition(labels, parts, data.num_split_classes, picture)
         terminal.print()
         say(f"picture: {picture}")
 

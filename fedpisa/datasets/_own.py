@@ -61,7 +61,7 @@ def _stack(name: str, dataset: Any) -> tuple[Features, Targets]:
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"dataset {name} does not give (features, target) pairs of one shape ({error}); "
-            "resize or pad the features and give one number as target"
+            "resize or pad the features and give one number as target, or return a fedpisa Dataset"
         ) from error
     if x.dtype.kind not in "fiub" or y.dtype.kind not in "fiub":
         raise ValueError(f"dataset {name} gives {x.dtype} features and {y.dtype} targets; give numbers")

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias, final
+from typing import Any, Final, TypeAlias, final
 
 import numpy as np
 from numpy.typing import NDArray
 
-Features: TypeAlias = NDArray[np.floating[Any]]
-"""Samples first, then the shape of one sample: ``(n, *shape)``."""
+Features: TypeAlias = NDArray[Any]
+"""Samples first, then the shape of one sample, ``(n, *shape)``: numbers, or the integers of tokens."""
 Targets: TypeAlias = NDArray[Any]
-"""``(n,)``: int64 class labels, or float64 regression targets."""
+"""``(n,)``: int64 class labels, or float64 regression targets; or ``(n, ...)``: several int64 labels a sample."""
 Samples: TypeAlias = tuple[Features, Targets]
 """Features and targets of the same samples."""
 Indices: TypeAlias = NDArray[np.int64]
 """Sorted positions of one client's samples in the training set."""
+IGNORED: Final = -100
+"""Label of a position that does not count, in data with several labels a sample; PyTorch's losses know it."""
 
 
 @final
@@ -48,19 +50,26 @@ class Dataset:
     name
         Name of the data set.
     x_train, x_test
-        Features, ``(n, *shape)``, float32 or float64, finite, already normalised.
+        Features, ``(n, *shape)``: float32 or float64, finite, already normalised; or integers, such as tokens, of at
+        least 16 bits, which models get as int64.
     y_train, y_test
-        Class labels ``(n,)`` int64 in ``0 .. num_classes - 1``, or regression targets ``(n,)`` float64.
+        Class labels ``(n,)`` int64 in ``0 .. num_classes - 1``, or regression targets ``(n,)`` float64. A sample with
+        several labels, such as the next token of each token, has ``(n, ...)`` int64, and -100 where none counts.
     num_classes
         Number of classes; ``None`` for regression, whose loss is half the squared error.
     groups
         Natural client of each training sample, ``(n,)`` int64; ``None`` if the data has no natural clients.
+    labels
+        Labels of the training samples by which partitioners split, ``(n,)`` int64 from 0, if they are not ``y_train``;
+        see `split_labels`.
     default_model
         Name of the model that a run trains if its configuration names none.
     classes
         Class names in the order of the class numbers; ``None`` if the numbers serve as names.
     columns
         Feature names in order, if the samples come from a table.
+    vocabulary
+        Text of each token in the order of the tokens' numbers, if the samples are text.
     generated
         Clients that generate their samples on demand. ``x_train`` and ``y_train`` then hold a few examples, and the
         data is not split.
@@ -70,7 +79,7 @@ class Dataset:
     Raises
     ------
     ValueError
-        If a part is empty, lengths or shapes differ, a number is NaN or infinite, or a label is out of range.
+        If a part is empty, lengths or shapes differ, a number is NaN or infinite, or a label or token is out of range.
 
     Examples
     --------
@@ -79,6 +88,10 @@ class Dataset:
     >>> data = Dataset(name="tiny", x_train=x, y_train=y, x_test=x, y_test=y, num_classes=2)
     >>> data.shape, data.num_outputs
     ((3,), 2)
+    >>> text = np.array([[0, 1, 0]]), np.array([[1, 0, -100]])
+    >>> data = Dataset.of("text", text, text, num_classes=2, vocabulary=("a", "b"))
+    >>> data.target_shape, data.split_labels
+    ((3,), None)
     """
 
     name: str
@@ -88,9 +101,11 @@ class Dataset:
     y_test: Targets
     num_classes: int | None
     groups: NDArray[np.int64] | None = None
+    labels: NDArray[np.int64] | None = None
     default_model: str = "logistic"
     classes: tuple[str, ...] | None = None
     columns: tuple[str, ...] | None = None
+    vocabulary: tuple[str, ...] | None = None
     generated: Generated | None = None
     ground_truth: Mapping[str, NDArray[np.float64] | float] = field(default_factory=dict)
 
@@ -106,9 +121,33 @@ class Dataset:
         return self.x_train.shape[1:]
 
     @property
+    def target_shape(self) -> tuple[int, ...]:
+        """Shape of one sample's targets: ``()``, or for several labels a sample the shape of these."""
+        return self.y_train.shape[1:]
+
+    @property
+    def split_labels(self) -> Targets | None:
+        """What partitioners split by, ``(n,)``: ``labels``, or ``y_train`` if it has one label or number a sample."""
+        return self.y_train if self.labels is None and not self.target_shape else self.labels
+
+    @property
+    def num_split_classes(self) -> int | None:
+        """Number of classes of the `split_labels`; ``None`` without labels, and for a regression's targets."""
+        if self.labels is not None:
+            return int(self.labels.max()) + 1
+        return None if self.target_shape else self.num_classes
+
+    @property
     def num_outputs(self) -> int:
         """Number of outputs of a model for this data: one per class, or one for regression."""
         return 1 if self.num_classes is None else self.num_classes
+
+    @property
+    def default_task(self) -> str:
+        """Name of the task that a run has if its configuration names none."""
+        if self.num_classes is None:
+            return "regression"
+        return "language" if self.target_shape else "classification"
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -127,11 +166,38 @@ class Dataset:
                 f"{self.name}: a test sample has shape {self.x_test.shape[1:]}, a training sample "
                 f"{self.shape}; give both the same features"
             )
-        if self.groups is not None and self.groups.shape != self.y_train.shape:
+        if self.y_test.shape[1:] != self.target_shape:
             raise ValueError(
-                f"{self.name}: {self.groups.size} groups for {self.y_train.size} training samples; "
-                "give one group per training sample"
+                f"{self.name}: a test sample has targets of shape {self.y_test.shape[1:]}, a training sample "
+                f"{self.target_shape}; give both the same"
             )
+        n = len(self.x_train)
+        for what, values in (("group", self.groups), ("label", self.labels)):
+            if values is not None and values.shape != (n,):
+                raise ValueError(
+                    f"{self.name}: {values.size} {what}s for {n} training samples; "
+                    f"give one {what} per training sample"
+                )
+        if self.labels is not None and (self.labels.dtype != np.int64 or self.labels.min() < 0):
+            raise ValueError(
+                f"{self.name}: the labels to split by are {self.labels.dtype} from {self.labels.min()}; number them "
+                "from 0 in int64"
+            )
+        if self.vocabulary is not None:
+            self._check_tokens(self.vocabulary)
+
+    def _check_tokens(self, vocabulary: tuple[str, ...]) -> None:
+        if len(vocabulary) != self.num_classes:
+            raise ValueError(
+                f"{self.name}: a vocabulary of {len(vocabulary)} tokens for {self.num_classes} classes; "
+                "give one text per class"
+            )
+        for part, x in (("training", self.x_train), ("test", self.x_test)):
+            if x.dtype.kind not in "iu" or x.min() < 0 or x.max() >= len(vocabulary):
+                raise ValueError(
+                    f"{self.name}: {part} features from {x.min()} to {x.max()}, {x.dtype}, are not all tokens of the "
+                    f"vocabulary; number them 0 to {len(vocabulary) - 1}"
+                )
 
 
 def _check_part(name: str, part: str, x: Features, y: Targets, num_classes: int | None) -> None:
@@ -141,12 +207,17 @@ def _check_part(name: str, part: str, x: Features, y: Targets, num_classes: int 
             f"{name}: the {part} features have shape {x.shape}; give at least one sample "
             "and one feature, as an array (samples, features ...)"
         )
-    if y.shape != (len(x),):
+    # One label in an array of its own beside features that are numbers is a column by mistake.
+    column = y.shape[1:] == (1,) and x.dtype.kind == "f"
+    several = num_classes is not None and y.ndim > 1 and len(y) == len(x) and y.size > 0 and not column
+    if y.shape != (len(x),) and not several:
         raise ValueError(
             f"{name}: {len(x)} {part} samples but targets of shape {y.shape}; give one target per sample"
         )
-    if not np.issubdtype(x.dtype, np.floating):
-        raise ValueError(f"{name}: {part} features are {x.dtype}; convert them to float32 or float64")
+    if x.dtype.kind != "f" and not is_integers(x):
+        raise ValueError(
+            f"{name}: {part} features are {x.dtype}; convert them to float32 or float64, or tokens to int64"
+        )
     if num_classes is None and not np.issubdtype(y.dtype, np.floating):
         raise ValueError(f"{name}: {part} regression targets are {y.dtype}; convert them to float64")
     if num_classes is not None and y.dtype != np.int64:
@@ -158,12 +229,32 @@ def _check_part(name: str, part: str, x: Features, y: Targets, num_classes: int 
                 f"{name}: {part} sample {sample} has a NaN or infinite {what}; "
                 "remove the sample or fill in the value"
             )
-    if num_classes is not None and (y.min() < 0 or y.max() >= num_classes):
-        sample = int(np.argmax((y < 0) | (y >= num_classes)))
+    if num_classes is None:
+        return
+    counted = (y != IGNORED) if several else np.ones(y.shape, np.bool_)
+    wrong = counted & ((y < 0) | (y >= num_classes))
+    if wrong.any():
+        place = np.unravel_index(wrong.argmax(), y.shape)
         raise ValueError(
-            f"{name}: label {y[sample]} of {part} sample {sample} is out of range; "
+            f"{name}: label {y[place]} of {part} sample {place[0]} is out of range; "
             f"number the {num_classes} classes 0 to {num_classes - 1}"
         )
+    empty = ~counted.reshape(len(y), -1).any(1)
+    if empty.any():
+        raise ValueError(
+            f"{name}: all labels of {part} sample {empty.argmax()} are {IGNORED}, so that none counts; leave it out"
+        )
+
+
+def is_integers(x: NDArray[Any]) -> bool:
+    """Return whether an array holds integers of more than 8 bits, such as tokens; 8 bits are pixels, thus numbers.
+
+    Examples
+    --------
+    >>> [is_integers(np.zeros(1, kind)) for kind in (np.int64, np.uint16, np.uint8, np.float32)]
+    [True, True, False, False]
+    """
+    return x.dtype.itemsize > 1 and x.dtype.kind in "iu" and np.can_cast(x.dtype, np.int64)
 
 
 def train_test_split(

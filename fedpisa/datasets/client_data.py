@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, final
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpisa.datasets.base import Generated
+from fedpisa.datasets.base import Generated, is_integers
 
 if TYPE_CHECKING:
     import torch
@@ -26,9 +26,9 @@ class ClientData:
     Parameters
     ----------
     x
-        Features ``(n, *shape)``, sorted by client.
+        Features ``(n, *shape)``, sorted by client: of the parameters' dtype, or int64 if they are integers.
     y
-        Labels or targets ``(n,)``.
+        Labels or targets ``(n, ...)``.
     begin_N
         First row of each client.
     sizes_N
@@ -46,13 +46,15 @@ class ClientData:
     @classmethod
     def of(
         cls,
-        x: NDArray[np.floating],
+        x: NDArray[np.generic],
         y: NDArray[np.generic],
         partition: Sequence[NDArray[np.int64]],
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
     ) -> ClientData:
         """Return the samples of a partition.
+
+        Numbers get the ``dtype`` of the parameters. Integers of more than 8 bits stay integers; 8 bits are pixels.
 
         Examples
         --------
@@ -103,14 +105,15 @@ class ClientData:
         return self._range(begin, begin + int(self.sizes_N[client_id]))
 
     def samples(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the features ``(*index.shape, *shape)`` and labels ``index.shape`` of the rows ``index``."""
+        """Return the features ``(*index.shape, *shape)`` and labels ``(*index.shape, ...)`` of the rows ``index``."""
         if self.generated is None:
             return rows(self.x, index), rows(self.y, index)
         row_n = index.flatten().cpu().numpy()
         client_n = np.searchsorted(self.begin_N, row_n, side="right") - 1
         made = self.generated.make(client_n, row_n - self.begin_N[client_n])
-        x, y = _tensors(*made, self.x.dtype, self.x.device)
-        return x.view(*index.shape, *x.shape[1:]), y.view(index.shape)
+        dtype = self.y.dtype if self.y.is_floating_point() else self.x.dtype
+        x, y = _tensors(*made, dtype, self.x.device)
+        return x.view(*index.shape, *x.shape[1:]), y.view(*index.shape, *y.shape[1:])
 
     def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield all samples, sorted by client, at most ``batch_size`` at a time."""
@@ -140,12 +143,14 @@ def rows(values: Tensor, index: Tensor) -> Tensor:
 
 
 def _tensors(
-    x: NDArray[np.floating], y: NDArray[np.generic], dtype: torch.dtype, device: torch.device | str
+    x: NDArray[np.generic], y: NDArray[np.generic], dtype: torch.dtype, device: torch.device | str
 ) -> tuple[Tensor, Tensor]:
     import torch
 
-    y_n = torch.from_numpy(np.ascontiguousarray(y))
+    # Not all of PyTorch's operations know each of NumPy's integers.
+    x, y = (np.ascontiguousarray(part, np.int64 if is_integers(part) else None) for part in (x, y))
+    x_n, y_n = torch.from_numpy(x), torch.from_numpy(y)
     return (
-        torch.from_numpy(np.ascontiguousarray(x)).to(device=device, dtype=dtype),
+        x_n.to(device=device, dtype=x_n.dtype if is_integers(x) else dtype),
         y_n.to(device=device, dtype=dtype if y_n.is_floating_point() else torch.int64),
     )

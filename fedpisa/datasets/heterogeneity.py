@@ -18,7 +18,7 @@ class Heterogeneity:
     """Measures of heterogeneity of N clients with n_i samples each, n in all, and C classes.
 
     ``p_i`` is the label distribution of client i, and ``p = sum_i (n_i/n) p_i`` is that of all clients together. The
-    measures of labels are ``None`` for regression.
+    measures of labels are ``None`` for regression and for data without labels.
 
     Parameters
     ----------
@@ -50,17 +50,19 @@ class Heterogeneity:
     earth_mover: float | None = None
 
 
-def heterogeneity(labels: Targets, partition: Sequence[Indices], num_classes: int | None) -> Heterogeneity:
+def heterogeneity(
+    labels: Targets | None, partition: Sequence[Indices], num_classes: int | None
+) -> Heterogeneity:
     """Measure how much the clients' sizes and label distributions differ.
 
     Parameters
     ----------
     labels
-        Targets of the training set, ``(n,)``.
+        Labels of the training set, ``(n,)``; not needed if ``num_classes`` is ``None``.
     partition
         Indices of each client; samples that no client has are ignored.
     num_classes
-        Number of classes, or ``None`` for regression.
+        Number of classes, or ``None`` for regression and for data without labels.
 
     Examples
     --------
@@ -73,7 +75,7 @@ def heterogeneity(labels: Targets, partition: Sequence[Indices], num_classes: in
     ([[2, 0], [0, 2]], 1.0)
     """
     sizes = np.array([len(part) for part in partition], np.int64)
-    if num_classes is None:
+    if num_classes is None or labels is None:
         return Heterogeneity(sizes=sizes, effective_clients=_effective_clients(sizes))
     return heterogeneity_of(count_labels(labels[np.concatenate(partition)], sizes, num_classes))
 

@@ -1,7 +1,8 @@
 """Partitioners, which deal the training samples out to clients: pure functions of labels and a generator.
 
 A partitioner maps labels ``(n,)`` to one sorted int64 index array per client. The arrays are disjoint, and every
-client gets at least one sample. Only ``labels_per_client`` can leave samples out.
+client gets at least one sample. Only ``labels_per_client`` can leave samples out. The labels of data without any have
+the shape ``(n, 0)``.
 """
 
 from __future__ import annotations
@@ -416,6 +417,11 @@ def add_feature_noise(
     noise_std
         Standard deviation of the last client's noise.
 
+    Raises
+    ------
+    ValueError
+        If the features are integers.
+
     Examples
     --------
     >>> import numpy as np
@@ -424,6 +430,11 @@ def add_feature_noise(
     >>> (noisy != x).ravel().tolist()
     [False, False, True, True]
     """
+    if not np.issubdtype(x.dtype, np.floating):
+        raise ValueError(
+            f"partitioner feature-noise adds noise to numbers, and these features are {x.dtype}, such as tokens; take "
+            "partitioner natural or iid"
+        )
     noisy = x.copy()
     for client, indices in enumerate(partition):
         std = noise_std * client / max(1, len(partition) - 1)
@@ -434,6 +445,10 @@ def add_feature_noise(
 
 EFFECTS: Mapping[Callable[..., object], Callable[..., Features]] = {feature_noise: add_feature_noise}
 """Partitioners that also change the clients' features, and the function that does so."""
+BY_LABEL: tuple[Callable[..., object], ...] = (
+    *(label_dirichlet, client_dirichlet, client_dirichlet_sequential, labels_per_client, shards),
+)
+"""Partitioners that need the labels; the others only count them."""
 
 
 def _check(labels: Targets, num_clients: int) -> int:

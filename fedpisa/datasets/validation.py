@@ -22,6 +22,8 @@ class HeldOut(NamedTuple):
 def hold_out(dataset: Dataset, fraction: float, seed: int) -> HeldOut:
     """Take validation samples from the training set, class by class if there are classes.
 
+    Data without labels give them natural client by natural client, if there are these.
+
     The seed alone draws them, so they are the same for all algorithms and partitioners. Each class and each natural
     client keeps at least one training sample. The test set does not change, and neither does the scale of the features.
     Values in ``ground_truth`` hold for the whole training set only and are left out.
@@ -61,7 +63,10 @@ def hold_out(dataset: Dataset, fraction: float, seed: int) -> HeldOut:
     if dataset.groups is not None:
         order = rng.permutation(n)
         kept[order[np.unique(dataset.groups[order], return_index=True)[1]]] = True
-    train, validation = train_test_split(dataset.y_train, fraction, rng, kept)
+    strata = dataset.split_labels
+    if strata is None:
+        strata = np.zeros(n, np.int64) if dataset.groups is None else dataset.groups
+    train, validation = train_test_split(strata, fraction, rng, kept)
     if not len(validation):
         fix = (
             f"at least {1 / n:.2g}"
@@ -77,6 +82,7 @@ def hold_out(dataset: Dataset, fraction: float, seed: int) -> HeldOut:
         x_train=dataset.x_train[train],
         y_train=dataset.y_train[train],
         groups=None if dataset.groups is None else dataset.groups[train],
+        labels=None if dataset.labels is None else dataset.labels[train],
         ground_truth={},
     )
     return HeldOut(rest, train, validation)

@@ -13,7 +13,7 @@ import numpy as np
 from fedpisa.components import kebab, one_line
 from fedpisa.datasets._own import as_dataset
 from fedpisa.datasets.base import Dataset, Indices
-from fedpisa.datasets.partitioners import EFFECTS
+from fedpisa.datasets.partitioners import BY_LABEL, EFFECTS
 from fedpisa.families.builder import build, checked_values
 from fedpisa.families.lookup import find
 from fedpisa.rng import generator
@@ -73,6 +73,8 @@ def partition(
 ) -> tuple[Dataset, list[Indices]]:
     """Split a data set's training samples among clients.
 
+    A partitioner gets the data's `Dataset.split_labels`, and labels of shape ``(n, 0)`` if there are none.
+
     Parameters
     ----------
     dataset
@@ -97,7 +99,7 @@ def partition(
     Raises
     ------
     ValueError
-        If there is no such partitioner or key, or the split is impossible.
+        If there is no such partitioner or key, the split is impossible, or the data has no labels to split by.
 
     Examples
     --------
@@ -106,6 +108,12 @@ def partition(
     [360, 360, 359, 359]
     """
     component = find("partitioner", name)
+    labels = dataset.split_labels
+    if labels is None:
+        if component.factory in BY_LABEL:
+            first = '"iid" (or' if dataset.groups is None else '"natural" (or iid,'
+            raise ValueError(f"{dataset.name} has no labels: take partitioner = {first} quantity-dirichlet)")
+        labels = np.zeros((len(dataset.y_train), 0))
     keys = {kebab(key): value for key, value in options.items()}
     made: Any = stored
     if stored is None:
@@ -113,7 +121,7 @@ def partition(
             component,
             keys,
             # A user's partitioner may write into its arguments.
-            labels=dataset.y_train.copy(),
+            labels=labels.copy(),
             groups=None if dataset.groups is None else dataset.groups.copy(),
             num_clients=num_clients,
             rng=generator(seed, "partition"),

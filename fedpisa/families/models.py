@@ -15,7 +15,16 @@ if TYPE_CHECKING:
 __all__ = ["build"]
 
 
-def build(name: str, shape: tuple[int, ...], num_outputs: int, seed: int, **options: object) -> nn.Module:
+def build(
+    name: str,
+    shape: tuple[int, ...],
+    num_outputs: int,
+    seed: int,
+    *,
+    target_shape: tuple[int, ...] = (),
+    integers: bool = False,
+    **options: object,
+) -> nn.Module:
     """Return a model with initial weights that depend on ``seed`` and on nothing else.
 
     The weights are drawn in float32 on the CPU, so they do not depend on a run's dtype and device. Torch's global
@@ -33,6 +42,10 @@ def build(name: str, shape: tuple[int, ...], num_outputs: int, seed: int, **opti
         class 1.
     seed
         The run's seed.
+    target_shape
+        Shape of one sample's targets, if it has several; the model gives outputs for each.
+    integers
+        Whether samples are int64, as tokens are, rather than numbers.
     options
         The model's keys.
 
@@ -50,7 +63,7 @@ def build(name: str, shape: tuple[int, ...], num_outputs: int, seed: int, **opti
     """
     component = families.find("model", name)
     values = {kebab(option): value for option, value in options.items()}
-    return create(component, values, shape, num_outputs, seed)
+    return create(component, values, shape, num_outputs, seed, target_shape, integers)
 
 
 def create(
@@ -59,6 +72,8 @@ def create(
     shape: tuple[int, ...],
     num_outputs: int,
     seed: int,
+    target_shape: tuple[int, ...] = (),
+    integers: bool = False,
     *,
     any_output: bool = False,
 ) -> nn.Module:
@@ -85,12 +100,18 @@ def create(
                 f"{component} gave a {type(model).__name__}: give the torch.nn.Module inside it, as it was before it "
                 "was wrapped or compiled"
             )
-        _check_output(component, model, shape, None if any_output else num_outputs)
+        wanted = None if any_output else num_outputs
+        _check_output(component, model, shape, wanted, target_shape, integers)
     return model
 
 
 def _check_output(
-    component: Component, model: nn.Module, shape: tuple[int, ...], num_outputs: int | None
+    component: Component,
+    model: nn.Module,
+    shape: tuple[int, ...],
+    num_outputs: int | None,
+    target_shape: tuple[int, ...],
+    integers: bool,
 ) -> None:
     """Raise unless the model maps a sample to as many outputs as the data need; ``None`` for any number."""
     import torch
@@ -101,21 +122,22 @@ def _check_output(
     widest = (
         reduce(torch.promote_types, {weight.dtype for weight in real}) if real and not lazy else torch.float32
     )
-    x = torch.zeros(2, *shape, dtype=widest, device=real[0].device if real and not lazy else None)
+    dtype = torch.int64 if integers else widest
+    x = torch.zeros(2, *shape, dtype=dtype, device=real[0].device if real and not lazy else None)
     was_training = model.training
     try:
         with torch.no_grad():
             output = model.eval()(x)
     except Exception as error:  # a user's model may fail in any way
         raise ValueError(
-            f"{component} cannot take a sample of shape {shape} ({' '.join(str(error).split())}): "
-            "choose a model for this shape"
+            f"{component} cannot take a sample of shape {shape}{' of integers' * integers} "
+            f"({' '.join(str(error).split())}): choose a model for {'tokens' if integers else 'this shape'}"
         ) from error
     finally:
         model.train(was_training)
     if num_outputs is None:
         return
-    wanted = [(2, num_outputs)] + [(2, 1)] * (num_outputs == 2)
+    wanted = [(2, *target_shape, num_outputs)] + [(2, 1)] * (num_outputs == 2 and not target_shape)
     got = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
     if got not in wanted:
         raise ValueError(

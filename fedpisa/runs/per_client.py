@@ -57,6 +57,7 @@ def evaluate_clients(
         / data.sizes_N
         for name in parts[0]
     }
+    means = task.combine(means)
     for name, means_N in means.items():
         if name != "loss":
             means_N[~np.isfinite(means["loss"])] = np.nan

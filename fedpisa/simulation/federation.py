@@ -19,7 +19,7 @@ from fedpisa.clients.model_trial import require_batch_statistics, require_traina
 from fedpisa.clients.step_sizes import StepSizeSchedule
 from fedpisa.components.describe import Component
 from fedpisa.config.run import RunConfig
-from fedpisa.datasets.base import Dataset, Generated, Indices
+from fedpisa.datasets.base import IGNORED, Dataset, Generated, Indices, is_integers
 from fedpisa.datasets.client_data import ClientData
 from fedpisa.datasets.heterogeneity import count_labels
 from fedpisa.datasets.validation import hold_out
@@ -112,7 +112,7 @@ class Federation:
                 )
             parts = [np.sort(np.concatenate(parts))]
         self.num_outputs, self.shape, self.classes = dataset.num_outputs, dataset.shape, dataset.class_names
-        self.columns = dataset.columns or ()
+        self.columns, self.labels = dataset.columns or (), whole.labels
         module = in_dtype(build_model(self.config, dataset), dtype).to(self.device)
         self.num_classes = dataset.num_classes
         if clients_have_data or dataset.generated is None:
@@ -123,7 +123,7 @@ class Federation:
         self.test = ClientData.of(dataset.x_test, dataset.y_test, all_rows, dtype, self.device)
         labels = None if clients_have_data or dataset.generated is not None else dataset.y_train
         self.task: Task = tasks.build(
-            *task_of(self.config, dataset.num_classes),
+            *task_of(self.config, dataset),
             module,
             num_outputs=dataset.num_outputs,
             labels=labels,
@@ -212,25 +212,30 @@ class Federation:
         return digest.hexdigest()[:32]
 
     def majority_share(self) -> float | None:
-        """Return the share of the most frequent class in the test set; ``None`` for a regression.
+        """Return the share of the most frequent class in the test set's labels; ``None`` for a regression.
 
         A model that always answers with this class has this accuracy.
         """
-        if self.num_classes is None or self.test.y.dim() > 1:
+        if self.num_classes is None or self.test.y.is_floating_point():
             return None
-        return float(torch.bincount(self.test.y).max()) / self.test.num_samples
+        counts = torch.bincount(self.test.y[self.test.y != IGNORED])
+        return int(counts.max()) / int(counts.sum())
 
     def split_arrays(self) -> dict[str, NDArray[np.int64]]:
         """Return what describes the split besides the partition.
 
         ``labels`` ``(N, C)`` counts the samples of each client and class, or ``deciles`` those in each decile of the
-        target. There are none of samples that clients bring or make, nor of samples in one place. ``validation`` holds
-        the positions of the validation samples, if there are any.
+        target. There are none without labels, of samples that clients bring or make, nor of samples in one place.
+        ``validation`` holds the positions of the validation samples, if there are any.
         """
         arrays = {"validation": self.validation_rows} if len(self.validation_rows) else {}
         if not self.partition or self.algorithm.reference == "centralised":
             return arrays
         labels, classes = self.data.y.cpu().numpy(), self.num_classes
+        if self.labels is not None:
+            labels, classes = self.labels[np.concatenate(self.partition)], int(self.labels.max()) + 1
+        if labels.ndim > 1:
+            return arrays
         if classes is not None:
             return {"labels": count_labels(labels, self.data.sizes_N, classes), **arrays}
         bounds = np.quantile(labels, np.linspace(0, 1, 11)[1:-1])
@@ -374,22 +379,27 @@ def build_model(config: RunConfig, dataset: Dataset) -> nn.Module:
     values = config.values_of(component)
     any_output = ":" in (config.task or "")
     return models.create(
-        component, values, dataset.shape, dataset.num_outputs, config.seed, any_output=any_output
+        component,
+        values,
+        dataset.shape,
+        dataset.num_outputs,
+        config.seed,
+        () if config.task == "multi-label" else dataset.target_shape,
+        is_integers(dataset.x_train),
+        any_output=any_output,
     )
 
 
-def task_of(config: RunConfig, num_classes: int | None) -> tuple[Component, dict[str, object]]:
+def task_of(config: RunConfig, dataset: Dataset) -> tuple[Component, dict[str, object]]:
     """Return the task's component and the values of its keys; by default the one that suits the data set."""
-    if config.task:
-        return _chosen(config, "task")
-    return families.find("task", "regression" if num_classes is None else "classification"), {}
+    return _chosen(config, "task") if config.task else (families.find("task", dataset.default_task), {})
 
 
 def measures_of(config: RunConfig, dataset: Dataset) -> tuple[Measure, ...]:
     """Return the measures of a run; those of your own task are known when the task is tried on the model."""
     if ":" in (config.task or ""):
         return Federation(config, dataset=dataset).task.measures
-    component, values = task_of(config, dataset.num_classes)
+    component, values = task_of(config, dataset)
     return tasks.criterion(component, values, dataset.num_outputs, dataset.y_train).measures
 
 

@@ -115,10 +115,14 @@ class Task(ABC):
 
     @abstractmethod
     def sample_scores(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
-        """Return the scores ``(B,)`` whose means over samples are measures, ``loss`` first, in evaluation mode.
+        """Return the scores ``(B,)`` from whose means `combine` makes measures, ``loss`` first, in evaluation mode.
 
         The module's own parameters and buffers are used; see `holding`.
         """
+
+    @abstractmethod
+    def combine(self, means: Mapping[str, Any]) -> dict[str, Any]:
+        """Return measures by column from the means of the scores over samples: numbers, or arrays ``(N,)``."""
 
     @abstractmethod
     def evaluate(self, params_P: Tensor, buffers_Q: Tensor, x: Tensor, y: Tensor) -> dict[str, float]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import Any, Literal, final
 
 import numpy as np
 import torch
@@ -151,6 +151,10 @@ class Classification(Criterion):
         if self.num_classes == 2 and outputs.shape[-1] == 1:
             return {"accuracy": (outputs.reshape(y.shape) > 0) == (y > 0)}
         return {"accuracy": outputs.argmax(-1) == y}
+
+    def combine(self, means: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the means, which are measures."""
+        return dict(means)
 
     def set_scores(self) -> Callable[[Tensor, Tensor], Mapping[str, float]] | None:
         """Return the further metrics as a function, or ``None`` if there are none."""

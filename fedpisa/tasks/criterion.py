@@ -46,7 +46,11 @@ class Criterion(ABC):
 
     @abstractmethod
     def sample_scores(self, outputs: Tensor, y: Tensor) -> dict[str, Tensor]:
-        """Return scores ``(B,)`` by column; a model's measure is their mean over the samples."""
+        """Return scores ``(B,)`` by name; `combine` makes measures of their means over the samples."""
+
+    @abstractmethod
+    def combine(self, means: Mapping[str, Any]) -> dict[str, Any]:
+        """Return measures by column from the means of the loss and the scores: numbers, or arrays ``(N,)``."""
 
     @abstractmethod
     def set_scores(self) -> Callable[[Tensor, Tensor], Mapping[str, float]] | None:
@@ -162,6 +166,10 @@ class OwnCriterion(Criterion):
     def sample_scores(self, outputs: Tensor, y: Tensor) -> dict[str, Tensor]:
         """Return no scores: a metric may be no mean over samples."""
         return {}
+
+    def combine(self, means: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the mean loss."""
+        return dict(means)
 
     def set_scores(self) -> Callable[[Tensor, Tensor], Mapping[str, float]] | None:
         """Return the object's metrics as a function, or ``None`` if it has none."""

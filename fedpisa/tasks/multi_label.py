@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -78,6 +78,10 @@ class MultiLabel(Criterion):
     def sample_scores(self, outputs: Tensor, y: Tensor) -> dict[str, Tensor]:
         """Return the share of each sample's labels that are predicted correctly ``(B,)``."""
         return {"accuracy": ((outputs > 0) == (y > 0.5)).to(outputs.dtype).mean(-1)}
+
+    def combine(self, means: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the means, which are measures."""
+        return dict(means)
 
     def set_scores(self) -> Callable[[Tensor, Tensor], Mapping[str, float]] | None:
         """Return the further metrics as a function, or ``None`` if there are none."""

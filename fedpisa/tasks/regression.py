@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 from torch import Tensor
 
@@ -74,6 +74,10 @@ class Regression(Criterion):
     def sample_scores(self, outputs: Tensor, y: Tensor) -> dict[str, Tensor]:
         """Return no scores beside the loss."""
         return {}
+
+    def combine(self, means: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the means, which are measures."""
+        return dict(means)
 
     def set_scores(self) -> Callable[[Tensor, Tensor], Mapping[str, float]] | None:
         """Return the further metrics as a function, or ``None`` if there are none."""

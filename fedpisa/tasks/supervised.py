@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -87,6 +87,10 @@ class Supervised(Task):
         """Return the samples' losses and the criterion's scores, all ``(B,)``; see `Task.sample_scores`."""
         return self._scores_of(self.eval_outputs(x), y)
 
+    def combine(self, means: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the criterion's measures of means."""
+        return self.criterion.combine(means)
+
     def _scores_of(self, outputs: Tensor, y: Tensor) -> dict[str, Tensor]:
         return {"loss": self.criterion.loss(outputs, y), **self.criterion.sample_scores(outputs, y)}
 
@@ -111,7 +115,7 @@ class Supervised(Task):
                     totals[name] = totals[name] + total if name in totals else total
                 if of_set:
                     all_outputs.append(outputs.cpu())
-        means = {name: float(total) / len(x) for name, total in totals.items()}
+        means = self.combine({name: float(total) / len(x) for name, total in totals.items()})
         further = [measure.column for measure in self.measures if measure.column not in means]
         if not math.isfinite(means["loss"]):  # outputs that are not finite have no measure
             return {"loss": means["loss"], **dict.fromkeys([*list(means)[1:], *further], math.nan)}

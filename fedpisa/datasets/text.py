@@ -1,0 +1,202 @@
+"""Text as windows of tokens, each with the token that follows it: Shakespeare's roles, and text of your own."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedpisa.datasets.base import Dataset, Samples
+from fedpisa.typing import PositiveInt
+
+_ORIGIN = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+_MD5 = "6fb458f1232090904fb40fe944165e91"
+
+
+def tinyshakespeare(*, data_dir: Path, num_clients: int, window: PositiveInt = 64) -> Dataset:
+    """Speeches of Shakespeare's roles, character by character; the clients are the roles with most text.
+
+    The file ``tinyshakespeare.txt`` in ``data-dir`` has 1,115,394 characters, 65 of them different, and 299 roles. Its
+    MD5 sum is checked. ``num-clients`` says how many roles are taken. A role's text is its speeches, each with a line
+    break behind it. It is cut into windows, as that of `text`: use the partitioner ``natural``.
+
+    Parameters
+    ----------
+    window
+        Number of characters of a sample.
+
+    Raises
+    ------
+    ValueError
+        If the file is missing or is not the original, or a role has too little text for a window.
+
+    References
+    ----------
+    A. Karpathy, The Unreasonable Effectiveness of Recurrent Neural Networks, 2015.
+    """
+    path = data_dir / "tinyshakespeare.txt"
+    if not os.path.isfile(path):
+        raise ValueError(
+            f"{path} does not exist; download it from {_ORIGIN} or set data-dir to the folder that has it"
+        )
+    whole = path.read_bytes()
+    if hashlib.md5(whole, usedforsecurity=False).hexdigest() != _MD5:
+        raise ValueError(
+            f"{path} is damaged or another file (its MD5 sum is not {_MD5}); download it again from {_ORIGIN}, or "
+            'read a text of your own with dataset = "text"'
+        )
+    everything = whole.decode()
+    spoken = {role: "".join(f"{s}\n" for s in speeches) for role, speeches in roles(everything).items()}
+    most = sorted(spoken, key=lambda role: (-len(spoken[role]), role))
+    enough = sum(_has_window(len(words), window) for words in spoken.values())
+    if num_clients > enough:
+        raise ValueError(
+            f"{enough} roles of tinyshakespeare have text for window = {window}, and num-clients = {num_clients}; set "
+            f"num-clients to at most {enough}{' or lower window' * (window > 1)}"
+        )
+    # Windows of few roles may lack a character; the numbers are the same for all.
+    return _of_clients(
+        "tinyshakespeare", [spoken[role] for role in most[:num_clients]], set(everything), window
+    )
+
+
+def text(*, data_file: str, tokens: Literal["char", "word"] = "char", window: PositiveInt = 64) -> Dataset:
+    """Text of your own: a file, or a folder whose .txt files are the clients.
+
+    The vocabulary is made of all the text. The first nine tenths of each file are for training and the rest for the
+    test. Both are cut into windows that do not overlap; what is left over at the end is dropped. The target of each
+    token is the next one. Use the partitioner ``natural`` for a folder, and ``iid`` for a file.
+
+    Parameters
+    ----------
+    data_file
+        Path of the file or the folder; the text is UTF-8.
+    tokens
+        Whether tokens are characters or words. Words are what stands between spaces or line breaks.
+    window
+        Number of tokens of a sample.
+
+    Raises
+    ------
+    ValueError
+        If there is no such file or no .txt file in the folder, a file is not UTF-8, or is too short for a window.
+    """
+    place = Path(os.path.expanduser(data_file))
+    is_folder = os.path.isdir(place)
+    paths = sorted(path for path in place.glob("*.txt") if os.path.isfile(path)) if is_folder else [place]
+    if not paths:
+        raise ValueError(
+            f"data-file {place} has no .txt files; give a file, or a folder with one for each client"
+        )
+    if not os.path.isfile(paths[0]):
+        raise ValueError(f"data-file {place} does not exist; give a text file, or a folder of .txt files")
+    split: Callable[[str], Sequence[str]] = str if tokens == "char" else str.split
+    parts = [split(_read(path)) for path in paths]
+    for path, part in zip(paths, parts, strict=True):
+        if not _has_window(len(part), window):
+            raise ValueError(
+                f"{path} has {len(part)} tokens, and a training window of {window} with its targets needs "
+                f"{_least(window)}; lower window{' or remove the file' * is_folder}"
+            )
+    return _of_clients(place.stem, parts, set().union(*parts), window, grouped=is_folder)
+
+
+def decode(numbers: Iterable[int], vocabulary: Sequence[str]) -> str:
+    """Return the text of tokens: characters side by side, words with spaces between them.
+
+    Examples
+    --------
+    >>> decode([1, 0, 1], ("n", "o")), decode([1, 0], ("be", "to"))
+    ('ono', 'to be')
+    """
+    between = "" if all(len(token) == 1 for token in vocabulary) else " "
+    return between.join(vocabulary[number] for number in numbers)
+
+
+def roles(play: str) -> Mapping[str, list[str]]:
+    r"""Return each role's speeches. A speech is a block of lines after the role's name and a colon.
+
+    Examples
+    --------
+    >>> dict(roles("All:\nSpeak, speak.\n\nFirst Citizen:\nYou are all\nresolved\n\nAll:\nResolved."))
+    {'All': ['Speak, speak.', 'Resolved.'], 'First Citizen': ['You are all\nresolved']}
+    """
+    found: dict[str, list[str]] = {}
+    for block in play.split("\n\n"):
+        speech = re.fullmatch(r"([^\n:]{1,40}):\n(.+)", block.strip("\n"), re.DOTALL)
+        if speech:
+            found.setdefault(speech[1], []).append(speech[2])
+    return found
+
+
+def windows(numbers: NDArray[np.int64], window: int) -> Samples:
+    """Return the tokens ``(n, T)`` of consecutive windows, and the tokens after them ``(n, T)``.
+
+    Examples
+    --------
+    >>> x, y = windows(np.arange(8), 3)
+    >>> x.tolist(), y.tolist()
+    ([[0, 1, 2], [3, 4, 5]], [[1, 2, 3], [4, 5, 6]])
+    """
+    used = (len(numbers) - 1) // window * window if len(numbers) else 0
+    return numbers[:used].reshape(-1, window), numbers[1 : used + 1].reshape(-1, window)
+
+
+def _of_clients(
+    name: str, parts: Sequence[Sequence[str]], tokens: set[str], window: int, grouped: bool = True
+) -> Dataset:
+    """Return the windows of each client's text, of which the last tenth is for the test."""
+    vocabulary = tuple(sorted(tokens))
+    number_of = {token: number for number, token in enumerate(vocabulary)}
+    train, test = [], []
+    for part in parts:
+        numbers = np.array([number_of[token] for token in part], np.int64)
+        train.append(windows(numbers[: _border(len(part))], window))
+        test.append(windows(numbers[_border(len(part)) :], window))
+    sizes = [len(x) for x, _ in train]
+    if not any(len(x) for x, _ in test):
+        raise ValueError(
+            f"{name}: the last tenths of the texts have {max(len(part) - _border(len(part)) for part in parts)} tokens "
+            f"at most, too few for a test window of {window}; lower window"
+        )
+    return Dataset.of(
+        name,
+        _joined(train),
+        _joined(test),
+        num_classes=len(vocabulary),
+        groups=np.repeat(np.arange(len(parts)), sizes) if grouped else None,
+        vocabulary=vocabulary,
+        default_model="lstm",
+    )
+
+
+def _joined(parts: Sequence[Samples]) -> Samples:
+    x, y = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return x, y
+
+
+def _border(size: int) -> int:
+    """Return the number of tokens before the test part."""
+    return size * 9 // 10
+
+
+def _has_window(size: int, window: int) -> bool:
+    return _border(size) > window
+
+
+def _least(window: int) -> int:
+    """Return the smallest number of tokens that gives a training window."""
+    return -(-10 * (window + 1) // 9)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no UTF-8 text (byte {error.start}); store it as UTF-8") from error
