@@ -204,7 +204,7 @@ class Fuzz:
                 keys[key] = options[key]
         if rng.random() < 0.3:
             return self._both_engines(keys, place / "out")
-        from fedpisa.simulation.federation import load_dataset
+        from fedpisa.simulation.parts import load_dataset
 
         try:
             dataset = load_dataset(RunConfig.from_mapping(keys))

@@ -17,7 +17,7 @@ from sklearn.metrics import log_loss
 
 from fedpisa.config.run import RunConfig
 from fedpisa.datasets.validation import hold_out
-from fedpisa.simulation.federation import load_dataset
+from fedpisa.simulation.parts import load_dataset
 
 SEEDS = (100, 101, 102)
 

@@ -52,7 +52,7 @@ def partition(
 
     from fedpisa import datasets, plots
     from fedpisa.datasets.validation import hold_out
-    from fedpisa.simulation.federation import load_dataset, split_dataset
+    from fedpisa.simulation.parts import load_dataset, split_dataset
 
     picture = plots.picture_path(out)
     data = hold_out(load_dataset(settings), settings.validation_fraction, settings.seed).dataset

@@ -10,6 +10,7 @@ A run's directory contains
   the samples of each client and class, or ``deciles``, those in each decile of a regression's target; with
   ``validation-fraction``, also ``validation``, the indices of the validation samples into the training set;
 - ``model.safetensors``: the global parameters under the module's own names;
+- ``vocabulary.json`` and ``samples.txt``, for text: its tokens, and texts that the final language model writes;
 - ``clients.parquet``, if ``per-client = true``: a file for each evaluated round, a row for each client.
 """
 
@@ -208,6 +209,11 @@ class RunDirectory:
     def update(self, **info: object) -> None:
         """Set entries of ``run.json``, such as ``status``, and keep the others."""
         replace_file(self.path / "run.json", _json_bytes({**self.reader().info, **info}))
+
+    def write_file(self, name: str, content: bytes | None) -> None:
+        """Write or replace a file, unless there is no content."""
+        if content is not None:
+            replace_file(self.path / name, content)
 
     def write_model(
         self, parameters: Mapping[str, NDArray[Any]], names: Mapping[str, str] | None = None

@@ -46,6 +46,8 @@ DIGESTED: Final = (
     "metrics.jsonl",
     "partition.npz",
     "model.safetensors",
+    "vocabulary.json",
+    "samples.txt",
     f"{CLIENTS}/*.parquet",
 )
 """The files whose digests are in ``run.json``."""

@@ -23,6 +23,7 @@ from fedpisa.flower.compat import to_record, to_tensors
 from fedpisa.flower.engine_grid import EngineGrid
 from fedpisa.runs.early_stopping import EarlyStopping
 from fedpisa.runs.events import RunStarted
+from fedpisa.runs.generated import samples_file
 from fedpisa.runs.per_client import Table, evaluate_clients, table_of
 from fedpisa.runs.run_files import Row
 from fedpisa.server.reply_filter import MAX_UPLOAD_NORM, ReplyFilter
@@ -176,6 +177,10 @@ class Simulation:
         frozen = {name: tensor for name, tensor in task.module.named_parameters() if not tensor.requires_grad}
         tensors = frozen | task.layout.unflatten(params_P) | task.buffer_layout.unflatten(buffers_Q)
         return {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
+
+    def samples(self) -> bytes | None:
+        """Return texts that the global model writes, if it is a language model; see `samples_file`."""
+        return None if self.reference == "local" else samples_file(self.federation, *self._vectors())
 
     def _checked(self, grid: EngineGrid) -> EngineGrid:
         """Return the Grid if its clients support the configuration."""

@@ -11,19 +11,17 @@ import torch
 from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
-from torch import nn
 
 from fedpisa import families
 from fedpisa.clients.client import BUFFERS, Client
 from fedpisa.clients.model_trial import require_batch_statistics, require_trainable
 from fedpisa.clients.step_sizes import StepSizeSchedule
-from fedpisa.components.describe import Component
 from fedpisa.config.run import RunConfig
-from fedpisa.datasets.base import IGNORED, Dataset, Generated, Indices, is_integers
+from fedpisa.datasets.base import IGNORED, Dataset, Indices
 from fedpisa.datasets.client_data import ClientData
 from fedpisa.datasets.heterogeneity import count_labels
 from fedpisa.datasets.validation import hold_out
-from fedpisa.families import data, models, tasks
+from fedpisa.families import tasks
 from fedpisa.families.flower_strategies import combine
 from fedpisa.flower.compat import to_record
 from fedpisa.server.algorithm_strategy import AlgorithmStrategy
@@ -32,6 +30,15 @@ from fedpisa.server.flower_strategy import FlowerStrategy
 from fedpisa.server.reply_filter import ReplyFilter
 from fedpisa.simulation.devices import resolve_device
 from fedpisa.simulation.faults import Faults
+from fedpisa.simulation.parts import (
+    build_model,
+    chosen,
+    generated_samples,
+    load_dataset,
+    split_dataset,
+    task_of,
+    with_model_of,
+)
 from fedpisa.simulation.privacy import Privacy, build_privacy
 from fedpisa.strategies.base import Algorithm
 from fedpisa.strategies.schedules import factors, schedule_of
@@ -113,12 +120,13 @@ class Federation:
             parts = [np.sort(np.concatenate(parts))]
         self.num_outputs, self.shape, self.classes = dataset.num_outputs, dataset.shape, dataset.class_names
         self.columns, self.labels = dataset.columns or (), whole.labels
+        self.vocabulary = dataset.vocabulary
         module = in_dtype(build_model(self.config, dataset), dtype).to(self.device)
         self.num_classes = dataset.num_classes
         if clients_have_data or dataset.generated is None:
             self.data = ClientData.of(dataset.x_train, dataset.y_train, parts, dtype, self.device)
         else:
-            self.data = ClientData.made_by(_generated(self.config, dataset), dtype, self.device)
+            self.data = ClientData.made_by(generated_samples(self.config, dataset), dtype, self.device)
         all_rows, rows = [np.arange(len(dataset.y_test))], self.validation_rows
         self.test = ClientData.of(dataset.x_test, dataset.y_test, all_rows, dtype, self.device)
         labels = None if clients_have_data or dataset.generated is not None else dataset.y_train
@@ -252,7 +260,7 @@ class Federation:
 
 def build_algorithm(config: RunConfig) -> Algorithm:
     """Return the algorithm with its unscheduled hyper-parameters."""
-    component, values = _chosen(config, "algorithm")
+    component, values = chosen(config, "algorithm")
     algorithm = families.build(component, values, seed=config.seed, num_clients=config.num_clients)
     if not isinstance(algorithm, Algorithm):
         raise ValueError(
@@ -292,7 +300,7 @@ def factors_of(config: RunConfig) -> tuple[float, ...]:
     >>> factors_of(RunConfig.from_mapping(keys))
     (0.5, 1.0)
     """
-    rule = families.bind(*_chosen(config, "schedule"))
+    rule = families.bind(*chosen(config, "schedule"))
     return factors(
         lambda rounds_done, num_rounds: rule(rounds_done=rounds_done, num_rounds=num_rounds),
         config.num_server_rounds,
@@ -314,9 +322,9 @@ def build_server_strategy(config: RunConfig, algorithm: Algorithm) -> Callable[[
             "server-strategy 'qfed-avg' needs the same learning rate in all rounds: set schedule = \"constant\" "
             "and warmup-rounds = 0"
         )
-    strategy = families.build(*_chosen(config, "server-strategy"))
+    strategy = families.build(*chosen(config, "server-strategy"))
     is_wrapped = config.differential_privacy not in ("none", "central")
-    wrapper = families.build(*_chosen(config, "differential-privacy")) if is_wrapped else None
+    wrapper = families.build(*chosen(config, "differential-privacy")) if is_wrapped else None
     return combine(algorithm, strategy, wrapper, cohort_size(config.num_clients, config.fraction_train))
 
 
@@ -327,7 +335,7 @@ def build_faults(config: RunConfig) -> Faults | None:
         return None
 
     def bound(family: str) -> Callable[[Any, int], Any]:
-        rule = families.bind(*_chosen(config, family))
+        rule = families.bind(*chosen(config, family))
         return lambda clients_S, server_round: rule(
             clients_S=clients_S, server_round=server_round, seed=config.seed
         )
@@ -341,93 +349,9 @@ def build_faults(config: RunConfig) -> Faults | None:
     )
 
 
-def load_dataset(config: RunConfig) -> Dataset:
-    """Return the configuration's data set."""
-    return data.load(
-        config.dataset,
-        seed=config.seed,
-        data_dir=config.data_dir,
-        num_clients=config.num_clients,
-        **_options_of(config, "dataset"),
-    )
-
-
-def split_dataset(
-    config: RunConfig, dataset: Dataset, stored: Sequence[Indices] | None = None
-) -> tuple[Dataset, list[Indices]]:
-    """Return the clients' data set, and each client's indices into its training samples, those ``stored`` if given.
-
-    The partitioner ``feature-noise`` changes the training features; others return the data set unchanged.
-    """
-    if dataset.generated is not None:
-        raise ValueError(
-            f"{dataset.name} makes its samples client by client, so there is nothing to split: use another data set"
-        )
-    return data.partition(
-        dataset,
-        config.partitioner,
-        num_clients=config.num_clients,
-        seed=config.seed,
-        stored=stored,
-        **_options_of(config, "partitioner"),
-    )
-
-
-def build_model(config: RunConfig, dataset: Dataset) -> nn.Module:
-    """Return the model with its initial weights; see `fedpisa.families.models.build`."""
-    component = config.component("model") if config.model else families.find("model", dataset.default_model)
-    values = config.values_of(component)
-    any_output = ":" in (config.task or "")
-    return models.create(
-        component,
-        values,
-        dataset.shape,
-        dataset.num_outputs,
-        config.seed,
-        () if config.task == "multi-label" else dataset.target_shape,
-        is_integers(dataset.x_train),
-        any_output=any_output,
-    )
-
-
-def task_of(config: RunConfig, dataset: Dataset) -> tuple[Component, dict[str, object]]:
-    """Return the task's component and the values of its keys; by default the one that suits the data set."""
-    return _chosen(config, "task") if config.task else (families.find("task", dataset.default_task), {})
-
-
 def measures_of(config: RunConfig, dataset: Dataset) -> tuple[Measure, ...]:
     """Return the measures of a run; those of your own task are known when the task is tried on the model."""
     if ":" in (config.task or ""):
         return Federation(config, dataset=dataset).task.measures
     component, values = task_of(config, dataset)
     return tasks.criterion(component, values, dataset.num_outputs, dataset.y_train).measures
-
-
-def with_model_of(config: RunConfig, dataset: Dataset) -> RunConfig:
-    """Return the configuration with the data set's default model if it names no model."""
-    return config.replace({"model": config.model or dataset.default_model})
-
-
-def _generated(config: RunConfig, dataset: Dataset) -> Generated:
-    """Return the samples that each client makes on the fly, checked against the configuration."""
-    assert dataset.generated is not None
-    count = len(dataset.generated.sizes_N)
-    if config.partitioner != "natural":
-        raise ValueError(
-            f"partitioner = {config.partitioner!r}: {dataset.name} makes its samples client by client and cannot be "
-            'split; set partitioner = "natural"'
-        )
-    if count != config.num_clients:
-        raise ValueError(f"{dataset.name} has {count} clients: set num-clients = {count}")
-    return dataset.generated
-
-
-def _chosen(config: RunConfig, key: str) -> tuple[Component, dict[str, Any]]:
-    """Return the component that a key of the configuration names, and the values of its own keys."""
-    component = config.component(key)
-    return component, config.values_of(component)
-
-
-def _options_of(config: RunConfig, family: str) -> dict[str, Any]:
-    """Return the values of the chosen component's keys by their Python names."""
-    return {name.replace("-", "_"): value for name, value in _chosen(config, family)[1].items()}

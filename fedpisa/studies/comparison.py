@@ -17,7 +17,8 @@ from fedpisa.runs.results import common_headline
 from fedpisa.runs.resume import differences
 from fedpisa.runs.run_files import RunReader
 from fedpisa.runs.signals import Interrupted
-from fedpisa.simulation.federation import build_algorithm, build_schedule, load_dataset
+from fedpisa.simulation.federation import build_algorithm, build_schedule
+from fedpisa.simulation.parts import load_dataset
 from fedpisa.storage.csv_file import to_csv
 from fedpisa.storage.files import inside, locked, read_bytes, replace_file
 from fedpisa.studies.study import STUDY_FILE, Study, StudyResult, StudyRun, load_study, read_study

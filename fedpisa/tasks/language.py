@@ -17,12 +17,15 @@ from torch.nn import functional as F
 from fedpisa.tasks.criterion import Criterion
 from fedpisa.tasks.losses import Loss
 from fedpisa.tasks.measures import ACCURACY, LOSS, Measure
+from fedpisa.typing import NonNegativeInt
 
 IGNORED = -100
 """Target of a position that does not count."""
 
 
-def language(*, loss_reduction: Literal["sequence", "token"] = "sequence") -> Criterion:
+def language(
+    *, loss_reduction: Literal["sequence", "token"] = "sequence", sample_tokens: NonNegativeInt = 400
+) -> Criterion:
     r"""Cross-entropy of the next token at each position of a sequence; the target -100 does not count.
 
     With ``n_b`` counted positions of the ``T`` positions, the loss of a sequence is
@@ -33,8 +36,10 @@ def language(*, loss_reduction: Literal["sequence", "token"] = "sequence") -> Cr
     ----------
     loss_reduction
         What counts the same: each ``sequence``, or each ``token``.
+    sample_tokens
+        Number of tokens of each text in the run's ``samples.txt``, which the final model writes; 0 for no texts.
     """
-    return Language(loss_reduction)
+    return Language(loss_reduction, sample_tokens)
 
 
 @final
@@ -54,6 +59,7 @@ class Language(Criterion):
     """
 
     loss_reduction: Literal["sequence", "token"] = "sequence"
+    sample_tokens: int = 400
 
     @property
     def measures(self) -> tuple[Measure, ...]:

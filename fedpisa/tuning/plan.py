@@ -34,7 +34,8 @@ from fedpisa import components, families
 from fedpisa.config.run import RunConfig, flatten, override, read_toml, run_keys
 from fedpisa.datasets.validation import hold_out
 from fedpisa.families import Permission, permitted
-from fedpisa.simulation.federation import build_algorithm, build_schedule, load_dataset, measures_of
+from fedpisa.simulation.federation import build_algorithm, build_schedule, measures_of
+from fedpisa.simulation.parts import load_dataset
 from fedpisa.studies.study import Study, StudyRun, read_study
 from fedpisa.tuning.metric import ROUNDS, Metric, require_known
 from fedpisa.tuning.space import MOST_POINTS, Range, Space, parse_space

@@ -22,13 +22,8 @@ from fedpisa.config.flower import read_run_config
 from fedpisa.config.overrides import parse_overrides
 from fedpisa.config.run import RunConfig, load_config, read_toml, run_keys
 from fedpisa.families import FAMILIES, available, keys_of
-from fedpisa.simulation.federation import (
-    build_algorithm,
-    build_model,
-    load_dataset,
-    split_dataset,
-    with_model_of,
-)
+from fedpisa.simulation.federation import build_algorithm
+from fedpisa.simulation.parts import build_model, load_dataset, split_dataset, with_model_of
 from fedpisa.strategies.fedsgd import FedSGD
 from fedpisa.strategies.optimizer import Optimizer
 from fedpisa.strategies.pisa import Pisa

@@ -9,7 +9,7 @@ import pytest
 from fedpisa.cli.main import main as command_line
 from fedpisa.config.run import load_config
 from fedpisa.simulation.devices import resolve_device
-from fedpisa.simulation.federation import build_model, load_dataset
+from fedpisa.simulation.parts import build_model, load_dataset
 
 
 @pytest.mark.parametrize("key", ["batch-size", "local-steps", "local-epochs", "num-clients", "eval-every"])

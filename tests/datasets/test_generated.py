@@ -16,7 +16,7 @@ from fedpisa.datasets.base import Dataset, Generated
 from fedpisa.datasets.client_data import ClientData
 from fedpisa.runs.runner import run
 from fedpisa.runs.simulation import Simulation
-from fedpisa.simulation.federation import split_dataset
+from fedpisa.simulation.parts import split_dataset
 
 SIZES = np.array([3, 7, 5, 4])
 

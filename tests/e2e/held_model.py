@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from sklearn.metrics import f1_score
 from torch import Tensor, nn
 
 
@@ -33,6 +34,17 @@ def hold(gate: Path) -> None:
             break
     while held.exists():
         time.sleep(0.05)
+
+
+class SquaredHinge:
+    """A user's own loss and metric."""
+
+    def loss(self, outputs: Tensor, y: Tensor) -> Tensor:
+        right = outputs.gather(1, y[:, None])
+        return ((1 + outputs - right).clamp(min=0) ** 2).sum(1)
+
+    def metrics(self, outputs: Tensor, y: Tensor) -> dict[str, float]:
+        return {"f1": f1_score(y, outputs.argmax(1), average="macro")}
 
 
 def held(shape: Sequence[int], num_outputs: int, *, gate: str) -> nn.Module:

@@ -40,10 +40,10 @@ pytestmark = pytest.mark.skipif(
 HERE = Path(__file__).parent
 RUNS: Mapping[str, Mapping[str, object]] = {
     "sisa": {"algorithm": "sisa"},
-    "scaffold": {"algorithm": "scaffold"},
+    "scaffold": {"algorithm": "scaffold", "task": "held_model:SquaredHinge", "learning-rate": 1e-4},
     "fresh": {"algorithm": "sisa", "absent": "fresh"},
 }
-"""One run with absolute uploads, and two with increments."""
+"""One run with absolute uploads, and two with increments, of which one has a user's own task."""
 NODES, ROUNDS = 3, 5
 PATIENCE = 600.0
 """Timeout of each wait in seconds; an idle machine needs a tenth of it."""

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from fedpisa.config.run import RunConfig
 from fedpisa.flower.compat import to_record
 from fedpisa.runs.runner import Simulation
-from fedpisa.simulation.federation import load_dataset, split_dataset
+from fedpisa.simulation.parts import load_dataset, split_dataset
 
 Vector = NDArray[np.float64]
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fedpisa.config.run import RunConfig
-from fedpisa.simulation.federation import load_dataset
+from fedpisa.simulation.parts import load_dataset
 
 LEAST = 0.3333407520687
 LAMBDA = 1e-3

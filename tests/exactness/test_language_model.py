@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import fedpisa
 from fedpisa import families
 from fedpisa.families.data import load
 from fedpisa.runs.results import load_result
+from fedpisa.tasks.generation import continued
 from tests.runs.interrupted import assert_same, cut_short
 
 DATA = Path(os.environ.get("FEDPISA_DATA") or "data") / "tinyshakespeare.txt"
@@ -199,3 +201,33 @@ def test_the_run_knows_its_measures_and_its_path(texts: Path, tmp_path: Path) ->
     assert result.target == ("test_perplexity", 5.9)
     assert result.best() == result.history["test_perplexity"].min()
     assert '"path": "autograd"' in (tmp_path / "run" / "run.json").read_text()
+
+
+def test_a_run_keeps_its_tokens_and_texts_that_its_model_writes(texts: Path, tmp_path: Path) -> None:
+    keys = keys_of(texts, task="language", model="lstm", hidden=4, **{"sample-tokens": 30})
+    fedpisa.run(keys, tmp_path / "run")
+    fedpisa.run({**keys, "engine": "loop"}, tmp_path / "loop")
+    tokens = json.loads((tmp_path / "run" / "vocabulary.json").read_text())
+    assert tokens == sorted("abcd e")
+    written = (tmp_path / "run" / "samples.txt").read_text()
+    parts = written.split("=== after ")[1:]
+    assert len(parts) == 3
+    for part in parts:
+        prompt, text = part.split("\n", 1)
+        assert len(eval(prompt)) == 2
+        assert len(text.rstrip("\n")) == 30
+        assert set(text) <= {*tokens, "\n"}
+    assert (tmp_path / "loop" / "samples.txt").read_text() == written
+    fedpisa.run({**keys, "sample-tokens": 0}, tmp_path / "none")
+    assert not (tmp_path / "none" / "samples.txt").exists()
+    load_result(tmp_path / "run")
+
+
+def test_what_a_model_writes_follows_its_probabilities() -> None:
+    table = torch.tensor([[0.0, 1.0], [2.0, 0.0]], dtype=torch.float64)
+    generator = torch.Generator().manual_seed(1)
+    text = continued(lambda x: table[x], torch.zeros(50, 1, dtype=torch.int64), 400, 8, generator)
+    for before in (0, 1):
+        after = text[:, 1:][text[:, :-1] == before].double()
+        wanted = float(table[before].softmax(0)[1])
+        assert abs(float(after.mean()) - wanted) < 5 * (wanted * (1 - wanted) / len(after)) ** 0.5

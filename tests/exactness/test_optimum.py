@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fedpisa.config.run import RunConfig
-from fedpisa.simulation.federation import load_dataset
+from fedpisa.simulation.parts import load_dataset
 
 SCHEMES = ("identity", "adagrad", "rmsprop", "adam")
 

@@ -21,13 +21,8 @@ from fedpisa.config.flower import NodeSettings, read_run_config, to_run_config
 from fedpisa.config.overrides import parse_overrides
 from fedpisa.config.run import RunConfig
 from fedpisa.runs.simulation import Simulation, make_grid
-from fedpisa.simulation.federation import (
-    build_algorithm,
-    build_schedule,
-    factors_of,
-    load_dataset,
-    split_dataset,
-)
+from fedpisa.simulation.federation import build_algorithm, build_schedule, factors_of
+from fedpisa.simulation.parts import load_dataset, split_dataset
 from fedpisa.strategies.base import Cohort
 from fedpisa.strategies.fedavg import FedAvg
 from fedpisa.strategies.fedsgd import FedSGD

@@ -18,7 +18,7 @@ from fedpisa.clients.pisa import PisaUpdate
 from fedpisa.clients.preconditioners import Adam
 from fedpisa.config.run import RunConfig
 from fedpisa.flower.compat import to_tensors
-from fedpisa.simulation.federation import load_dataset
+from fedpisa.simulation.parts import load_dataset
 from fedpisa.strategies.sisa import Sisa
 from tests.algorithms import Federation
 

@@ -21,7 +21,7 @@ from fedpisa.config.run import RunConfig
 from fedpisa.datasets import Dataset
 from fedpisa.families import models
 from fedpisa.models.language import bigram, gpt, lstm
-from fedpisa.simulation.federation import build_model
+from fedpisa.simulation.parts import build_model
 
 Model = Callable[..., nn.Module]
 NAMES = ("bigram", "lstm", "gpt")

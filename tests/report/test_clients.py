@@ -12,7 +12,7 @@ import pytest
 import fedpisa
 from fedpisa.report import clients
 from fedpisa.report.runs import Run, collect
-from fedpisa.simulation.federation import load_dataset
+from fedpisa.simulation.parts import load_dataset
 from fedpisa.tasks.measures import ACCURACY
 from tests.runs.interrupted import forget_digests
 

@@ -15,7 +15,8 @@ from fedpisa.runs.early_stopping import EarlyStopping
 from fedpisa.runs.results import Result, load_result
 from fedpisa.runs.run_files import RunReader
 from fedpisa.runs.runner import run
-from fedpisa.simulation.federation import Federation, load_dataset
+from fedpisa.simulation.federation import Federation
+from fedpisa.simulation.parts import load_dataset
 from tests.runs.interrupted import assert_same, cut_short, rows
 
 KEYS: Mapping[str, object] = {

@@ -21,7 +21,8 @@ from fedpisa.flower.compat import to_record, to_tensors
 from fedpisa.flower.messages import StackedReplies
 from fedpisa.runs.runner import Simulation
 from fedpisa.server.flower_strategy import FlowerStrategy
-from fedpisa.simulation.federation import build_server_strategy, load_dataset, split_dataset
+from fedpisa.simulation.federation import build_server_strategy
+from fedpisa.simulation.parts import load_dataset, split_dataset
 from fedpisa.simulation.rounds import rounds
 from fedpisa.strategies.fedavg import FedAvg
 from fedpisa.strategies.localsgd import LocalSGD

@@ -23,7 +23,8 @@ from fedpisa.runs.resume import require_no_second_release
 from fedpisa.runs.runner import Simulation
 from fedpisa.server.base import sampled
 from fedpisa.server.privacy_accounting import gaussian_epsilon, sampled_epsilon
-from fedpisa.simulation.federation import Federation, load_dataset, split_dataset
+from fedpisa.simulation.federation import Federation
+from fedpisa.simulation.parts import load_dataset, split_dataset
 from fedpisa.simulation.privacy import Privacy, build_privacy, sentence
 
 QUADRATIC: dict[str, object] = {

@@ -10,14 +10,7 @@ import torch
 
 from fedpisa.config.run import RunConfig
 from fedpisa.datasets import Dataset
-from fedpisa.simulation import federation
 from fedpisa.simulation.federation import Federation
-
-
-@pytest.fixture(autouse=True)
-def _untried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Training is another matter."""
-    monkeypatch.setattr(federation, "require_trainable", lambda *arguments: None)
 
 
 def built(keys: dict[str, object] | None = None, **fields: Any) -> Federation:

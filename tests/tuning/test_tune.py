@@ -21,7 +21,7 @@ import pytest
 
 from fedpisa.cli.main import main
 from fedpisa.config.run import RunConfig, load_config
-from fedpisa.simulation.federation import build_model, load_dataset
+from fedpisa.simulation.parts import build_model, load_dataset
 from fedpisa.studies.study import read_study
 from fedpisa.tuning.plan import Plan, Settings, read_plan
 from tests.tuning.plans import BASE, GRID, SGD, plan_of, write

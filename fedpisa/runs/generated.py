@@ -1,0 +1,55 @@
+"""Text that a run's language model writes, ``samples.txt``, and its tokens, ``vocabulary.json``."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Final
+
+import torch
+
+from fedpisa.datasets.text import decode
+from fedpisa.rng import seeded, torch_seed
+from fedpisa.tasks.generation import continued
+from fedpisa.tasks.language import Language
+from fedpisa.tasks.module_values import own_attributes
+from fedpisa.tasks.supervised import Supervised
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fedpisa.simulation.federation import Federation
+
+NUM_PROMPTS: Final = 3
+"""Number of texts; each begins with the first half of a window of the test set."""
+
+
+def vocabulary_file(federation: Federation) -> bytes | None:
+    """Return the tokens in the order of their numbers, as JSON; ``None`` if the data have no vocabulary."""
+    if federation.vocabulary is None:
+        return None
+    return (json.dumps(list(federation.vocabulary), ensure_ascii=False) + "\n").encode()
+
+
+@torch.no_grad()
+def samples_file(federation: Federation, params_P: Tensor, buffers_Q: Tensor) -> bytes | None:
+    """Return texts that the model writes after prompts of the test set; ``None`` if there are none to write.
+
+    The seed decides the draws, so the same model writes the same texts.
+    """
+    task, vocabulary = federation.task, federation.vocabulary
+    if vocabulary is None or not isinstance(task, Supervised) or not isinstance(task.criterion, Language):
+        return None
+    length, x = task.criterion.sample_tokens, federation.test.x
+    if not length or x.dim() != 2:
+        return None
+    rows = torch.linspace(0, len(x) - 1, min(NUM_PROMPTS, len(x))).round().long()
+    window = x.shape[1]
+    prompts = x[rows.to(x.device), : max(1, window // 2)]
+    generator = torch.Generator().manual_seed(torch_seed(federation.config.seed, "generated-text"))
+    held = task.holding(params_P, buffers_Q)
+    with seeded(0, "evaluation"), own_attributes(task.module), held:
+        texts = continued(task.eval_outputs, prompts, length, window, generator)
+    parts = []
+    for prompt, text in zip(prompts.tolist(), texts.tolist(), strict=True):
+        parts.append(f"=== after {decode(prompt, vocabulary)!r}\n{decode(text[len(prompt) :], vocabulary)}\n")
+    return "\n".join(parts).encode()

@@ -1,0 +1,98 @@
+"""The data set, the model and the task that a configuration names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from fedpisa import families
+from fedpisa.components.describe import Component
+from fedpisa.config.run import RunConfig
+from fedpisa.datasets.base import Dataset, Generated, Indices, is_integers
+from fedpisa.families import data, models
+
+
+def load_dataset(config: RunConfig) -> Dataset:
+    """Return the configuration's data set."""
+    return data.load(
+        config.dataset,
+        seed=config.seed,
+        data_dir=config.data_dir,
+        num_clients=config.num_clients,
+        **options_of(config, "dataset"),
+    )
+
+
+def split_dataset(
+    config: RunConfig, dataset: Dataset, stored: Sequence[Indices] | None = None
+) -> tuple[Dataset, list[Indices]]:
+    """Return the clients' data set, and each client's indices into its training samples, those ``stored`` if given.
+
+    The partitioner ``feature-noise`` changes the training features; others return the data set unchanged.
+    """
+    if dataset.generated is not None:
+        raise ValueError(
+            f"{dataset.name} makes its samples client by client, so there is nothing to split: use another data set"
+        )
+    return data.partition(
+        dataset,
+        config.partitioner,
+        num_clients=config.num_clients,
+        seed=config.seed,
+        stored=stored,
+        **options_of(config, "partitioner"),
+    )
+
+
+def build_model(config: RunConfig, dataset: Dataset) -> nn.Module:
+    """Return the model with its initial weights; see `fedpisa.families.models.build`."""
+    component = config.component("model") if config.model else families.find("model", dataset.default_model)
+    values = config.values_of(component)
+    any_output = ":" in (config.task or "")
+    return models.create(
+        component,
+        values,
+        dataset.shape,
+        dataset.num_outputs,
+        config.seed,
+        () if config.task == "multi-label" else dataset.target_shape,
+        is_integers(dataset.x_train),
+        any_output=any_output,
+    )
+
+
+def task_of(config: RunConfig, dataset: Dataset) -> tuple[Component, dict[str, object]]:
+    """Return the task's component and the values of its keys; by default the one that suits the data set."""
+    return chosen(config, "task") if config.task else (families.find("task", dataset.default_task), {})
+
+
+def with_model_of(config: RunConfig, dataset: Dataset) -> RunConfig:
+    """Return the configuration with the data set's default model if it names no model."""
+    return config.replace({"model": config.model or dataset.default_model})
+
+
+def generated_samples(config: RunConfig, dataset: Dataset) -> Generated:
+    """Return the samples that each client makes on the fly, checked against the configuration."""
+    assert dataset.generated is not None
+    count = len(dataset.generated.sizes_N)
+    if config.partitioner != "natural":
+        raise ValueError(
+            f"partitioner = {config.partitioner!r}: {dataset.name} makes its samples client by client and cannot be "
+            'split; set partitioner = "natural"'
+        )
+    if count != config.num_clients:
+        raise ValueError(f"{dataset.name} has {count} clients: set num-clients = {count}")
+    return dataset.generated
+
+
+def chosen(config: RunConfig, key: str) -> tuple[Component, dict[str, Any]]:
+    """Return the component that a key of the configuration names, and the values of its own keys."""
+    component = config.component(key)
+    return component, config.values_of(component)
+
+
+def options_of(config: RunConfig, family: str) -> dict[str, Any]:
+    """Return the values of the chosen component's keys by their Python names."""
+    return {name.replace("-", "_"): value for name, value in chosen(config, family)[1].items()}
