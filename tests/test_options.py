@@ -111,7 +111,7 @@ def test_changes_of_one_option_leave_the_others() -> None:
         ({**ADAM, "optimizer-options": 3}, "key 'optimizer-options' = 3: must be a table of amsgrad, betas"),
         ({**ADAM, "optimizer-options.betas": [1]}, "key 'optimizer-options.betas' = [1]: must be "),
         ({"optimizer-options.betas": [1, 1]}, "'optimizer-options' is not used by algorithm 'sisa' (but by fedsgd)"),
-        ({"betas": [1, 1]}, "unknown key 'betas'; did you mean 'beta' or 'eta'?"),
+        ({"betas": [1, 1]}, "unknown key 'betas'; did you mean 'beta', 'eta' or 'task'?"),
         (
             {**ADAM, "optimizer-options": {"eps": 1}, "optimizer-options.eps": 2},
             "key 'optimizer-options.eps' is given twice",

@@ -21,6 +21,7 @@ from fedpisa.config.flower import Value, read_run_config
 from fedpisa.config.run import RunConfig
 from fedpisa.datasets.base import Dataset
 from fedpisa.datasets.files import read_samples
+from fedpisa.datasets.text import own_windows
 from fedpisa.families import Permission, permitted
 from fedpisa.simulation.federation import Federation
 
@@ -155,6 +156,8 @@ def _partition_id(node: Mapping[str, Value], run: RunRecord) -> int | None:
 
 def _own_dataset(place: Path, config: RunConfig, run: RunRecord, node: Mapping[str, Value]) -> Dataset:
     """Return a node's own samples as a data set. They also fill the test set, which a node never uses."""
+    if run.is_text:
+        return _own_text(place, config, run)
     column = node.get("label-column", config.options.get("label-column", "label"))
     if config.options.get("standardize"):
         raise ValueError(
@@ -178,6 +181,18 @@ def _own_dataset(place: Path, config: RunConfig, run: RunRecord, node: Mapping[s
             num_classes=len(run.classes) or None,
             classes=run.classes or None,
         )
+    except (ValueError, OSError) as error:
+        getLogger("flwr").error("the node's own data: %s", one_line(error))
+        raise ValueError("the node's own data cannot be used: its log says why") from None
+
+
+def _own_text(place: Path, config: RunConfig, run: RunRecord) -> Dataset:
+    """Return the windows of a node's own text as a data set, in the run's tokens."""
+    tokens, window = config.options.get("tokens", "char"), config.options["window"]
+    try:
+        x, y = own_windows(place, run.classes, tokens == "word", int(str(window)))
+        fields = {"num_classes": len(run.classes), "vocabulary": run.classes}
+        return Dataset.of("own", (x, y), (x[:1], y[:1]), **fields)
     except (ValueError, OSError) as error:
         getLogger("flwr").error("the node's own data: %s", one_line(error))
         raise ValueError("the node's own data cannot be used: its log says why") from None

@@ -74,6 +74,8 @@ class RunRecord(_Record):
         The classes' names in the order of their numbers; none for regression.
     columns
         The features' columns in their order, if the server's samples come from a table.
+    is_text
+        Whether samples are windows of text, of which ``classes`` are the tokens.
 
     Examples
     --------
@@ -89,6 +91,7 @@ class RunRecord(_Record):
     model: str
     classes: tuple[str, ...]
     columns: tuple[str, ...] = ()
+    is_text: bool = False
 
 
 @final

@@ -67,7 +67,13 @@ def _connect(grid: Grid, federation: Federation, run: str, settings: NodeSetting
     config, layout = federation.config, federation.task.layout
     own_data = settings.node_data == "own"
     record = RunRecord(
-        run, NO_CLIENT, config.num_clients, str(config.model), federation.classes, federation.columns
+        run,
+        NO_CLIENT,
+        config.num_clients,
+        str(config.model),
+        federation.classes,
+        federation.columns,
+        federation.vocabulary is not None,
     )
     expected = NodeRecord(
         NO_CLIENT, own_data, 0, federation.shape, federation.num_outputs, layout.fingerprint

@@ -107,6 +107,42 @@ def text(*, data_file: str, tokens: Literal["char", "word"] = "char", window: Po
     return _of_clients(place.stem, parts, set().union(*parts), window, grouped=is_folder)
 
 
+def own_windows(place: Path, vocabulary: Sequence[str], words: bool, window: int) -> Samples:
+    """Return the windows of all text of a file, or of a folder's .txt files, in the tokens of a vocabulary.
+
+    Parameters
+    ----------
+    place
+        The file or folder.
+    vocabulary
+        The tokens, in the order of their numbers.
+    words
+        Whether tokens are words instead of characters.
+    window
+        Number of tokens of a sample.
+
+    Raises
+    ------
+    ValueError
+        If there is no text, it is too short for a window, or it has a token that is not in the vocabulary.
+    """
+    paths = sorted(place.glob("*.txt")) if os.path.isdir(place) else [place]
+    number_of = {token: number for number, token in enumerate(vocabulary)}
+    parts = []
+    for path in paths:
+        whole = _read(path)
+        part = whole.split() if words else list(whole)
+        if unknown := sorted({*part} - {*vocabulary}):
+            raise ValueError(
+                f"{path} has {len(unknown)} tokens that the run's vocabulary of {len(vocabulary)} lacks, such as "
+                f"{unknown[0]!r}: remove them, or let the server's text have them"
+            )
+        parts.append(windows(np.array([number_of[token] for token in part], np.int64), window))
+    if not any(len(x) for x, _ in parts):
+        raise ValueError(f"{place} has no text for a window of {window} tokens: give a longer text")
+    return _joined(parts)
+
+
 def decode(numbers: Iterable[int], vocabulary: Sequence[str]) -> str:
     """Return the text of tokens: characters side by side, words with spaces between them.
 

@@ -118,7 +118,8 @@ class Federation:
                     "client by client: use another data set"
                 )
             parts = [np.sort(np.concatenate(parts))]
-        self.num_outputs, self.shape, self.classes = dataset.num_outputs, dataset.shape, dataset.class_names
+        self.num_outputs, self.shape = dataset.num_outputs, dataset.shape
+        self.classes = dataset.vocabulary or dataset.class_names
         self.columns, self.labels = dataset.columns or (), whole.labels
         self.vocabulary = dataset.vocabulary
         module = in_dtype(build_model(self.config, dataset), dtype).to(self.device)

@@ -124,7 +124,8 @@ def start(
 
     def connect(federation: Federation) -> NodeGrid:
         model, layout = str(federation.config.model), federation.task.layout.fingerprint
-        record = RunRecord(run, NO_CLIENT, config.num_clients, model, federation.classes, federation.columns)
+        about = federation.classes, federation.columns, federation.vocabulary is not None
+        record = RunRecord(run, NO_CLIENT, config.num_clients, model, *about)
         wanted = NodeRecord(NO_CLIENT, own_data, 0, federation.shape, federation.num_outputs, layout)
         return NodeGrid.connect(network, record, wanted, timeout=600, pause=lambda seconds: None)
 
