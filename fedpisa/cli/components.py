@@ -24,6 +24,7 @@ class Family(StrEnum):
     DATASETS = "datasets"
     PARTITIONERS = "partitioners"
     MODELS = "models"
+    TASKS = "tasks"
     PRECONDITIONERS = "preconditioners"
     OPTIMIZERS = "optimizers"
     SCHEDULES = "schedules"

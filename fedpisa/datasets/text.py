@@ -107,6 +107,56 @@ def text(*, data_file: str, tokens: Literal["char", "word"] = "char", window: Po
     return _of_clients(place.stem, parts, set().union(*parts), window, grouped=is_folder)
 
 
+def ptb(*, data_dir: Path, window: PositiveInt = 70) -> Dataset:
+    """Penn Treebank [1]_, word by word: the files ``ptb.train.txt`` and ``ptb.test.txt`` in ``data-dir``.
+
+    Each line ends with the token ``<eos>``. The vocabulary is that of the training text. The text is one: use the
+    partitioner ``iid``.
+
+    Parameters
+    ----------
+    window
+        Number of words of a sample.
+
+    Raises
+    ------
+    ValueError
+        If a file is missing, is too short for a window, or the test text has a word that the training text lacks.
+
+    References
+    ----------
+    .. [1] Mikolov, Karafiat, Burget, Cernocky, Khudanpur, "Recurrent Neural Network Based Language Model", Interspeech
+       2010, which made this version of the corpus.
+    """
+    paths = {part: data_dir / f"ptb.{part}.txt" for part in ("train", "test")}
+    for path in paths.values():
+        if not os.path.isfile(path):
+            raise ValueError(f"{path} does not exist; set data-dir to the folder that has it")
+    words = {part: _read(path).replace("\n", " <eos> ").split() for part, path in paths.items()}
+    vocabulary = tuple(sorted({*words["train"]}))
+    number_of = {word: number for number, word in enumerate(vocabulary)}
+    if unknown := sorted({*words["test"]} - {*vocabulary}):
+        raise ValueError(
+            f"{paths['test']} has {unknown[0]!r}, which the training text lacks; take files of one version"
+        )
+    made = {
+        part: windows(np.array([number_of[w] for w in own], np.int64), window) for part, own in words.items()
+    }
+    for part, path in paths.items():
+        if not len(made[part][0]):
+            raise ValueError(
+                f"{path} has {len(words[part])} words, too few for window = {window}; lower window"
+            )
+    return Dataset.of(
+        "ptb",
+        made["train"],
+        made["test"],
+        num_classes=len(vocabulary),
+        vocabulary=vocabulary,
+        default_model="lstm",
+    )
+
+
 def own_windows(place: Path, vocabulary: Sequence[str], words: bool, window: int) -> Samples:
     """Return the windows of all text of a file, or of a folder's .txt files, in the tokens of a vocabulary.
 

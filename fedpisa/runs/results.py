@@ -428,7 +428,7 @@ class Result:
         for column in [*shown, "validation_loss", "train_loss"]:
             if (value := self.last(column)) is not None:
                 summary[self.measure(column).name] = self.measure(column).text(value)
-        if self.majority_share is not None:
+        if self.majority_share is not None and "test accuracy" in summary:
             summary["majority class"] = format(self.majority_share, ".2%")
         if self.directory is not None:
             summary["directory"] = str(self.directory)

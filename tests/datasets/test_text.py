@@ -199,3 +199,35 @@ class TestOwnText:
         (tmp_path / "b.txt").write_text("")
         with pytest.raises(ValueError, match=r"b\.txt has 0 tokens.*; lower window or remove the file"):
             load("text", data_file=str(tmp_path), window=5)
+
+
+class TestPennTreebank:
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        (tmp_path / "ptb.train.txt").write_text(" the cat <unk> sat \n on the mat \n the cat sat \n")
+        (tmp_path / "ptb.test.txt").write_text(" the mat sat \n")
+        return tmp_path
+
+    def test_lines_end_with_a_token(self, folder: Path) -> None:
+        data = load("ptb", data_dir=folder, window=3)
+        assert data.vocabulary == ("<eos>", "<unk>", "cat", "mat", "on", "sat", "the")
+        assert (
+            decode(data.x_train.ravel(), data.vocabulary)
+            == "the cat <unk> sat <eos> on the mat <eos> the cat sat"
+        )
+        assert (
+            decode(data.y_train.ravel(), data.vocabulary)
+            == "cat <unk> sat <eos> on the mat <eos> the cat sat <eos>"
+        )
+        assert decode(data.y_test.ravel(), data.vocabulary) == "mat sat <eos>"
+        assert data.groups is None
+
+    def test_what_cannot_be_is_refused(self, folder: Path) -> None:
+        with pytest.raises(ValueError, match=r"ptb.test.txt has 4 words, too few for window = 4"):
+            load("ptb", data_dir=folder, window=4)
+        (folder / "ptb.test.txt").write_text("a dog\n")
+        with pytest.raises(ValueError, match="has 'a', which the training text lacks"):
+            load("ptb", data_dir=folder, window=1)
+        (folder / "ptb.test.txt").unlink()
+        with pytest.raises(ValueError, match=r"ptb.test.txt does not exist"):
+            load("ptb", data_dir=folder)
