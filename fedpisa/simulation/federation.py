@@ -152,13 +152,19 @@ class Federation:
             )
 
     def _require_target(self, parts: Sequence[str]) -> None:
-        """Refuse a target of a column that the run will not have."""
-        measures = self.task.measures
-        target = self.config.target_of(measures[0].of("test").column)
-        columns = [measure.of(part).column for part in parts for measure in measures]
-        if self.config.target_measure and target and target[0] not in columns:
+        """Refuse a target of a column that the run will not have, or that a share cannot reach."""
+        measures = {m.column: m for part in parts for m in (one.of(part) for one in self.task.measures)}
+        target = self.config.target_of(next(iter(measures)))
+        if target is None or self.config.target_accuracy is not None:
+            return
+        column, value = target
+        if column not in measures:
             raise ValueError(
-                f"target-measure = {self.config.target_measure!r} is not measured: take one of {', '.join(columns)}"
+                f"target-measure = {self.config.target_measure!r} is not measured: take one of {', '.join(measures)}"
+            )
+        if measures[column].percent and not 0 <= value <= 1:
+            raise ValueError(
+                f"target = {value:g}: the {measures[column].name} is a fraction: give one in [0, 1]"
             )
 
     def client(self, client_id: int) -> Client:

@@ -187,6 +187,7 @@ def test_less_can_be_better_in_a_report(folder: Path) -> None:
         ({"target-measure": "test_loss"}, "set target too"),
         ({"target": 0.5, "target-measure": "test_f1"}, "take one of test_accuracy, test_loss"),
         ({"target": float("inf")}, "target"),
+        ({"target": 80}, "the test accuracy is a fraction"),
     ],
 )
 def test_mistakes_are_refused_in_one_line(keys: dict[str, Any], message: str) -> None:
