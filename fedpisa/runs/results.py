@@ -9,7 +9,8 @@ A run's directory contains
 - ``partition.npz``: the arrays ``0`` .. ``N-1``, client ``i``'s sample indices into the training set, and ``labels``,
   the samples of each client and class, or ``deciles``, those in each decile of a regression's target; with
   ``validation-fraction``, also ``validation``, the indices of the validation samples into the training set;
-- ``model.safetensors``: the global parameters under the module's own names;
+- ``model.safetensors``: the global parameters under the module's own names; of a model that is read from a folder, only
+  those that are trained, and the folder and its digest in the metadata;
 - ``vocabulary.json`` and ``samples.txt``, for text: its tokens, and texts that the final language model writes;
 - ``clients.parquet``, if ``per-client = true``: a file for each evaluated round, a row for each client.
 """
@@ -33,7 +34,7 @@ from numpy.typing import NDArray
 
 from fedpisa.components import LOG, escaped, total
 from fedpisa.runs.places import require_free
-from fedpisa.runs.run_files import CLIENTS, TIED, Row, RunReader, Status
+from fedpisa.runs.run_files import BASE, CLIENTS, TIED, Row, RunReader, Status
 from fedpisa.storage.files import (
     digest_of,
     named,
@@ -216,7 +217,10 @@ class RunDirectory:
             replace_file(self.path / name, content)
 
     def write_model(
-        self, parameters: Mapping[str, NDArray[Any]], names: Mapping[str, str] | None = None
+        self,
+        parameters: Mapping[str, NDArray[Any]],
+        names: Mapping[str, str] | None = None,
+        base: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         """Write the global model to ``model.safetensors``; the same arrays give the same bytes.
 
@@ -226,11 +230,14 @@ class RunDirectory:
             The arrays by the names of parameters and buffers.
         names
             For each entry of the module's ``state_dict``, the name of its array: tied entries share one. By
-            default each array is an entry.
+            default each array is an entry. Entries without an array are left out.
+        base
+            Folder and digest of the pretrained model, if there is one.
         """
         from safetensors.numpy import save
 
         names = names or {name: name for name in parameters}
+        names = {key: name for key, name in names.items() if name in parameters}
         # safetensors takes the memory as it lies: give it C order.
         arrays = {key: np.asarray(parameters[name], order="C") for key, name in sorted(names.items())}
         for key, array in arrays.items():
@@ -240,8 +247,8 @@ class RunDirectory:
                 )
                 arrays[key] = array.astype(np.complex64)
         tied = {key: name for key, name in sorted(names.items()) if key != name}
-        metadata = {TIED: json.dumps(tied)} if tied else None
-        replace_file(self.path / "model.safetensors", save(arrays, metadata))
+        metadata = {name: json.dumps(value) for name, value in ((TIED, tied), (BASE, dict(base))) if value}
+        replace_file(self.path / "model.safetensors", save(arrays, metadata or None))
 
 
 @final

@@ -147,6 +147,11 @@ def _require_same(found: Checkpoint, files: RunDirectory, simulation: Simulation
             f"{config.model} has other parameters than when {files.path} was started: restore the old model, "
             "or start a new run"
         )
+    if found.metadata.get("base") != simulation.base.get("digest"):
+        raise ValueError(
+            f"the pretrained model in {simulation.base.get('pretrained')} is not the one with which {files.path} was "
+            "started: put the original back, or start a new run"
+        )
     before, now = files.reader().partition(), simulation.federation.partition
     if len(before) != len(now) or not all(map(np.array_equal, before, now)):
         raise ValueError(

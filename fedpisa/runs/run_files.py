@@ -34,6 +34,8 @@ Row = Mapping[str, float | int | None]
 
 TIED: Final = "tied"
 """Key of the metadata of ``model.safetensors`` that names entries that repeat another."""
+BASE: Final = "base"
+"""Key of the metadata of ``model.safetensors`` with the folder of the pretrained model, and its digest."""
 LABELS: Final = "labels"
 DECILES: Final = "deciles"
 """Names of the arrays in ``partition.npz`` that count samples."""
@@ -172,6 +174,10 @@ class RunReader:
         """Return the global model's arrays; an empty mapping if there is no file."""
         return self._read("model.safetensors", _model) if self._has("model.safetensors") else {}
 
+    def base(self) -> dict[str, str]:
+        """Return the folder and the digest of the pretrained model; an empty mapping if there is none."""
+        return self._read("model.safetensors", _base) if self._has("model.safetensors") else {}
+
     def client_rounds(self) -> list[str]:
         """Return the names of the files in ``clients.parquet``, those that are missing too, in the rounds' order."""
         if refuse_link(self.path / CLIENTS).is_file():
@@ -256,10 +262,24 @@ def _are_counts(counts_NC: NDArray[Any], sizes: list[int]) -> bool:
 def _model(content: bytes) -> dict[str, NDArray[Any]]:
     from safetensors.numpy import load
 
-    arrays = load(content)
-    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    tied = json.loads(header.get("__metadata__", {}).get(TIED, "{}"))
+    arrays, tied = load(content), _metadata(content, TIED)
     return {name: value for name, value in arrays.items() if name not in tied}
+
+
+def _base(content: bytes) -> dict[str, str]:
+    base = _metadata(content, BASE)
+    if not all(isinstance(value, str) for value in base.values()):
+        raise ValueError("it does not name the pretrained model by texts")
+    return base
+
+
+def _metadata(content: bytes, key: str) -> dict[str, Any]:
+    """Return an entry of the metadata in the header of a safetensors file."""
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    entry = json.loads(header.get("__metadata__", {}).get(key, "{}"))
+    if not isinstance(entry, dict):
+        raise ValueError(f"its metadata {key} is no table")
+    return entry
 
 
 def _table(content: bytes) -> pd.DataFrame:

@@ -263,6 +263,7 @@ class _Run:
         metadata = {
             "config": self.simulation.config.to_mapping(),
             "layout": self.simulation.federation.task.layout.fingerprint,
+            "base": self.simulation.base.get("digest"),
             **files.metrics_so_far(),
             "seconds": self._seconds(),
         }
@@ -274,7 +275,8 @@ class _Run:
 
     def _end(self, parameters: Mapping[str, NDArray[Any]], status: Status) -> None:
         if self.files is not None:
-            self.files.write_model(parameters, state_names(self.simulation.federation.task.module))
+            names = state_names(self.simulation.federation.task.module)
+            self.files.write_model(parameters, names, self.simulation.base)
             self.files.write_file("vocabulary.json", vocabulary_file(self.simulation.federation))
             if status == "finished":
                 self.files.write_file("samples.txt", self.simulation.samples())

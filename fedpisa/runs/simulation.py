@@ -21,6 +21,7 @@ from fedpisa.datasets.client_data import ClientData
 from fedpisa.flower.client_app import make_client_app
 from fedpisa.flower.compat import to_record, to_tensors
 from fedpisa.flower.engine_grid import EngineGrid
+from fedpisa.models.hugging_face import CausalLM
 from fedpisa.runs.early_stopping import EarlyStopping
 from fedpisa.runs.events import RunStarted
 from fedpisa.runs.generated import samples_file
@@ -170,11 +171,21 @@ class Simulation:
         """The kind of reference, see `fedpisa.strategies.base.Reference`; empty for a federated algorithm."""
         return self.federation.algorithm.reference
 
+    @property
+    def base(self) -> dict[str, str]:
+        """The folder of the pretrained model and its digest; empty for a model that is not read from a folder."""
+        module = self.federation.task.module
+        return module.base if isinstance(module, CausalLM) else {}
+
     def parameters(self) -> dict[str, NDArray[Any]]:
-        """Return the global model, buffers included, under the module's own names."""
+        """Return the global model, buffers included, under the module's own names.
+
+        Frozen parameters are included too, but not those of a model that a folder holds.
+        """
         params_P, buffers_Q = self._vectors()
         task = self.federation.task
-        frozen = {name: tensor for name, tensor in task.module.named_parameters() if not tensor.requires_grad}
+        named = () if self.base else task.module.named_parameters()
+        frozen = {name: tensor for name, tensor in named if not tensor.requires_grad}
         tensors = frozen | task.layout.unflatten(params_P) | task.buffer_layout.unflatten(buffers_Q)
         return {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
 
