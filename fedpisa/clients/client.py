@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fedpisa.clients.base import Arrays, LocalResult, LocalUpdate, MiniBatches
+from fedpisa.clients.clipping import clipped
 from fedpisa.clients.gradients import AutogradGradient
 from fedpisa.clients.step_sizes import UNSCHEDULED, StepSizeSchedule
 from fedpisa.datasets.client_data import rows
@@ -70,7 +71,8 @@ class Client:
             for index_CB, weight_CB, key in zip(index_KCB, weight_KCB, key_K, strict=True):
                 gradient = AutogradGradient(self.task, buffers_Q)
                 batch = MiniBatches(rows(self.x, index_CB), rows(self.y, index_CB), weight_CB, key)
-                work = update.step(gradient, down, state, work, batch)
+                bounded = clipped(gradient, self.task.max_grad_norm)
+                work = update.step(bounded, down, state, work, batch)
                 buffers_Q = gradient.buffers_Q
                 losses += [] if gradient.loss is None else [gradient.loss]
         outcome = update.finish(down, state, work)

@@ -54,7 +54,7 @@ class AutogradGradient:
         gradients_CP = params_P.new_zeros(len(batch.x), len(params_P))
 
         def put(c: int, loss: Tensor, held: Held) -> None:
-            gradients_CP[c] = held.gradient(loss)
+            gradients_CP[c] += held.gradient(loss)
 
         self.loss = self._over_batches(params_P, batch, put)
         return self.loss, gradients_CP
@@ -84,16 +84,20 @@ class AutogradGradient:
         derive: Callable[[int, Tensor, Held], None],
         extra: FeatureLoss | None = None,
     ) -> Tensor:
-        """Call ``derive`` with the index and the mean loss of each non-empty mini-batch; return the mean of these."""
+        """Call ``derive`` with the index and the mean loss of each non-empty mini-batch; return the mean of these.
+
+        With a `micro_batch_size`, ``derive`` gets one piece's part of a mini-batch's loss after the other.
+        """
         total = params_P.new_zeros(())
         for c, (x, y_B, weight_B) in enumerate(zip(*batch.samples, strict=True)):
-            real = weight_B > 0
-            if bool(real.any()):
+            real = (weight_B > 0).nonzero().squeeze(1)
+            # No rows would make one piece without samples.
+            for rows in real.split(self.task.micro_batch_size or len(x)) if len(real) else ():
                 # A backward pass may call the module again, so it belongs inside.
                 with self.task.holding(params_P, self.buffers_Q) as held:
-                    samples = Samples(x[real], y_B[real])
+                    samples = Samples(x[rows], y_B[rows])
                     losses_B, buffers_Q = self.task.losses(None, self.buffers_Q, samples, extra)
-                    loss = losses_B.mean()
+                    loss = losses_B.mean() * (len(rows) / len(real))
                     derive(c, loss, held)
                 self.buffers_Q = buffers_Q.detach()
                 total += loss.detach()

@@ -38,6 +38,8 @@ SYNONYMS: Final[Mapping[str, tuple[str, ...]]] = {
         ("gpu cuda use-cuda accelerator", ("device",)),
         ("precision float-type", ("dtype", "autocast")),
         ("amp mixed-precision bf16 fp16", ("autocast",)),
+        ("clip-grad-norm grad-clip gradient-clip clip clip-norm clipping-norm", ("max-grad-norm",)),
+        ("accumulation-steps gradient-accumulation", ("micro-batch-size",)),
         ("target-acc goal", ("target-accuracy",)),
         ("eval-freq eval-interval evaluate-every test-every eval-gap", ("eval-every",)),
         ("save-every checkpoint-interval checkpoint-freq save-freq", ("checkpoint-every",)),

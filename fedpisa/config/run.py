@@ -133,6 +133,14 @@ class RunConfig:
     autocast
         ``bfloat16``: in training, layers compute with 16 bits where `torch.autocast` considers it safe; parameters,
         gradients and evaluation keep ``dtype``.
+    max_grad_norm
+        Largest norm of a client's stochastic gradient in a local step; 0 sets no bound. A longer gradient, after the
+        mean over its mini-batches and before ``mu`` or ``weight-decay`` is added, is scaled to this norm. Products with
+        the Hessian are those of the loss and not clipped.
+    micro_batch_size
+        Number of samples of a mini-batch whose gradient is computed at once, to save memory; 0 takes all. The sum over
+        the pieces is the same gradient, but dropout draws other numbers. Not for models that mix the samples of a
+        mini-batch; BatchNorm is refused. Clients run one after the other.
     state_memory
         Bytes of memory for the clients' states, and as many again for the values that the server keeps of each
         client: a number, or ``"2GB"``. Larger ones are kept in temporary files in ``TMPDIR``.
@@ -142,6 +150,9 @@ class RunConfig:
     eval_every
         Rounds between two evaluations on the test set, and on the validation set if there is one; the last round is
         always evaluated.
+    eval_samples
+        Number of samples of the test set, and of the validation set if there is one, that evaluations use; 0 takes all.
+        The seed draws them once.
     checkpoint_every
         Rounds between two checkpoints in the run's directory; 0 writes one only at the end and on an interruption.
     target_accuracy
@@ -206,9 +217,12 @@ class RunConfig:
     device: str = "auto"
     dtype: Literal["float32", "float64"] = "float32"
     autocast: Literal["none", "bfloat16"] = "none"
+    max_grad_norm: NonNegative = 0.0
+    micro_batch_size: NonNegativeInt = 0
     state_memory: Bytes = 4_000_000_000
     cohort_block: NonNegativeInt = 0
     eval_every: PositiveInt = 1
+    eval_samples: NonNegativeInt = 0
     checkpoint_every: NonNegativeInt = 10
     target_accuracy: Probability | None = None
     target: Finite | None = None

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 class RunStarted:
     """The run is checked and built; the first round follows.
 
-    ``resumed`` is the last finished round of a resumed run. ``num_validation`` is 0 without validation samples.
+    ``resumed`` is the last finished round of a resumed run. ``num_test`` and ``num_validation`` count the
+    samples that evaluations use; the latter is 0 without validation samples.
     ``privacy`` says what differential privacy protects. ``measures`` are those of the task.
     """
 

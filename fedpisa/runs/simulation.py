@@ -94,12 +94,13 @@ class Simulation:
 
     def started(self) -> RunStarted:
         """Return the event that describes this simulation."""
+        validation = self.federation.evaluated.get("validation")
         return RunStarted(
             config=self.config,
             num_parameters=self.federation.task.layout.size,
             num_train=self.federation.data.num_samples,
             num_test=self.federation.test.num_samples,
-            num_validation=len(self.federation.validation_rows),
+            num_validation=0 if validation is None else validation.num_samples,
             engine=self.engine,
             device=str(self.federation.device),
             resumed=self.server_round or None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, final
 
 import numpy as np
@@ -33,6 +34,7 @@ from fedpisa.simulation.faults import Faults
 from fedpisa.simulation.parts import (
     build_model,
     chosen,
+    eval_rows,
     generated_samples,
     load_dataset,
     split_dataset,
@@ -128,8 +130,19 @@ class Federation:
             self.data = ClientData.of(dataset.x_train, dataset.y_train, parts, dtype, self.device)
         else:
             self.data = ClientData.made_by(generated_samples(self.config, dataset), dtype, self.device)
-        all_rows, rows = [np.arange(len(dataset.y_test))], self.validation_rows
-        self.test = ClientData.of(dataset.x_test, dataset.y_test, all_rows, dtype, self.device)
+        sets = {"test": (dataset.x_test, dataset.y_test, np.arange(len(dataset.y_test)))}
+        if len(self.validation_rows):
+            sets["validation"] = whole.x_train, whole.y_train, self.validation_rows
+        self.evaluated, self._digested = dict[str, ClientData](), list[ClientData]()
+        for number, (part, (x, y, rows)) in enumerate(sets.items()):
+            some = eval_rows(rows, config.eval_samples, config.seed, number)
+            self.evaluated[part] = ClientData.of(x, y, [some], dtype, self.device)
+            # The digest is that of all samples.
+            is_all = len(some) == len(rows)
+            self._digested.append(
+                self.evaluated[part] if is_all else ClientData.of(x, y, [rows], dtype, torch.device("cpu"))
+            )
+        self.test = self.evaluated["test"]
         labels = None if clients_have_data or dataset.generated is not None else dataset.y_train
         self.task: Task = tasks.build(
             *task_of(self.config, dataset),
@@ -139,17 +152,21 @@ class Federation:
             test=(self.test.x, self.test.y),
             autocast=config.autocast == "bfloat16",
         )
+        if config.micro_batch_size and self.task.mixes_samples:
+            raise ValueError(
+                f"micro-batch-size = {config.micro_batch_size}: the model's BatchNorm needs whole mini-batches; set "
+                "micro-batch-size = 0, or take a model without BatchNorm"
+            )
+        if config.max_grad_norm or config.micro_batch_size:
+            self.task = replace(
+                self.task, max_grad_norm=config.max_grad_norm, micro_batch_size=config.micro_batch_size
+            )
         update, sample = self.algorithm.local_update, self.data.x[:1]
         update.check(self.task, sample)
         require_trainable(self.task, sample, self.data.y[:1])
         if not clients_have_data:
             require_batch_statistics(self.task, update, sample, self.data.sizes_N, config.seed)
-        self.evaluated = {"test": self.test}
-        self._require_target(["test", *["validation"] * bool(len(rows))])
-        if len(rows):
-            self.evaluated["validation"] = ClientData.of(
-                whole.x_train, whole.y_train, [rows], dtype, self.device
-            )
+        self._require_target(list(self.evaluated))
 
     def _require_target(self, parts: Sequence[str]) -> None:
         """Refuse a target of a column that the run will not have, or that a share cannot reach."""
@@ -221,7 +238,7 @@ class Federation:
         Samples that clients make on the fly are not looked at: the seed decides them.
         """
         digest = hashlib.sha256()
-        for samples in (self.data, *self.evaluated.values()):
+        for samples in (self.data, *self._digested):
             for values in (samples.x.cpu().numpy(), samples.y.cpu().numpy(), samples.sizes_N):
                 digest.update(np.ascontiguousarray(values).data)
         return digest.hexdigest()[:32]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from fedpisa import families
@@ -12,6 +13,7 @@ from fedpisa.components.describe import Component
 from fedpisa.config.run import RunConfig
 from fedpisa.datasets.base import Dataset, Generated, Indices, is_integers
 from fedpisa.families import data, models
+from fedpisa.rng import generator
 
 
 def load_dataset(config: RunConfig) -> Dataset:
@@ -96,3 +98,19 @@ def chosen(config: RunConfig, key: str) -> tuple[Component, dict[str, Any]]:
 def options_of(config: RunConfig, family: str) -> dict[str, Any]:
     """Return the values of the chosen component's keys by their Python names."""
     return {name.replace("-", "_"): value for name, value in chosen(config, family)[1].items()}
+
+
+def eval_rows(rows: Indices, count: int, seed: int, part: int) -> Indices:
+    """Return the samples that evaluations use: ``count`` of ``rows`` in their order; all for 0, or if there are fewer.
+
+    ``part`` is 0 for the test set and 1 for the validation set.
+
+    Examples
+    --------
+    >>> len(eval_rows(np.arange(9), 4, seed=0, part=0)), len(eval_rows(np.arange(9), 0, seed=0, part=0))
+    (4, 9)
+    """
+    if not 0 < count < len(rows):
+        return rows
+    chosen = generator(seed, "eval-samples", part).choice(len(rows), count, replace=False)
+    return rows[np.sort(chosen)]

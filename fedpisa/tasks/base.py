@@ -61,6 +61,10 @@ class Task(ABC):
         values.
     autocast
         Whether the forward pass of training uses bfloat16 where `torch.autocast` finds that safe.
+    max_grad_norm
+        Largest norm of a local step's gradient; 0 for no bound. See `fedpisa.clients.clipping`.
+    micro_batch_size
+        Number of samples of a mini-batch whose gradient is computed at once; 0 for all.
 
     Raises
     ------
@@ -70,6 +74,8 @@ class Task(ABC):
 
     module: nn.Module
     autocast: bool = field(default=False, kw_only=True)
+    max_grad_norm: float = field(default=0.0, kw_only=True)
+    micro_batch_size: int = field(default=0, kw_only=True)
     layout: ParamLayout = field(init=False)
     buffer_layout: BufferLayout = field(init=False)
     _observed: nn.Module = field(init=False, repr=False)

@@ -33,7 +33,7 @@ class Supervised(Task):
     ----------
     criterion
         The loss and the measures.
-    module, autocast
+    module, autocast, max_grad_norm, micro_batch_size
         See `Task`.
 
     Examples

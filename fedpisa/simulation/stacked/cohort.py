@@ -18,6 +18,7 @@ from torch.func import vmap
 from fedpisa.clients.base import Arrays, LocalResult, LocalUpdate, MiniBatches
 from fedpisa.clients.batches import BatchIndices, Ints
 from fedpisa.clients.client import BUFFERS
+from fedpisa.clients.clipping import clipped
 from fedpisa.clients.sgd import SGDSteps
 from fedpisa.datasets.client_data import ClientData
 from fedpisa.rng import seeded, step_keys, torch_seeded
@@ -187,7 +188,7 @@ def _run_stacked(
     buffers_Q = shared.pop(BUFFERS, shared["params"].new_zeros(0))
     none_S = shared["params"].new_zeros(len(ids_S))
     carry = Carry({}, buffers_Q.expand(len(ids_S), -1), none_S, none_S)
-    fused = sequential is not None and is_fusible(update)
+    fused = sequential is not None and is_fusible(update, task.max_grad_norm)
     take_steps = _take_fused_steps if fused else _take_stretches
     with without_fused_kernels(task.module, device):
         carry = take_steps(task, common, states_S, carry, batches, indices.steps_S)
@@ -229,7 +230,8 @@ def _take_steps(task: Task, common: Common, states_S: Arrays, carry: Carry, batc
         for rows_CB, weight_CB, key in zip(*(part.unbind() for part in batches), strict=True):
             x, y_CB = of_all_clients(data.samples, rows_CB)
             gradient = StackedGradient(task, buffers_Q, sequential)
-            work = update.step(gradient, down, state, work, MiniBatches(x, y_CB, weight_CB, key))
+            bounded = clipped(gradient, task.max_grad_norm)
+            work = update.step(bounded, down, state, work, MiniBatches(x, y_CB, weight_CB, key))
             buffers_Q = gradient.buffers_Q
             if gradient.loss is not None:
                 loss, losses = loss + gradient.loss, losses + 1

@@ -20,9 +20,12 @@ from fedpisa.simulation.stacked.sequential import SequentialGradient, Sum
 from fedpisa.tasks.losses import Loss
 
 
-def is_fusible(update: LocalUpdate) -> bool:
-    """Return whether an update takes the steps of `SGDSteps`, along the gradient of the loss alone."""
-    if not isinstance(update, SGDSteps):
+def is_fusible(update: LocalUpdate, max_grad_norm: float = 0.0) -> bool:
+    """Return whether an update takes the steps of `SGDSteps`, along the gradient of the loss alone.
+
+    The norm of a gradient is known only once all of it is, so a clipped one cannot be added layer by layer.
+    """
+    if max_grad_norm or not isinstance(update, SGDSteps):
         return False
     return (
         type(update).step is SGDSteps.step

@@ -267,12 +267,22 @@ class VmapGrid(InProcessGrid):
 def choose_path(task: Task, data: ClientData) -> tuple[Path, str]:
     """Return how clients' gradients are computed, proved on the module and the data at hand, and why not quicker.
 
+    Only plain autograd takes a mini-batch in pieces.
+
     Raises
     ------
     UnstackableError
         If stacked clients would not get the gradients of plain autograd, for another cause than a kernel without a
         batching rule.
     """
+    path, reason = _quickest_path(task, data)
+    if task.micro_batch_size and path != "autograd":
+        return "autograd", f"micro-batch-size = {task.micro_batch_size}"
+    return path, reason
+
+
+def _quickest_path(task: Task, data: ClientData) -> tuple[Path, str]:
+    """Return the quickest path that is right for the module, and why not a quicker one."""
     require_stackable(task.module)
     sequential = sequential_gradient(task, data.x)
     reason = "the module is not a sequence of known layers"
