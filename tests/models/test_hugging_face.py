@@ -122,6 +122,21 @@ def test_logits_are_those_of_transformers(
     torch.testing.assert_close(model(x), loaded(folder)(x).logits, rtol=0, atol=1e-6)
 
 
+def test_a_model_in_several_files_and_half_precision(gpt2: Path, tmp_path: Path) -> None:
+    """The weights become float32; the digest sees each file."""
+    model: Any = loaded(gpt2)
+    model.bfloat16().save_pretrained(tmp_path, max_shard_size="20KB")
+    shards = sorted(tmp_path.glob("model-*.safetensors"))
+    assert len(shards) > 1
+    found = wrapped(tmp_path)
+    assert {p.dtype for p in found.parameters() if p.is_floating_point()} == {torch.float32}
+    torch.testing.assert_close(found.eval()(tokens(3, T)), model.float()(tokens(3, T)).logits)
+    content = bytearray(shards[-1].read_bytes())
+    content[-1] ^= 1
+    shards[-1].write_bytes(content)
+    assert wrapped(tmp_path).digest != found.digest
+
+
 @pytest.mark.parametrize("base", ["gpt2", "llama"])
 def test_a_smaller_vocabulary_takes_the_first_logits(base: str, request: pytest.FixtureRequest) -> None:
     folder, x = request.getfixturevalue(base), tokens(2, T, high=20)
