@@ -15,6 +15,7 @@ from fedpisa.clients.gradients import AutogradGradient
 from fedpisa.clients.step_sizes import UNSCHEDULED, StepSizeSchedule
 from fedpisa.datasets.client_data import rows
 from fedpisa.rng import seeded, step_keys
+from fedpisa.tasks.augment import augmented
 from fedpisa.tasks.base import Task
 from fedpisa.tasks.module_values import own_attributes
 
@@ -70,7 +71,8 @@ class Client:
         with seeded(self.seed, "dropout", server_round, self.client_id), own_attributes(self.task.module):
             for index_CB, weight_CB, key in zip(index_KCB, weight_KCB, key_K, strict=True):
                 gradient = AutogradGradient(self.task, buffers_Q)
-                batch = MiniBatches(rows(self.x, index_CB), rows(self.y, index_CB), weight_CB, key)
+                x = augmented(self.task.augment, rows(self.x, index_CB), key)
+                batch = MiniBatches(x, rows(self.y, index_CB), weight_CB, key)
                 bounded = clipped(gradient, self.task.max_grad_norm)
                 work = update.step(bounded, down, state, work, batch)
                 buffers_Q = gradient.buffers_Q

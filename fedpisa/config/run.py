@@ -137,6 +137,11 @@ class RunConfig:
         Largest norm of a client's stochastic gradient in a local step; 0 sets no bound. A longer gradient, after the
         mean over its mini-batches and before ``mu`` or ``weight-decay`` is added, is scaled to this norm. Products with
         the Hessian are those of the loss and not clipped.
+    augment
+        How training images are changed in each step: ``crop-flip`` crops the image at a random place of one with a
+        border of zeros, and flips half of them.
+    crop_padding
+        Width of the border of ``augment = "crop-flip"``.
     micro_batch_size
         Number of samples of a mini-batch whose gradient is computed at once, to save memory; 0 takes all. The sum over
         the pieces is the same gradient, but dropout draws other numbers. Not for models that mix the samples of a
@@ -218,6 +223,8 @@ class RunConfig:
     dtype: Literal["float32", "float64"] = "float32"
     autocast: Literal["none", "bfloat16"] = "none"
     max_grad_norm: NonNegative = 0.0
+    augment: Literal["none", "crop-flip"] = "none"
+    crop_padding: NonNegativeInt = 4
     micro_batch_size: NonNegativeInt = 0
     state_memory: Bytes = 4_000_000_000
     cohort_block: NonNegativeInt = 0

@@ -44,6 +44,7 @@ from fedpisa.simulation.parts import (
 from fedpisa.simulation.privacy import Privacy, build_privacy
 from fedpisa.strategies.base import Algorithm
 from fedpisa.strategies.schedules import factors, schedule_of
+from fedpisa.tasks.augment import CropFlip
 from fedpisa.tasks.base import Task
 from fedpisa.tasks.measures import Measure
 from fedpisa.tasks.modules import in_dtype
@@ -157,9 +158,15 @@ class Federation:
                 f"micro-batch-size = {config.micro_batch_size}: the model's BatchNorm needs whole mini-batches; set "
                 "micro-batch-size = 0, or take a model without BatchNorm"
             )
-        if config.max_grad_norm or config.micro_batch_size:
+        augment = CropFlip(config.crop_padding) if config.augment == "crop-flip" else None
+        if augment is not None:
+            augment.check(self.data.x)
+        if config.max_grad_norm or config.micro_batch_size or augment:
             self.task = replace(
-                self.task, max_grad_norm=config.max_grad_norm, micro_batch_size=config.micro_batch_size
+                self.task,
+                augment=augment,
+                max_grad_norm=config.max_grad_norm,
+                micro_batch_size=config.micro_batch_size,
             )
         update, sample = self.algorithm.local_update, self.data.x[:1]
         update.check(self.task, sample)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from fedpisa.tasks.augment import CropFlip
 from fedpisa.tasks.batchnorm import MaskedBatchNorm, mask_batchnorms, real_rows
 from fedpisa.tasks.buffers import BufferLayout
 from fedpisa.tasks.features import FeatureLoss, with_features
@@ -65,6 +66,8 @@ class Task(ABC):
         Largest norm of a local step's gradient; 0 for no bound. See `fedpisa.clients.clipping`.
     micro_batch_size
         Number of samples of a mini-batch whose gradient is computed at once; 0 for all.
+    augment
+        How training samples are changed in each step; ``None`` for not at all.
 
     Raises
     ------
@@ -76,6 +79,7 @@ class Task(ABC):
     autocast: bool = field(default=False, kw_only=True)
     max_grad_norm: float = field(default=0.0, kw_only=True)
     micro_batch_size: int = field(default=0, kw_only=True)
+    augment: CropFlip | None = field(default=None, kw_only=True)
     layout: ParamLayout = field(init=False)
     buffer_layout: BufferLayout = field(init=False)
     _observed: nn.Module = field(init=False, repr=False)

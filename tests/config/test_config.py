@@ -42,7 +42,8 @@ OPTIONS = {
     "run": """algorithm dataset data-dir model num-clients partitioner seed num-server-rounds fraction-train
               task target target-measure
               validation-fraction early-stopping engine
-              device dtype autocast max-grad-norm micro-batch-size state-memory cohort-block eval-every
+              device dtype autocast augment crop-padding
+              max-grad-norm micro-batch-size state-memory cohort-block eval-every
               eval-samples checkpoint-every target-accuracy
               exact-diagnostics per-client schedule schedule-keys warmup-rounds server-strategy differential-privacy
               pace availability dropout crash late nan corrupt min-replies round-timeout max-upload-norm

@@ -28,6 +28,7 @@ from fedpisa.simulation.stacked.fused_sgd import is_fusible, take_fused_steps
 from fedpisa.simulation.stacked.gradients import StackedGradient
 from fedpisa.simulation.stacked.sequential import SequentialGradient, sequential_gradient
 from fedpisa.simulation.stacked.threads import one_thread_each
+from fedpisa.tasks.augment import augmented
 from fedpisa.tasks.base import Task
 
 Path = Literal["written-out", "one-by-one", "stacked", "autograd"]
@@ -229,6 +230,7 @@ def _take_steps(task: Task, common: Common, states_S: Arrays, carry: Carry, batc
         work = work or update.start(down, state)
         for rows_CB, weight_CB, key in zip(*(part.unbind() for part in batches), strict=True):
             x, y_CB = of_all_clients(data.samples, rows_CB)
+            x = augmented(task.augment, x, key)
             gradient = StackedGradient(task, buffers_Q, sequential)
             bounded = clipped(gradient, task.max_grad_norm)
             work = update.step(bounded, down, state, work, MiniBatches(x, y_CB, weight_CB, key))
@@ -249,11 +251,17 @@ def _take_fused_steps(
     assert sequential is not None
     assert isinstance(update, SGDSteps)
     work = vmap(lambda state, _: update.start(down, state))(states_S, carry.loss_S)
-    rows_KSB, weight_KSB = (part.flatten(2).unbind(1) for part in batches[:2])
-    active_K = (steps_S[:, None] > np.arange(len(rows_KSB))).sum(0).tolist()
+    weight_KSB = batches.weight_SKCB.flatten(2).unbind(1)
+    active_K = (steps_S[:, None] > np.arange(len(weight_KSB))).sum(0).tolist()
+
+    def samples_of(rows_SCB: Tensor, key_S: Tensor) -> tuple[Tensor, Tensor]:
+        x, y_SCB = data.samples(rows_SCB)
+        return augmented(task.augment, x, key_S).flatten(1, 2), y_SCB.flatten(1, 2)
+
+    steps = zip(batches.rows_SKCB.unbind(1), batches.key_SK.unbind(1), weight_KSB, active_K, strict=True)
     samples = (
-        (*data.samples(rows_SB[:active]), weight_SB[:active])
-        for rows_SB, weight_SB, active in zip(rows_KSB, weight_KSB, active_K, strict=True)
+        (*samples_of(rows_SCB[:active], key_S[:active]), weight_SB[:active])
+        for rows_SCB, key_S, weight_SB, active in steps
     )
     work, loss_S = take_fused_steps(update, sequential, task.closed_form, down, states_S, work, samples)
     return carry._replace(work=work, loss_S=loss_S, losses_S=torch.from_numpy(steps_S).to(loss_S))
