@@ -67,7 +67,11 @@ def overview(found: Findings) -> Table:
         if found.means:
             cells.append(number(found.means.get(variant), found.by_split[0].measure))
         rows.append([collection.variants[variant], *cells])
-    majority = [collection.majority_share(one.split) for one in found.by_split]
+    # The majority class is an accuracy, and no value of another measure.
+    majority = [
+        collection.majority_share(one.split) if one.measure.column == "test_accuracy" else None
+        for one in found.by_split
+    ]
     if any(majority):
         mean = [NOTHING] if found.means else []
         shares = [number(s, one.measure) for s, one in zip(majority, found.by_split, strict=True)]

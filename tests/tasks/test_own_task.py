@@ -151,6 +151,7 @@ def test_run_compare_tune_report_and_plots(folder: Path, capsys: pytest.CaptureF
     page = (folder / "report.html").read_text()
     assert "f1" in page
     assert "validation wrong" in page
+    assert "majority class" not in page
     table = (folder / "report-tables" / "accuracy.csv").read_text()
     assert "test_f1" in table
 
