@@ -48,7 +48,7 @@ def of_classes(metric: ClassMetric, probs_nC: Array, y_n: Array) -> float:
     --------
     >>> probs = np.array([[0.9, 0.1], [0.4, 0.6], [0.8, 0.2], [0.3, 0.7]])
     >>> of_classes("auroc", probs, np.array([0, 1, 1, 1])), of_classes("auroc", probs, np.zeros(4, int))
-    (0.6666666666666666, nan)
+    (1.0, nan)
     """
     from sklearn import metrics
 

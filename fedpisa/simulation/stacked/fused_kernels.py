@@ -8,6 +8,7 @@ are switched off and the clients stacked, unless PyTorch cannot stack what remai
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Final
@@ -63,8 +64,10 @@ def without_fused_kernels(module: nn.Module, device: torch.device) -> Iterator[N
             switched_off.enter_context(sdpa_kernel(SDPBackend.MATH))
             if any(isinstance(layer, nn.RNNBase) for layer in module.modules()):
                 switched_off.enter_context(torch.backends.cudnn.flags(enabled=False))
-                # The module is first tried on the CPU.
-                switched_off.enter_context(torch.backends.mkldnn.flags(enabled=False))
+                # The module is first tried on the CPU. The flags set TF32 too, which builds without it warn of.
+                with warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", "TF32 acceleration", UserWarning)
+                    switched_off.enter_context(torch.backends.mkldnn.flags(enabled=False))
         yield
 
 
