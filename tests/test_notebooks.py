@@ -24,6 +24,7 @@ TINY = {
     "3-anatomy-of-pisa": "rounds = identity_rounds = 4",
     "4-your-own-algorithm": "rounds = 3",
     "5-what-duals-do": "rounds = rounds_of_few = rounds_of_quadratic = 4; seeds = [0]",
+    "6-a-language-model": "rounds = 5",
 }
 """The settings that replace the cell tagged "parameters"."""
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
