@@ -286,7 +286,7 @@ def _digest(folder: Path, files: list[str]) -> str:
 
 
 def _keep_constants(module: nn.Module) -> None:
-    """Make buffers that are not stored, such as masks and frequencies, frozen parameters: nobody sends them."""
+    """Make buffers that are not stored, such as masks and frequencies, frozen parameters, which are not sent."""
     for layer in module.modules():
         for name in sorted(layer._non_persistent_buffers_set & set(layer._buffers)):
             constant = layer._buffers[name]

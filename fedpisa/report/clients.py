@@ -90,7 +90,7 @@ def picture(group_runs: Sequence[Run], split: int) -> SplitPicture | None:
             run.seed,
             statistics,
             deciles=False,
-            note="the run stored no labels by client, as earlier versions did",
+            note="no labels by client: the data have none, or an earlier version did not store them",
         )
     kind, counts = found
     return SplitPicture(split, run.seed, heterogeneity_of(counts), kind == DECILES, note="")

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from fedpisa.tasks.criterion import Criterion
 from fedpisa.tasks.losses import Loss, sample_losses
 from fedpisa.tasks.measures import ACCURACY, LOSS, Measure
-from fedpisa.tasks.scores import MEASURES, ClassMetric, of_classes
+from fedpisa.tasks.scores import MEASURES, ClassMetric, of_classes, require_distinct
 from fedpisa.typing import Decay, NonNegative
 
 
@@ -62,8 +62,7 @@ def classification(
     ----------
     Lin, Goyal, Girshick, He, Dollár (2017), Focal loss for dense object detection.
     """
-    if len(set(metrics)) < len(metrics):
-        raise ValueError(f"metrics = {list(metrics)}: name each metric once")
+    require_distinct(metrics)
     weights = _class_weights(class_weights, num_outputs, labels)
     return Classification(num_outputs, weights, label_smoothing, focal_gamma, metrics)
 

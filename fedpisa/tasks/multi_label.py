@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from fedpisa.tasks.criterion import Criterion
 from fedpisa.tasks.losses import Loss
 from fedpisa.tasks.measures import ACCURACY, LOSS, Measure
-from fedpisa.tasks.scores import MEASURES, LabelMetric, of_labels
+from fedpisa.tasks.scores import MEASURES, LabelMetric, of_labels, require_distinct
 
 
 def multi_label(*, metrics: tuple[LabelMetric, ...] = ()) -> Criterion:
@@ -33,8 +33,7 @@ def multi_label(*, metrics: tuple[LabelMetric, ...] = ()) -> Criterion:
     ValueError
         If a metric is named twice.
     """
-    if len(set(metrics)) < len(metrics):
-        raise ValueError(f"metrics = {list(metrics)}: name each metric once")
+    require_distinct(metrics)
     return MultiLabel(metrics)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from fedpisa.tasks.criterion import Criterion
 from fedpisa.tasks.losses import Loss, sample_losses
 from fedpisa.tasks.measures import LOSS, Measure
-from fedpisa.tasks.scores import MEASURES, NumberMetric, of_numbers
+from fedpisa.tasks.scores import MEASURES, NumberMetric, of_numbers, require_distinct
 
 
 def regression(*, metrics: tuple[NumberMetric, ...] = ()) -> Criterion:
@@ -30,8 +30,7 @@ def regression(*, metrics: tuple[NumberMetric, ...] = ()) -> Criterion:
     ValueError
         If a metric is named twice.
     """
-    if len(set(metrics)) < len(metrics):
-        raise ValueError(f"metrics = {list(metrics)}: name each metric once")
+    require_distinct(metrics)
     return Regression(metrics)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, Literal
 
@@ -17,8 +17,6 @@ from numpy.typing import NDArray
 from fedpisa.tasks.measures import Measure
 
 Array = NDArray[Any]
-Score = Callable[[Array, Array], float]
-"""Function from scores or probabilities, and targets, to a measure."""
 
 ClassMetric = Literal["f1-macro", "f1-micro", "balanced-accuracy", "top-5", "auroc"]
 LabelMetric = Literal["f1-macro", "f1-micro", "exact-match", "auroc"]
@@ -36,6 +34,12 @@ MEASURES: Final[Mapping[str, Measure]] = {
     "r2": Measure("r2", "R²", True),
 }
 """The measures that the key ``metrics`` names."""
+
+
+def require_distinct(metrics: Sequence[str]) -> None:
+    """Raise a ValueError if a metric is named twice."""
+    if len(set(metrics)) < len(metrics):
+        raise ValueError(f"metrics = {list(metrics)}: name each metric once")
 
 
 def of_classes(metric: ClassMetric, probs_nC: Array, y_n: Array) -> float:

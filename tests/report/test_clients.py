@@ -59,7 +59,7 @@ def test_a_run_without_fit_counts_leaves_its_sizes(run: Run, counts: dict[str, A
     assert found is not None
     assert found.statistics.label_counts is None
     assert found.statistics.sizes.tolist() == [len(part) for part in run.result.partition]
-    assert found.note == "the run stored no labels by client, as earlier versions did"
+    assert found.note == "no labels by client: the data have none, or an earlier version did not store them"
     assert len(fedpisa.load_result(run.directory).partition) == 4
 
 

@@ -143,7 +143,7 @@ def test_names_stay_text(write_run: WriteRun, tmp_path: Path) -> None:
 
 def test_what_runs_did_not_store_is_said(written: Written, write_run: WriteRun, tmp_path: Path) -> None:
     text = Page(written.page).text
-    assert "the run stored no labels by client, as earlier versions did" in text
+    assert "no labels by client: the data have none, or an earlier version did not store them" in text
     assert "No values by client." in text
     assert "run with per-client = true to have them" in text
 

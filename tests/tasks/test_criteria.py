@@ -112,7 +112,7 @@ def test_balanced_weights_count_all_classes_the_same() -> None:
     assert made.weights is not None
     total = np.bincount(labels, weights=np.array(made.weights)[labels])
     np.testing.assert_allclose(total, [10 / 3, 10 / 3, 0, 10 / 3])
-    assert made.weights[2] == 1  # nobody has this class
+    assert made.weights[2] == 1  # no sample has this class
 
 
 @pytest.mark.parametrize(
