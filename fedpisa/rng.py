@@ -1,7 +1,7 @@
 """Named random streams: the seed alone determines every random choice of a run.
 
 A word and counters, such as round and client, name a stream. The draws therefore do not depend on the order in which an
-engine works.
+engine works. Inside a loss, `uniform` and `normal` are functions of a step's key.
 """
 
 from __future__ import annotations
@@ -10,8 +10,17 @@ import hashlib
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import prod
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+GOLDEN: Final = 0x9E3779B97F4A7C15 - 2**64
+"""SplitMix64's step from state to state, as an int64."""
 
 
 def stream_key(seed: int, name: str, *counters: int) -> int:
@@ -93,7 +102,7 @@ def torch_seeded(seed: int, name: str, *counters: int) -> Iterator[None]:
 def seeded(seed: int, name: str, *counters: int) -> Iterator[None]:
     """Seed the global generators of torch, NumPy and `random` from a named stream, and restore them afterwards.
 
-    Users' models, dropout and Flower's strategies draw from these generators; fedpisa itself does not.
+    Users' models and Flower's strategies draw from these generators; fedpisa itself does not.
 
     Examples
     --------
@@ -145,6 +154,97 @@ def step_keys(seed: int, ids_S: np.ndarray, server_round: int, num_steps: int) -
     """
     key = stream_key(seed, "steps")
     return hashed(key, ids_S[:, None], server_round, np.arange(num_steps)).view(np.int64)
+
+
+def mix(key: Tensor, counter: Tensor | int) -> Tensor:
+    """Return 64 random bits, int64, for each entry of the broadcast ``key`` and ``counter``: `hashed` in torch.
+
+    Integer arithmetic works under `torch.func.vmap`, where each client has a different key; a generator does not.
+
+    Examples
+    --------
+    >>> import torch
+    >>> int(mix(torch.tensor(1), 7)) == int(hashed(1, 7).view(np.int64))
+    True
+    """
+    import torch
+
+    return splitmix(key ^ splitmix(torch.as_tensor(counter, device=key.device)))
+
+
+def uniform(key: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+    """Return uniform numbers in [0, 1) that depend on ``key`` ``()`` alone, float32 or ``dtype``.
+
+    The numbers are multiples of ``2^-24``, or of ``2^-53`` for float64, and all of them are equally likely. Number
+    ``i`` is a function of the key and ``i``, so a longer draw begins with the shorter one. The bits are the same on
+    every device, under `torch.func.vmap`, and with any number of threads.
+
+    Examples
+    --------
+    >>> import torch
+    >>> uniform(torch.tensor(7), 2, 2)
+    tensor([[0.3935, 0.4652],
+            [0.1078, 0.9082]])
+    """
+    import torch
+
+    dtype = dtype or torch.float32
+    kept = 53 if dtype is torch.float64 else 24
+    return _bits(key, shape, kept).to(dtype) * 2.0**-kept
+
+
+def normal(key: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+    """Return standard normal numbers that depend on ``key`` ``()`` alone, float32 or ``dtype``.
+
+    They are the normal quantiles of numbers in (0, 1), computed in float64. On one kind of device the bits are the
+    same under `torch.func.vmap` and with any number of threads. Otherwise see `uniform`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> normal(torch.tensor(7), 2, 2)
+    tensor([[-0.2701, -0.0874],
+            [-1.2384,  1.3298]])
+    """
+    import torch
+
+    # Half a step away from 0 and 1, and symmetric: 52 bits and the half are exact in float64.
+    centred = (_bits(key, shape, 52).double() + 0.5) * 2.0**-52
+    drawn: Tensor = torch.special.ndtri(centred)
+    return drawn.to(dtype or torch.float32)
+
+
+def _bits(key: Tensor, shape: tuple[int, ...], kept: int) -> Tensor:
+    """Return the highest ``kept`` bits of a mixed key for each entry of a shape."""
+    import torch
+
+    counters = torch.arange(prod(shape), device=key.device).view(shape)
+    return _shifted(mix(key, counters), 64 - kept)
+
+
+def splitmix(bits: Tensor) -> Tensor:
+    """Return the output of SplitMix64 for each state, int64: products and sums wrap around.
+
+    Examples
+    --------
+    >>> import torch
+    >>> f"{int(splitmix(torch.tensor(0))) % 2**64:x}"
+    'e220a8397b1dcdaf'
+    """
+    bits = bits + GOLDEN
+    bits = (bits ^ _shifted(bits, 30)) * _signed(0xBF58476D1CE4E5B9)
+    bits = (bits ^ _shifted(bits, 27)) * _signed(0x94D049BB133111EB)
+    return bits ^ _shifted(bits, 31)
+
+
+def _shifted(bits: Tensor, by: int) -> Tensor:
+    """Return a logical shift to the right: one of int64 keeps the sign, and the mask removes it."""
+    return (bits >> by) & ((1 << (64 - by)) - 1)
+
+
+def _signed(bits: int) -> int:
+    """Return the int64 with the same 64 bits."""
+    return bits - (bits >> 63 << 64)
 
 
 def _mix(bits: np.ndarray) -> np.ndarray:

@@ -92,10 +92,12 @@ class AutogradGradient:
         for c, (x, y_B, weight_B) in enumerate(zip(*batch.samples, strict=True)):
             real = (weight_B > 0).nonzero().squeeze(1)
             # No rows would make one piece without samples.
-            for rows in real.split(self.task.micro_batch_size or len(x)) if len(real) else ():
+            pieces = real.split(self.task.micro_batch_size or len(x)) if len(real) else ()
+            for piece, rows in enumerate(pieces):
                 # A backward pass may call the module again, so it belongs inside.
                 with self.task.holding(params_P, self.buffers_Q) as held:
-                    samples = Samples(x[rows], y_B[rows])
+                    key = self.task.noise_key(batch.key, c, piece)
+                    samples = Samples(x[rows], y_B[rows], key=key)
                     losses_B, buffers_Q = self.task.losses(None, self.buffers_Q, samples, extra)
                     loss = losses_B.mean() * (len(rows) / len(real))
                     derive(c, loss, held)

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from fedpisa.rng import mix
 from fedpisa.tasks.augment import CropFlip
 from fedpisa.tasks.batchnorm import MaskedBatchNorm, mask_batchnorms, real_rows
 from fedpisa.tasks.buffers import BufferLayout
+from fedpisa.tasks.dropout import has_keyed_dropout, key_dropouts, masks_from
 from fedpisa.tasks.features import FeatureLoss, with_features
 from fedpisa.tasks.layout import ParamLayout
 from fedpisa.tasks.losses import Loss
@@ -36,12 +38,16 @@ class Samples(NamedTuple):
     y
         Targets ``(B, *target shape)``.
     real_B
-        1 for a sample and 0 for padding; ``None`` without padding.
+        1 for a sample and 0 for padding, which comes last; ``None`` without padding.
+    key
+        64 random bits ``()``, of which all noise in the loss is a function: see `fedpisa.rng.uniform`. Draw with the
+        samples as the first axis, and a sample's noise does not depend on the padding. ``None`` for no noise.
     """
 
     x: Tensor
     y: Tensor
     real_B: Tensor | None = None
+    key: Tensor | None = None
 
 
 class Pass(NamedTuple):
@@ -58,8 +64,8 @@ class Task(ABC):
     Parameters
     ----------
     module
-        The network. Its plain BatchNorms are replaced in place by `MaskedBatchNorm`; its tensors serve only as initial
-        values.
+        The network. Its plain BatchNorms become `MaskedBatchNorm` in place, and its plain dropout layers draw from the
+        samples' key, see `key_dropouts`; its tensors serve only as initial values.
     autocast
         Whether the forward pass of training uses bfloat16 where `torch.autocast` finds that safe.
     max_grad_norm
@@ -86,7 +92,7 @@ class Task(ABC):
     _places: Mapping[str, tuple[str, ...]] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "module", mask_batchnorms(self.module))
+        object.__setattr__(self, "module", key_dropouts(mask_batchnorms(self.module)))
         object.__setattr__(self, "layout", ParamLayout.of_parameters(self.module))
         object.__setattr__(self, "buffer_layout", BufferLayout.of(self.module))
         object.__setattr__(self, "_observed", _Observed(self.module))
@@ -150,6 +156,21 @@ class Task(ABC):
             isinstance(layer, MaskedBatchNorm) for layer in self.module.modules()
         )
 
+    @property
+    def draws_noise(self) -> bool:
+        """Whether the losses depend on the samples' key. Each mini-batch then has a pass and a key of its own."""
+        return has_keyed_dropout(self.module)
+
+    def noise_key(self, key: Tensor, number: int, piece: int = 0) -> Tensor | None:
+        """Return the key of mini-batch ``number`` of a local step with ``key``; ``None`` if no noise is drawn.
+
+        ``piece`` is not 0 for further pieces of a mini-batch that is taken in several.
+        """
+        if not self.draws_noise:
+            return None
+        of_batch = mix(key, number)
+        return mix(of_batch, piece) if piece else of_batch
+
     def initial_params(self) -> Tensor:
         """Return the module's initial parameters as a flat vector ``(P,)``."""
         return self.layout.flatten({n: p.detach() for n, p in self.module.named_parameters()})
@@ -163,11 +184,16 @@ class Task(ABC):
         return holding(self.module, self.layout, self.buffer_layout, params_P, buffers_Q)
 
     def outputs(
-        self, params: Mapping[str, Tensor] | None, buffers_Q: Tensor, x: Tensor, mask_B: Tensor | None
+        self,
+        params: Mapping[str, Tensor] | None,
+        buffers_Q: Tensor,
+        x: Tensor,
+        mask_B: Tensor | None,
+        key: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the module's outputs in training mode, and its buffers after the pass."""
         self.module.train()
-        with real_rows(mask_B), self._precision(x):
+        with real_rows(mask_B), masks_from(key), self._precision(x):
             outputs, buffers = self._call(params, buffers_Q, x)
         return outputs.to(self.dtype), buffers
 

@@ -11,22 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_WEYL, _FIRST, _SECOND = (
-    number - 2**64 if number >= 2**63 else number
-    for number in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
-)
-
-
-def mix(key: Tensor, counter: Tensor) -> Tensor:
-    """Return the keys of counters, of the broadcast shape: SplitMix64's finaliser (Steele, Lea and Flood 2014).
-
-    Examples
-    --------
-    >>> key = torch.tensor(7)
-    >>> len(set(mix(key, torch.arange(1000)).tolist()))
-    1000
-    """
-    return _finalised(key ^ _finalised(counter))
+from fedpisa.rng import mix
 
 
 def sample_keys(key: Tensor, batches: int, size: int) -> Tensor:
@@ -63,16 +48,3 @@ def below(keys: Tensor, number: int, ends: tuple[int, ...]) -> Tensor:
     bits = (mix(keys[..., None], counters) >> 33) & (2**31 - 1)
     drawn: Tensor = bits * torch.tensor(ends, device=keys.device) >> 31
     return drawn
-
-
-def _finalised(bits: Tensor) -> Tensor:
-    bits = bits + _WEYL
-    bits = (bits ^ _shifted(bits, 30)) * _FIRST
-    bits = (bits ^ _shifted(bits, 27)) * _SECOND
-    return bits ^ _shifted(bits, 31)
-
-
-def _shifted(bits: Tensor, by: int) -> Tensor:
-    """Return bits shifted to the right, with zeros from the left; PyTorch's shift repeats the sign."""
-    shifted: Tensor = (bits >> by) & (2 ** (64 - by) - 1)
-    return shifted

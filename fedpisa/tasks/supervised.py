@@ -66,14 +66,14 @@ class Supervised(Task):
         extra: FeatureLoss | None = None,
     ) -> Pass:
         """Return the samples' losses in training mode, and the buffers after the pass; see `Task.losses`."""
-        x, y, mask_B = samples
+        x, y, mask_B, key = samples
         if extra is None:
-            outputs, buffers = self.outputs(params, buffers_Q, x, mask_B)
+            outputs, buffers = self.outputs(params, buffers_Q, x, mask_B, key)
         else:
             held = params is None
             anchors = [self.features(anchor_P, buffers_Q, x, mask_B, held=held) for anchor_P in extra.anchors]
             (outputs, buffers), features_BF = with_features(
-                self.module, lambda: self.outputs(params, buffers_Q, x, mask_B)
+                self.module, lambda: self.outputs(params, buffers_Q, x, mask_B, key)
             )
         losses_B = self.criterion.loss(outputs, y)
         if extra is not None:

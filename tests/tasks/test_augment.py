@@ -14,9 +14,9 @@ from torch import nn
 from torch.func import vmap
 
 import fedpisa
-from fedpisa.rng import step_keys
+from fedpisa.rng import mix, step_keys
 from fedpisa.tasks.augment import CropFlip
-from fedpisa.tasks.keyed import below, mix, sample_keys
+from fedpisa.tasks.keyed import below, sample_keys
 
 
 def keys(count: int) -> torch.Tensor:

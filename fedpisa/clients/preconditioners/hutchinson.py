@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fedpisa.clients.base import Gradient, MiniBatches
 from fedpisa.clients.preconditioners.base import CurvatureAverage, Derivatives
+from fedpisa.rng import GOLDEN, splitmix
 from fedpisa.typing import PositiveInt
 
 
@@ -54,23 +55,11 @@ class Hutchinson(CurvatureAverage):
 def rademacher(key: Tensor, rows: int, columns: int) -> Tensor:
     """Return signs ``(R, P)``, int64, that depend on ``key`` ``()`` alone: the top bits of SplitMix64's output.
 
-    Integer arithmetic works under `torch.func.vmap`, where each client has a different key; a generator does not.
-
     Examples
     --------
     >>> rademacher(torch.tensor(7), 2, 4)
     tensor([[ 1,  1, -1, -1],
             [ 1,  1,  1,  1]])
     """
-    bits = torch.arange(1, rows * columns + 1, device=key.device).view(rows, columns)
-    bits = key + bits * _signed(0x9E3779B97F4A7C15)
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        # int64 shifts keep the sign; the mask makes the shift logical.
-        bits = (bits ^ ((bits >> shift) & ((1 << (64 - shift)) - 1))) * _signed(factor)
-    # The last step of SplitMix64, an exclusive or with itself shifted by 31, does not change the top bit.
-    return 1 - 2 * (bits < 0).to(torch.int64)
-
-
-def _signed(bits: int) -> int:
-    """Return the int64 with the same 64 bits."""
-    return bits - (bits >> 63 << 64)
+    state = key + GOLDEN * torch.arange(rows * columns, device=key.device).view(rows, columns)
+    return 1 - 2 * (splitmix(state) < 0).to(torch.int64)

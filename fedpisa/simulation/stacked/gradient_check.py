@@ -60,7 +60,7 @@ class UnstackableError(ValueError):
 
 
 class Case(NamedTuple):
-    """Points, buffers and two mini-batches of three clients.
+    """Points, buffers, two mini-batches and keys of three clients.
 
     The second and third client have fewer samples and are padded; the third has no second mini-batch.
     """
@@ -70,6 +70,7 @@ class Case(NamedTuple):
     x: Tensor
     y_SCB: Tensor
     weight_SCB: Tensor
+    key_S: Tensor
 
 
 def require_stackable(module: nn.Module) -> None:
@@ -153,7 +154,7 @@ def _mixing(task: Task, data: ClientData) -> str:
 
     A small mini-batch does not show what a module does to large ones, and without noise a module may do nothing.
     """
-    params_P, buffers_Q, *_ = (part[1] for part in _case(task, data, task.dtype, data.x.device))
+    params_P, buffers_Q, *_, key = (part[1] for part in _case(task, data, task.dtype, data.x.device))
     size = _MANY if task.layout.size < _LARGE else 8
     rows = torch.arange(size, device=data.x.device) % len(data.x)
     real_B = torch.arange(size, device=data.x.device) < 3
@@ -163,7 +164,7 @@ def _mixing(task: Task, data: ClientData) -> str:
     def losses(x: Tensor) -> Tensor:
         held = task.holding(params_P, buffers_Q)
         with torch.no_grad(), seeded(0, "proof"), own_attributes(task.module), held:
-            samples = Samples(x, y_B, real_B.to(params_P.dtype))
+            samples = Samples(x, y_B, real_B.to(params_P.dtype), key)
             return task.losses(None, buffers_Q, samples).losses_B[real_B]
 
     with _named_errors(task):
@@ -178,14 +179,14 @@ def _is_faithful(task: Task, copy: Task, data: ClientData) -> bool:
     found = []
     for one in (task, copy):
         case = _case(one, data, one.dtype, data.x.device)
-        params_P, buffers_Q, x, y_CB, _ = (part[1] for part in case)
+        params_P, buffers_Q, x, y_CB, _, key = (part[1] for part in case)
         with (
             torch.no_grad(),
             seeded(0, "proof"),
             own_attributes(one.module),
             one.holding(params_P, buffers_Q),
         ):
-            found.append(one.losses(None, buffers_Q, Samples(x[0], y_CB[0])).losses_B)
+            found.append(one.losses(None, buffers_Q, Samples(x[0], y_CB[0], key=key)).losses_B)
     return torch.allclose(found[0], found[1], rtol=1e-4, equal_nan=True)
 
 
@@ -227,15 +228,16 @@ def _case(task: Task, data: ClientData, dtype: torch.dtype, device: torch.device
     noise_P = torch.from_numpy(rng.standard_normal(len(params_P))).to(params_P)
     # Far apart, so that no layer is silent at all of them.
     params_SP = torch.stack([params_P + scale * noise_P for scale in (0.01, 0.5, -0.1)])
-    return Case(params_SP, task.initial_buffers().expand(3, -1), x, y, weight_SCB)
+    key_S = torch.arange(3, device=device)
+    return Case(params_SP, task.initial_buffers().expand(3, -1), x, y, weight_SCB, key_S)
 
 
 def _one_by_one(task: Task, case: Case) -> tuple[Tensor, Tensor, Tensor] | str:
     """Return the clients' losses, gradients and buffers by plain autograd without padding, or why there are none."""
     rows = []
-    for params_P, buffers_Q, x, y_CB, weight_CB in zip(*case, strict=True):
+    for params_P, buffers_Q, *parts in zip(*case, strict=True):
         gradient = AutogradGradient(task, buffers_Q)
-        batch = MiniBatches(x, y_CB, weight_CB)
+        batch = MiniBatches(*parts)
         with own_attributes(task.module):
             before = plain_attributes(task.module)
             try:
@@ -264,7 +266,7 @@ def _stacked(task: Task, case: Case, written_out: SequentialGradient | None) -> 
 
 def _two_steps(task: Task, case: Case) -> None:
     """Take two clients' steps on two samples as in a round: in the first step all clients share the model."""
-    params_P, parts = case.params_SP[0], (part[:2, :, :2] for part in case[2:])
+    params_P, parts = case.params_SP[0], (part[:2, :, :2] for part in case[2:5])
 
     def of_one(buffers_Q: Tensor, *batch: Tensor) -> Tensor:
         first = StackedGradient(task, buffers_Q)
@@ -272,7 +274,7 @@ def _two_steps(task: Task, case: Case) -> None:
         return StackedGradient(task, first.buffers_Q)(point_P, MiniBatches(*batch))[1]
 
     with torch.no_grad():
-        vmap(of_one, randomness="different")(case.buffers_SQ[:2], *parts)
+        vmap(of_one, randomness="different")(case.buffers_SQ[:2], *parts, case.key_S[:2])
 
 
 @contextmanager

@@ -24,14 +24,18 @@ from fedpisa.tasks.base import Samples, Task
 from fedpisa.tasks.features import FeatureLoss
 from fedpisa.tasks.layout import ParamLayout
 
+Part = tuple[Tensor, Tensor, Tensor, Tensor | None]
+"""Features, targets and weights of some samples, and the key of their noise."""
+
 
 @final
 @dataclass
 class StackedGradient:
     """A gradient under `torch.func.vmap`: padded mini-batches, and all ``C`` of them in one pass.
 
-    A module with BatchNorm sees its mini-batches one by one, because its statistics are theirs. With a ``chain``
-    the gradients of its samples are written out.
+    A module with BatchNorm sees its mini-batches one by one, because its statistics are theirs, and so does a task that
+    draws noise, because each mini-batch has its own key. With ``sequential`` the gradients of the samples are written
+    out.
     """
 
     task: Task
@@ -61,24 +65,26 @@ class StackedGradient:
     ) -> tuple[Tensor, Tensor]:
         """Return the same for any module."""
         params = self.task.layout.unflatten(params_P)
-
-        def one(*part: Tensor) -> tuple[Tensor, ...]:
-            gradients, (loss, buffers_Q) = grad(self._weighted_loss(*part, extra=extra), has_aux=True)(params)
-            self._thread(buffers_Q, part[2])
-            return loss, self.task.layout.flatten(gradients)
-
-        self.loss, gradient_P = self._sum(one, batch)
+        self.loss, gradient_P = self._sum(lambda *part: self._derived_of(params, part, extra), batch)
         return self.loss, gradient_P
+
+    def _derived_of(
+        self, params: dict[str, Tensor], part: Part, extra: FeatureLoss | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the same for some of the samples."""
+        gradients, (loss, buffers_Q) = grad(self._weighted_loss(*part, extra=extra), has_aux=True)(params)
+        self._thread(buffers_Q, part[2])
+        return loss, self.task.layout.flatten(gradients)
 
     def each(self, params_P: Tensor, batch: MiniBatches) -> tuple[Tensor, Tensor]:
         """Return the mean loss ``()`` and each mini-batch's gradient ``(C, P)``; see `Gradient`."""
-        if self.task.mixes_samples:
-            parts = zip(*batch.samples, strict=True)
-            losses, rows = zip(*(self._derived(params_P, _alone(*part)) for part in parts), strict=True)
+        params = self.task.layout.unflatten(params_P)
+        if self._is_one_by_one:
+            losses, rows = zip(*(self._derived_of(params, part) for part in self._parts(batch)), strict=True)
             losses_C, gradients_CP = torch.stack(losses), torch.stack(rows)
         else:
             losses_C, gradients_CP = vmap(
-                lambda *part: StackedGradient(self.task, self.buffers_Q)._derived(params_P, _alone(*part)),
+                lambda *part: StackedGradient(self.task, self.buffers_Q)._derived_of(params, (*part, None)),
                 randomness="different",
             )(*batch.samples)
         self.loss = losses_C.sum()
@@ -89,7 +95,7 @@ class StackedGradient:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the mean loss, gradient, and Hessian-vector products ``(R, P)``; see `Gradient`."""
 
-        def one(*part: Tensor) -> tuple[Tensor, ...]:
+        def one(*part: *Part) -> tuple[Tensor, ...]:
             slope = grad(self._weighted_loss(*part), has_aux=True)
             derived: Any = vjp(slope, params_P, has_aux=True)
             gradient_P, pullback, (loss, buffers_Q) = derived
@@ -101,16 +107,33 @@ class StackedGradient:
 
     def _sum(self, function: Callable[..., tuple[Tensor, ...]], batch: MiniBatches) -> tuple[Tensor, ...]:
         """Return a function of samples, of all of them at once or summed over the mini-batches."""
-        x, y_CB, weight_CB = batch.samples
-        if not self.task.mixes_samples or len(weight_CB) == 1:
-            return function(x.flatten(0, 1), y_CB.flatten(0, 1), weight_CB.flatten(0, 1))
-        total = function(x[0], y_CB[0], weight_CB[0])
-        for part in zip(x[1:], y_CB[1:], weight_CB[1:], strict=True):
+        if not self._is_one_by_one or len(batch.weight_CB) == 1:
+            x, y_B, weight_B = (part.flatten(0, 1) for part in batch.samples)
+            return function(x, y_B, weight_B, self.task.noise_key(batch.key, 0))
+        first, *others = self._parts(batch)
+        total = function(*first)
+        for part in others:
             total = tuple(a + b for a, b in zip(total, function(*part), strict=True))
         return total
 
+    @property
+    def _is_one_by_one(self) -> bool:
+        """Whether each mini-batch has its own pass."""
+        return self.task.mixes_samples or self.task.draws_noise
+
+    def _parts(self, batch: MiniBatches) -> list[Part]:
+        """Return each mini-batch's samples and key."""
+        parts = enumerate(zip(*batch.samples, strict=True))
+        return [(x, y_B, weight_B, self.task.noise_key(batch.key, c)) for c, (x, y_B, weight_B) in parts]
+
     def _weighted_loss(
-        self, x: Tensor, y_B: Tensor, weight_B: Tensor, *, extra: FeatureLoss | None = None
+        self,
+        x: Tensor,
+        y_B: Tensor,
+        weight_B: Tensor,
+        key: Tensor | None,
+        *,
+        extra: FeatureLoss | None = None,
     ) -> Callable[[dict[str, Tensor] | Tensor], tuple[Tensor, tuple[Tensor, Tensor]]]:
         """Return the weighted sum of the samples' losses as a function, with itself and the buffers beside it.
 
@@ -121,7 +144,8 @@ class StackedGradient:
         def weighted_loss(params: dict[str, Tensor] | Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
             if isinstance(params, Tensor):
                 params = self.task.layout.unflatten(params)
-            losses_B, buffers_Q = self.task.losses(params, self.buffers_Q, Samples(x, y_B, real_B), extra)
+            samples = Samples(x, y_B, real_B, key)
+            losses_B, buffers_Q = self.task.losses(params, self.buffers_Q, samples, extra)
             # A padded row may have an infinite loss; 0 * inf would spoil the sum.
             loss = torch.where(weight_B > 0, losses_B, 0).mul(weight_B).sum()
             return loss, (loss.detach(), buffers_Q)
@@ -131,8 +155,3 @@ class StackedGradient:
     def _thread(self, buffers_Q: Tensor, weight_B: Tensor) -> None:
         """Keep the buffers; a mini-batch that is not there leaves them alone."""
         self.buffers_Q = torch.where(weight_B.sum() > 0, buffers_Q, self.buffers_Q)
-
-
-def _alone(x: Tensor, y_B: Tensor, weight_B: Tensor) -> MiniBatches:
-    """Return one mini-batch as all that there are."""
-    return MiniBatches(x[None], y_B[None], weight_B[None])

@@ -286,6 +286,8 @@ def _quickest_path(task: Task, data: ClientData) -> tuple[Path, str]:
     require_stackable(task.module)
     sequential = sequential_gradient(task, data.x)
     reason = "the module is not a sequence of known layers"
+    if task.draws_noise:
+        reason = "the losses depend on noise, which is drawn anew in each step"
     if sequential is not None:
         reason = differs(task, data, sequential=True)
         if not reason:
@@ -307,6 +309,7 @@ def draws(task: Task, data: ClientData) -> bool:
         before = generators()
         start_P = task.initial_params()
         x, y = (part[:1].expand(2, *part.shape[1:]) for part in (data.x, data.y))
-        samples = Samples(x, y, start_P.new_ones(2))
+        key = torch.zeros((), dtype=torch.int64, device=x.device)
+        samples = Samples(x, y, start_P.new_ones(2), key)
         task.losses(task.layout.unflatten(start_P), task.initial_buffers(), samples)
         return before != generators()

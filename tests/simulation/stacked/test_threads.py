@@ -72,8 +72,16 @@ def test_more_threads_than_clients(lab: Any, three_threads: None) -> None:
 
 def test_what_draws_random_numbers_stays_on_one_thread(lab: Any, three_threads: None) -> None:
     """Random numbers come from one generator, whose order must not depend on threads."""
-    dropout = lambda: nn.Sequential(nn.Dropout(0.5), lab.mlp())  # noqa: E731
+    dropout = lambda: nn.Sequential(nn.FeatureAlphaDropout(0.5), lab.mlp())  # noqa: E731
     assert lab.make(lab.Case("fedavg", {}).build(), "vmap", module=dropout).grid.copies == []
+
+
+def test_dropout_is_spread_and_draws_the_same_masks(lab: Any, three_threads: None) -> None:
+    dropout = lambda: nn.Sequential(lab.mlp(), nn.Dropout(0.5))  # noqa: E731
+    spread, whole = (lab.make(lab.Case("fedavg", {}).build(), "vmap", module=dropout) for _ in range(2))
+    assert len(spread.grid.copies) == 2
+    whole.grid.copies = []
+    assert lab.relative(spread.run(3).params, whole.run(3).params) <= 1e-12
 
 
 def test_a_small_step_is_not_spread(lab: Any, monkeypatch: pytest.MonkeyPatch) -> None:
