@@ -14,13 +14,11 @@ import numpy as np
 from torch import Tensor
 from torch.nn import functional as F
 
+from fedpisa.datasets.base import IGNORED
 from fedpisa.tasks.criterion import Criterion
 from fedpisa.tasks.losses import Loss
 from fedpisa.tasks.measures import ACCURACY, LOSS, Measure
 from fedpisa.typing import NonNegativeInt
-
-IGNORED = -100
-"""Target of a position that does not count."""
 
 
 def language(

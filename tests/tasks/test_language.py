@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
+from fedpisa.datasets.base import IGNORED
 from fedpisa.datasets.client_data import ClientData
 from fedpisa.models.language import bigram, lstm
 from fedpisa.runs.per_client import evaluate_clients
 from fedpisa.tasks.base import Samples
-from fedpisa.tasks.language import IGNORED, Language
+from fedpisa.tasks.language import Language
 from fedpisa.tasks.supervised import Supervised
 
 TOKENS = 5
