@@ -16,6 +16,8 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=True)]
 """A number greater than 0."""
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=True)]
 """A number that is not negative."""
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+"""A finite number, at least 0."""
 PositiveInt = Annotated[int, Field(ge=1, lt=2**31)]
 """1, 2, ..., small enough for products of two such numbers."""
 NonNegativeInt = Annotated[int, Field(ge=0)]

@@ -24,6 +24,7 @@ from fedpisa.datasets.files import read_samples
 from fedpisa.datasets.text import own_windows
 from fedpisa.families import Permission, permitted
 from fedpisa.simulation.federation import Federation
+from fedpisa.tasks.recurrent import require_consecutive
 
 NODE_KEYS = ("partition-id", "num-partitions", "data", "label-column", "state-dir", "allow-modules")
 """The keys of a node's configuration."""
@@ -126,6 +127,8 @@ def _node_run(
         federation = Federation(config, clients_have_data=True, dataset=data)
         update, samples = federation.algorithm.local_update, federation.data
         require_batch_statistics(federation.task, update, samples.x[:1], samples.sizes_N, config.seed)
+        if federation.task.carry_state != "none":
+            require_consecutive(samples)
         return NodeRun(federation, client_id, own_data=True)
     if "data" in node:
         raise ValueError(

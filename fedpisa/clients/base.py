@@ -31,13 +31,15 @@ class MiniBatches(NamedTuple):
     and 0 for padding. The weighted sum over all samples is therefore the mean of the mini-batch means.
     ``key`` holds 64 random bits that depend on the seed, the client, the round and the step, and are the same in
     every engine. An algorithm derives its random numbers from it, as
-    `fedpisa.clients.preconditioners.hutchinson.rademacher` does.
+    `fedpisa.clients.preconditioners.hutchinson.rademacher` does. ``fresh_C`` says before which mini-batches the
+    task's memory is zero.
     """
 
     x: Tensor
     y_CB: Tensor
     weight_CB: Tensor
     key: Tensor = torch.tensor(0)
+    fresh_C: Tensor | None = None
 
     @property
     def samples(self) -> tuple[Tensor, Tensor, Tensor]:

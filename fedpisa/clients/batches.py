@@ -7,7 +7,7 @@ Shapes: ``S`` clients, ``K`` local steps, ``C`` mini-batches of one step, ``B`` 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, final
 
 import numpy as np
@@ -18,18 +18,22 @@ from fedpisa.rng import hashed, stream_key
 BatchSize = int | Literal["full"]
 """Samples of a mini-batch, or all samples of a client."""
 Ints = NDArray[np.int64]
+CarryState = Literal["none", "round", "epoch"]
+"""How far a recurrent model's state is carried; see `fedpisa.tasks.recurrent.Recurrence`."""
 
 
 class BatchIndices(NamedTuple):
     """The samples of a round.
 
     ``index_SKCB`` are positions within a client's samples. ``weight_SKCB`` are their weights, 0 for padding; see
-    `fedpisa.clients.base.MiniBatches`. ``steps_S`` are the numbers of local steps.
+    `fedpisa.clients.base.MiniBatches`. ``steps_S`` are the numbers of local steps. ``fresh_SKC`` says before which
+    mini-batches a client's carried state is zero; see `Streams`.
     """
 
     index_SKCB: Ints
     weight_SKCB: NDArray[np.float64]
     steps_S: Ints
+    fresh_SKC: NDArray[np.bool_] | None = None
 
     @property
     def gradients_S(self) -> Ints:
@@ -39,11 +43,17 @@ class BatchIndices(NamedTuple):
 
     def rows(self, rows_S: Ints) -> BatchIndices:
         """Return the indices of some of the clients."""
-        return BatchIndices(self.index_SKCB[rows_S], self.weight_SKCB[rows_S], self.steps_S[rows_S])
+        fresh = None if self.fresh_SKC is None else self.fresh_SKC[rows_S]
+        return BatchIndices(self.index_SKCB[rows_S], self.weight_SKCB[rows_S], self.steps_S[rows_S], fresh)
 
 
 class BatchSampler(ABC):
     """A rule that selects a cohort's samples from the seed, the clients and the round alone."""
+
+    @property
+    @abstractmethod
+    def batch_size(self) -> BatchSize:
+        """Largest number of samples of a mini-batch."""
 
     @abstractmethod
     def draw(self, sizes_S: Ints, ids_S: Ints, server_round: int, seed: int) -> BatchIndices:
@@ -60,6 +70,10 @@ class BatchSampler(ABC):
         seed
             The run's seed.
         """
+
+    @abstractmethod
+    def in_order(self, carry_state: CarryState) -> BatchSampler:
+        """Return the rule that takes as many mini-batches of the samples in their order; see `Streams`."""
 
 
 def num_batches(sizes_S: Ints, batch_size: BatchSize, drop_last: bool = False) -> Ints:
@@ -144,6 +158,12 @@ class Periodic(BatchSampler):
         weight = real / np.maximum(real.sum(-1, keepdims=True), 1) / per_step_S[:, None, None, None]
         return BatchIndices(index, weight, np.full(len(sizes_S), self.local_steps))
 
+    def in_order(self, carry_state: CarryState) -> BatchSampler:
+        """Return the same number of mini-batches of a text in its order; see `Streams`."""
+        return Streams(
+            self.batch_size, carry_state, self.batches_per_round, 0, self.local_steps, self.drop_last
+        )
+
 
 @final
 @dataclass(frozen=True)
@@ -190,3 +210,80 @@ class Epochs(BatchSampler):
             index[cell] = taken[used_SK]
             weight[cell] = real[used_SK] / real[used_SK].sum(-1, keepdims=True)
         return BatchIndices(index, weight, steps_S)
+
+    def in_order(self, carry_state: CarryState) -> BatchSampler:
+        """Return the same number of mini-batches of a text in its order; see `Streams`."""
+        return Streams(
+            self.batch_size, carry_state, 1, self.local_epochs, self.local_steps or 0, self.drop_last
+        )
+
+
+@final
+@dataclass(frozen=True)
+class Streams(BatchSampler):
+    """Windows of a text in their order, for a state that is carried from one mini-batch to the next.
+
+    A client's ``n_i`` windows are cut into at most ``b`` streams of ``K = ceil(n_i / b)`` consecutive windows; the last
+    stream may be shorter. Mini-batch number ``t`` since the first round has window ``t mod K`` of every stream, so row
+    ``r`` of a mini-batch continues row ``r`` of the one before. The state is zero at the beginning of the streams, and
+    with ``carry_state = "round"`` also at the beginning of a round. With ``drop_last`` all streams have
+    ``K = floor(n_i / b)`` windows.
+
+    Parameters
+    ----------
+    batch_size
+        Number of streams ``b``.
+    carry_state
+        How far the state is carried.
+    batches_per_step
+        Number of mini-batches of a local step; ``"all"`` for ``K``.
+    local_epochs
+        Local steps of a round, in ``K``; 0 if ``local_steps`` says how many.
+    local_steps
+        Local steps of a round, which takes precedence if it is above 0.
+    drop_last
+        Whether the windows that do not fill all streams are left out.
+
+    Examples
+    --------
+    >>> streams = Streams(batch_size=2, local_steps=1)
+    >>> [streams.draw(np.array([5]), np.array([0]), t, 0).index_SKCB.ravel().tolist() for t in (1, 2, 3)]
+    [[0, 3], [1, 4], [2, 2]]
+    >>> streams.draw(np.array([5]), np.array([0]), 3, 0).weight_SKCB.ravel().tolist()
+    [1.0, 0.0]
+    """
+
+    batch_size: BatchSize = 32
+    carry_state: CarryState = "epoch"
+    batches_per_step: int | Literal["all"] = 1
+    local_epochs: int = 0
+    local_steps: int = 0
+    drop_last: bool = False
+
+    def draw(self, sizes_S: Ints, ids_S: Ints, server_round: int, seed: int) -> BatchIndices:
+        """Return the round's samples; see `BatchSampler.draw`."""
+        count_S = num_batches(sizes_S, self.batch_size, self.drop_last)
+        used_S = num_used(sizes_S, self.batch_size, self.drop_last)
+        steps_S = np.full_like(count_S, self.local_steps) if self.local_steps else count_S * self.local_epochs
+        per_step_S = (
+            count_S if self.batches_per_step == "all" else np.full_like(count_S, self.batches_per_step)
+        )
+        k, c = np.arange(int(steps_S.max()))[:, None], np.arange(int(per_step_S.max()))
+        count, per_step = count_S[:, None, None], per_step_S[:, None, None]
+        number_SKC = (server_round - 1) * steps_S[:, None, None] * per_step + k * per_step + c
+        place_SKC = number_SKC % count
+        taken_SKC = (c < per_step) & (k < steps_S[:, None, None])
+        stream = np.arange(int((-(-used_S // count_S)).max()))
+        index = stream * count[..., None] + place_SKC[..., None]
+        real = (index < used_S[:, None, None, None]) & taken_SKC[..., None]
+        # Padding repeats a window of the first stream.
+        index = np.where(index < used_S[:, None, None, None], index, place_SKC[..., None])
+        weight = real / np.maximum(real.sum(-1, keepdims=True), 1) / per_step[..., None]
+        fresh_SKC = place_SKC == 0
+        if self.carry_state == "round":
+            fresh_SKC = fresh_SKC | (k + c == 0)
+        return BatchIndices(index, weight, steps_S, fresh_SKC)
+
+    def in_order(self, carry_state: CarryState) -> BatchSampler:
+        """Return the rule itself, with another reach of the state."""
+        return replace(self, carry_state=carry_state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import final
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from fedpisa.clients.base import Arrays, LocalResult, LocalUpdate, MiniBatches
 from fedpisa.clients.clipping import clipped
 from fedpisa.clients.gradients import AutogradGradient
+from fedpisa.clients.memory import memory_before, sampler_of, with_memory, without_memory
 from fedpisa.clients.step_sizes import UNSCHEDULED, StepSizeSchedule
 from fedpisa.datasets.client_data import rows
 from fedpisa.rng import seeded, step_keys
@@ -59,7 +61,8 @@ class Client:
         update = self.schedule.scaled(self.update, server_round).at_round(server_round)
         update = update.for_broadcast(down)
         size_1, id_1 = np.array([len(self.x)]), np.array([self.client_id])
-        indices = update.batch_sampler().draw(size_1, id_1, server_round, self.seed)
+        sampler = sampler_of(self.task, update)
+        indices = sampler.draw(size_1, id_1, server_round, self.seed)
         steps = int(indices.steps_S[0])
         index_KCB = torch.from_numpy(indices.index_SKCB[0, :steps]).to(self.x.device)
         weight_KCB = torch.from_numpy(indices.weight_SKCB[0, :steps]).to(self.x.device, self.task.dtype)
@@ -67,20 +70,29 @@ class Client:
         key_K = torch.from_numpy(key_SK[0]).to(self.x.device)
         down = dict(down)
         buffers_Q = down.pop(BUFFERS, down["params"].new_zeros(0))
+        memory = memory_before(self.task, sampler, state, down["params"], server_round)
+        fresh_KC: Iterable[Tensor | None] = [None] * steps
+        if indices.fresh_SKC is not None:
+            fresh_KC = torch.from_numpy(indices.fresh_SKC[0, :steps]).to(self.x.device)
+        has_memory, state = self.task.carry_state == "epoch", without_memory(state)
         work, losses = update.start(down, state), []
         with seeded(self.seed, "dropout", server_round, self.client_id), own_attributes(self.task.module):
-            for index_CB, weight_CB, key in zip(index_KCB, weight_KCB, key_K, strict=True):
-                gradient = AutogradGradient(self.task, buffers_Q)
+            parts = zip(index_KCB, weight_KCB, key_K, fresh_KC, strict=True)
+            for index_CB, weight_CB, key, fresh_C in parts:
+                gradient = AutogradGradient(self.task, buffers_Q, memory)
                 x = augmented(self.task.augment, rows(self.x, index_CB), key)
-                batch = MiniBatches(x, rows(self.y, index_CB), weight_CB, key)
+                batch = MiniBatches(x, rows(self.y, index_CB), weight_CB, key, fresh_C)
                 bounded = clipped(gradient, self.task.max_grad_norm)
                 work = update.step(bounded, down, state, work, batch)
-                buffers_Q = gradient.buffers_Q
+                buffers_Q, memory = gradient.buffers_Q, gradient.memory_after
                 losses += [] if gradient.loss is None else [gradient.loss]
         outcome = update.finish(down, state, work)
+        after = outcome.state
+        if has_memory:
+            after = with_memory(after, memory, down["params"], server_round)
         return LocalResult(
             upload={**outcome.upload, BUFFERS: buffers_Q} if len(buffers_Q) else outcome.upload,
-            state=outcome.state,
+            state=after,
             metrics={
                 **outcome.metrics,
                 "train-loss": torch.stack(losses).mean(),

@@ -2,14 +2,14 @@ r"""The client of FedGiA."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, final
 
 import numpy as np
 import torch
 
 from fedpisa.clients.base import Arrays, Gradient, LocalResult, MiniBatches, scalar_like
-from fedpisa.clients.batches import BatchIndices, BatchSampler, Ints, Periodic
+from fedpisa.clients.batches import BatchIndices, BatchSampler, BatchSize, CarryState, Ints, Periodic
 from fedpisa.clients.dual import DualUpdate, squared
 from fedpisa.rng import hashed, stream_key
 from fedpisa.typing import InverseStepSize, NonNegative, NonNegativeInverseStepSize, PositiveInt, Probability
@@ -30,17 +30,27 @@ class ShareWithExtraSteps(BatchSampler):
     ([1, 1, 4], [1, 1, 1])
     """
 
-    gradient: Periodic
+    gradient: BatchSampler
     extra_steps: int
     share: float
 
+    @property
+    def batch_size(self) -> BatchSize:
+        """The gradient's."""
+        return self.gradient.batch_size
+
     def draw(self, sizes_S: Ints, ids_S: Ints, server_round: int, seed: int) -> BatchIndices:
         """Return the round's samples; see `BatchSampler.draw`."""
-        index_S1CB, weight_S1CB, steps_S = self.gradient.draw(sizes_S, ids_S, server_round, seed)
+        index_S1CB, weight_S1CB, steps_S, fresh_S1C = self.gradient.draw(sizes_S, ids_S, server_round, seed)
         draw_S = hashed(stream_key(seed, "who-goes-on"), ids_S, server_round, np.zeros_like(ids_S)) / 2.0**64
         steps_S = steps_S + self.extra_steps * (draw_S < self.share)
         padding = ((0, 0), (0, int(steps_S.max()) - 1), (0, 0), (0, 0))
-        return BatchIndices(np.pad(index_S1CB, padding), np.pad(weight_S1CB, padding), steps_S)
+        fresh_SKC = None if fresh_S1C is None else np.pad(fresh_S1C, padding[:3])
+        return BatchIndices(np.pad(index_S1CB, padding), np.pad(weight_S1CB, padding), steps_S, fresh_SKC)
+
+    def in_order(self, carry_state: CarryState) -> BatchSampler:
+        """Return the rule with the gradient's samples in order."""
+        return replace(self, gradient=self.gradient.in_order(carry_state))
 
 
 @final

@@ -10,13 +10,13 @@ Shapes: ``P`` parameters, ``Q`` buffer entries, ``C`` mini-batches, ``B`` sample
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import final
 
 import torch
 from torch import Tensor
 
-from fedpisa.clients.base import MiniBatches
+from fedpisa.clients.base import Arrays, MiniBatches
 from fedpisa.tasks.base import Samples, Task
 from fedpisa.tasks.features import FeatureLoss
 from fedpisa.tasks.layout import ParamLayout
@@ -30,7 +30,12 @@ class AutogradGradient:
 
     task: Task
     buffers_Q: Tensor
+    memory: Arrays = field(default_factory=dict)
     loss: Tensor | None = None
+    memory_after: Arrays = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.memory_after = self.memory
 
     @property
     def layout(self) -> ParamLayout:
@@ -86,11 +91,14 @@ class AutogradGradient:
     ) -> Tensor:
         """Call ``derive`` with the index and the mean loss of each non-empty mini-batch; return the mean of these.
 
-        With a `micro_batch_size`, ``derive`` gets one piece's part of a mini-batch's loss after the other.
+        With a `micro_batch_size`, ``derive`` gets one piece's part of a mini-batch's loss after the other. The memory
+        goes from one mini-batch to the next, and each call begins with that of the step.
         """
-        total = params_P.new_zeros(())
+        total, memory = params_P.new_zeros(()), self.memory
         for c, (x, y_B, weight_B) in enumerate(zip(*batch.samples, strict=True)):
             real = (weight_B > 0).nonzero().squeeze(1)
+            if memory and batch.fresh_C is not None and batch.fresh_C[c]:
+                memory = {name: torch.zeros_like(value) for name, value in memory.items()}
             # No rows would make one piece without samples.
             pieces = real.split(self.task.micro_batch_size or len(x)) if len(real) else ()
             for piece, rows in enumerate(pieces):
@@ -98,9 +106,14 @@ class AutogradGradient:
                 with self.task.holding(params_P, self.buffers_Q) as held:
                     key = self.task.noise_key(batch.key, c, piece)
                     samples = Samples(x[rows], y_B[rows], key=key)
-                    losses_B, buffers_Q = self.task.losses(None, self.buffers_Q, samples, extra)
+                    own = {name: value[rows] for name, value in memory.items()}
+                    losses_B, buffers_Q, after = self.task.losses(None, self.buffers_Q, samples, extra, own)
                     loss = losses_B.mean() * (len(rows) / len(real))
                     derive(c, loss, held)
                 self.buffers_Q = buffers_Q.detach()
+                memory = {
+                    name: value.index_copy(0, rows, after[name].detach()) for name, value in memory.items()
+                }
                 total += loss.detach()
+        self.memory_after = memory
         return total / batch.num_batches

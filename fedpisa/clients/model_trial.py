@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fedpisa.clients.base import LocalUpdate, MiniBatches
 from fedpisa.clients.batches import Ints
 from fedpisa.clients.gradients import AutogradGradient
+from fedpisa.clients.memory import sampler_of
 from fedpisa.components import one_line
 from fedpisa.rng import seeded
 from fedpisa.tasks.base import Task
@@ -102,7 +103,7 @@ def require_batch_statistics(task: Task, update: LocalUpdate, x: Tensor, sizes_S
     layers = [layer for layer in task.module.modules() if isinstance(layer, MaskedBatchNorm | _BatchNorm)]
     if not layers or _has_statistics(task, layers, x):
         return
-    indices = update.at_round(1).batch_sampler().draw(sizes_S, np.arange(len(sizes_S)), 1, seed)
+    indices = sampler_of(task, update.at_round(1)).draw(sizes_S, np.arange(len(sizes_S)), 1, seed)
     samples_SKC = (indices.weight_SKCB > 0).sum(-1)
     alone_S = (samples_SKC == 1).any((1, 2))
     if alone_S.any():

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
 from torch import Tensor
 
 from fedpisa.clients.base import Arrays, LocalResult, scalar_like
-from fedpisa.clients.batches import BatchIndices, BatchSampler, BatchSize, Epochs, Ints
+from fedpisa.clients.batches import BatchIndices, BatchSampler, BatchSize, CarryState, Epochs, Ints
 from fedpisa.clients.sgd import SGDSteps
 from fedpisa.rng import generator
 from fedpisa.typing import Fraction
@@ -35,13 +35,20 @@ class GeometricSteps(BatchSampler):
     batch_size: BatchSize = 32
     probability: float = 0.1
     drop_last: bool = False
+    carry_state: CarryState = "none"
 
     def draw(self, sizes_S: Ints, ids_S: Ints, server_round: int, seed: int) -> BatchIndices:
         """Return the round's samples; see `BatchSampler.draw`."""
         rng = generator(seed, "local-steps", server_round)
         steps = int(rng.geometric(self.probability))
-        epochs = Epochs(self.batch_size, local_steps=steps, drop_last=self.drop_last)
+        epochs: BatchSampler = Epochs(self.batch_size, local_steps=steps, drop_last=self.drop_last)
+        if self.carry_state != "none":
+            epochs = epochs.in_order(self.carry_state)
         return epochs.draw(sizes_S, ids_S, server_round, seed)
+
+    def in_order(self, carry_state: CarryState) -> BatchSampler:
+        """Return the rule with windows of a text in order."""
+        return replace(self, carry_state=carry_state)
 
 
 @final

@@ -38,6 +38,20 @@ def iid(labels: Targets, num_clients: int, rng: np.random.Generator) -> list[Ind
     return _deal(np.zeros(n, np.int64), _even(n, num_clients)[None], rng)
 
 
+def consecutive(labels: Targets, num_clients: int, rng: np.random.Generator) -> list[Indices]:
+    """Cut the samples in their order into one piece for each client; sizes differ by at most one.
+
+    Each client of a text then has consecutive windows. The partition does not depend on the seed.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> [part.tolist() for part in consecutive(np.zeros(5), 2, np.random.default_rng(0))]
+    [[0, 1, 2], [3, 4]]
+    """
+    return np.array_split(np.arange(_check(labels, num_clients)), num_clients)
+
+
 def label_dirichlet(
     labels: Targets,
     num_clients: int,

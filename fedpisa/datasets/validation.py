@@ -19,7 +19,7 @@ class HeldOut(NamedTuple):
     validation: Indices
 
 
-def hold_out(dataset: Dataset, fraction: float, seed: int) -> HeldOut:
+def hold_out(dataset: Dataset, fraction: float, seed: int, *, in_order: bool = False) -> HeldOut:
     """Take validation samples from the training set, class by class if there are classes.
 
     Data without labels give them natural client by natural client, if there are these.
@@ -36,6 +36,9 @@ def hold_out(dataset: Dataset, fraction: float, seed: int) -> HeldOut:
         Share of the training samples, in [0, 1); 0 changes nothing.
     seed
         The run's seed.
+    in_order
+        Whether the samples' order counts, as for consecutive windows of a text. The validation samples are then the
+        last ones of each natural client, or of all samples if there are none.
 
     Raises
     ------
@@ -67,6 +70,8 @@ def hold_out(dataset: Dataset, fraction: float, seed: int) -> HeldOut:
     if strata is None:
         strata = np.zeros(n, np.int64) if dataset.groups is None else dataset.groups
     train, validation = train_test_split(strata, fraction, rng, kept)
+    if in_order:
+        train, validation = _last_ones(strata, validation)
     if not len(validation):
         fix = (
             f"at least {1 / n:.2g}"
@@ -86,3 +91,17 @@ def hold_out(dataset: Dataset, fraction: float, seed: int) -> HeldOut:
         ground_truth={},
     )
     return HeldOut(rest, train, validation)
+
+
+def _last_ones(strata: Indices, validation: Indices) -> tuple[Indices, Indices]:
+    """Return as many samples of each stratum as there are in ``validation``, but its last ones, and before it the rest.
+
+    Examples
+    --------
+    >>> [part.tolist() for part in _last_ones(np.array([0, 0, 1, 1, 1]), np.array([1, 2, 3]))]
+    [[0, 2], [1, 3, 4]]
+    """
+    is_last = np.zeros(len(strata), np.bool_)
+    for value, count in zip(*np.unique(strata[validation], return_counts=True), strict=True):
+        is_last[np.flatnonzero(strata == value)[-count:]] = True
+    return np.flatnonzero(~is_last), np.flatnonzero(is_last)

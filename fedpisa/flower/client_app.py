@@ -12,6 +12,7 @@ from flwr.clientapp.typing import Mod
 
 from fedpisa.clients.base import Arrays
 from fedpisa.clients.client import BUFFERS, Client
+from fedpisa.clients.memory import initial_state
 from fedpisa.components import one_line
 from fedpisa.flower.compat import to_record, to_tensors
 from fedpisa.flower.messages import (
@@ -120,7 +121,7 @@ def state_before(
     if state_round in kept:
         record = context.state.array_records[kept[state_round]]
         return to_tensors(record, client.task.dtype, client.x.device), state_round
-    state = client.update.init(down["params"])
+    state = initial_state(client.task, client.update, down["params"])
     if state and state_round > 0:
         raise StateLostError(
             f"the server confirms round {state_round}, and this client has the states of "

@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedpisa.models.recurrent import Steps, packed, unpacked
 from fedpisa.typing import PositiveInt
 
 
@@ -159,16 +160,24 @@ class _LSTM(nn.Module):
         self.head = nn.Linear(hidden, tokens)
         if tied:
             self.head.weight = self.embed.weight
+        self.state_size = 2 * layers * hidden
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the logits ``(B, T, V)`` for tokens ``(B, T)``."""
+    def forward(self, x: Tensor, state_BZ: Tensor | None = None) -> Tensor | Steps:
+        """Return the logits ``(B, T, V)`` for tokens ``(B, T)``; given a state, all of `Steps`."""
         x_BTD = self.drop(self.embed(x))
-        # Made of the input: PyTorch adds into the state, which must be stacked if the input of stacked clients is.
-        zero_B1 = torch.zeros_like(x_BTD[:, 0, :1])
-        zero_LBH = zero_B1.expand(self.rnn.num_layers, -1, self.rnn.hidden_size).contiguous()
-        h_BTH, _ = self.rnn(x_BTD, (zero_LBH, zero_LBH))
-        logits_BTV: Tensor = self.head(self.drop(h_BTH))
-        return logits_BTV
+        layers, hidden = self.rnn.num_layers, self.rnn.hidden_size
+        if state_BZ is None:
+            # Made of the input: PyTorch adds into the state, which must be stacked if the input of stacked clients is.
+            zero_LBH = torch.zeros_like(x_BTD[:, 0, :1]).expand(layers, -1, hidden).contiguous()
+            start = (zero_LBH, zero_LBH)
+        else:
+            start = unpacked(state_BZ.to(x_BTD), layers)
+        h_BTH, after = self.rnn(x_BTD, start)
+        dropped_BTH = self.drop(h_BTH)
+        logits_BTV: Tensor = self.head(dropped_BTH)
+        if state_BZ is None:
+            return logits_BTV
+        return Steps(logits_BTV, packed(after), h_BTH, dropped_BTH)
 
 
 @final

@@ -48,6 +48,7 @@ from fedpisa.tasks.augment import CropFlip
 from fedpisa.tasks.base import Task
 from fedpisa.tasks.measures import Measure
 from fedpisa.tasks.modules import in_dtype
+from fedpisa.tasks.recurrent import require_consecutive
 
 
 @final
@@ -106,7 +107,9 @@ class Federation:
                 f"validation-fraction = {config.validation_fraction:g}: the nodes train on their own samples, of which "
                 "the server has none: set validation-fraction = 0"
             )
-        whole, held = dataset, hold_out(dataset, config.validation_fraction, config.seed)
+        component, values = task_of(self.config, dataset)
+        in_order = values.get("carry-state", "none") != "none"
+        whole, held = dataset, hold_out(dataset, config.validation_fraction, config.seed, in_order=in_order)
         parts, self.partition = [held.train], list[Indices]()
         dataset, self.validation_rows = held.dataset, held.validation
         if not clients_have_data and dataset.generated is None:
@@ -146,7 +149,8 @@ class Federation:
         self.test = self.evaluated["test"]
         labels = None if clients_have_data or dataset.generated is not None else dataset.y_train
         self.task: Task = tasks.build(
-            *task_of(self.config, dataset),
+            component,
+            values,
             module,
             num_outputs=dataset.num_outputs,
             labels=labels,
@@ -173,6 +177,8 @@ class Federation:
         require_trainable(self.task, sample, self.data.y[:1])
         if not clients_have_data:
             require_batch_statistics(self.task, update, sample, self.data.sizes_N, config.seed)
+            if self.task.carry_state != "none":
+                require_consecutive(self.data)
         self._require_target(list(self.evaluated))
 
     def _require_target(self, parts: Sequence[str]) -> None:

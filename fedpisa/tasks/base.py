@@ -6,15 +6,17 @@ Shapes: ``P`` parameters, ``Q`` buffer entries, ``B`` samples of a mini-batch, `
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Self, final
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple, Self, final
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from fedpisa.models.recurrent import Steps
 from fedpisa.rng import mix
 from fedpisa.tasks.augment import CropFlip
 from fedpisa.tasks.batchnorm import MaskedBatchNorm, mask_batchnorms, real_rows
@@ -51,10 +53,21 @@ class Samples(NamedTuple):
 
 
 class Pass(NamedTuple):
-    """What a pass over a mini-batch gives: the samples' losses ``(B,)``, and the buffers ``(Q,)`` after it."""
+    """What a pass over a mini-batch gives.
+
+    Parameters
+    ----------
+    losses_B
+        The samples' losses.
+    buffers_Q
+        The module's buffers after the pass.
+    memory
+        What the client carries to the next mini-batch, by name, each ``(B, ...)``; see `Task.initial_memory`.
+    """
 
     losses_B: Tensor
     buffers_Q: Tensor
+    memory: Mapping[str, Tensor] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -122,11 +135,12 @@ class Task(ABC):
         buffers_Q: Tensor,
         samples: Samples,
         extra: FeatureLoss | None = None,
+        memory: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> Pass:
-        """Return the samples' losses in training mode, and the buffers after the pass.
+        """Return the samples' losses in training mode, and the buffers and the memory after the pass.
 
         ``params = None`` stands for what the module holds; see `holding`. ``extra`` changes only the derivatives of
-        the losses; see `FeatureLoss`.
+        the losses; see `FeatureLoss`. ``memory`` has a row for each sample.
         """
 
     @abstractmethod
@@ -143,6 +157,18 @@ class Task(ABC):
     @abstractmethod
     def evaluate(self, params_P: Tensor, buffers_Q: Tensor, x: Tensor, y: Tensor) -> dict[str, float]:
         """Return the measures on ``n`` samples by column, ``loss`` first; NaN if a measure has no value."""
+
+    @property
+    def carry_state(self) -> Literal["none", "round", "epoch"]:
+        """How far a client carries its memory from mini-batch to mini-batch; see `fedpisa.tasks.recurrent`."""
+        return "none"
+
+    def initial_memory(self, num_rows: int) -> dict[str, Tensor]:
+        """Return a client's memory before its first mini-batch of ``num_rows`` samples: by default none.
+
+        A client alone has and sees its memory. Each tensor has a row for each sample of a mini-batch.
+        """
+        return {}
 
     @property
     def dtype(self) -> torch.dtype:
@@ -192,18 +218,43 @@ class Task(ABC):
         key: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the module's outputs in training mode, and its buffers after the pass."""
-        self.module.train()
-        with real_rows(mask_B), masks_from(key), self._precision(x):
+        with self._training(x, mask_B, key):
             outputs, buffers = self._call(params, buffers_Q, x)
         return outputs.to(self.dtype), buffers
+
+    def steps(
+        self, params: Mapping[str, Tensor] | None, buffers_Q: Tensor, samples: Samples, state_BZ: Tensor
+    ) -> tuple[Steps, dict[str, Tensor]]:
+        """Return what a recurrent module gives from a state in training mode, and its buffers after the pass."""
+        with self._training(samples.x, samples.real_B, samples.key):
+            steps, buffers = self._called(params, buffers_Q, samples.x, state_BZ)
+        return Steps(*(part.to(self.dtype) for part in steps)), buffers
+
+    @contextmanager
+    def _training(self, x: Tensor, mask_B: Tensor | None, key: Tensor | None) -> Iterator[None]:
+        self.module.train()
+        with real_rows(mask_B), masks_from(key), self._precision(x):
+            yield
 
     def _call(
         self, params: Mapping[str, Tensor] | None, buffers_Q: Tensor, x: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the module's outputs and its buffers after the pass; the arguments stay unchanged."""
+        outputs, after = self._called(params, buffers_Q, x)
+        if not isinstance(outputs, Tensor):
+            mode = "training" if self.module.training else "evaluation"
+            raise ValueError(
+                f"the model returns a {type(outputs).__name__} in {mode}: return one tensor (samples, outputs)"
+            )
+        return outputs, after
+
+    def _called(
+        self, params: Mapping[str, Tensor] | None, buffers_Q: Tensor, *inputs: Tensor
+    ) -> tuple[Any, dict[str, Tensor]]:
         # A forward pass may write into its input and its buffers, so it gets copies.
+        own = tuple(part.clone() for part in inputs)
         if params is None:
-            outputs, after = self._observed(x.clone())
+            outputs, after = self._observed(*own)
         else:
             buffers = {name: b.clone() for name, b in self.buffer_layout.unflatten(buffers_Q).items()}
             tensors = {
@@ -212,12 +263,7 @@ class Task(ABC):
                 for place in self._places[f"module.{name}"]
             }
             # `_places` resolves ties: for a layer with two names, PyTorch would leave a substituted tensor there.
-            outputs, after = functional_call(self._observed, tensors, (x.clone(),), tie_weights=False)
-        if not isinstance(outputs, Tensor):
-            mode = "training" if self.module.training else "evaluation"
-            raise ValueError(
-                f"the model returns a {type(outputs).__name__} in {mode}: return one tensor (samples, outputs)"
-            )
+            outputs, after = functional_call(self._observed, tensors, own, tie_weights=False)
         return outputs, after
 
     def eval_outputs(self, x: Tensor) -> Tensor:
@@ -262,6 +308,6 @@ class _Observed(nn.Module):
         super().__init__()
         self.module = module
 
-    def forward(self, x: Any) -> tuple[Any, dict[str, Tensor]]:
+    def forward(self, *inputs: Any) -> tuple[Any, dict[str, Tensor]]:
         """Return the module's outputs and its buffers by name."""
-        return self.module(x), dict(self.module.named_buffers())
+        return self.module(*inputs), dict(self.module.named_buffers())

@@ -18,6 +18,7 @@ from torch import Tensor
 from fedpisa.components.names import one_line
 from fedpisa.tasks.losses import Loss
 from fedpisa.tasks.measures import LOSS, Measure
+from fedpisa.tasks.recurrent import Recurrence
 
 
 class Criterion(ABC):
@@ -55,6 +56,11 @@ class Criterion(ABC):
     @abstractmethod
     def set_scores(self) -> Callable[[Tensor, Tensor], Mapping[str, float]] | None:
         """Return a function from all outputs ``(n, ...)`` and targets to measures that are no means; or ``None``."""
+
+    @property
+    def recurrence(self) -> Recurrence | None:
+        """How the loss uses a recurrent module's state: by default not at all."""
+        return None
 
 
 @final

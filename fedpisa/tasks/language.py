@@ -18,11 +18,17 @@ from fedpisa.datasets.base import IGNORED
 from fedpisa.tasks.criterion import Criterion
 from fedpisa.tasks.losses import Loss
 from fedpisa.tasks.measures import ACCURACY, LOSS, Measure
-from fedpisa.typing import NonNegativeInt
+from fedpisa.tasks.recurrent import Recurrence
+from fedpisa.typing import NonNegativeFloat, NonNegativeInt
 
 
 def language(
-    *, loss_reduction: Literal["sequence", "token"] = "sequence", sample_tokens: NonNegativeInt = 400
+    *,
+    loss_reduction: Literal["sequence", "token"] = "sequence",
+    sample_tokens: NonNegativeInt = 400,
+    carry_state: Literal["none", "round", "epoch"] = "none",
+    activation_penalty: NonNegativeFloat = 0.0,
+    slowness_penalty: NonNegativeFloat = 0.0,
 ) -> Criterion:
     r"""Cross-entropy of the next token at each position of a sequence; the target -100 does not count.
 
@@ -36,8 +42,24 @@ def language(
         What counts the same: each ``sequence``, or each ``token``.
     sample_tokens
         Number of tokens of each text in the run's ``samples.txt``, which the final model writes; 0 for no texts.
+    carry_state
+        Where a recurrent model's state goes on in training. ``none``: mini-batches are drawn at random, and each window
+        begins with a state of zero. ``round`` and ``epoch``: each client reads its text in order, see
+        `fedpisa.clients.batches.Streams`, and the state that ends a window begins the next one, without a gradient from
+        one to the other; the state is zero at the beginning of a round, or of the client's text. A client that was not
+        in the round before begins with zero, too. Evaluation begins each window with zero.
+    activation_penalty
+        Factor ``a`` of the mean square of the recurrent outputs after dropout, which is added to each loss [1]_.
+    slowness_penalty
+        Factor ``b`` of the mean square of the differences between successive recurrent outputs, likewise.
+
+    References
+    ----------
+    .. [1] Merity, McCann, Socher, "Revisiting Activation Regularization for Language RNNs", arXiv 1708.01009, 2017.
     """
-    return Language(loss_reduction, sample_tokens)
+    is_plain = carry_state == "none" and not activation_penalty and not slowness_penalty
+    recurrence = None if is_plain else Recurrence(carry_state, activation_penalty, slowness_penalty)
+    return Language(loss_reduction, sample_tokens, recurrence)
 
 
 @final
@@ -58,6 +80,7 @@ class Language(Criterion):
 
     loss_reduction: Literal["sequence", "token"] = "sequence"
     sample_tokens: int = 400
+    recurrence: Recurrence | None = None
 
     @property
     def measures(self) -> tuple[Measure, ...]:

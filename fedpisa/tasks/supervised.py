@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, final
+from types import MappingProxyType
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from fedpisa.tasks.features import FeatureLoss, with_features
 from fedpisa.tasks.losses import Loss
 from fedpisa.tasks.measures import Measure
 from fedpisa.tasks.module_values import own_attributes
+from fedpisa.tasks.recurrent import state_size
 from fedpisa.tasks.regression import Regression
 
 
@@ -45,6 +47,26 @@ class Supervised(Task):
 
     criterion: Criterion
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.criterion.recurrence is not None:
+            self.criterion.recurrence.check(self.module)
+
+    @property
+    def carry_state(self) -> Literal["none", "round", "epoch"]:
+        """How far a recurrent module's state is carried; see `fedpisa.tasks.recurrent.Recurrence`."""
+        return "none" if self.criterion.recurrence is None else self.criterion.recurrence.carry_state
+
+    def initial_memory(self, num_rows: int) -> dict[str, Tensor]:
+        """Return a state of zero ``(num_rows, Z)`` under the name ``hidden`` if one is carried."""
+        if self.carry_state == "none":
+            return {}
+        return {"hidden": self._no_state(num_rows)}
+
+    def _no_state(self, num_rows: int) -> Tensor:
+        one = next(self.module.parameters())
+        return one.new_zeros(num_rows, state_size(self.module))
+
     @property
     def measures(self) -> tuple[Measure, ...]:
         """The criterion's measures."""
@@ -64,10 +86,24 @@ class Supervised(Task):
         buffers_Q: Tensor,
         samples: Samples,
         extra: FeatureLoss | None = None,
+        memory: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> Pass:
-        """Return the samples' losses in training mode, and the buffers after the pass; see `Task.losses`."""
+        """Return the samples' losses in training mode, and buffers and memory after the pass; see `Task.losses`."""
         x, y, mask_B, key = samples
-        if extra is None:
+        recurrence, penalties_B = self.criterion.recurrence, None
+        if recurrence is not None and extra is not None:
+            raise ValueError(
+                "the algorithm compares features, which carry-state and the penalties on a recurrent state change: "
+                'set carry-state = "none" and both penalties to 0, or take another algorithm'
+            )
+        if recurrence is not None:
+            state_BZ = memory["hidden"] if memory else self._no_state(len(x))
+            # PyTorch adds into the state, which must be stacked if the input of stacked clients is.
+            state_BZ = state_BZ + torch.zeros_like(x.flatten(1)[:, :1], dtype=state_BZ.dtype)
+            steps, buffers = self.steps(params, buffers_Q, samples, state_BZ)
+            outputs, penalties_B = steps.outputs, recurrence.penalties(steps)
+            memory = {"hidden": steps.state_BZ.detach()} if memory else memory
+        elif extra is None:
             outputs, buffers = self.outputs(params, buffers_Q, x, mask_B, key)
         else:
             held = params is None
@@ -76,12 +112,14 @@ class Supervised(Task):
                 self.module, lambda: self.outputs(params, buffers_Q, x, mask_B, key)
             )
         losses_B = self.criterion.loss(outputs, y)
+        if penalties_B is not None:
+            losses_B = losses_B + penalties_B
         if extra is not None:
             extra_B = extra.loss(features_BF.to(self.dtype), *anchors)
             losses_B = losses_B + (extra_B - extra_B.detach())
         if self.buffer_layout.names:
             buffers_Q = self.buffer_layout.flatten(buffers, buffers_Q.dtype)
-        return Pass(losses_B, buffers_Q)
+        return Pass(losses_B, buffers_Q, memory)
 
     def sample_scores(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         """Return the samples' losses and the criterion's scores, all ``(B,)``; see `Task.sample_scores`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from fedpisa.clients.memory import sampler_of
 from fedpisa.runs.run_files import Row
 from fedpisa.runs.simulation import Simulation
 
@@ -29,6 +30,6 @@ def sample_gradients(simulation: Simulation, row: Row) -> int:
     ids_S = np.arange(len(sizes_N)) if reported is None else reported[0].cpu().numpy()
     number = simulation.server_round
     update = federation.schedule.scaled(federation.algorithm.local_update, number).at_round(number)
-    indices = update.batch_sampler().draw(sizes_N[ids_S], ids_S, number, simulation.config.seed)
+    indices = sampler_of(federation.task, update).draw(sizes_N[ids_S], ids_S, number, simulation.config.seed)
     samples = np.count_nonzero(indices.weight_SKCB)
     return round(samples * batches / int(indices.gradients_S.sum()))

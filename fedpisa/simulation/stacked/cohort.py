@@ -19,6 +19,7 @@ from fedpisa.clients.base import Arrays, LocalResult, LocalUpdate, MiniBatches
 from fedpisa.clients.batches import BatchIndices, Ints
 from fedpisa.clients.client import BUFFERS
 from fedpisa.clients.clipping import clipped
+from fedpisa.clients.memory import memory_before, sampler_of, with_memory, without_memory
 from fedpisa.clients.sgd import SGDSteps
 from fedpisa.datasets.client_data import ClientData
 from fedpisa.rng import seeded, step_keys, torch_seeded
@@ -91,9 +92,8 @@ def run_cohort(
     path
         How gradients are computed, which has been proved right for the module.
     """
-    indices = (
-        update.at_round(server_round).batch_sampler().draw(data.sizes_N[ids_S], ids_S, server_round, seed)
-    )
+    sampler = sampler_of(task, update.at_round(server_round))
+    indices = sampler.draw(data.sizes_N[ids_S], ids_S, server_round, seed)
     multiplications = len(ids_S) * indices.weight_SKCB[0, 0].size * task.layout.size
     tasks = (task, *copies)[: len(ids_S)] if multiplications >= WORTH_A_THREAD else (task,)
     parts = _deal_out(indices.steps_S, len(tasks))
@@ -153,11 +153,15 @@ def _run_one_by_one(
 
 
 class Batches(NamedTuple):
-    """The mini-batches of some clients' steps: rows of all samples, weights, and the steps' random keys."""
+    """The mini-batches of some clients' steps: rows of all samples, weights, random keys, and where memory is cleared.
+
+    ``fresh_SKC`` is false without memory.
+    """
 
     rows_SKCB: Tensor
     weight_SKCB: Tensor
     key_SK: Tensor
+    fresh_SKC: Tensor
 
 
 class Carry(NamedTuple):
@@ -170,6 +174,7 @@ class Carry(NamedTuple):
     buffers_SQ: Tensor
     loss_S: Tensor
     losses_S: Tensor
+    memory: Arrays
 
 
 @torch.no_grad()
@@ -185,22 +190,39 @@ def _run_stacked(
         torch.from_numpy(indices.index_SKCB + data.begin_N[ids_S, None, None, None]).to(device),
         torch.from_numpy(indices.weight_SKCB).to(device, task.dtype),
         torch.from_numpy(step_keys(seed, ids_S, server_round, steps)).to(device),
+        torch.from_numpy(
+            np.zeros(indices.index_SKCB.shape[:3], np.bool_)
+            if indices.fresh_SKC is None
+            else indices.fresh_SKC
+        ).to(device),
     )
     buffers_Q = shared.pop(BUFFERS, shared["params"].new_zeros(0))
     none_S = shared["params"].new_zeros(len(ids_S))
-    carry = Carry({}, buffers_Q.expand(len(ids_S), -1), none_S, none_S)
+    params_P, sampler = shared["params"], sampler_of(task, update)
+    memory_S: Arrays = {}
+    if task.carry_state != "none":
+        memory_S = vmap(lambda state, _: memory_before(task, sampler, state, params_P, server_round))(
+            states_S, none_S
+        )
+    states_S = without_memory(states_S)
+    carry = Carry({}, buffers_Q.expand(len(ids_S), -1), none_S, none_S, memory_S)
     fused = sequential is not None and is_fusible(update, task.max_grad_norm)
     take_steps = _take_fused_steps if fused else _take_stretches
     with without_fused_kernels(task.module, device):
         carry = take_steps(task, common, states_S, carry, batches, indices.steps_S)
     outcome: LocalResult = vmap(lambda state, work: update.finish(shared, state, work))(states_S, carry.work)
+    after: Arrays = outcome.state
+    if task.carry_state == "epoch":
+        after = vmap(lambda own, memory: with_memory(own, memory, params_P, server_round))(
+            after, carry.memory
+        )
     buffers = {BUFFERS: carry.buffers_SQ} if carry.buffers_SQ.shape[1] else {}
     metrics = {
         **outcome.metrics,
         "train-loss": carry.loss_S / carry.losses_S,
         "local-steps": torch.from_numpy(indices.gradients_S).to(carry.loss_S),
     }
-    return LocalResult({**outcome.upload, **buffers}, dict(outcome.state), metrics)
+    return LocalResult({**outcome.upload, **buffers}, dict(after), metrics)
 
 
 def _take_stretches(
@@ -225,19 +247,20 @@ def _take_steps(task: Task, common: Common, states_S: Arrays, carry: Carry, batc
     update, data, _, _, down, sequential = common
 
     def of_one(state: Arrays, carry: Carry, batches: Batches) -> Carry:
-        work, buffers_Q, loss, losses = carry
+        work, buffers_Q, loss, losses, memory = carry
         # Begun here, the model is not stacked: all clients' first gradients are at the same point.
         work = work or update.start(down, state)
-        for rows_CB, weight_CB, key in zip(*(part.unbind() for part in batches), strict=True):
+        for rows_CB, weight_CB, key, fresh_C in zip(*(part.unbind() for part in batches), strict=True):
             x, y_CB = of_all_clients(data.samples, rows_CB)
             x = augmented(task.augment, x, key)
-            gradient = StackedGradient(task, buffers_Q, sequential)
+            gradient = StackedGradient(task, buffers_Q, sequential, memory)
             bounded = clipped(gradient, task.max_grad_norm)
-            work = update.step(bounded, down, state, work, MiniBatches(x, y_CB, weight_CB, key))
-            buffers_Q = gradient.buffers_Q
+            batch = MiniBatches(x, y_CB, weight_CB, key, fresh_C)
+            work = update.step(bounded, down, state, work, batch)
+            buffers_Q, memory = gradient.buffers_Q, gradient.memory_after
             if gradient.loss is not None:
                 loss, losses = loss + gradient.loss, losses + 1
-        return Carry(work, buffers_Q, loss, losses)
+        return Carry(work, buffers_Q, loss, losses, memory)
 
     after: Carry = vmap(of_one, randomness="different")(states_S, carry, batches)
     return after

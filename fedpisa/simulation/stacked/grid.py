@@ -19,6 +19,7 @@ from torch import Tensor
 from fedpisa.clients.base import Arrays, LocalResult, LocalUpdate
 from fedpisa.clients.batches import Ints
 from fedpisa.clients.client import Client
+from fedpisa.clients.memory import initial_state
 from fedpisa.clients.step_sizes import UNSCHEDULED, StepSizeSchedule
 from fedpisa.components import LOG, one_line
 from fedpisa.datasets.client_data import ClientData
@@ -212,7 +213,7 @@ class VmapGrid(InProcessGrid):
         ids_S = np.array([self.client_of(node) for node in nodes], dtype=np.int64)
         rows_S = torch.from_numpy(ids_S).to(self.data.x.device)
         if self.states is None:
-            initial = self.update.init(down["params"])
+            initial = initial_state(self.task, self.update, down["params"])
             self.states = StackedStates(initial, self.num_clients, self.update.incremental, self.state_memory)
         if confirmed_S is not None:
             self.states.roll_back_unconfirmed(rows_S, torch.tensor(confirmed_S, device=rows_S.device))
