@@ -193,7 +193,8 @@ def _own_text(place: Path, config: RunConfig, run: RunRecord) -> Dataset:
     """Return the windows of a node's own text as a data set, in the run's tokens."""
     tokens, window = config.options.get("tokens", "char"), config.options["window"]
     try:
-        x, y = own_windows(place, run.classes, tokens == "word", int(str(window)))
+        tokenizer = run.tokenizer or None
+        x, y = own_windows(place, run.classes, tokens == "word", int(str(window)), tokenizer)
         fields = {"num_classes": len(run.classes), "vocabulary": run.classes}
         return Dataset.of("own", (x, y), (x[:1], y[:1]), **fields)
     except (ValueError, OSError) as error:

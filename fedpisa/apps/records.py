@@ -76,6 +76,8 @@ class RunRecord(_Record):
         The features' columns in their order, if the server's samples come from a table.
     is_text
         Whether samples are windows of text, of which ``classes`` are the tokens.
+    tokenizer
+        Content of the ``tokenizer.json`` that makes the tokens; empty for characters and words.
 
     Examples
     --------
@@ -92,6 +94,7 @@ class RunRecord(_Record):
     classes: tuple[str, ...]
     columns: tuple[str, ...] = ()
     is_text: bool = False
+    tokenizer: str = ""
 
 
 @final

@@ -74,6 +74,7 @@ def _connect(grid: Grid, federation: Federation, run: str, settings: NodeSetting
         federation.classes,
         federation.columns,
         federation.vocabulary is not None,
+        federation.tokenizer or "",
     )
     expected = NodeRecord(
         NO_CLIENT, own_data, 0, federation.shape, federation.num_outputs, layout.fingerprint

@@ -70,6 +70,8 @@ class Dataset:
         Feature names in order, if the samples come from a table.
     vocabulary
         Text of each token in the order of the tokens' numbers, if the samples are text.
+    tokenizer
+        Content of the ``tokenizer.json`` that made the tokens of the ``vocabulary``, if one did.
     generated
         Clients that generate their samples on demand. ``x_train`` and ``y_train`` then hold a few examples, and the
         data is not split.
@@ -106,6 +108,7 @@ class Dataset:
     classes: tuple[str, ...] | None = None
     columns: tuple[str, ...] | None = None
     vocabulary: tuple[str, ...] | None = None
+    tokenizer: str | None = None
     generated: Generated | None = None
     ground_truth: Mapping[str, NDArray[np.float64] | float] = field(default_factory=dict)
 

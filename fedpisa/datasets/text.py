@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedpisa.datasets.base import Dataset, Samples
+from fedpisa.datasets.tokens import Tokenised, encoded, numbered, read_text, split, tokenised
 from fedpisa.typing import PositiveInt
 
 _ORIGIN = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -61,31 +61,34 @@ def tinyshakespeare(*, data_dir: Path, num_clients: int, window: PositiveInt = 6
             f"num-clients to at most {enough}{' or lower window' * (window > 1)}"
         )
     # Windows of few roles may lack a character; the numbers are the same for all.
-    return _of_clients(
-        "tinyshakespeare", [spoken[role] for role in most[:num_clients]], set(everything), window
-    )
+    texts = numbered([spoken[role] for role in most[:num_clients]], everything)
+    return _of_clients("tinyshakespeare", texts, window)
 
 
-def text(*, data_file: str, tokens: Literal["char", "word"] = "char", window: PositiveInt = 64) -> Dataset:
+def text(*, data_file: str, tokens: str = "char", window: PositiveInt = 64) -> Dataset:
     """Text of your own: a file, or a folder whose .txt files are the clients.
 
-    The vocabulary is made of all the text. The first nine tenths of each file are for training and the rest for the
-    test. Both are cut into windows that do not overlap; what is left over at the end is dropped. The target of each
-    token is the next one. Use the partitioner ``natural`` for a folder, and ``iid`` for a file.
+    The vocabulary is made of all the text, or is that of a tokenizer. The first nine tenths of each file are for
+    training and the rest for the test. Both are cut into windows that do not overlap; what is left over at the end is
+    dropped. The target of each token is the next one. Use the partitioner ``natural`` for a folder, and ``iid`` for a
+    file.
 
     Parameters
     ----------
     data_file
         Path of the file or the folder; the text is UTF-8.
     tokens
-        Whether tokens are characters or words. Words are what stands between spaces or line breaks.
+        ``char`` or ``word``: what stands between spaces or line breaks; or the path of a ``tokenizer.json`` of Hugging
+        Face's, or of its folder (extra ``language``). Token ``i`` is then the tokenizer's, as a pretrained model knows
+        it, and no special tokens are added.
     window
         Number of tokens of a sample.
 
     Raises
     ------
     ValueError
-        If there is no such file or no .txt file in the folder, a file is not UTF-8, or is too short for a window.
+        If there is no such file or no .txt file in the folder, a file is not UTF-8, or is too short for a window, or
+        the tokenizer cannot be used.
     """
     place = Path(os.path.expanduser(data_file))
     is_folder = os.path.isdir(place)
@@ -96,15 +99,14 @@ def text(*, data_file: str, tokens: Literal["char", "word"] = "char", window: Po
         )
     if not os.path.isfile(paths[0]):
         raise ValueError(f"data-file {place} does not exist; give a text file, or a folder of .txt files")
-    split: Callable[[str], Sequence[str]] = str if tokens == "char" else str.split
-    parts = [split(_read(path)) for path in paths]
-    for path, part in zip(paths, parts, strict=True):
+    texts = tokenised([read_text(path) for path in paths], tokens)
+    for path, part in zip(paths, texts.numbers, strict=True):
         if not _has_window(len(part), window):
             raise ValueError(
                 f"{path} has {len(part)} tokens, and a training window of {window} with its targets needs "
                 f"{_least(window)}; lower window{' or remove the file' * is_folder}"
             )
-    return _of_clients(place.stem, parts, set().union(*parts), window, grouped=is_folder)
+    return _of_clients(place.stem, texts, window, grouped=is_folder)
 
 
 def ptb(*, data_dir: Path, window: PositiveInt = 70) -> Dataset:
@@ -132,7 +134,7 @@ def ptb(*, data_dir: Path, window: PositiveInt = 70) -> Dataset:
     for path in paths.values():
         if not os.path.isfile(path):
             raise ValueError(f"{path} does not exist; set data-dir to the folder that has it")
-    words = {part: _read(path).replace("\n", " <eos> ").split() for part, path in paths.items()}
+    words = {part: read_text(path).replace("\n", " <eos> ").split() for part, path in paths.items()}
     vocabulary = tuple(sorted({*words["train"]}))
     number_of = {word: number for number, word in enumerate(vocabulary)}
     if unknown := sorted({*words["test"]} - {*vocabulary}):
@@ -157,7 +159,9 @@ def ptb(*, data_dir: Path, window: PositiveInt = 70) -> Dataset:
     )
 
 
-def own_windows(place: Path, vocabulary: Sequence[str], words: bool, window: int) -> Samples:
+def own_windows(
+    place: Path, vocabulary: Sequence[str], words: bool, window: int, tokenizer: str | None = None
+) -> Samples:
     """Return the windows of all text of a file, or of a folder's .txt files, in the tokens of a vocabulary.
 
     Parameters
@@ -170,6 +174,8 @@ def own_windows(place: Path, vocabulary: Sequence[str], words: bool, window: int
         Whether tokens are words instead of characters.
     window
         Number of tokens of a sample.
+    tokenizer
+        Content of the ``tokenizer.json`` that makes the tokens, if they are not characters or words.
 
     Raises
     ------
@@ -180,8 +186,10 @@ def own_windows(place: Path, vocabulary: Sequence[str], words: bool, window: int
     number_of = {token: number for number, token in enumerate(vocabulary)}
     parts = []
     for path in paths:
-        whole = _read(path)
-        part = whole.split() if words else list(whole)
+        if tokenizer is not None:
+            parts.append(windows(encoded(read_text(path), tokenizer), window))
+            continue
+        part = split(read_text(path), words)
         if unknown := sorted({*part} - {*vocabulary}):
             raise ValueError(
                 f"{path} has {len(unknown)} tokens that the run's vocabulary of {len(vocabulary)} lacks, such as "
@@ -191,18 +199,6 @@ def own_windows(place: Path, vocabulary: Sequence[str], words: bool, window: int
     if not any(len(x) for x, _ in parts):
         raise ValueError(f"{place} has no text for a window of {window} tokens: give a longer text")
     return _joined(parts)
-
-
-def decode(numbers: Iterable[int], vocabulary: Sequence[str]) -> str:
-    """Return the text of tokens: characters side by side, words with spaces between them.
-
-    Examples
-    --------
-    >>> decode([1, 0, 1], ("n", "o")), decode([1, 0], ("be", "to"))
-    ('ono', 'to be')
-    """
-    between = "" if all(len(token) == 1 for token in vocabulary) else " "
-    return between.join(vocabulary[number] for number in numbers)
 
 
 def roles(play: str) -> Mapping[str, list[str]]:
@@ -234,31 +230,26 @@ def windows(numbers: NDArray[np.int64], window: int) -> Samples:
     return numbers[:used].reshape(-1, window), numbers[1 : used + 1].reshape(-1, window)
 
 
-def _of_clients(
-    name: str, parts: Sequence[Sequence[str]], tokens: set[str], window: int, grouped: bool = True
-) -> Dataset:
+def _of_clients(name: str, texts: Tokenised, window: int, grouped: bool = True) -> Dataset:
     """Return the windows of each client's text, of which the last tenth is for the test."""
-    vocabulary = tuple(sorted(tokens))
-    number_of = {token: number for number, token in enumerate(vocabulary)}
     train, test = [], []
-    for part in parts:
-        numbers = np.array([number_of[token] for token in part], np.int64)
-        train.append(windows(numbers[: _border(len(part))], window))
-        test.append(windows(numbers[_border(len(part)) :], window))
+    for part in texts.numbers:
+        train.append(windows(part[: _border(len(part))], window))
+        test.append(windows(part[_border(len(part)) :], window))
     sizes = [len(x) for x, _ in train]
     if not any(len(x) for x, _ in test):
+        longest = max(len(part) - _border(len(part)) for part in texts.numbers)
         raise ValueError(
-            f"{name}: the last tenths of the texts have {max(len(part) - _border(len(part)) for part in parts)} tokens "
-            f"at most, too few for a test window of {window}; lower window"
+            f"{name}: the last tenths of the texts have {longest} tokens at most, too few for a test window of "
+            f"{window}; lower window"
         )
     return Dataset.of(
         name,
         _joined(train),
         _joined(test),
-        num_classes=len(vocabulary),
-        groups=np.repeat(np.arange(len(parts)), sizes) if grouped else None,
-        vocabulary=vocabulary,
+        groups=np.repeat(np.arange(len(sizes)), sizes) if grouped else None,
         default_model="lstm",
+        **texts.fields,
     )
 
 
@@ -279,10 +270,3 @@ def _has_window(size: int, window: int) -> bool:
 def _least(window: int) -> int:
     """Return the smallest number of tokens that gives a training window."""
     return -(-10 * (window + 1) // 9)
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no UTF-8 text (byte {error.start}); store it as UTF-8") from error

@@ -1,4 +1,4 @@
-"""Text that a run's language model writes, ``samples.txt``, and its tokens, ``vocabulary.json``."""
+"""Text that a run's language model writes, ``samples.txt``, and its tokens: vocabulary or tokenizer."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 
-from fedpisa.datasets.text import decode
+from fedpisa.datasets.tokens import decode
 from fedpisa.rng import seeded, torch_seed
 from fedpisa.tasks.generation import continued
 from fedpisa.tasks.language import Language
@@ -24,10 +24,15 @@ NUM_PROMPTS: Final = 3
 
 
 def vocabulary_file(federation: Federation) -> bytes | None:
-    """Return the tokens in the order of their numbers, as JSON; ``None`` if the data have no vocabulary."""
-    if federation.vocabulary is None:
+    """Return the tokens in the order of their numbers, as JSON; ``None`` without any, or with a tokenizer."""
+    if federation.vocabulary is None or federation.tokenizer is not None:
         return None
     return (json.dumps(list(federation.vocabulary), ensure_ascii=False) + "\n").encode()
+
+
+def tokenizer_file(federation: Federation) -> bytes | None:
+    """Return the ``tokenizer.json`` that made the tokens; ``None`` if none did."""
+    return None if federation.tokenizer is None else federation.tokenizer.encode()
 
 
 @torch.no_grad()
@@ -51,5 +56,8 @@ def samples_file(federation: Federation, params_P: Tensor, buffers_Q: Tensor) ->
         texts = continued(task.eval_outputs, prompts, length, window, generator)
     parts = []
     for prompt, text in zip(prompts.tolist(), texts.tolist(), strict=True):
-        parts.append(f"=== after {decode(prompt, vocabulary)!r}\n{decode(text[len(prompt) :], vocabulary)}\n")
+        before, after = (
+            decode(part, vocabulary, federation.tokenizer) for part in (prompt, text[len(prompt) :])
+        )
+        parts.append(f"=== after {before!r}\n{after}\n")
     return "\n".join(parts).encode()

@@ -12,6 +12,7 @@ A run's directory contains
 - ``model.safetensors``: the global parameters under the module's own names; of a model that is read from a folder, only
   those that are trained, and the folder and its digest in the metadata;
 - ``vocabulary.json`` and ``samples.txt``, for text: its tokens, and texts that the final language model writes;
+  ``tokenizer.json`` in place of the tokens if a tokenizer made them;
 - ``clients.parquet``, if ``per-client = true``: a file for each evaluated round, a row for each client.
 """
 

@@ -49,6 +49,7 @@ DIGESTED: Final = (
     "partition.npz",
     "model.safetensors",
     "vocabulary.json",
+    "tokenizer.json",
     "samples.txt",
     f"{CLIENTS}/*.parquet",
 )

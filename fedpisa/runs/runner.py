@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from fedpisa.config.run import RunConfig, load_config
 from fedpisa.families import Permission, permitted
 from fedpisa.runs.events import RoundFinished, RunFinished, Stopping
-from fedpisa.runs.generated import vocabulary_file
+from fedpisa.runs.generated import tokenizer_file, vocabulary_file
 from fedpisa.runs.per_client import Table, require_parquet
 from fedpisa.runs.places import require_free
 from fedpisa.runs.process import is_own, reserved_heap
@@ -278,6 +278,7 @@ class _Run:
             names = state_names(self.simulation.federation.task.module)
             self.files.write_model(parameters, names, self.simulation.base)
             self.files.write_file("vocabulary.json", vocabulary_file(self.simulation.federation))
+            self.files.write_file("tokenizer.json", tokenizer_file(self.simulation.federation))
             if status == "finished":
                 self.files.write_file("samples.txt", self.simulation.samples())
             digests = self.files.reader().digests()

@@ -127,7 +127,7 @@ class Federation:
         self.num_outputs, self.shape = dataset.num_outputs, dataset.shape
         self.classes = dataset.vocabulary or dataset.class_names
         self.columns, self.labels = dataset.columns or (), whole.labels
-        self.vocabulary = dataset.vocabulary
+        self.vocabulary, self.tokenizer = dataset.vocabulary, dataset.tokenizer
         module = in_dtype(build_model(self.config, dataset), dtype).to(self.device)
         self.num_classes = dataset.num_classes
         if clients_have_data or dataset.generated is None:

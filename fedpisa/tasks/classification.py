@@ -56,7 +56,7 @@ def classification(
     Raises
     ------
     ValueError
-        If the weights do not fit the classes, or a metric is named twice.
+        If the weights do not fit the classes, the labels to balance are no classes, or a metric is named twice.
 
     References
     ----------
@@ -78,6 +78,7 @@ def _class_weights(
                 'class-weights = "balanced" needs the training labels, which only the nodes have: give a list with '
                 "one weight for each class"
             )
+        Classification(classes).check(torch.tensor(labels[:1]))
         counts_C = np.bincount(labels, minlength=classes)
         occur = counts_C > 0
         weights_C = np.where(occur, len(labels) / (occur.sum() * np.maximum(counts_C, 1)), 1.0)

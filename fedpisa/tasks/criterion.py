@@ -9,7 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, Final, final
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from fedpisa.components.names import one_line
 from fedpisa.tasks.losses import Loss
 from fedpisa.tasks.measures import LOSS, Measure
 from fedpisa.tasks.recurrent import Recurrence
+
+_ROUNDING: Final = 1e-6
+"""How much a share may be above 1, as a mean of float32."""
 
 
 class Criterion(ABC):
@@ -70,7 +73,7 @@ class OwnCriterion(Criterion):
 
     ``loss`` returns each sample's loss ``(B,)``. ``metrics`` returns numbers by name, from the outputs and targets of
     all samples of a set. More is better, except for the names in the object's ``lower_is_better``. The first metric is
-    the headline, or the loss if there is none.
+    the headline, or the loss if there is none. A metric whose name ends with ``accuracy`` is a share, at most 1.
 
     Parameters
     ----------
@@ -134,7 +137,7 @@ class OwnCriterion(Criterion):
                 name,
                 name.replace("_", " "),
                 name not in lower,
-                "percent" if name.endswith("accuracy") else "number",
+                "percent" if _is_share(name) else "number",
             )
             for name in self.names
         ]
@@ -204,7 +207,17 @@ class OwnCriterion(Criterion):
                 raise ValueError(
                     f"{self.name}: a metric is called {key!r}: take letters, digits and _, and another name than loss"
                 )
+            if _is_share(key) and values[key] > 1 + _ROUNDING:
+                raise ValueError(
+                    f"{self.name}: the metric {key} is {values[key]:g}, and what ends with accuracy is shown in per "
+                    "cent: return a share between 0 and 1, or another name"
+                )
         return values
+
+
+def _is_share(metric: str) -> bool:
+    """Return whether a user's metric is a share, which is shown in per cent."""
+    return metric.endswith("accuracy")
 
 
 def trial_rows(num_samples: int, size: int = 256) -> np.ndarray[Any, np.dtype[np.int64]]:

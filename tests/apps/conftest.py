@@ -125,7 +125,8 @@ def start(
     def connect(federation: Federation) -> NodeGrid:
         model, layout = str(federation.config.model), federation.task.layout.fingerprint
         about = federation.classes, federation.columns, federation.vocabulary is not None
-        record = RunRecord(run, NO_CLIENT, config.num_clients, model, *about)
+        tokenizer = federation.tokenizer or ""
+        record = RunRecord(run, NO_CLIENT, config.num_clients, model, *about, tokenizer)
         wanted = NodeRecord(NO_CLIENT, own_data, 0, federation.shape, federation.num_outputs, layout)
         return NodeGrid.connect(network, record, wanted, timeout=600, pause=lambda seconds: None)
 

@@ -74,6 +74,27 @@ def test_nodes_train_on_texts_of_their_own(nodes: Any, server: RunConfig, tmp_pa
     )
 
 
+def test_nodes_get_the_tokenizer_from_the_server(nodes: Any, server: RunConfig, tmp_path: Path) -> None:
+    """It reads X as a, which no vocabulary of characters could."""
+    tokenizers = pytest.importorskip("tokenizers", reason="needs the extra language")
+    numbers = {token: number for number, token in enumerate("e dcba")}
+    own = tokenizers.Tokenizer(tokenizers.models.WordLevel(numbers, unk_token="a"))
+    own.normalizer = tokenizers.normalizers.Replace("X", "a")
+    own.pre_tokenizer = tokenizers.pre_tokenizers.Split("", "isolated")
+    own.save(str(tmp_path / "tokenizer.json"))
+    content = (tmp_path / "tokenizer.json").read_text()
+    files = [tmp_path / f"{client}.own" for client in range(3)]
+    for client, file in enumerate(files):
+        file.write_text(text(client, 80).replace("a", "X"))
+    x, _ = own_windows(files[0], (), False, 5, content)
+    assert x.ravel().tolist() == [numbers[one] for one in text(0, 80)[:75]]
+    config = server.replace({"tokens": str(tmp_path / "tokenizer.json")})
+    network = nodes.network(tmp_path / "nodes", config, data=list(map(str, files)))
+    result = nodes.start(network, config, tmp_path / "run", own_data=True)
+    assert result.status == "finished"
+    assert (tmp_path / "run" / "tokenizer.json").read_text() == content
+
+
 SETS: dict[str, Any] = {}
 
 

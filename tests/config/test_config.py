@@ -63,6 +63,8 @@ OPTIONS = {
     "dataset a9a": "",
     "dataset quadratic": "dimension condition optimum-spread",
     "dataset mnist-t10k": "",
+    "dataset text": "data-file tokens window",
+    "dataset recipes": "recipes-file tokens window mask-padding",
     "partitioner iid": "",
     "partitioner label-dirichlet": "dirichlet-alpha min-partition-size",
     "partitioner client-dirichlet": "dirichlet-alpha",

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedpisa.datasets.base import Dataset
-from fedpisa.datasets.text import decode, roles, windows
+from fedpisa.datasets.text import roles, windows
+from fedpisa.datasets.tokens import decode
 from fedpisa.families.data import load, partition
 
 FindData = Callable[..., Path]

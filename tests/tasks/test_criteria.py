@@ -116,6 +116,18 @@ def test_balanced_weights_count_all_classes_the_same() -> None:
 
 
 @pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.zeros((5, 3), np.int64), r"the data have targets of shape \(3,\): take multi-label"),
+        (np.zeros(5), "the data have numbers: take regression"),
+    ],
+)
+def test_balanced_weights_of_what_is_no_class_are_refused(labels: NDArray[Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tasks.criterion(families.find("task", "classification"), {"class-weights": "balanced"}, 4, labels)
+
+
+@pytest.mark.parametrize(
     ("name", "keys", "message"),
     [
         ("classification", {"class-weights": [1.0, 2.0]}, "one weight for each of the 4 classes"),

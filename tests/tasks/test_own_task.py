@@ -173,6 +173,10 @@ def test_less_can_be_better_in_a_report(folder: Path) -> None:
         ({"task": "own_task:MeanLoss"}, r"its loss gives \(\) for 256 samples: return each sample's loss"),
         ({"task": "own_task:NoNumber"}, "its metrics fail on 256 samples"),
         ({"task": "own_task:Backwards"}, "lower_is_better = .* must be a tuple of its metrics"),
+        (
+            {"task": "own_task:PerCent"},
+            "the metric top_accuracy is 100, .*: return a share between 0 and 1, or another name",
+        ),
         ({"task": "own_task:Nothing"}, "it needs a method loss"),
         ({"task": "own_task:Missing"}, "cannot be imported"),
         ({"task": "own_task:SquaredHinge", "margin": "wide"}, "key 'margin'"),
@@ -180,6 +184,11 @@ def test_less_can_be_better_in_a_report(folder: Path) -> None:
         ({"task": "multi-label"}, r"needs targets \(samples, labels\)"),
         (
             {"task": "classification", "dataset": "quadratic", "partitioner": "iid", "model": "linear"},
+            "the data have numbers: take regression",
+        ),
+        (
+            {"task": "classification", "class-weights": "balanced", "dataset": "quadratic", "model": "linear"}
+            | {"partitioner": "iid"},
             "the data have numbers: take regression",
         ),
         ({"task": "clasification"}, "did you mean 'classification'"),
@@ -195,6 +204,15 @@ def test_mistakes_are_refused_in_one_line(keys: dict[str, Any], message: str) ->
     with pytest.raises(ValueError, match=message) as caught:
         fedpisa.run({**BASE, **keys})
     assert "\n" not in str(caught.value)
+
+
+def test_an_accuracy_of_one_is_a_share(folder: Path) -> None:
+    result = fedpisa.run({**BASE, "task": "own_task:Perfect"})
+    assert [(m.column, m.percent) for m in result.measures] == [
+        ("top_accuracy", True),
+        ("accuracy_in_per_cent", False),
+        ("loss", False),
+    ]
 
 
 def test_metrics_with_changing_names_are_refused(folder: Path) -> None:
