@@ -161,9 +161,7 @@ class Federation:
         self.history: list[Any] = []
 
     def client(self, client_id: int) -> Client:
-        return Client(
-            self.task, self.algorithm.local_update, *self.data.client(client_id), client_id, self.seed
-        )
+        return Client(self.task, self.algorithm.local_update, self.data.only(client_id), client_id, self.seed)
 
     @property
     def initial(self) -> Any:

@@ -52,10 +52,10 @@ class NodeRun:
     @property
     def client(self) -> Client:
         """The node's client."""
-        samples = self.federation.data.client(0 if self.own_data else self.client_id)
+        samples = self.federation.data.only(0 if self.own_data else self.client_id)
         federation = self.federation
         update, seed = federation.algorithm.local_update, federation.config.seed
-        return Client(federation.task, update, *samples, self.client_id, seed, federation.schedule)
+        return Client(federation.task, update, samples, self.client_id, seed, federation.schedule)
 
     def record(self) -> NodeRecord:
         """Return the node's description for the server."""

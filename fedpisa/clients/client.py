@@ -15,7 +15,7 @@ from fedpisa.clients.clipping import clipped
 from fedpisa.clients.gradients import AutogradGradient
 from fedpisa.clients.memory import memory_before, sampler_of, with_memory, without_memory
 from fedpisa.clients.step_sizes import UNSCHEDULED, StepSizeSchedule
-from fedpisa.datasets.client_data import rows
+from fedpisa.datasets.client_data import ClientData
 from fedpisa.rng import seeded, step_keys
 from fedpisa.tasks.augment import augmented
 from fedpisa.tasks.base import Task
@@ -38,8 +38,8 @@ class Client:
         Module and loss.
     update
         The algorithm's local update.
-    x, y
-        The client's samples and targets.
+    data
+        The client's samples and targets, and nobody else's; see `ClientData.only`.
     client_id
         The client's number ``0 .. N-1``; its random streams depend on it.
     seed
@@ -50,8 +50,7 @@ class Client:
 
     task: Task
     update: LocalUpdate
-    x: Tensor
-    y: Tensor
+    data: ClientData
     client_id: int
     seed: int
     schedule: StepSizeSchedule = UNSCHEDULED
@@ -60,28 +59,29 @@ class Client:
         """Return the round's result; buffers are in the upload, ``train-loss`` and ``local-steps`` in the metrics."""
         update = self.schedule.scaled(self.update, server_round).at_round(server_round)
         update = update.for_broadcast(down)
-        size_1, id_1 = np.array([len(self.x)]), np.array([self.client_id])
+        id_1, device = np.array([self.client_id]), self.data.x.device
         sampler = sampler_of(self.task, update)
-        indices = sampler.draw(size_1, id_1, server_round, self.seed)
+        indices = sampler.draw(self.data.sizes_N, id_1, server_round, self.seed)
         steps = int(indices.steps_S[0])
-        index_KCB = torch.from_numpy(indices.index_SKCB[0, :steps]).to(self.x.device)
-        weight_KCB = torch.from_numpy(indices.weight_SKCB[0, :steps]).to(self.x.device, self.task.dtype)
-        key_SK = step_keys(self.seed, np.array([self.client_id]), server_round, steps)
-        key_K = torch.from_numpy(key_SK[0]).to(self.x.device)
+        index_KCB = torch.from_numpy(indices.index_SKCB[0, :steps]).to(device)
+        weight_KCB = torch.from_numpy(indices.weight_SKCB[0, :steps]).to(device, self.task.dtype)
+        key_SK = step_keys(self.seed, id_1, server_round, steps)
+        key_K = torch.from_numpy(key_SK[0]).to(device)
         down = dict(down)
         buffers_Q = down.pop(BUFFERS, down["params"].new_zeros(0))
         memory = memory_before(self.task, sampler, state, down["params"], server_round)
         fresh_KC: Iterable[Tensor | None] = [None] * steps
         if indices.fresh_SKC is not None:
-            fresh_KC = torch.from_numpy(indices.fresh_SKC[0, :steps]).to(self.x.device)
+            fresh_KC = torch.from_numpy(indices.fresh_SKC[0, :steps]).to(device)
         has_memory, state = self.task.carry_state == "epoch", without_memory(state)
         work, losses = update.start(down, state), []
         with seeded(self.seed, "dropout", server_round, self.client_id), own_attributes(self.task.module):
             parts = zip(index_KCB, weight_KCB, key_K, fresh_KC, strict=True)
             for index_CB, weight_CB, key, fresh_C in parts:
                 gradient = AutogradGradient(self.task, buffers_Q, memory)
-                x = augmented(self.task.augment, rows(self.x, index_CB), key)
-                batch = MiniBatches(x, rows(self.y, index_CB), weight_CB, key, fresh_C)
+                x, y_CB = self.data.samples(index_CB)
+                x = augmented(self.task.augment, x, key)
+                batch = MiniBatches(x, y_CB, weight_CB, key, fresh_C)
                 bounded = clipped(gradient, self.task.max_grad_norm)
                 work = update.step(bounded, down, state, work, batch)
                 buffers_Q, memory = gradient.buffers_Q, gradient.memory_after

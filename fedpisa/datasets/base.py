@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias, final
 
@@ -26,6 +26,8 @@ IGNORED: Final = -100
 class Generated:
     """Clients whose samples are generated on demand and never stored, so that a million clients fit into memory.
 
+    Files that are read when their samples are needed are one client's, and `split` deals them out.
+
     Parameters
     ----------
     sizes_N
@@ -34,10 +36,29 @@ class Generated:
         Function that returns the features and targets of samples, given the client and the position
         (``0 .. n_i - 1``) of each sample, both ``(n,)``. Equal arguments give equal samples; `fedpisa.rng.hashed`
         makes random bits of this kind.
+
+    Examples
+    --------
+    >>> squares = Generated(np.array([5]), lambda client_n, k_n: (k_n[:, None] ** 2, client_n))
+    >>> parts = squares.split([np.array([0, 4]), np.array([1, 2, 3])])
+    >>> parts.sizes_N.tolist(), parts.make(np.array([1, 0]), np.array([2, 1]))[0].tolist()
+    ([2, 3], [[9], [16]])
     """
 
     sizes_N: NDArray[np.int64]
     make: Callable[[NDArray[np.int64], NDArray[np.int64]], Samples]
+
+    def rows(self, row_n: NDArray[np.int64]) -> Samples:
+        """Return samples by their positions ``(n,)`` among those of all clients, the first client's first."""
+        end_N = np.cumsum(self.sizes_N)
+        client_n = np.searchsorted(end_N, row_n, side="right")
+        return self.make(client_n, row_n - (end_N - self.sizes_N)[client_n])
+
+    def split(self, parts: Sequence[Indices]) -> Generated:
+        """Return the samples of other clients, given each one's positions among those of all clients."""
+        sizes_N, row_n = np.array([len(part) for part in parts]), np.concatenate(parts)
+        begin_N = np.cumsum(sizes_N) - sizes_N
+        return Generated(sizes_N, lambda client_n, k_n: self.rows(row_n[begin_N[client_n] + k_n]))
 
 
 @final
@@ -61,7 +82,7 @@ class Dataset:
         Natural client of each training sample, ``(n,)`` int64; ``None`` if the data has no natural clients.
     labels
         Labels of the training samples by which partitioners split, ``(n,)`` int64 from 0, if they are not ``y_train``;
-        see `split_labels`.
+        see `split_labels`. Samples that are generated on demand are split only if their classes are given here.
     default_model
         Name of the model that a run trains if its configuration names none.
     classes
@@ -73,8 +94,8 @@ class Dataset:
     tokenizer
         Content of the ``tokenizer.json`` that made the tokens of the ``vocabulary``, if one did.
     generated
-        Clients that generate their samples on demand. ``x_train`` and ``y_train`` then hold a few examples, and the
-        data is not split.
+        Clients that generate their samples on demand. ``x_train`` and ``y_train`` then hold a few examples. With
+        ``labels`` the data is split as stored data is, without generating a sample; otherwise it is not split.
     ground_truth
         Quantities known in closed form, such as the optimum of a quadratic.
 
@@ -122,6 +143,16 @@ class Dataset:
     def shape(self) -> tuple[int, ...]:
         """Shape of one sample's features."""
         return self.x_train.shape[1:]
+
+    @property
+    def num_train(self) -> int:
+        """Number of training samples that can be split; of examples if clients generate what nobody has seen."""
+        return len(self.y_train if self.labels is None else self.labels)
+
+    @property
+    def train_targets(self) -> Targets | None:
+        """Targets of all training samples ``(n, ...)``; ``None`` if clients generate what nobody has seen."""
+        return self.y_train if self.generated is None else self.labels
 
     @property
     def target_shape(self) -> tuple[int, ...]:
@@ -174,7 +205,7 @@ class Dataset:
                 f"{self.name}: a test sample has targets of shape {self.y_test.shape[1:]}, a training sample "
                 f"{self.target_shape}; give both the same"
             )
-        n = len(self.x_train)
+        n = len(self.x_train) if self.generated is None else int(self.generated.sizes_N.sum())
         for what, values in (("group", self.groups), ("label", self.labels)):
             if values is not None and values.shape != (n,):
                 raise ValueError(

@@ -104,6 +104,24 @@ class ClientData:
         begin = int(self.begin_N[client_id])
         return self._range(begin, begin + int(self.sizes_N[client_id]))
 
+    def only(self, client_id: int) -> ClientData:
+        """Return the data of one client alone, as views if the samples are stored.
+
+        Examples
+        --------
+        >>> import torch
+        >>> data = ClientData.of(np.eye(3), np.arange(3), [np.array([0]), np.array([1, 2])], torch.float32)
+        >>> data.only(1).samples(torch.tensor([1, 0]))[1].tolist()
+        [2, 1]
+        """
+        begin, size_1 = int(self.begin_N[client_id]), self.sizes_N[client_id : client_id + 1]
+        if self.generated is None:
+            rows = slice(begin, begin + int(size_1[0]))
+            return ClientData(self.x[rows], self.y[rows], np.zeros(1, np.int64), size_1)
+        make = self.generated.make
+        own = Generated(size_1, lambda client_n, position_n: make(client_n + client_id, position_n))
+        return ClientData(self.x, self.y, np.zeros(1, np.int64), size_1, own)
+
     def samples(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Return the features ``(*index.shape, *shape)`` and labels ``(*index.shape, ...)`` of the rows ``index``."""
         if self.generated is None:

@@ -54,10 +54,10 @@ def hold_out(dataset: Dataset, fraction: float, seed: int, *, in_order: bool = F
     >>> len(held.train), np.bincount(y[held.validation]).tolist()
     (5, [4, 1])
     """
-    n = len(dataset.y_train)
+    n, generated = dataset.num_train, dataset.generated
     if fraction == 0:
         return HeldOut(dataset, np.arange(n), np.zeros(0, np.int64))
-    if dataset.generated is not None:
+    if generated is not None and dataset.labels is None:
         raise ValueError(
             f"validation-fraction = {fraction:g}: {dataset.name} makes its samples client by client, so none can be "
             "set aside: set validation-fraction = 0"
@@ -84,8 +84,9 @@ def hold_out(dataset: Dataset, fraction: float, seed: int, *, in_order: bool = F
         )
     rest = dataclasses.replace(
         dataset,
-        x_train=dataset.x_train[train],
-        y_train=dataset.y_train[train],
+        x_train=dataset.x_train[train] if generated is None else dataset.x_train,
+        y_train=dataset.y_train[train] if generated is None else dataset.y_train,
+        generated=None if generated is None else generated.split([train]),
         groups=None if dataset.groups is None else dataset.groups[train],
         labels=None if dataset.labels is None else dataset.labels[train],
         ground_truth={},

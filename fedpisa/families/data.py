@@ -113,7 +113,13 @@ def partition(
         if component.factory in BY_LABEL:
             first = '"iid" (or' if dataset.groups is None else '"natural" (or iid,'
             raise ValueError(f"{dataset.name} has no labels: take partitioner = {first} quantity-dirichlet)")
-        labels = np.zeros((len(dataset.y_train), 0))
+        labels = np.zeros((dataset.num_train, 0))
+    effect = EFFECTS.get(component.factory)
+    if effect is not None and dataset.generated is not None:
+        raise ValueError(
+            f"partitioner {name} changes stored features, and {dataset.name} makes its samples when they are needed: "
+            'take another partitioner such as "iid"'
+        )
     keys = {kebab(key): value for key, value in options.items()}
     made: Any = stored
     if stored is None:
@@ -127,8 +133,7 @@ def partition(
             rng=generator(seed, "partition"),
         )
     parts = _parts(name, made, num_clients)
-    _check_partition(name, parts, num_clients, len(dataset.y_train))
-    effect = EFFECTS.get(component.factory)
+    _check_partition(name, parts, num_clients, dataset.num_train)
     if effect is not None:
         checked = {key.replace("-", "_"): value for key, value in checked_values(component, keys).items()}
         noisy = effect(dataset.x_train, parts, generator(seed, "partition-effect"), **checked)

@@ -71,7 +71,7 @@ def make_client_app(client_of: Callable[[Context], Client], mods: Sequence[Mod] 
             return state_lost_reply(message)
         outcome = client.run_round(server_round, down, state)
         metrics = {name: float(value) for name, value in outcome.metrics.items()}
-        reply = reply_to(message, outcome.upload, len(client.x), metrics)
+        reply = reply_to(message, outcome.upload, client.data.num_samples, metrics)
         if outcome.state:
             context.state[STATE] = to_record(outcome.state)
             context.state[EARLIER_STATE] = to_record(state)
@@ -91,8 +91,8 @@ def make_client_app(client_of: Callable[[Context], Client], mods: Sequence[Mod] 
 def evaluation_reply(message: Message, client: Client, down: Arrays) -> Message:
     """Return a client's evaluation of a model on its own samples."""
     buffers_Q = down.get(BUFFERS, down["params"].new_zeros(0))
-    metrics = client.task.evaluate(down["params"], buffers_Q, client.x, client.y)
-    record = MetricRecord({NUM_EXAMPLES: len(client.x), **metrics})
+    metrics = client.task.evaluate(down["params"], buffers_Q, *client.data.client(0))
+    record = MetricRecord({NUM_EXAMPLES: client.data.num_samples, **metrics})
     return Message(RecordDict({METRICS: record}), reply_to=message)
 
 
@@ -120,7 +120,7 @@ def state_before(
         state_round = max((number for number in kept if number < server_round), default=0)
     if state_round in kept:
         record = context.state.array_records[kept[state_round]]
-        return to_tensors(record, client.task.dtype, client.x.device), state_round
+        return to_tensors(record, client.task.dtype, client.data.x.device), state_round
     state = initial_state(client.task, client.update, down["params"])
     if state and state_round > 0:
         raise StateLostError(
@@ -133,5 +133,5 @@ def state_before(
 def _received(message: Message, client: Client) -> tuple[Arrays, ConfigRecord]:
     arrays = message.content.array_records[ARRAYS]
     config = message.content.config_records[CONFIG]
-    down = to_tensors(arrays, client.task.dtype, client.x.device)
-    return {**down, **scalars(config, client.task.dtype, client.x.device)}, config
+    down = to_tensors(arrays, client.task.dtype, client.data.x.device)
+    return {**down, **scalars(config, client.task.dtype, client.data.x.device)}, config

@@ -34,11 +34,12 @@ from fedpisa.simulation.faults import Faults
 from fedpisa.simulation.parts import (
     build_model,
     chosen,
+    client_samples,
     eval_rows,
-    generated_samples,
     load_dataset,
     split_dataset,
     task_of,
+    validation_samples,
     with_model_of,
 )
 from fedpisa.simulation.privacy import Privacy, build_privacy
@@ -112,13 +113,13 @@ class Federation:
         whole, held = dataset, hold_out(dataset, config.validation_fraction, config.seed, in_order=in_order)
         parts, self.partition = [held.train], list[Indices]()
         dataset, self.validation_rows = held.dataset, held.validation
-        if not clients_have_data and dataset.generated is None:
+        if not clients_have_data and dataset.train_targets is not None:
             # A partition's indices are positions in the whole training set, with and without validation samples.
             stored = partition and [np.searchsorted(held.train, part) for part in partition]
             dataset, parts = split_dataset(self.config, dataset, stored)
             self.partition = [held.train[part] for part in parts] if len(held.validation) else parts
         if self.algorithm.reference == "centralised":
-            if dataset.generated is not None:
+            if dataset.train_targets is None:
                 raise ValueError(
                     f"algorithm = {config.algorithm!r} needs all samples in one place, and {dataset.name} makes them "
                     "client by client: use another data set"
@@ -130,13 +131,12 @@ class Federation:
         self.vocabulary, self.tokenizer = dataset.vocabulary, dataset.tokenizer
         module = in_dtype(build_model(self.config, dataset), dtype).to(self.device)
         self.num_classes = dataset.num_classes
-        if clients_have_data or dataset.generated is None:
-            self.data = ClientData.of(dataset.x_train, dataset.y_train, parts, dtype, self.device)
-        else:
-            self.data = ClientData.made_by(generated_samples(self.config, dataset), dtype, self.device)
+        self.data = client_samples(
+            self.config, dataset, parts, self.device, clients_have_data=clients_have_data
+        )
         sets = {"test": (dataset.x_test, dataset.y_test, np.arange(len(dataset.y_test)))}
         if len(self.validation_rows):
-            sets["validation"] = whole.x_train, whole.y_train, self.validation_rows
+            sets["validation"] = validation_samples(config, whole, self.validation_rows)
         self.evaluated, self._digested = dict[str, ClientData](), list[ClientData]()
         for number, (part, (x, y, rows)) in enumerate(sets.items()):
             some = eval_rows(rows, config.eval_samples, config.seed, number)
@@ -147,7 +147,7 @@ class Federation:
                 self.evaluated[part] if is_all else ClientData.of(x, y, [rows], dtype, torch.device("cpu"))
             )
         self.test = self.evaluated["test"]
-        labels = None if clients_have_data or dataset.generated is not None else dataset.y_train
+        labels = None if clients_have_data else dataset.train_targets
         self.task: Task = tasks.build(
             component,
             values,
@@ -199,8 +199,8 @@ class Federation:
 
     def client(self, client_id: int) -> Client:
         """Return one client."""
-        update, samples = self.algorithm.local_update, self.data.client(client_id)
-        return Client(self.task, update, *samples, client_id, self.config.seed, self.schedule)
+        update, samples = self.algorithm.local_update, self.data.only(client_id)
+        return Client(self.task, update, samples, client_id, self.config.seed, self.schedule)
 
     def privacy(self, *, deployed: bool = False) -> Privacy | None:
         """Return the run's differential privacy, ``None`` without; see `build_privacy`."""
@@ -248,12 +248,15 @@ class Federation:
     def data_digest(self) -> str:
         """Return a digest of all samples, of which client has which, and of the test and validation sets.
 
-        Samples that clients make on the fly are not looked at: the seed decides them.
+        Samples that are generated on demand are not looked at, but their split and their labels are.
         """
         digest = hashlib.sha256()
         for samples in (self.data, *self._digested):
             for values in (samples.x.cpu().numpy(), samples.y.cpu().numpy(), samples.sizes_N):
                 digest.update(np.ascontiguousarray(values).data)
+        if self.data.generated is not None and self.labels is not None:
+            for rows in (self.labels, *self.partition):
+                digest.update(np.ascontiguousarray(rows).data)
         return digest.hexdigest()[:32]
 
     def majority_share(self) -> float | None:

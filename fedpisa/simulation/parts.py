@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from fedpisa import families
 from fedpisa.components.describe import Component
 from fedpisa.config.run import RunConfig
-from fedpisa.datasets.base import Dataset, Generated, Indices, is_integers
+from fedpisa.datasets.base import Dataset, Features, Generated, Indices, Targets, is_integers
+from fedpisa.datasets.client_data import ClientData
 from fedpisa.families import data, models
 from fedpisa.rng import generator
 
@@ -34,7 +36,7 @@ def split_dataset(
 
     The partitioner ``feature-noise`` changes the training features; others return the data set unchanged.
     """
-    if dataset.generated is not None:
+    if dataset.train_targets is None:
         raise ValueError(
             f"{dataset.name} makes its samples client by client, so there is nothing to split: use another data set"
         )
@@ -73,6 +75,37 @@ def task_of(config: RunConfig, dataset: Dataset) -> tuple[Component, dict[str, o
 def with_model_of(config: RunConfig, dataset: Dataset) -> RunConfig:
     """Return the configuration with the data set's default model if it names no model."""
     return config.replace({"model": config.model or dataset.default_model})
+
+
+def client_samples(
+    config: RunConfig,
+    dataset: Dataset,
+    parts: Sequence[Indices],
+    device: torch.device,
+    *,
+    clients_have_data: bool = False,
+) -> ClientData:
+    """Return the clients' samples: the rows ``parts`` of the training set, or what clients generate themselves."""
+    dtype: torch.dtype = getattr(torch, config.dtype)
+    generated = dataset.generated
+    if generated is not None and dataset.train_targets is not None:
+        return ClientData.made_by(generated.split(parts), dtype, device)
+    if generated is None or clients_have_data:
+        return ClientData.of(dataset.x_train, dataset.y_train, parts, dtype, device)
+    return ClientData.made_by(generated_samples(config, dataset), dtype, device)
+
+
+def validation_samples(
+    config: RunConfig, dataset: Dataset, rows: Indices
+) -> tuple[Features, Targets, Indices]:
+    """Return samples and which of them, ``rows`` of the training set, are for validation.
+
+    If samples are generated on demand, these are only those that evaluations use.
+    """
+    if dataset.generated is None:
+        return dataset.x_train, dataset.y_train, rows
+    some = eval_rows(rows, config.eval_samples, config.seed, 1)
+    return *dataset.generated.rows(some), np.arange(len(some))
 
 
 def generated_samples(config: RunConfig, dataset: Dataset) -> Generated:

@@ -65,6 +65,7 @@ OPTIONS = {
     "dataset mnist-t10k": "",
     "dataset text": "data-file tokens window",
     "dataset recipes": "recipes-file tokens window mask-padding",
+    "dataset image-folder": "resize crop",
     "partitioner iid": "",
     "partitioner label-dirichlet": "dirichlet-alpha min-partition-size",
     "partitioner client-dirichlet": "dirichlet-alpha",

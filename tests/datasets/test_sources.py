@@ -31,7 +31,7 @@ def test_importing_is_light() -> None:
 
 def test_all_names() -> None:
     assert set(available("dataset")) == {
-        *("digits", "synthetic", "quadratic", "libsvm", "a9a", "mnist-t10k", "file"),
+        *("digits", "synthetic", "quadratic", "libsvm", "a9a", "mnist-t10k", "file", "image-folder"),
         *("tinyshakespeare", "ptb", "text", "recipes"),
         *("mnist", "fashion-mnist", "emnist", "kmnist", "usps", "svhn", "cifar10", "cifar100"),
     }

@@ -69,7 +69,7 @@ class Lab:
         self.strategy = AlgorithmStrategy(self.algorithm, self.task.layout, fraction_train=fraction)
 
     def client(self, client_id: int) -> Client:
-        return Client(self.task, self.algorithm.local_update, *self.data.client(client_id), client_id, 0)
+        return Client(self.task, self.algorithm.local_update, self.data.only(client_id), client_id, 0)
 
     def run(self, num_rounds: int) -> NDArray[np.float64]:
         """Return the model after the last round."""

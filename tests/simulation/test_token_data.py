@@ -25,7 +25,7 @@ def built(keys: dict[str, object] | None = None, **fields: Any) -> Federation:
 def test_tokens_stay_integers_and_parameters_take_the_dtype(dtype: str) -> None:
     made = built({"dtype": dtype})
     client = made.client(1)
-    assert client.x.dtype == client.y.dtype == made.test.x.dtype == torch.int64
+    assert client.data.x.dtype == client.data.y.dtype == made.test.x.dtype == torch.int64
     assert made.task.initial_params().dtype == made.task.layout.dtype == getattr(torch, dtype)
 
 

@@ -98,7 +98,7 @@ def run_alone(
     """
     outcomes = []
     for row, client_id in enumerate(ids_S.tolist()):
-        client = Client(task, update, *data.client(client_id), client_id, seed)
+        client = Client(task, update, data.only(client_id), client_id, seed)
         own = {name: value[row] for name, value in states_S.items()}
         outcomes.append(client.run_round(server_round, down, own))
     return LocalResult(*(_stacked(parts) for parts in zip(*outcomes, strict=True)))

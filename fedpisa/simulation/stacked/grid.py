@@ -198,7 +198,7 @@ class VmapGrid(InProcessGrid):
 
     def _evaluate(self, request: Message) -> Message:
         client_id = self.client_of(request.metadata.dst_node_id)
-        client = Client(self.task, self.update, *self.data.client(client_id), client_id, self.seed)
+        client = Client(self.task, self.update, self.data.only(client_id), client_id, self.seed)
         return evaluation_reply(request, client, self._received(request.content))
 
     def _train(
