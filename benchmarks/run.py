@@ -16,7 +16,9 @@ sys.path.insert(0, str(HERE.parent))
 from report import write_report  # noqa: E402
 
 from fedpisa.bench import table  # noqa: E402
-from fedpisa.bench.measure import Competitor, alternate, cores, fedpisa, jobs  # noqa: E402
+from fedpisa.bench.measure import Competitor, alternate, cores, fedpisa, jobs, lacking  # noqa: E402
+
+IMAGE_MODELS = ("mlp", "leaf-cnn", "logistic")
 
 
 def competitors(with_ray: str | None, with_fedjax: str | None) -> list[Competitor]:
@@ -34,11 +36,11 @@ def competitors(with_ray: str | None, with_fedjax: str | None) -> list[Competito
         Competitor("one large batch", script("large_batch.py"), cores()),
     ]
     if with_fedjax:
-        found.append(Competitor("fedjax", script("fedjax_loop.py", with_fedjax), cores(), ("fedavg",)))
+        fedjax = script("fedjax_loop.py", with_fedjax)
+        found.append(Competitor("fedjax", fedjax, cores(), ("fedavg",), models=IMAGE_MODELS))
     if with_ray:
-        found.append(
-            Competitor("Flower, Ray", script("flower_ray.py", with_ray), 1, ("fedavg",), most_rounds=3)
-        )
+        ray = script("flower_ray.py", with_ray)
+        found.append(Competitor("Flower, Ray", ray, 1, ("fedavg",), models=IMAGE_MODELS, most_rounds=3))
     return found
 
 
@@ -47,10 +49,12 @@ def main() -> None:
     ray_here = sys.executable if find_spec("ray") else None
     fedjax_here = sys.executable if find_spec("fedjax") else None
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("workloads", nargs="*", help="A B C D; by default all")
+    parser.add_argument("workloads", nargs="*", help="A B C D M L G V R; by default all")
     parser.add_argument("--algorithm", action="append", choices=("fedavg", "sisa"), help="by default both")
     parser.add_argument("--repeats", type=int, default=3, help="processes of each kind")
-    parser.add_argument("--rounds", type=int, help="rounds that are timed; by default 20, 4 for B")
+    parser.add_argument(
+        "--rounds", type=int, help="rounds that are timed; by default 20, 4 for B, 5 for L G V R"
+    )
     parser.add_argument("--quick", action="store_true", help="one process of each kind, three rounds")
     parser.add_argument(
         "--ray", metavar="PYTHON", default=ray_here, help="an interpreter that has Flower and Ray"
@@ -69,6 +73,8 @@ def main() -> None:
         1 if asked.quick else 3,
     )
     measurements = []
+    for reason in lacking(todo):
+        print(f"left out: {reason}", flush=True)
     for one in alternate(competitors(asked.ray, asked.fedjax), todo, 1 if asked.quick else asked.repeats):
         measurements.append(one)
         print(table.line(one), flush=True)

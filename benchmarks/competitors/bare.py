@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from fedpisa.bench import workloads
 from fedpisa.bench.protocol import job, report
-from fedpisa.bench.workloads import LEARNING_RATE, Job
+from fedpisa.bench.workloads import LEARNING_RATE, TEXT_MODELS, Job
 
 Batches = Callable[[int], Sequence[Tensor]]
 """The positions of each mini-batch of a client, given its number."""
@@ -24,7 +24,16 @@ SIGMA, RHO, BETA, EPS = 0.3, 100.0, 0.999, 1e-8
 
 
 def model_of(name: str) -> nn.Module:
-    """Return a workload's model."""
+    """Return a workload's model; the larger networks are fedpisa's modules, without its engine."""
+    if name in TEXT_MODELS:
+        from fedpisa.bench.networks import lora
+        from fedpisa.models.language import gpt, lstm
+
+        return {"lstm": lstm, "gpt": gpt, "lora": lora}[name]((workloads.WINDOW,), workloads.TOKENS)
+    if name == "vit":
+        from fedpisa.bench.networks import vit
+
+        return vit(workloads.SHAPE, workloads.CLASSES)
     if name == "logistic":
         return nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
     if name == "mlp":
@@ -39,11 +48,22 @@ def model_of(name: str) -> nn.Module:
     )
 
 
+def loss_of(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Return the mean cross-entropy of a batch, with one label or, for text, several a sample."""
+    return F.cross_entropy(model(x).flatten(0, -2), y.flatten())
+
+
+def trained(model: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters that are not frozen."""
+    return [param for param in model.parameters() if param.requires_grad]
+
+
 class Data:
     """All clients' samples, client after client."""
 
     def __init__(self, work: Job) -> None:
-        x, y = workloads.samples(work.workload.clients * work.workload.samples)
+        draw = workloads.windows if work.workload.is_text else workloads.samples
+        x, y = draw(work.workload.clients * work.workload.samples)
         self.x, self.y, self.each = torch.from_numpy(x), torch.from_numpy(y), work.workload.samples
 
     def client(self, number: int) -> tuple[Tensor, Tensor]:
@@ -54,13 +74,13 @@ class Data:
 
 def fedavg_round(model: nn.Module, data: Data, cohort: Sequence[int], batches: Batches) -> None:
     """Have each client of a cohort take SGD steps from the model, and put the mean into its place."""
-    params = list(model.parameters())
+    params = trained(model)
     before = [param.detach().clone() for param in params]
     mean = [torch.zeros_like(param) for param in before]
     for client in cohort:
         x, y = data.client(client)
         for rows in batches(client):
-            gradients = torch.autograd.grad(F.cross_entropy(model(x[rows]), y[rows]), params)
+            gradients = torch.autograd.grad(loss_of(model, x[rows], y[rows]), params)
             with torch.no_grad():
                 for param, gradient in zip(params, gradients, strict=True):
                     param.sub_(gradient, alpha=LEARNING_RATE)
@@ -80,7 +100,7 @@ class Sisa:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.params = list(model.parameters())
+        self.params = trained(model)
         self.model = model
         self.states: dict[int, tuple[Tensor, Tensor, Tensor, int]] = {}
         self.sum_P = torch.zeros_like(nn.utils.parameters_to_vector(self.params).detach())
@@ -90,7 +110,7 @@ class Sisa:
         w_P = nn.utils.parameters_to_vector(self.params).detach()
         for client in cohort:
             x, y = data.client(client)
-            gradients = torch.autograd.grad(F.cross_entropy(self.model(x), y), self.params)
+            gradients = torch.autograd.grad(loss_of(self.model, x, y), self.params)
             zero_P = torch.zeros_like(w_P)
             dual_P, moment_P, z_P, count = self.states.get(client) or (zero_P, zero_P.clone(), zero_P, 0)
             q_P = torch.cat([gradient.flatten() for gradient in gradients]).add_(dual_P)

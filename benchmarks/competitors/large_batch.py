@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from bare import Data, model_of
-from torch.nn import functional as F
+from bare import Data, loss_of, model_of, trained
 
 from fedpisa.bench import workloads
 from fedpisa.bench.protocol import job, report
@@ -20,12 +19,12 @@ def rounds(work: Job) -> Iterator[None]:
     """Do the job."""
     torch.manual_seed(workloads.SEED)
     data, model = Data(work), model_of(work.workload.model)
-    params = list(model.parameters())
+    params = trained(model)
     each = torch.arange(work.workload.samples)
     while True:
         cohort = torch.randperm(work.workload.clients)[: work.workload.per_round]
         rows = (cohort[:, None] * work.workload.samples + each).flatten()
-        gradients = torch.autograd.grad(F.cross_entropy(model(data.x[rows]), data.y[rows]), params)
+        gradients = torch.autograd.grad(loss_of(model, data.x[rows], data.y[rows]), params)
         with torch.no_grad():
             for param, gradient in zip(params, gradients, strict=True):
                 param.sub_(gradient, alpha=workloads.LEARNING_RATE)

@@ -36,6 +36,8 @@ class Competitor:
         Algorithms that the command can run.
     on_the_fly
         Whether the command can make samples when they are needed.
+    models
+        Models that the command has; ``None`` for all.
     most_rounds
         Largest number of timed rounds of a slow competitor, after one warm-up round; by default the job's.
     """
@@ -45,11 +47,17 @@ class Competitor:
     threads: int
     algorithms: tuple[Algorithm, ...] = ALGORITHMS
     on_the_fly: bool = False
+    models: tuple[str, ...] | None = None
     most_rounds: int | None = None
 
     def takes(self, job: Job) -> bool:
         """Return whether the competitor can run a job."""
-        return job.algorithm in self.algorithms and (self.on_the_fly or not job.workload.on_the_fly)
+        has_model = self.models is None or job.workload.model in self.models
+        return (
+            has_model
+            and job.algorithm in self.algorithms
+            and (self.on_the_fly or not job.workload.on_the_fly)
+        )
 
     def share(self, job: Job) -> Job:
         """Return a job with at most ``most_rounds`` rounds."""
@@ -160,13 +168,20 @@ def jobs(
 def alternate(competitors: Sequence[Competitor], jobs: Sequence[Job], repeats: int) -> Iterator[Measurement]:
     """Measure every competitor at every job ``repeats`` times, the competitors in turn.
 
-    Other load on the machine, which changes within minutes, then affects all competitors.
+    Other load on the machine, which changes within minutes, then affects all competitors. Jobs that lack an extra are
+    left out; see `lacking`.
     """
+    able = [job for job in jobs if not job.workload.missing]
     for _ in range(repeats):
-        for job in jobs:
+        for job in able:
             for competitor in competitors:
                 if competitor.takes(job):
                     yield measure(competitor, job)
+
+
+def lacking(jobs: Iterable[Job]) -> list[str]:
+    """Return why workloads of jobs are left out, a line for each."""
+    return list(dict.fromkeys(job.workload.missing for job in jobs if job.workload.missing))
 
 
 def measure(competitor: Competitor, job: Job) -> Measurement:

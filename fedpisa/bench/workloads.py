@@ -1,6 +1,6 @@
-"""Workloads of the benchmarks: federations of synthetic images.
+"""Workloads of the benchmarks: federations of synthetic images or texts.
 
-The time of a round depends on the shapes alone, so pixels and labels are random.
+The time of a round depends on the shapes alone, so pixels, labels and tokens are random.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, final
 
@@ -24,8 +25,16 @@ ALGORITHMS: Final[tuple[Algorithm, ...]] = ("fedavg", "sisa")
 LEARNING_RATE: Final = 0.05
 SHAPE: Final = (1, 28, 28)
 CLASSES: Final = 10
+WINDOW: Final = 64
+"""Tokens of a window of text."""
+TOKENS: Final = 65
+"""Tokens of the vocabulary, as many as Shakespeare's characters."""
 TEST_SAMPLES: Final = 1000
 SEED: Final = 0
+TEXT_MODELS: Final = ("lstm", "gpt", "lora")
+"""Models whose samples are windows of text."""
+_NETWORKS: Final = ("vit", "lora")
+"""Models of `fedpisa.bench.networks`; the others are fedpisa's by name."""
 
 
 @final
@@ -44,7 +53,8 @@ class Workload:
     batch
         Samples in a mini-batch.
     model
-        ``mlp`` 784-200-200-10, ``leaf-cnn`` (5x5x32, 5x5x64, 512: 1.66 M parameters) or ``logistic``.
+        ``mlp`` 784-200-200-10, ``leaf-cnn`` (5x5x32, 5x5x64, 512: 1.66 M parameters) or ``logistic``; for windows of
+        text ``lstm``, ``gpt`` or ``lora``; ``vit``. See `fedpisa.bench.networks`.
     rounds
         Number of timed rounds; a round takes between a hundredth of a second and a few seconds.
     on_the_fly
@@ -65,6 +75,18 @@ class Workload:
         """Number of SGD steps of a client in a round."""
         return -(-self.samples // self.batch)
 
+    @property
+    def is_text(self) -> bool:
+        """Whether samples are windows of text."""
+        return self.model in TEXT_MODELS
+
+    @property
+    def missing(self) -> str:
+        """Why the workload cannot run here: the extra that it lacks; empty if it can."""
+        if self.model != "lora" or (find_spec("transformers") and find_spec("peft")):
+            return ""
+        return f"{self.name} needs the extra language; run pip install 'fedpisa[language]'"
+
     def __str__(self) -> str:
         return (
             f"{self.name}: {self.clients:,} clients x {self.samples}, {self.per_round:,} per round, "
@@ -78,6 +100,10 @@ _ALL = (
     Workload("C", clients=1_000, samples=60, per_round=100, batch=20, model="logistic"),
     Workload("D", clients=10_000, samples=20, per_round=1_000, batch=20, model="logistic"),
     Workload("M", 1_000_000, samples=20, per_round=1_000, batch=20, model="logistic", on_the_fly=True),
+    Workload("L", clients=10, samples=64, per_round=10, batch=32, model="lstm", rounds=5),
+    Workload("G", clients=10, samples=64, per_round=10, batch=32, model="gpt", rounds=5),
+    Workload("V", clients=10, samples=64, per_round=10, batch=32, model="vit", rounds=5),
+    Workload("R", clients=10, samples=64, per_round=10, batch=32, model="lora", rounds=5),
 )
 WORKLOADS: Final[Mapping[str, Workload]] = MappingProxyType({workload.name: workload for workload in _ALL})
 
@@ -117,10 +143,12 @@ class Job:
             keys = {"local-epochs": 1, "learning-rate": LEARNING_RATE}
         return {
             "algorithm": self.algorithm,
-            "dataset": f"{__name__}:{'generated' if workload.on_the_fly else 'images'}",
+            "dataset": f"{__name__}:{self._source}",
             "samples-per-client": workload.samples,
             "partitioner": "natural",
-            "model": workload.model,
+            "model": f"fedpisa.bench.networks:{workload.model}"
+            if workload.model in _NETWORKS
+            else workload.model,
             "num-clients": workload.clients,
             "fraction-train": workload.per_round / workload.clients,
             "batch-size": workload.batch,
@@ -129,6 +157,12 @@ class Job:
             "seed": SEED,
             **keys,
         }
+
+    @property
+    def _source(self) -> str:
+        if self.workload.is_text:
+            return "texts"
+        return "generated" if self.workload.on_the_fly else "images"
 
 
 def samples(n: int, seed: int = SEED) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -142,6 +176,19 @@ def samples(n: int, seed: int = SEED) -> tuple[NDArray[np.float32], NDArray[np.i
     """
     rng = np.random.default_rng(seed)
     return rng.standard_normal((n, *SHAPE), dtype=np.float32), rng.integers(0, CLASSES, n)
+
+
+def windows(n: int, seed: int = SEED) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return windows of random tokens, and the token that follows each, both ``(n, 64)``.
+
+    Examples
+    --------
+    >>> x, y = windows(7)
+    >>> x.shape, bool((x[:, 1:] == y[:, :-1]).all())
+    ((7, 64), True)
+    """
+    text = np.random.default_rng(seed).integers(0, TOKENS, (n, WINDOW + 1))
+    return text[:, :-1].copy(), text[:, 1:].copy()
 
 
 def generated(*, seed: int, num_clients: int, samples_per_client: int) -> Dataset:
@@ -170,6 +217,20 @@ def images(*, seed: int, num_clients: int, samples_per_client: int) -> Dataset:
     """Return random 28x28 images, the same number for every client."""
     train = samples(num_clients * samples_per_client, seed)
     return _dataset("images", train, seed, groups=np.repeat(np.arange(num_clients), samples_per_client))
+
+
+def texts(*, seed: int, num_clients: int, samples_per_client: int) -> Dataset:
+    """Return windows of random tokens, the same number for every client."""
+    from fedpisa.datasets.base import Dataset
+
+    return Dataset.of(
+        "texts",
+        windows(num_clients * samples_per_client, seed),
+        windows(TEST_SAMPLES // 10, seed + 1),
+        num_classes=TOKENS,
+        default_model="gpt",
+        groups=np.repeat(np.arange(num_clients), samples_per_client),
+    )
 
 
 def _dataset(name: str, train: tuple[NDArray[Any], NDArray[Any]], seed: int, **parts: Any) -> Dataset:

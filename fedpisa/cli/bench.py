@@ -28,14 +28,16 @@ class BenchAlgorithm(StrEnum):
 def bench(
     workloads: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[A] [B] [C] [D] [M]", help="Workloads to run.", show_default="all"),
+        typer.Argument(
+            metavar="[A] [B] [C] [D] [M] [L] [G] [V] [R]", help="Workloads to run.", show_default="all"
+        ),
     ] = None,
     algorithm: Annotated[
         list[BenchAlgorithm] | None, typer.Option(help="May be repeated.", show_default="both")
     ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Processes per workload and algorithm.")] = 3,
     rounds: Annotated[
-        int | None, typer.Option(min=1, help="Timed rounds.", show_default="20, 4 for B")
+        int | None, typer.Option(min=1, help="Timed rounds.", show_default="20, 4 for B, 5 for L, G, V and R")
     ] = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of PyTorch.", show_default="one per core")
@@ -45,7 +47,7 @@ def bench(
         Path | None, typer.Option(help="A .json file for the measurements.", show_default=False)
     ] = None,
 ) -> None:
-    """Measure this machine: seconds per round, memory and start-up of five workloads, each in its own process."""
+    """Measure this machine: seconds per round, memory and start-up of nine workloads, each in its own process."""
     from rich.console import Console
 
     from fedpisa.bench import measure, table
@@ -56,6 +58,8 @@ def bench(
     terminal = Console(highlight=False, soft_wrap=True)
     progress = Console(stderr=True, highlight=False, soft_wrap=True)
     measurements = []
+    for reason in measure.lacking(jobs):
+        progress.print(f"left out: {reason}", markup=False)
     for one in measure.alternate([measure.fedpisa(threads)], jobs, 1 if quick else repeats):
         measurements.append(one)
         progress.print(table.line(one), markup=False)

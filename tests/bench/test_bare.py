@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -33,6 +34,15 @@ def bare() -> ModuleType:
     return module
 
 
+NEEDS_PEFT = pytest.mark.skipif(find_spec("peft") is None, reason="needs the extra language")
+LARGER = [
+    "lstm",
+    "gpt",
+    "vit",
+    pytest.param("lora", marks=NEEDS_PEFT),
+]
+
+
 def job(model: str, algorithm: Algorithm) -> Job:
     return Job(Workload("tiny", clients=6, samples=8, per_round=3, batch=4, model=model), algorithm, 3, 0)
 
@@ -40,11 +50,16 @@ def job(model: str, algorithm: Algorithm) -> Job:
 def in_both(bare: ModuleType, work: Job) -> tuple[Simulation, nn.Module, Any]:
     """Return fedpisa's simulation, and the bare loop's data and model with the same weights."""
     simulation = Simulation(RunConfig.from_mapping({**work.keys(), "dtype": "float64"}))
-    model = bare.model_of(work.workload.model).double()
-    nn.utils.vector_to_parameters(simulation.federation.task.initial_params(), model.parameters())
+    bare_model = bare.model_of(work.workload.model).double()
+    nn.utils.vector_to_parameters(simulation.federation.task.initial_params(), bare.trained(bare_model))
+    if (
+        work.workload.model == "lora"
+    ):  # of the base, only the random weights that are frozen are not in the vector
+        assert all(param.requires_grad == ("lora" in name) for name, param in bare_model.named_parameters())
     data = bare.Data(work)
-    data.x = data.x.double()
-    return simulation, model, data
+    if not work.workload.is_text:
+        data.x = data.x.double()
+    return simulation, bare_model, data
 
 
 def cohort_of(work: Job, server_round: int) -> list[int]:
@@ -56,7 +71,7 @@ def weights(simulation: Simulation) -> Tensor:
     return simulation._vectors()[0]
 
 
-@pytest.mark.parametrize("model", ["logistic", "mlp", "leaf-cnn"])
+@pytest.mark.parametrize("model", ["logistic", "mlp", "leaf-cnn", *LARGER])
 def test_fedavg_is_the_same(bare: ModuleType, model: str) -> None:
     work = job(model, "fedavg")
     simulation, bare_model, data = in_both(bare, work)
@@ -74,12 +89,13 @@ def test_fedavg_is_the_same(bare: ModuleType, model: str) -> None:
         }
         assert all(sorted(torch.cat(own).tolist()) == list(range(8)) for own in batches.values())
         bare.fedavg_round(bare_model, data, cohort, batches.__getitem__)
-        params = nn.utils.parameters_to_vector(bare_model.parameters())
+        params = nn.utils.parameters_to_vector(bare.trained(bare_model))
         torch.testing.assert_close(params, weights(simulation), rtol=1e-9, atol=1e-12)
 
 
-def test_sisa_is_the_same(bare: ModuleType) -> None:
-    work = job("mlp", "sisa")
+@pytest.mark.parametrize("model", ["mlp", *LARGER])
+def test_sisa_is_the_same(bare: ModuleType, model: str) -> None:
+    work = job(model, "sisa")
     simulation, bare_model, data = in_both(bare, work)
     sisa = bare.Sisa(bare_model)
     rows = simulation.rows()
@@ -87,7 +103,7 @@ def test_sisa_is_the_same(bare: ModuleType) -> None:
     for server_round in (1, 2, 3):
         next(rows)
         sisa.round(data, cohort_of(work, server_round))
-        params = nn.utils.parameters_to_vector(bare_model.parameters())
+        params = nn.utils.parameters_to_vector(bare.trained(bare_model))
         torch.testing.assert_close(params, weights(simulation), rtol=1e-9, atol=1e-12)
     assert len(sisa.states) > work.workload.per_round  # the cohorts differ between rounds
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from fedpisa.bench import measure, table
+from fedpisa.bench import measure, table, workloads
 from fedpisa.bench.measure import Competitor, Measurement, alternate, summary
 from fedpisa.bench.memory import INTERVAL, PeakMemory, in_use, tree
 from fedpisa.bench.workloads import WORKLOADS, Job, Workload, images
@@ -42,12 +42,27 @@ def test_the_issues_workloads() -> None:
     facts = {
         name: (w.clients, w.samples, w.per_round, w.batch, w.steps, w.model) for name, w in WORKLOADS.items()
     }
-    assert {name: own for name, own in facts.items() if name != "M"} == {
+    assert {name: own for name, own in facts.items() if name in "ABCD"} == {
         "A": (100, 600, 10, 32, 19, "mlp"),
         "B": (100, 600, 10, 32, 19, "leaf-cnn"),
         "C": (1000, 60, 100, 20, 3, "logistic"),
         "D": (10_000, 20, 1000, 20, 1, "logistic"),
     }
+
+
+def test_a_workload_without_its_extra_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workloads, "find_spec", lambda package: None)
+    asked = [Job(WORKLOADS[name]) for name in "LVR"]
+    monkeypatch.setattr(measure, "measure", lambda competitor, job: job.workload.name)
+    assert list(alternate([competitor("a", "")], asked, repeats=1)) == ["L", "V"]
+    assert measure.lacking(asked) == [
+        "R needs the extra language; run pip install 'fedpisa[language]'",
+    ]
+
+
+def test_competitors_have_their_models() -> None:
+    images_alone = Competitor("x", (), threads=1, models=("mlp",))
+    assert [images_alone.takes(Job(WORKLOADS[name])) for name in "AL"] == [True, False]
 
 
 def test_clients_have_equal_shares() -> None:

@@ -36,7 +36,7 @@ Path = Literal["written-out", "one-by-one", "stacked", "autograd"]
 """How gradients are computed: written out for all clients at once, or for one after the other; by `torch.func` for all
 clients at once, or by plain autograd for one after the other."""
 WORTH_A_THREAD: Final = 5_000_000
-"""Multiplications of a cohort's local step, clients times samples times parameters, from which it is spread."""
+"""Multiplications of a cohort's local step from which it is spread: clients x samples x tokens x weights."""
 
 
 class Common(NamedTuple):
@@ -94,7 +94,10 @@ def run_cohort(
     """
     sampler = sampler_of(task, update.at_round(server_round))
     indices = sampler.draw(data.sizes_N[ids_S], ids_S, server_round, seed)
-    multiplications = len(ids_S) * indices.weight_SKCB[0, 0].size * task.layout.size
+    # Frozen weights are multiplied too, and all weights with each token of a sample.
+    size = sum(parameter.numel() for parameter in task.module.parameters())
+    tokens = 1 if data.x.is_floating_point() else data.x[:1].numel()
+    multiplications = len(ids_S) * indices.weight_SKCB[0, 0].size * tokens * size
     tasks = (task, *copies)[: len(ids_S)] if multiplications >= WORTH_A_THREAD else (task,)
     parts = _deal_out(indices.steps_S, len(tasks))
     written_out = path in ("written-out", "one-by-one")

@@ -10,6 +10,9 @@ import torch
 from torch import nn
 
 from fedpisa import families
+from fedpisa.config.run import RunConfig
+from fedpisa.models.language import gpt
+from fedpisa.runs.simulation import Simulation
 from fedpisa.simulation.stacked import cohort
 from fedpisa.simulation.stacked.threads import one_thread_each
 
@@ -43,6 +46,33 @@ def test_threads_change_nothing_but_rounding(lab: Any, name: str, three_threads:
     for mine, other in zip(spread.history, whole.history, strict=True):
         assert mine.train_metrics["local-steps"] == other.train_metrics["local-steps"]
         assert mine.train_metrics["train-loss"] == pytest.approx(other.train_metrics["train-loss"], rel=1e-11)
+
+
+def test_tokens_and_frozen_weights_count_as_work(lab: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three clients have 2 windows of 64 tokens, and of 61,952 weights 64 are trained: too few without the others."""
+    asked: list[int] = []
+    monkeypatch.setattr(cohort, "one_thread_each", lambda n: asked.append(n) or one_thread_each(n))
+    keys = {"num-clients": 3, "samples-per-client": 2, "fraction-train": 1.0, "batch-size": 2, "seed": 0}
+    texts = {
+        "dataset": "fedpisa.bench.workloads:texts",
+        "partitioner": "natural",
+        "model": f"{__name__}:frozen",
+    }
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        rows = Simulation(RunConfig.from_mapping({**keys, **texts, "num-server-rounds": 1})).rows()
+        assert len(list(rows)) == 2
+    finally:
+        torch.set_num_threads(before)
+    assert asked == [2]
+
+
+def frozen(shape: tuple[int, ...], num_outputs: int) -> nn.Module:
+    model = gpt(shape, num_outputs, width=64, layers=1)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = name == "norm.weight"
+    return model
 
 
 @pytest.mark.parametrize("spread", [True, False])
