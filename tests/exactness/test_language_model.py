@@ -181,16 +181,41 @@ def test_engines_agree_on_language(texts: Path, algorithm: str, model: str) -> N
             assert other == pytest.approx(one, rel=max(tolerance, 1e-9), abs=1e-9)
 
 
+@pytest.mark.parametrize("carry", ["none", "epoch"])
 @pytest.mark.parametrize("engine", ["vmap", "loop"])
 def test_a_killed_run_resumes_to_the_same_bytes_with_dropout(
-    texts: Path, tmp_path: Path, engine: str
+    texts: Path, tmp_path: Path, engine: str, carry: str
 ) -> None:
     keys = keys_of(texts, algorithm="sisa", model="lstm", hidden=4, engine=engine)
     keys |= {"lstm-dropout": 0.3, "num-server-rounds": 6, "checkpoint-every": 2}
+    keys |= {"task": "language", "carry-state": carry}
     fedpisa.run(keys, tmp_path / "whole")
     cut_short(keys, tmp_path / "cut", 3)
     fedpisa.run(resume=tmp_path / "cut")
     assert_same(tmp_path / "whole", tmp_path / "cut")
+
+
+@needs_data
+@pytest.mark.slow
+def test_an_lstm_passes_the_trigrams_of_the_training_text() -> None:
+    text = load("tinyshakespeare", num_clients=10)
+    train, test = (
+        np.concatenate([x, y[:, -1:]], 1)
+        for x, y in ((text.x_train, text.y_train), (text.x_test, text.y_test))
+    )
+    pairs, triples = np.zeros((65, 65)), np.zeros((65, 65, 65))
+    np.add.at(pairs, (train[:, :-1], train[:, 1:]), 1)
+    np.add.at(triples, (train[:, :-2], train[:, 1:-1], train[:, 2:]), 1)
+    after_one = (pairs + 0.1) / (pairs.sum(1, keepdims=True) + 6.5)
+    after_two = (triples + 5 * after_one) / (triples.sum(2, keepdims=True) + 5)
+    bigram = np.exp(-np.log(after_one[test[:, :-1], test[:, 1:]]).mean())
+    trigram = np.exp(-np.log(after_two[test[:, :-2], test[:, 1:-1], test[:, 2:]]).mean())
+    assert bigram == pytest.approx(11.23, abs=0.005)
+    assert trigram == pytest.approx(7.21, abs=0.05)
+    keys: dict[str, object] = {"dataset": "tinyshakespeare", "model": "lstm", "num-clients": 10}
+    keys |= {"partitioner": "natural", "batch-size": 32, "num-server-rounds": 60, "eval-every": 60}
+    result = fedpisa.run({**keys, "algorithm": "sisa", "sigma": 0.005, "rho": 100})
+    assert result.history["test_perplexity"].iloc[-1] < min(trigram, 7.21)
 
 
 def test_the_run_knows_its_measures_and_its_path(texts: Path, tmp_path: Path) -> None:
