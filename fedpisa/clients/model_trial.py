@@ -14,7 +14,7 @@ from fedpisa.clients.base import LocalUpdate, MiniBatches
 from fedpisa.clients.batches import Ints
 from fedpisa.clients.gradients import AutogradGradient
 from fedpisa.clients.memory import sampler_of
-from fedpisa.components import one_line
+from fedpisa.components import LOG, one_line
 from fedpisa.rng import seeded
 from fedpisa.tasks.base import Task
 from fedpisa.tasks.batchnorm import MaskedBatchNorm
@@ -22,7 +22,7 @@ from fedpisa.tasks.module_values import own_attributes
 
 
 def require_trainable(task: Task, x: Tensor, y: Tensor) -> None:
-    """Compute one gradient of the initial model.
+    """Compute one gradient of the initial model, and say in the log if it draws from PyTorch's generator.
 
     Parameters
     ----------
@@ -43,7 +43,13 @@ def require_trainable(task: Task, x: Tensor, y: Tensor) -> None:
     with seeded(0, "trial"), own_attributes(task.module):
         try:
             _require_kept_tensors(task, x[0])
+            before = torch.get_rng_state()
             AutogradGradient(task, task.initial_buffers().to(x.device))(params_P, batch)
+            if not torch.equal(torch.get_rng_state(), before):
+                LOG.warning(
+                    "the model draws from PyTorch's generator: a run repeats to the same bytes on one engine, and "
+                    "other engines draw other numbers; nn.Dropout and fedpisa.rng draw the same on all"
+                )
         except ValueError:
             raise
         except Exception as error:  # a user's model may fail in any way

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fedpisa.clients.base import MiniBatches
 from fedpisa.clients.gradients import AutogradGradient
+from fedpisa.clients.model_trial import require_trainable
 from fedpisa.rng import mix, uniform
 from fedpisa.tasks.dropout import has_keyed_dropout, key_dropouts, masks_from
 from fedpisa.tasks.supervised import supervised
@@ -164,3 +166,19 @@ def test_engines_draw_the_same_masks(lab: Any, case: str, norm: bool) -> None:
     )
     assert stacked.grid.path == "stacked"
     assert lab.relative(stacked.params, loop.params) <= 1e-12
+
+
+class DrawsItself(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        dropped: Tensor = nn.functional.dropout(x, 0.5, self.training)
+        return dropped
+
+
+@pytest.mark.parametrize(("layer", "times"), [(DrawsItself, 1), (nn.Dropout, 0)])
+def test_the_log_says_once_that_a_model_draws_itself(
+    layer: Callable[[], nn.Module], times: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    task = supervised(nn.Sequential(nn.Linear(3, 3), layer(), nn.Linear(3, 2)), num_classes=2)
+    with caplog.at_level("INFO", "fedpisa"):
+        require_trainable(task, torch.ones(1, 3), torch.zeros(1, dtype=torch.int64))
+    assert [record.message[:26] for record in caplog.records] == ["the model draws from PyTor"] * times
