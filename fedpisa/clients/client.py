@@ -39,7 +39,7 @@ class Client:
     update
         The algorithm's local update.
     data
-        The client's samples and targets, and nobody else's; see `ClientData.only`.
+        The samples and targets of this client alone; see `ClientData.only`.
     client_id
         The client's number ``0 .. N-1``; its random streams depend on it.
     seed
