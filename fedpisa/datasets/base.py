@@ -146,12 +146,12 @@ class Dataset:
 
     @property
     def num_train(self) -> int:
-        """Number of training samples that can be split; of the examples if clients generate samples without known labels."""
+        """Number of training samples that can be split; that of the examples if clients generate unlabelled samples."""
         return len(self.y_train if self.labels is None else self.labels)
 
     @property
     def train_targets(self) -> Targets | None:
-        """Targets of all training samples ``(n, ...)``; ``None`` if clients generate samples without known labels."""
+        """Targets of all training samples ``(n, ...)``; ``None`` if clients generate unlabelled samples."""
         return self.y_train if self.generated is None else self.labels
 
     @property
