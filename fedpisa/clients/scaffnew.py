@@ -47,7 +47,19 @@ class GeometricSteps(BatchSampler):
         return epochs.draw(sizes_S, ids_S, server_round, seed)
 
     def in_order(self, carry_state: CarryState) -> BatchSampler:
-        """Return the rule with windows of a text in order."""
+        """Return the rule with windows of a text in order.
+
+        Raises
+        ------
+        ValueError
+            If the state is carried over rounds: their numbers of steps differ, so a round cannot know where the one
+            before it ended.
+        """
+        if carry_state == "epoch":
+            raise ValueError(
+                "carry-state = 'epoch': the rounds of scaffnew have different numbers of steps, so a round does not go "
+                'on where the one before it ended; set carry-state = "round", or take another algorithm'
+            )
         return replace(self, carry_state=carry_state)
 
 

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedpisa.models.recurrent import Steps, packed, unpacked
+from fedpisa.models.recurrent import Steps, packed, sequence_length, unpacked
 from fedpisa.typing import PositiveInt
 
 
@@ -41,7 +41,7 @@ def bigram(shape: tuple[int, ...], num_outputs: int) -> nn.Module:
     >>> sum(p.numel() for p in model.parameters()), model(torch.zeros(2, 8, dtype=torch.int64)).shape
     (4225, torch.Size([2, 8, 65]))
     """
-    _length("bigram", shape)
+    sequence_length("bigram", shape)
     table = nn.Embedding(num_outputs, num_outputs)
     nn.init.zeros_(table.weight)
     return table
@@ -94,7 +94,7 @@ def lstm(
     >>> sum(p.numel() for p in lstm((64,), 65).parameters())
     84177
     """
-    _length("lstm", shape)
+    sequence_length("lstm", shape)
     if tied and embed != hidden:
         raise ValueError(
             f"model 'lstm' with tied = true needs embed = hidden, not {embed} and {hidden}: set embed = {hidden}"
@@ -144,7 +144,7 @@ def gpt(
     >>> sum(p.numel() for p in gpt((64,), 65).parameters())
     111360
     """
-    length = _length("gpt", shape)
+    length = sequence_length("gpt", shape)
     if width % heads:
         raise ValueError(f"model 'gpt' cannot split width = {width} among heads = {heads}: take a multiple")
     return _GPT(num_outputs, length, width, heads, layers)
@@ -222,13 +222,3 @@ class _Block(nn.Module):
         h_BTD = h_BTD + self.attended(mixed.transpose(-3, -2).flatten(-2))
         out_BTD: Tensor = h_BTD + self.mlp(self.norm_2(h_BTD))
         return out_BTD
-
-
-def _length(model: str, shape: tuple[int, ...]) -> int:
-    """Return the length of a sequence of tokens."""
-    if len(shape) != 1:
-        raise ValueError(
-            f"model {model!r} needs sequences of tokens (length,), and a sample has shape {shape}: take text, such as "
-            "dataset = 'tinyshakespeare'"
-        )
-    return shape[0]

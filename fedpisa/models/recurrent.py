@@ -111,11 +111,7 @@ def awd_lstm(
     >>> sum(p.numel() for p in awd_lstm((70,), 10_000).parameters())
     24221600
     """
-    if len(shape) != 1:
-        raise ValueError(
-            f"model 'awd-lstm' needs sequences of tokens (length,), and a sample has shape {shape}: take text, such as "
-            "dataset = 'ptb'"
-        )
+    sequence_length("awd-lstm", shape)
     sizes = (embed, *[hidden] * (layers - 1), embed)
     dropouts = (embedding_dropout, input_dropout, hidden_dropout, output_dropout, weight_dropout)
     return _AWDLSTM(num_outputs, sizes, dropouts)
@@ -164,3 +160,13 @@ def _locked(drop: nn.Dropout, x_BTD: Tensor) -> Tensor:
     """Return dropout with one mask for all positions of a sequence."""
     dropped: Tensor = x_BTD * drop(torch.ones_like(x_BTD[:, :1]))
     return dropped
+
+
+def sequence_length(model: str, shape: tuple[int, ...]) -> int:
+    """Return the length of a sequence of tokens."""
+    if len(shape) != 1:
+        raise ValueError(
+            f"model {model!r} needs sequences of tokens (length,), and a sample has shape {shape}: take text, such as "
+            "dataset = 'tinyshakespeare'"
+        )
+    return shape[0]

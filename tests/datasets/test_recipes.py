@@ -73,7 +73,7 @@ def test_the_last_tenth_is_for_the_test_and_clients_share_the_rest(tmp_path: Pat
 
 
 def test_a_model_of_equal_chances_has_the_vocabulary_as_perplexity(tmp_path: Path) -> None:
-    """Masked positions change neither the loss nor the measures, whatever the texts' lengths."""
+    """Masked positions change neither the loss nor the measures of texts of any length."""
     data = load("recipes", data_dir=written(tmp_path, many()), window=8)
     y, v = torch.from_numpy(data.y_train), data.num_outputs
     outputs = torch.zeros(*y.shape, v, dtype=torch.float64)
