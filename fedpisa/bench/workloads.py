@@ -33,6 +33,8 @@ TEST_SAMPLES: Final = 1000
 SEED: Final = 0
 TEXT_MODELS: Final = ("lstm", "gpt", "lora")
 """Models whose samples are windows of text."""
+AT_ONCE: Final = (*TEXT_MODELS, "vit")
+"""Models whose gradient of all samples is one pass; that of the others goes through mini-batches."""
 _NETWORKS: Final = ("vit", "lora")
 """Models of `fedpisa.bench.networks`; the others are fedpisa's by name."""
 
@@ -139,6 +141,8 @@ class Job:
         """Return the keys of fedpisa's run configuration."""
         workload = self.workload
         keys: dict[str, object] = {"batches-per-round": "all"}
+        if workload.model in AT_ONCE:
+            keys = {"batch-size": "full"}
         if self.algorithm == "fedavg":
             keys = {"local-epochs": 1, "learning-rate": LEARNING_RATE}
         return {

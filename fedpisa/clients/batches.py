@@ -46,6 +46,29 @@ class BatchIndices(NamedTuple):
         fresh = None if self.fresh_SKC is None else self.fresh_SKC[rows_S]
         return BatchIndices(self.index_SKCB[rows_S], self.weight_SKCB[rows_S], self.steps_S[rows_S], fresh)
 
+    def client(self, row: int) -> BatchIndices:
+        """Return the indices of one client, without the padding that other clients' samples need.
+
+        Examples
+        --------
+        >>> indices = Epochs(batch_size=2).draw(np.array([3, 1]), np.array([0, 1]), server_round=1, seed=0)
+        >>> indices.index_SKCB.shape, indices.client(1).index_SKCB.shape
+        ((2, 2, 1, 2), (1, 1, 1, 1))
+        """
+        own = self.rows(np.array([row]))
+        steps = int(own.steps_S[0])
+        if own.fresh_SKC is not None:  # the rows are streams, which keep their numbers
+            return own._replace(
+                index_SKCB=own.index_SKCB[:, :steps],
+                weight_SKCB=own.weight_SKCB[:, :steps],
+                fresh_SKC=own.fresh_SKC[:, :steps],
+            )
+        used_KCB = own.weight_SKCB[0, :steps] > 0
+        batches = int(used_KCB.any((0, 2)).sum())
+        size = int(used_KCB.any((0, 1)).sum())
+        part = (slice(None), slice(steps), slice(batches), slice(size))
+        return own._replace(index_SKCB=own.index_SKCB[part], weight_SKCB=own.weight_SKCB[part])
+
 
 class BatchSampler(ABC):
     """A rule that selects a cohort's samples from the seed, the clients and the round alone."""

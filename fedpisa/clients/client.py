@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fedpisa.clients.base import Arrays, LocalResult, LocalUpdate, MiniBatches
+from fedpisa.clients.batches import BatchIndices
 from fedpisa.clients.clipping import clipped
 from fedpisa.clients.gradients import AutogradGradient
 from fedpisa.clients.memory import memory_before, sampler_of, with_memory, without_memory
@@ -55,13 +56,19 @@ class Client:
     seed: int
     schedule: StepSizeSchedule = UNSCHEDULED
 
-    def run_round(self, server_round: int, down: Arrays, state: Arrays) -> LocalResult:
-        """Return the round's result; buffers are in the upload, ``train-loss`` and ``local-steps`` in the metrics."""
+    def run_round(
+        self, server_round: int, down: Arrays, state: Arrays, indices: BatchIndices | None = None
+    ) -> LocalResult:
+        """Return the round's result; buffers are in the upload, ``train-loss`` and ``local-steps`` in the metrics.
+
+        ``indices`` is what the sampler draws for this client, if that is known already.
+        """
         update = self.schedule.scaled(self.update, server_round).at_round(server_round)
         update = update.for_broadcast(down)
         id_1, device = np.array([self.client_id]), self.data.x.device
         sampler = sampler_of(self.task, update)
-        indices = sampler.draw(self.data.sizes_N, id_1, server_round, self.seed)
+        if indices is None:
+            indices = sampler.draw(self.data.sizes_N, id_1, server_round, self.seed)
         steps = int(indices.steps_S[0])
         index_KCB = torch.from_numpy(indices.index_SKCB[0, :steps]).to(device)
         weight_KCB = torch.from_numpy(indices.weight_SKCB[0, :steps]).to(device, self.task.dtype)

@@ -46,13 +46,17 @@ class AutogradGradient:
         self, params_P: Tensor, batch: MiniBatches, extra: FeatureLoss | None = None
     ) -> tuple[Tensor, Tensor]:
         """Return the mean loss ``()`` and gradient ``(P,)`` over the mini-batches; see `Gradient`."""
-        total_P = torch.zeros_like(params_P)
+        total_P: Tensor | None = None
 
         def add(c: int, loss: Tensor, held: Held) -> None:
-            total_P.add_(held.gradient(loss))
+            nonlocal total_P
+            gradient_P = held.gradient(loss)
+            total_P = gradient_P if total_P is None else total_P.add_(gradient_P)
 
-        self.loss = self._over_batches(params_P, batch, add, extra)
-        return self.loss, total_P / batch.num_batches
+        self.loss, num_batches = self._over_batches(params_P, batch, add, extra)
+        if total_P is None:
+            total_P = torch.zeros_like(params_P)
+        return self.loss, total_P if len(batch.weight_CB) == 1 else total_P / num_batches
 
     def each(self, params_P: Tensor, batch: MiniBatches) -> tuple[Tensor, Tensor]:
         """Return the mean loss ``()`` and each mini-batch's gradient ``(C, P)``; see `Gradient`."""
@@ -61,7 +65,7 @@ class AutogradGradient:
         def put(c: int, loss: Tensor, held: Held) -> None:
             gradients_CP[c] += held.gradient(loss)
 
-        self.loss = self._over_batches(params_P, batch, put)
+        self.loss, _ = self._over_batches(params_P, batch, put)
         return self.loss, gradients_CP
 
     def with_hessian(
@@ -78,8 +82,8 @@ class AutogradGradient:
                     total_RP[r] += held.product(gradient_P, vector_P)
             total_P.add_(gradient_P.detach())
 
-        self.loss = self._over_batches(params_P, batch, add)
-        return self.loss, total_P / batch.num_batches, total_RP / batch.num_batches
+        self.loss, num_batches = self._over_batches(params_P, batch, add)
+        return self.loss, total_P / num_batches, total_RP / num_batches
 
     @torch.enable_grad()
     def _over_batches(
@@ -88,25 +92,28 @@ class AutogradGradient:
         batch: MiniBatches,
         derive: Callable[[int, Tensor, Held], None],
         extra: FeatureLoss | None = None,
-    ) -> Tensor:
-        """Call ``derive`` with the index and the mean loss of each non-empty mini-batch; return the mean of these.
+    ) -> tuple[Tensor, Tensor]:
+        """Call ``derive`` with each non-empty mini-batch's index and mean loss; return the mean of these, and how many.
 
         With a `micro_batch_size`, ``derive`` gets one piece's part of a mini-batch's loss after the other. The memory
         goes from one mini-batch to the next, and each call begins with that of the step.
         """
         total, memory = params_P.new_zeros(()), self.memory
-        for c, (x, y_B, weight_B) in enumerate(zip(*batch.samples, strict=True)):
+        for c, (x, all_y_B, weight_B) in enumerate(zip(*batch.samples, strict=True)):
             real = (weight_B > 0).nonzero().squeeze(1)
             if memory and batch.fresh_C is not None and batch.fresh_C[c]:
                 memory = {name: torch.zeros_like(value) for name, value in memory.items()}
             # No rows would make one piece without samples.
             pieces = real.split(self.task.micro_batch_size or len(x)) if len(real) else ()
             for piece, rows in enumerate(pieces):
+                x_B, y_B, own = x, all_y_B, memory
+                if len(rows) < len(x):
+                    x_B, y_B = x[rows], all_y_B[rows]
+                    own = {name: value[rows] for name, value in memory.items()}
                 # A backward pass may call the module again, so it belongs inside.
                 with self.task.holding(params_P, self.buffers_Q) as held:
                     key = self.task.noise_key(batch.key, c, piece)
-                    samples = Samples(x[rows], y_B[rows], key=key)
-                    own = {name: value[rows] for name, value in memory.items()}
+                    samples = Samples(x_B, y_B, key=key)
                     losses_B, buffers_Q, after = self.task.losses(None, self.buffers_Q, samples, extra, own)
                     loss = losses_B.mean() * (len(rows) / len(real))
                     derive(c, loss, held)
@@ -116,4 +123,5 @@ class AutogradGradient:
                 }
                 total += loss.detach()
         self.memory_after = memory
-        return total / batch.num_batches
+        num_batches = batch.num_batches
+        return total / num_batches, num_batches

@@ -21,12 +21,12 @@ from fedpisa.rng import mix
 from fedpisa.tasks.augment import CropFlip
 from fedpisa.tasks.batchnorm import MaskedBatchNorm, mask_batchnorms, real_rows
 from fedpisa.tasks.buffers import BufferLayout
-from fedpisa.tasks.dropout import has_keyed_dropout, key_dropouts, masks_from
+from fedpisa.tasks.dropout import Keyed, key_dropouts, keyed_dropouts, masks_from
 from fedpisa.tasks.features import FeatureLoss, with_features
 from fedpisa.tasks.layout import ParamLayout
 from fedpisa.tasks.losses import Loss
 from fedpisa.tasks.measures import Measure
-from fedpisa.tasks.module_values import Held, holding
+from fedpisa.tasks.module_values import Held, Places, holding
 from fedpisa.tasks.modules import places
 
 
@@ -103,6 +103,8 @@ class Task(ABC):
     buffer_layout: BufferLayout = field(init=False)
     _observed: nn.Module = field(init=False, repr=False)
     _places: Mapping[str, tuple[str, ...]] = field(init=False, repr=False)
+    _tensors: Places = field(init=False, repr=False)
+    _dropouts: tuple[Keyed, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "module", key_dropouts(mask_batchnorms(self.module)))
@@ -110,6 +112,8 @@ class Task(ABC):
         object.__setattr__(self, "buffer_layout", BufferLayout.of(self.module))
         object.__setattr__(self, "_observed", _Observed(self.module))
         object.__setattr__(self, "_places", places(self._observed))
+        object.__setattr__(self, "_tensors", Places(self.module))
+        object.__setattr__(self, "_dropouts", keyed_dropouts(self.module))
         if not self.layout.names:
             raise ValueError(
                 "the model has no trainable parameters: give it a layer that learns, or unfreeze one"
@@ -185,7 +189,7 @@ class Task(ABC):
     @property
     def draws_noise(self) -> bool:
         """Whether the losses depend on the samples' key. Each mini-batch then has a pass and a key of its own."""
-        return has_keyed_dropout(self.module)
+        return any(layer.p > 0 for layer in self._dropouts)
 
     def noise_key(self, key: Tensor, number: int, piece: int = 0) -> Tensor | None:
         """Return the key of mini-batch ``number`` of a local step with ``key``; ``None`` if no noise is drawn.
@@ -207,7 +211,7 @@ class Task(ABC):
 
     def holding(self, params_P: Tensor, buffers_Q: Tensor) -> AbstractContextManager[Held]:
         """Put these values into the module inside the block. Calls with ``params = None`` use them."""
-        return holding(self.module, self.layout, self.buffer_layout, params_P, buffers_Q)
+        return holding(self._tensors, self.layout, self.buffer_layout, params_P, buffers_Q)
 
     def outputs(
         self,

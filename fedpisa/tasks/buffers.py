@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from typing import Final, final
 
@@ -51,12 +52,12 @@ class BufferLayout:
         layout = ParamLayout.of(module.named_buffers())
         return cls(layout.names, layout.shapes, layout.dtypes)
 
-    @property
+    @cached_property
     def sizes(self) -> list[int]:
         """Number of entries of each buffer."""
         return [prod(shape) * _entries(dtype) for shape, dtype in zip(self.shapes, self.dtypes, strict=True)]
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Length ``Q`` of the flat vector."""
         return sum(self.sizes)

@@ -74,7 +74,7 @@ def _key_of(layer: nn.Module) -> Tensor | None:
     return keys[0]
 
 
-class _Keyed(_DropoutNd, ABC):
+class Keyed(_DropoutNd, ABC):
     """A dropout layer with a key for its masks; without one it is torch's layer."""
 
     @abstractmethod
@@ -97,7 +97,7 @@ class _Keyed(_DropoutNd, ABC):
         return plain
 
 
-class _OfChannels(_Keyed, ABC):
+class _OfChannels(Keyed, ABC):
     """Drops whole channels ``(B, C)``."""
 
     axes: int
@@ -108,7 +108,7 @@ class _OfChannels(_Keyed, ABC):
 
 
 @final
-class KeyedDropout(_Keyed, nn.Dropout):
+class KeyedDropout(Keyed, nn.Dropout):
     """`torch.nn.Dropout` with a key; see `key_dropouts`.
 
     Examples
@@ -149,7 +149,7 @@ class KeyedDropout3d(_OfChannels, nn.Dropout3d):
 
 
 @final
-class KeyedAlphaDropout(_Keyed, nn.AlphaDropout):
+class KeyedAlphaDropout(Keyed, nn.AlphaDropout):
     """`torch.nn.AlphaDropout` with a key; see `key_dropouts`."""
 
     def mask_shape(self, x: Tensor) -> tuple[int, ...] | None:
@@ -165,7 +165,7 @@ class KeyedAlphaDropout(_Keyed, nn.AlphaDropout):
         return a * (x * m + limit * (1 - m)) - a * limit * self.p
 
 
-_KEYED: Final[dict[type[nn.Module], type[_Keyed]]] = {
+_KEYED: Final[dict[type[nn.Module], type[Keyed]]] = {
     nn.Dropout: KeyedDropout,
     nn.Dropout1d: KeyedDropout1d,
     nn.Dropout2d: KeyedDropout2d,
@@ -188,6 +188,6 @@ def key_dropouts(module: nn.Module) -> nn.Module:
     return module
 
 
-def has_keyed_dropout(module: nn.Module) -> bool:
-    """Return whether a layer of the module drops values by a key."""
-    return any(isinstance(layer, _Keyed) and layer.p > 0 for layer in module.modules())
+def keyed_dropouts(module: nn.Module) -> tuple[Keyed, ...]:
+    """Return the module's layers that drop values by a key."""
+    return tuple(layer for layer in module.modules() if isinstance(layer, Keyed))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from typing import final
 
@@ -58,7 +59,7 @@ class ParamLayout:
         """The real dtype of the flat vector."""
         return self.dtypes[0].to_real()
 
-    @property
+    @cached_property
     def real_shapes(self) -> list[tuple[int, ...]]:
         """Shape of each tensor's part of the vector; a complex number is two real ones, along a last axis."""
         return [
@@ -66,17 +67,17 @@ class ParamLayout:
             for shape, dtype in zip(self.shapes, self.dtypes, strict=True)
         ]
 
-    @property
+    @cached_property
     def sizes(self) -> list[int]:
         """Number of entries of each tensor in the vector."""
         return [prod(shape) for shape in self.real_shapes]
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Length of the flat vector, ``P``."""
         return sum(self.sizes)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Short digest of names, shapes and dtypes; vectors can be combined only if their digests are equal."""
         text = repr((self.names, self.shapes, tuple(map(str, self.dtypes))))

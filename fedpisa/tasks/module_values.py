@@ -24,12 +24,57 @@ from fedpisa.tasks.layout import ParamLayout
 
 
 @final
+class Places:
+    """Where a module keeps its trainable parameters and its buffers, found once for all calls.
+
+    The tensors are looked up at each call: code may bind another tensor to the same name.
+
+    Examples
+    --------
+    >>> module = nn.Linear(1, 1, bias=False)
+    >>> places = Places(module)
+    >>> module.weight = nn.Parameter(torch.ones(1, 1))
+    >>> places.parameters["weight"] is module.weight
+    True
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        trained = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
+        self._parameters = [(name, *_place(module, name)) for name in trained]
+        self._buffers = [(name, *_place(module, name)) for name, _ in module.named_buffers()]
+        self._layers = [layer for layer in module.modules() if layer._buffers]
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The trainable parameters by name, tied ones once."""
+        found = {name: layer._parameters[last] for name, layer, last in self._parameters}
+        return {name: parameter for name, parameter in found.items() if parameter is not None}
+
+    @property
+    def buffers(self) -> dict[str, Tensor]:
+        """The buffers by name."""
+        found = {name: layer._buffers[last] for name, layer, last in self._buffers}
+        return {name: buffer for name, buffer in found.items() if buffer is not None}
+
+    @property
+    def buffers_by_layer(self) -> list[tuple[nn.Module, dict[str, Tensor | None]]]:
+        """Each layer that has buffers, with a copy of its table of them."""
+        return [(layer, dict(layer._buffers)) for layer in self._layers]
+
+
+def _place(module: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """Return the layer that has a parameter or buffer, and its last name there."""
+    path, _, last = name.rpartition(".")
+    return module.get_submodule(path), last
+
+
+@final
 class Held:
     """A module that holds values; see `holding`."""
 
-    def __init__(self, module: nn.Module, layout: ParamLayout) -> None:
+    def __init__(self, parameters: dict[str, nn.Parameter], layout: ParamLayout) -> None:
         self.layout = layout
-        self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self.parameters = parameters
 
     def gradient(self, loss: Tensor) -> Tensor:
         """Return a loss's derivatives as a flat vector ``(P,)``, 0 for parameters that it does not depend on."""
@@ -58,7 +103,7 @@ class Held:
 
 @contextmanager
 def holding(
-    module: nn.Module, layout: ParamLayout, buffer_layout: BufferLayout, params_P: Tensor, buffers_Q: Tensor
+    places: Places, layout: ParamLayout, buffer_layout: BufferLayout, params_P: Tensor, buffers_Q: Tensor
 ) -> Iterator[Held]:
     """Put values into a module's own tensors inside the block. Take derivatives inside the block too.
 
@@ -68,25 +113,25 @@ def holding(
     --------
     >>> module = nn.Linear(1, 1, bias=False)
     >>> layout, buffers = ParamLayout.of_parameters(module), BufferLayout.of(module)
-    >>> with holding(module, layout, buffers, torch.tensor([3.0]), torch.zeros(0)) as held:
+    >>> with holding(Places(module), layout, buffers, torch.tensor([3.0]), torch.zeros(0)) as held:
     ...     held.gradient(module(torch.tensor([2.0])) ** 2)
     tensor([24.])
     """
-    held = Held(module, layout)
+    held = Held(places.parameters, layout)
     values = {**layout.unflatten(params_P.detach()), **buffer_layout.unflatten(buffers_Q.detach().clone())}
-    buffers = dict(module.named_buffers())
+    tensors: dict[str, Tensor] = {**held.parameters, **places.buffers}
     # A forward pass may bind another tensor to a buffer's name.
-    places = [(layer, dict(layer._buffers)) for layer in module.modules() if layer._buffers]
-    own = {name: tensor.data for name, tensor in {**held.parameters, **buffers}.items()}
+    buffers_by_layer = places.buffers_by_layer
+    own = {name: tensor.data for name, tensor in tensors.items()}
     try:
-        for name, tensor in {**held.parameters, **buffers}.items():
+        for name, tensor in tensors.items():
             tensor.data = values[name]
         yield held
     finally:
-        for layer, named in places:
+        for layer, named in buffers_by_layer:
             layer._buffers.clear()
             layer._buffers.update(named)
-        for name, tensor in {**held.parameters, **buffers}.items():
+        for name, tensor in tensors.items():
             tensor.data = own[name]
             tensor.grad = None
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedpisa.clients.batches import BatchIndices, BatchSampler, Epochs, Periodic, num_batches
+from fedpisa.clients.batches import BatchIndices, BatchSampler, Epochs, Periodic, Streams, num_batches
 
 sizes_of = st.lists(st.integers(1, 30), min_size=1, max_size=5)
 batch_sizes = st.one_of(st.integers(1, 12), st.just("full"))
@@ -182,6 +182,32 @@ def test_a_client_is_given_the_same_in_every_cohort(
         alone = batches(plan_of(schedule, [size], server_round, ids=[ids[client]]), 0)
         assert batches(together, client) == alone
         assert batches(backwards, len(sizes) - 1 - client) == alone
+
+
+@quick
+@given(
+    sizes_of,
+    st.sampled_from([
+        *(Periodic(4), Periodic("full"), Periodic(4, 3, 2), Periodic(4, "all"), Periodic(3, "all", drop_last=True)),
+        *(Epochs(4, 2), Epochs("full", 2), Epochs(4, 1, 5), Epochs(4, 2, drop_last=True)),
+        *(Streams(3, local_steps=2), Streams(2, "round", "all"), Streams(2, "epoch", 1, 2, 0, True)),
+    ]),
+    st.integers(1, 5),
+)  # fmt: skip
+def test_a_cohort_without_padding_is_what_the_client_draws_alone(
+    sizes: list[int], schedule: BatchSampler, server_round: int
+) -> None:
+    together = plan_of(schedule, sizes, server_round)
+    for client, size in enumerate(sizes):
+        alone, taken = plan_of(schedule, [size], server_round, ids=[client]), together.client(client)
+        assert batches(taken, 0) == batches(alone, 0)
+        assert taken.steps_S == alone.steps_S
+        if taken.fresh_SKC is None:
+            assert taken.weight_SKCB.shape == alone.weight_SKCB.shape
+        else:
+            assert alone.fresh_SKC is not None
+            used_KC = alone.weight_SKCB[0].any(-1)
+            assert (taken.fresh_SKC[0, :, : used_KC.shape[1]] == alone.fresh_SKC[0])[used_KC].all()
 
 
 @pytest.mark.parametrize("kind", ["periodic", "epochs"])

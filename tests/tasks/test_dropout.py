@@ -16,7 +16,7 @@ from fedpisa.clients.base import MiniBatches
 from fedpisa.clients.gradients import AutogradGradient
 from fedpisa.clients.model_trial import require_trainable
 from fedpisa.rng import mix, uniform
-from fedpisa.tasks.dropout import has_keyed_dropout, key_dropouts, masks_from
+from fedpisa.tasks.dropout import key_dropouts, keyed_dropouts, masks_from
 from fedpisa.tasks.supervised import supervised
 
 KEY = torch.tensor(5)
@@ -98,8 +98,8 @@ def test_only_plain_layers_are_keyed() -> None:
     kinds = [type(layer) for layer in others]
     key_dropouts(nn.Sequential(*others))
     assert [type(layer) for layer in others] == kinds
-    assert not has_keyed_dropout(nn.Sequential(*others))
-    assert not has_keyed_dropout(key_dropouts(nn.Dropout(0.0)))
+    assert not keyed_dropouts(nn.Sequential(*others))
+    assert not supervised(nn.Sequential(nn.Linear(1, 2), nn.Dropout(0.0)), 2).draws_noise
 
 
 class Checkpointed(nn.Module):

@@ -108,7 +108,8 @@ def run_cohort(
     def run_part(task: Task, rows_S: Ints) -> LocalResult:
         own = {name: _rows(value, rows_S) for name, value in states_S.items()}
         if path == "autograd":
-            return run_alone(task, update, data, seed, ids_S[rows_S], server_round, down, own)
+            drawn = indices.rows(rows_S)
+            return run_alone(task, update, data, seed, ids_S[rows_S], server_round, down, own, drawn)
         # Each thread's copy of the module has other layers.
         gradient = sequential if task is tasks[0] or not written_out else sequential_gradient(task, data.x)
         common = Common(update, data, seed, server_round, down, gradient)

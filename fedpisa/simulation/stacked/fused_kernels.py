@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fedpisa.clients.base import Arrays, LocalResult, LocalUpdate
-from fedpisa.clients.batches import Ints
+from fedpisa.clients.batches import BatchIndices, Ints
 from fedpisa.clients.client import Client
 from fedpisa.datasets.client_data import ClientData
 from fedpisa.tasks.base import Task
@@ -80,6 +80,7 @@ def run_alone(
     server_round: int,
     down: Arrays,
     states_S: Arrays,
+    indices: BatchIndices,
 ) -> LocalResult:
     """Return the stacked outcome of clients that run one after the other, as on the loop engine.
 
@@ -95,12 +96,14 @@ def run_alone(
         The broadcast.
     states_S
         The clients' states.
+    indices
+        The clients' samples.
     """
     outcomes = []
     for row, client_id in enumerate(ids_S.tolist()):
         client = Client(task, update, data.only(client_id), client_id, seed)
         own = {name: value[row] for name, value in states_S.items()}
-        outcomes.append(client.run_round(server_round, down, own))
+        outcomes.append(client.run_round(server_round, down, own, indices.client(row)))
     return LocalResult(*(_stacked(parts) for parts in zip(*outcomes, strict=True)))
 
 
