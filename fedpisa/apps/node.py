@@ -21,6 +21,7 @@ from fedpisa.config.flower import Value, read_run_config
 from fedpisa.config.run import RunConfig
 from fedpisa.datasets.base import Dataset
 from fedpisa.datasets.files import read_samples
+from fedpisa.datasets.inputs import Inputs
 from fedpisa.datasets.text import own_windows
 from fedpisa.families import Permission, permitted
 from fedpisa.simulation.federation import Federation
@@ -166,6 +167,7 @@ def _own_dataset(place: Path, config: RunConfig, run: RunRecord, node: Mapping[s
         raise ValueError(
             "standardize = true would scale every node's samples by its own: scale them beforehand"
         )
+    inputs = Inputs.of_text(run.inputs) if run.inputs else None
     try:
         x, y = read_samples(
             place,
@@ -174,6 +176,7 @@ def _own_dataset(place: Path, config: RunConfig, run: RunRecord, node: Mapping[s
             columns=run.columns,
             drop_columns=_list(config, "drop-columns"),
             sample_shape=_list(config, "sample-shape"),
+            inputs=inputs,
         )
         return Dataset(
             name="own",
@@ -183,6 +186,7 @@ def _own_dataset(place: Path, config: RunConfig, run: RunRecord, node: Mapping[s
             y_test=y,
             num_classes=len(run.classes) or None,
             classes=run.classes or None,
+            inputs=inputs,
         )
     except (ValueError, OSError) as error:
         getLogger("flwr").error("the node's own data: %s", one_line(error))

@@ -78,6 +78,8 @@ class RunRecord(_Record):
         Whether samples are windows of text, of which ``classes`` are the tokens.
     tokenizer
         Content of the ``tokenizer.json`` that makes the tokens; empty for characters and words.
+    inputs
+        What a sample's features are if they are several, as `fedpisa.datasets.inputs.Inputs.to_text` writes it.
 
     Examples
     --------
@@ -95,6 +97,7 @@ class RunRecord(_Record):
     columns: tuple[str, ...] = ()
     is_text: bool = False
     tokenizer: str = ""
+    inputs: str = ""
 
 
 @final

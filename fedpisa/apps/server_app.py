@@ -75,6 +75,7 @@ def _connect(grid: Grid, federation: Federation, run: str, settings: NodeSetting
         federation.columns,
         federation.vocabulary is not None,
         federation.tokenizer or "",
+        federation.inputs.to_text() if federation.inputs is not None else "",
     )
     expected = NodeRecord(
         NO_CLIENT, own_data, 0, federation.shape, federation.num_outputs, layout.fingerprint

@@ -53,8 +53,9 @@ def require_trainable(task: Task, x: Tensor, y: Tensor) -> None:
         except ValueError:
             raise
         except Exception as error:  # a user's model may fail in any way
+            shape = f"shape {tuple(x.shape[2:])}" if task.inputs is None else task.inputs
             raise ValueError(
-                f"the model cannot be trained on samples of shape {tuple(x.shape[2:])} ({one_line(error)[:300]}): "
+                f"the model cannot be trained on samples of {shape} ({one_line(error)[:300]}): "
                 "try it on two samples in training mode, with loss.backward()"
             ) from error
     if not torch.equal(params_P, before_P):

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from fedpisa.datasets.base import Dataset, Features, Targets, train_test_split
+from fedpisa.datasets.inputs import Several, is_several, rows_of, stacked
 from fedpisa.datasets.labels import known_targets, targets_of
 from fedpisa.rng import generator
 
@@ -16,7 +17,8 @@ def as_dataset(name: str, made: object, seed: int) -> Dataset:
     """Return a Dataset from one of ours, a PyTorch data set, or a (training, test) pair of PyTorch data sets.
 
     A single PyTorch data set is split 80/20, stratified and drawn from the seed. Features are used as they
-    come. What the targets are decides `fedpisa.datasets.labels`.
+    come; those of a sample may be several, in a dictionary or a tuple, see `Dataset.of`. What the targets are decides
+    `fedpisa.datasets.labels`.
 
     Raises
     ------
@@ -30,22 +32,20 @@ def as_dataset(name: str, made: object, seed: int) -> Dataset:
     else:
         x, y = _stack(name, made)
         train, test = train_test_split(y, 0.2, generator(seed, "own-split"))
-        x_train, y_train, x_test, y_test = x[train], y[train], x[test], y[test]
+        x_train, y_train, x_test, y_test = rows_of(x, train), y[train], rows_of(x, test), y[test]
     classes, y_train = targets_of(f"dataset {name}", y_train)
     y_test = known_targets(f"dataset {name}", classes, y_test)
-    return Dataset(
-        name=name,
-        x_train=x_train,
-        y_train=y_train,
-        x_test=x_test,
-        y_test=y_test,
+    return Dataset.of(
+        name,
+        (x_train, y_train),
+        (x_test, y_test),
         num_classes=None if classes is None else len(classes),
         classes=None if classes is None else tuple(map(str, classes)),
         default_model="linear" if classes is None else "logistic",
     )
 
 
-def _stack(name: str, dataset: Any) -> tuple[Features, Targets]:
+def _stack(name: str, dataset: Any) -> tuple[Features | Several, Targets]:
     """Return all features and targets of a map-style PyTorch data set."""
     if not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
         raise ValueError(
@@ -56,14 +56,17 @@ def _stack(name: str, dataset: Any) -> tuple[Features, Targets]:
         raise ValueError(f"dataset {name} is empty; return at least two samples")
     samples: Sequence[Any] = [dataset[index] for index in range(len(dataset))]
     try:
-        x = np.stack([np.asarray(features) for features, _ in samples])
+        each = [features for features, _ in samples]
+        x = stacked(each) if is_several(each[0]) else np.stack([np.asarray(features) for features in each])
         y = np.array([np.asarray(target).item() for _, target in samples])
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"dataset {name} does not give (features, target) pairs of one shape ({error}); "
             "resize or pad the features and give one number as target, or return a fedpisa Dataset"
         ) from error
-    if x.dtype.kind not in "fiub" or y.dtype.kind not in "fiub":
-        raise ValueError(f"dataset {name} gives {x.dtype} features and {y.dtype} targets; give numbers")
-    x = x if x.dtype in (np.float32, np.float64) else x.astype(np.float32)
+    kinds = x.dtype if isinstance(x, np.ndarray) else "several"
+    if y.dtype.kind not in "fiub" or (isinstance(x, np.ndarray) and x.dtype.kind not in "fiub"):
+        raise ValueError(f"dataset {name} gives {kinds} features and {y.dtype} targets; give numbers")
+    if isinstance(x, np.ndarray) and x.dtype not in (np.float32, np.float64):
+        x = x.astype(np.float32)
     return x, y.astype(np.float64 if y.dtype.kind == "f" else np.int64)

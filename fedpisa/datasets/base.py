@@ -9,6 +9,8 @@ from typing import Any, Final, TypeAlias, final
 import numpy as np
 from numpy.typing import NDArray
 
+from fedpisa.datasets.inputs import Inputs, Several, require_one
+
 Features: TypeAlias = NDArray[Any]
 """Samples first, then the shape of one sample, ``(n, *shape)``: numbers, or the integers of tokens."""
 Targets: TypeAlias = NDArray[Any]
@@ -35,7 +37,7 @@ class Generated:
     make
         Function that returns the features and targets of samples, given the client and the position
         (``0 .. n_i - 1``) of each sample, both ``(n,)``. Equal arguments give equal samples; `fedpisa.rng.hashed`
-        makes random bits of this kind.
+        makes random bits of this kind. `Dataset.of` packs several features.
 
     Examples
     --------
@@ -46,13 +48,22 @@ class Generated:
     """
 
     sizes_N: NDArray[np.int64]
-    make: Callable[[NDArray[np.int64], NDArray[np.int64]], Samples]
+    make: Callable[[NDArray[np.int64], NDArray[np.int64]], tuple[Any, Targets]]
 
     def rows(self, row_n: NDArray[np.int64]) -> Samples:
         """Return samples by their positions ``(n,)`` among those of all clients, the first client's first."""
         end_N = np.cumsum(self.sizes_N)
         client_n = np.searchsorted(end_N, row_n, side="right")
         return self.make(client_n, row_n - (end_N - self.sizes_N)[client_n])
+
+    def packed(self, name: str, inputs: Inputs) -> Generated:
+        """Return the same samples with packed features, which ``make`` returns as `Dataset.of` takes them."""
+
+        def make(client_n: NDArray[np.int64], k_n: NDArray[np.int64]) -> Samples:
+            x, y = self.make(client_n, k_n)
+            return inputs.packed(f"{name}: generated samples", x), y
+
+        return Generated(self.sizes_N, make)
 
     def split(self, parts: Sequence[Indices]) -> Generated:
         """Return the samples of other clients, given each one's positions among those of all clients."""
@@ -72,7 +83,7 @@ class Dataset:
         Name of the data set.
     x_train, x_test
         Features, ``(n, *shape)``: float32 or float64, finite, already normalised; or integers, such as tokens, of at
-        least 16 bits, which models get as int64.
+        least 16 bits, which models get as int64. `of` also takes several features a sample, and packs them.
     y_train, y_test
         Class labels ``(n,)`` int64 in ``0 .. num_classes - 1``, or regression targets ``(n,)`` float64. A sample with
         several labels, such as the next token of each token, has ``(n, ...)`` int64, and -100 where none counts.
@@ -96,6 +107,9 @@ class Dataset:
     generated
         Clients that generate their samples on demand. ``x_train`` and ``y_train`` then hold a few examples. With
         ``labels`` the data is split as stored data is, without generating a sample; otherwise it is not split.
+    inputs
+        What the columns of the features are if a sample has several, packed into one array ``(n, W)``; see `of`.
+        `shape` is then ``(W,)``.
     ground_truth
         Quantities known in closed form, such as the optimum of a quadratic.
 
@@ -131,12 +145,45 @@ class Dataset:
     vocabulary: tuple[str, ...] | None = None
     tokenizer: str | None = None
     generated: Generated | None = None
+    inputs: Inputs | None = None
     ground_truth: Mapping[str, NDArray[np.float64] | float] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, name: str, train: Samples, test: Samples, **fields: Any) -> Dataset:
-        """Return the data set of two pairs of features and targets; ``fields`` are the other parameters."""
+    def of(
+        cls,
+        name: str,
+        train: tuple[Features | Several, Targets],
+        test: tuple[Features | Several, Targets],
+        **fields: Any,
+    ) -> Dataset:
+        """Return the data set of two pairs of features and targets; ``fields`` are the other parameters.
+
+        Features may be several: a dictionary of arrays ``(n, ...)``, for a model called as ``module(**x)``, or a tuple,
+        for ``module(*x)``. Floats get the dtype of the model, integers of more than 8 bits stay int64, and truth values
+        bool.
+
+        Examples
+        --------
+        >>> x = {"ids": np.array([[3, 1], [2, 0]]), "mask": np.array([[True, True], [True, False]])}
+        >>> data = Dataset.of("texts", (x, np.array([0, 1])), (x, np.array([1, 0])), num_classes=2)
+        >>> str(data.inputs), data.x_train.tolist()
+        ('ids (2,) int64, mask (2,) bool', [[3, 1, 1, 1], [2, 0, 1, 0]])
+        """
         (x_train, y_train), (x_test, y_test) = train, test
+        if isinstance(x_train, Mapping | tuple):
+            fields["inputs"] = inputs = Inputs.of(f"{name}: the training part", x_train)
+            x_train = inputs.packed(f"{name}: the training part", x_train)
+            if not isinstance(x_test, Mapping | tuple):
+                raise ValueError(
+                    f"{name}: the test part has one array of features; give {inputs}, as in training"
+                )
+            x_test = inputs.packed(f"{name}: the test part", x_test)
+            if fields.get("generated") is not None:
+                fields["generated"] = fields["generated"].packed(name, inputs)
+        if isinstance(x_test, Mapping | tuple):
+            raise ValueError(
+                f"{name}: only the test part has several features a sample; give both parts the same"
+            )
         return cls(name=name, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test, **fields)
 
     @property
@@ -189,12 +236,22 @@ class Dataset:
         return self.classes or tuple(str(number) for number in range(self.num_classes or 0))
 
     def __post_init__(self) -> None:
+        if isinstance(self.x_train, Mapping | tuple) or isinstance(self.x_test, Mapping | tuple):
+            raise ValueError(
+                f"{self.name}: several features a sample; give them to Dataset.of, which packs them"
+            )
+        if self.inputs is not None and (self.x_train.dtype != np.int64 or self.shape != (self.inputs.width,)):
+            raise ValueError(
+                f"{self.name}: features of shape {self.x_train.shape} and dtype {self.x_train.dtype} are not packed as "
+                f"{self.inputs}; pack them by inputs.packed"
+            )
         if self.num_classes is not None and self.num_classes < 2:
             raise ValueError(
                 f"{self.name}: only {self.num_classes} class; give data with at least two different labels"
             )
-        _check_part(self.name, "training", self.x_train, self.y_train, self.num_classes)
-        _check_part(self.name, "test", self.x_test, self.y_test, self.num_classes)
+        is_text = self.x_train.dtype.kind != "f" if self.inputs is None else "int64" in self.inputs.dtypes
+        _check_part(self.name, "training", self.x_train, self.y_train, self.num_classes, is_text)
+        _check_part(self.name, "test", self.x_test, self.y_test, self.num_classes, is_text)
         if self.x_test.shape[1:] != self.shape:
             raise ValueError(
                 f"{self.name}: a test sample has shape {self.x_test.shape[1:]}, a training sample "
@@ -221,6 +278,7 @@ class Dataset:
             self._check_tokens(self.vocabulary)
 
     def _check_tokens(self, vocabulary: tuple[str, ...]) -> None:
+        require_one(self.inputs, f"{self.name}: a vocabulary", "leave the vocabulary out")
         if len(vocabulary) != self.num_classes:
             raise ValueError(
                 f"{self.name}: a vocabulary of {len(vocabulary)} tokens for {self.num_classes} classes; "
@@ -234,7 +292,9 @@ class Dataset:
                 )
 
 
-def _check_part(name: str, part: str, x: Features, y: Targets, num_classes: int | None) -> None:
+def _check_part(
+    name: str, part: str, x: Features, y: Targets, num_classes: int | None, is_text: bool
+) -> None:
     """Raise a ValueError if features and targets of the training or the test part do not fit."""
     if x.size == 0 or x.ndim < 2:
         raise ValueError(
@@ -242,7 +302,7 @@ def _check_part(name: str, part: str, x: Features, y: Targets, num_classes: int 
             "and one feature, as an array (samples, features ...)"
         )
     # One label in an array of its own beside features that are numbers is a column by mistake.
-    column = y.shape[1:] == (1,) and x.dtype.kind == "f"
+    column = y.shape[1:] == (1,) and not is_text
     several = num_classes is not None and y.ndim > 1 and len(y) == len(x) and y.size > 0 and not column
     if y.shape != (len(x),) and not several:
         raise ValueError(

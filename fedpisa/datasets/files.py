@@ -15,6 +15,7 @@ from pydantic import Field
 
 from fedpisa.components import LOG
 from fedpisa.datasets.base import Dataset, Features, Targets, train_test_split
+from fedpisa.datasets.inputs import Inputs, Several, require_one
 from fedpisa.datasets.labels import known_targets, targets_of
 from fedpisa.datasets.tables import TableSchema, is_table, lost_columns, read_table
 from fedpisa.rng import generator
@@ -36,10 +37,13 @@ def file(
 
     A table has one sample per row, a label column, and otherwise only columns of numbers. An .npz file has
     ``x`` and ``y`` (or ``features`` and ``labels``, or Keras' ``x_train`` and ``y_train``) and may have ``groups``,
-    ``x_test`` and ``y_test``. Labels that are integers or strings become classes 0, 1, ... in sorted order; labels with
-    a decimal point are regression targets. Where that is in doubt, as for ``0.0`` and ``1.0``, set ``regression``. The
-    test set is drawn from the seed, separately within every group if there are groups and otherwise within every class.
-    Features become float32 (float64 stays in .npz files) and are used as they are unless ``standardize`` is set.
+    ``x_test`` and ``y_test``. Several features a sample are the arrays ``x.NAME``, or ``x.0``, ``x.1`` and so on, and
+    ``x_test.NAME``; see `Dataset.of`.
+
+    Labels that are integers or strings become classes 0, 1, ... in sorted order; labels with a decimal point are
+    regression targets. Where that is in doubt, as for ``0.0`` and ``1.0``, set ``regression``. The test set is drawn
+    from the seed, separately within every group if there are groups and otherwise within every class. Features become
+    float32 (float64 stays in .npz files) and are used as they are unless ``standardize`` is set.
 
     Parameters
     ----------
@@ -69,8 +73,9 @@ def file(
     if not os.path.isfile(path):
         raise ValueError(f"data-file {path} does not exist; give the path of a .npz, .csv or .parquet file")
     columns: tuple[str, ...] | None = None
+    inputs: Inputs | None = None
     if path.suffix.lower() == ".npz":
-        arrays = _read_npz(path)
+        arrays, inputs = _read_npz(path)
     elif is_table(path):
         schema, arrays = read_table(path, TableSchema(label_column, group_column, tuple(drop_columns)))
         columns = schema.features
@@ -96,10 +101,15 @@ def file(
         train, test = train_test_split(strata, test_fraction, generator(seed, "file-split"))
         x_train, y_train, x_test, y_test = x[train], y[train], x[test], y[test]
         owner = None if owner is None else owner[train]
+    for is_set, key in ((standardize, "standardize"), (sample_shape, "sample-shape")):
+        if is_set:
+            require_one(
+                inputs, f"{path}: {key}", f"remove {key}, and store the features as the model takes them"
+            )
     dtype = np.float64 if columns is None and x.dtype == np.float64 else np.float32
     if standardize:
         x_train, x_test = standardized(x_train, x_test)
-    elif lost := _lost(x_train, columns):
+    elif inputs is None and (lost := _lost(x_train, columns)):
         name, count = next(iter(lost.items()))
         LOG.warning(
             "%s: float32 makes %d different values of column %r equal: set standardize = true, or scale the column",
@@ -108,9 +118,10 @@ def file(
             name,
         )
     with np.errstate(over="ignore"):  # what becomes infinite is refused
-        x_train, x_test = (
-            _shaped(path, part.astype(dtype, copy=False), sample_shape) for part in (x_train, x_test)
-        )
+        if inputs is None:
+            x_train, x_test = (
+                _shaped(path, part.astype(dtype, copy=False), sample_shape) for part in (x_train, x_test)
+            )
     return Dataset(
         name=path.stem,
         x_train=x_train,
@@ -122,6 +133,7 @@ def file(
         columns=columns,
         groups=owner,
         default_model="linear" if classes is None else "logistic",
+        inputs=inputs,
     )
 
 
@@ -189,6 +201,7 @@ def read_samples(
     columns: Sequence[str] | None = None,
     drop_columns: Sequence[str] = (),
     sample_shape: Sequence[int] = (),
+    inputs: Inputs | None = None,
 ) -> tuple[Features, Targets]:
     """Read a node's own samples: a file as `file` reads them, or all such files of a folder.
 
@@ -207,6 +220,8 @@ def read_samples(
         Columns of a table that are no features.
     sample_shape
         Shape of one sample; by default as in the file.
+    inputs
+        The run's features if a sample has several, which are packed as it says.
 
     Raises
     ------
@@ -220,11 +235,17 @@ def read_samples(
     parts = []
     for path in files:
         if is_table(path):
+            require_one(inputs, f"{path}: a table", "give an .npz file of these features")
             schema, arrays = read_table(path, schema)
             x: Features = arrays["x"].astype(np.float32)
         else:
-            arrays = _read_npz(path)
-            x = arrays["x"] if arrays["x"].dtype == np.float64 else arrays["x"].astype(np.float32)
+            arrays, found = _read_npz(path, inputs)
+            if found is None:
+                require_one(inputs, f"{path}: an array x", "give arrays x.NAME of these features")
+            elif inputs is None:
+                raise ValueError(f"{path} has the features {found}, and the run has one array: give it as x")
+            keeps = found is not None or arrays["x"].dtype == np.float64
+            x = arrays["x"] if keeps else arrays["x"].astype(np.float32)
         own, y = targets_of(str(path), arrays["y"], regression=not class_names)
         if own is not None:
             number_of = {name: number for number, name in enumerate(class_names)}
@@ -246,7 +267,8 @@ def _is_readable(path: Path) -> bool:
     return path.suffix.lower() == ".npz" or is_table(path)
 
 
-def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
+def _read_npz(path: Path, inputs: Inputs | None = None) -> tuple[dict[str, NDArray[Any]], Inputs | None]:
+    """Return a file's arrays, and what its features are if they are several and so packed, by default in its order."""
     try:
         with np.load(path, allow_pickle=False) as npz:
             arrays = {name: npz[name] for name in npz.files}
@@ -254,6 +276,16 @@ def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
         raise ValueError(
             f"{path} cannot be read ({error}); write it again with numpy.savez, without object arrays"
         ) from error
+    several = {part: _several(path, part, arrays) for part in ("x", "x_test")}
+    if any(several.values()):
+        inputs = inputs or Inputs.of(str(path), several["x"] or several["x_test"])
+        arrays |= {
+            part: inputs.packed(f"{path}: {part}", of_part) for part, of_part in several.items() if of_part
+        }
+        if not several["x"] or bool(several["x_test"]) != ("x_test" in arrays):
+            raise ValueError(f"{path}: only one of x and x_test has several features; give both the same")
+    else:
+        inputs = None
     for ours, others in (("x", ("features", "x_train")), ("y", ("labels", "y_train"))):
         named = [name for name in (ours, *others) if name in arrays]
         if len(named) > 1:
@@ -277,7 +309,21 @@ def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
             raise ValueError(f"{path}: array {name} holds {arrays[name].dtype}; give numbers")
         if arrays[name].dtype.kind in "fb" and arrays[name].dtype != np.float64:
             arrays[name] = arrays[name].astype(np.float64 if arrays[name].itemsize > 8 else np.float32)
-    return arrays
+    return arrays, inputs
+
+
+def _several(path: Path, part: str, arrays: dict[str, NDArray[Any]]) -> Several:
+    """Take the arrays ``PART.NAME`` or ``PART.0``, ``PART.1``, ... out of a file's arrays; empty if there are none."""
+    names = [name.removeprefix(f"{part}.") for name in arrays if name.startswith(f"{part}.")]
+    if names and part in arrays:
+        raise ValueError(f"{path} has the arrays {part} and {part}.{names[0]}; give one of them")
+    found = {name: arrays.pop(f"{part}.{name}") for name in names}
+    if not all(name.isdecimal() for name in names):
+        return found
+    wanted = [str(number) for number in range(len(names))]
+    if sorted(names, key=int) != wanted:
+        raise ValueError(f"{path} has the arrays {part}.{names}; number them 0 to {len(names) - 1}")
+    return tuple(found[name] for name in wanted)
 
 
 def _empty(path: Path) -> ValueError:

@@ -13,6 +13,7 @@ import numpy as np
 from fedpisa.components import kebab, one_line
 from fedpisa.datasets._own import as_dataset
 from fedpisa.datasets.base import Dataset, Indices
+from fedpisa.datasets.inputs import require_one
 from fedpisa.datasets.partitioners import BY_LABEL, EFFECTS
 from fedpisa.families.builder import build, checked_values
 from fedpisa.families.lookup import find
@@ -26,7 +27,7 @@ def load(
 
     A user's callable receives the options and those of ``seed``, ``data_dir`` and ``num_clients`` that it names. It
     returns a ``Dataset``, a map-style PyTorch data set (split 80/20, seeded), or a pair of PyTorch data sets:
-    training and test.
+    training and test. The features of a PyTorch sample may be a dictionary or a tuple; see ``Dataset.of``.
 
     Parameters
     ----------
@@ -120,6 +121,8 @@ def partition(
             f"partitioner {name} changes stored features, and {dataset.name} makes its samples when they are needed: "
             'take another partitioner such as "iid"'
         )
+    if effect is not None:
+        require_one(dataset.inputs, f"partitioner {name}", 'take another partitioner such as "iid"')
     keys = {kebab(key): value for key, value in options.items()}
     made: Any = stored
     if stored is None:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from functools import reduce
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from fedpisa import families
 from fedpisa.components import Component, kebab, one_line, printable
+from fedpisa.datasets.inputs import require_one
 from fedpisa.rng import seeded
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from fedpisa.datasets.inputs import Inputs
+
 __all__ = ["build"]
+
+Shape: TypeAlias = tuple[int, ...] | dict[str, tuple[int, ...]] | tuple[tuple[int, ...], ...]
+"""Shape of a sample, or those of its features, by name or in order."""
 
 
 def build(
@@ -69,20 +75,25 @@ def build(
 def create(
     component: Component,
     values: dict[str, object],
-    shape: tuple[int, ...],
+    shape: Shape,
     num_outputs: int,
     seed: int,
     target_shape: tuple[int, ...] = (),
     integers: bool = False,
     *,
     any_output: bool = False,
+    inputs: Inputs | None = None,
 ) -> nn.Module:
     """Return the model that a component describes; see :func:`build`.
 
-    With ``any_output`` the shape of the outputs is not checked: your own loss decides what it takes.
+    With ``any_output`` the shape of the outputs is not checked: your own loss decides what it takes. With ``inputs`` a
+    sample has several features; ``shape`` has the shape of each, by name or in order, and the model must be your own.
     """
     import torch
     from torch import nn
+
+    if ":" not in component.name:
+        require_one(inputs, str(component), 'take one of your own, "module:callable", that takes them')
 
     with seeded(seed, "initial-weights"):
         try:
@@ -101,17 +112,18 @@ def create(
                 "was wrapped or compiled"
             )
         wanted = None if any_output else num_outputs
-        _check_output(component, model, shape, wanted, target_shape, integers)
+        _check_output(component, model, shape, wanted, target_shape, integers, inputs)
     return model
 
 
 def _check_output(
     component: Component,
     model: nn.Module,
-    shape: tuple[int, ...],
+    shape: Shape,
     num_outputs: int | None,
     target_shape: tuple[int, ...],
     integers: bool,
+    inputs: Inputs | None,
 ) -> None:
     """Raise unless the model maps a sample to as many outputs as the data need; ``None`` for any number."""
     import torch
@@ -123,12 +135,21 @@ def _check_output(
         reduce(torch.promote_types, {weight.dtype for weight in real}) if real and not lazy else torch.float32
     )
     dtype = torch.int64 if integers else widest
-    x = torch.zeros(2, *shape, dtype=dtype, device=real[0].device if real and not lazy else None)
+    device = real[0].device if real and not lazy else None
+    sample = shape if inputs is None else (inputs.width,)
+    x = torch.zeros(2, *sample, dtype=dtype, device=device)
+    in_order, by_name = ((x,), {}) if inputs is None else inputs.arguments(x, widest)
     was_training = model.training
     try:
         with torch.no_grad():
-            output = model.eval()(x)
+            output = model.eval()(*in_order, **by_name)
     except Exception as error:  # a user's model may fail in any way
+        if inputs is not None:
+            names = inputs.names or [f"x{number}" for number in range(len(inputs.shapes))]
+            raise ValueError(
+                f"{component} cannot take a sample's {inputs} ({one_line(error)}): give it "
+                f"forward(self, {', '.join(names)}) for these shapes"
+            ) from error
         raise ValueError(
             f"{component} cannot take a sample of shape {shape}{' of integers' * integers} "
             f"({' '.join(str(error).split())}): choose a model for {'tokens' if integers else 'this shape'}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from fedpisa import families
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
+    from fedpisa.datasets.inputs import Inputs
     from fedpisa.tasks.base import Task
     from fedpisa.tasks.criterion import Criterion
 
@@ -36,6 +38,7 @@ def build(
     labels: NDArray[np.generic] | None,
     test: tuple[Tensor, Tensor],
     autocast: bool = False,
+    inputs: Inputs | None = None,
 ) -> Task:
     """Return the task that a component describes.
 
@@ -51,7 +54,7 @@ def build(
         The training labels; ``None`` if clients bring or make their own.
     test
         Features and targets of the test samples. A user's loss and metrics are tried on some of them.
-    autocast
+    autocast, inputs
         See `Task`.
 
     Raises
@@ -69,13 +72,12 @@ def build(
     made = families.build(component, values, num_outputs=num_outputs, labels=labels)
     if isinstance(made, Criterion):
         made.check(test[1])
-        return Supervised(module, made, autocast=autocast)
-    plain = supervised(module, None)
+        return Supervised(module, made, autocast=autocast, inputs=inputs)
+    plain = replace(supervised(module, None), inputs=inputs)
     rows = torch.from_numpy(trial_rows(len(test[0]))).to(test[0].device)
     x, y = (part[rows] for part in test)
     held = plain.holding(plain.initial_params(), plain.initial_buffers())
     with torch.no_grad(), seeded(0, "trial"), own_attributes(module), held:
         outputs = plain.eval_outputs(x)
-    return Supervised(
-        module, OwnCriterion.of(made, str(component), outputs.cpu(), y.cpu()), autocast=autocast
-    )
+    own = OwnCriterion.of(made, str(component), outputs.cpu(), y.cpu())
+    return Supervised(module, own, autocast=autocast, inputs=inputs)

@@ -21,6 +21,7 @@ from fedpisa.config.run import RunConfig
 from fedpisa.datasets.base import IGNORED, Dataset, Indices
 from fedpisa.datasets.client_data import ClientData
 from fedpisa.datasets.heterogeneity import count_labels
+from fedpisa.datasets.inputs import require_one
 from fedpisa.datasets.validation import hold_out
 from fedpisa.families import tasks
 from fedpisa.families.flower_strategies import combine
@@ -129,6 +130,7 @@ class Federation:
         self.classes = dataset.vocabulary or dataset.class_names
         self.columns, self.labels = dataset.columns or (), whole.labels
         self.vocabulary, self.tokenizer = dataset.vocabulary, dataset.tokenizer
+        self.inputs = dataset.inputs
         module = in_dtype(build_model(self.config, dataset), dtype).to(self.device)
         self.num_classes = dataset.num_classes
         self.data = client_samples(
@@ -156,6 +158,7 @@ class Federation:
             labels=labels,
             test=(self.test.x, self.test.y),
             autocast=config.autocast == "bfloat16",
+            inputs=dataset.inputs,
         )
         if config.micro_batch_size and self.task.mixes_samples:
             raise ValueError(
@@ -164,6 +167,7 @@ class Federation:
             )
         augment = CropFlip(config.crop_padding) if config.augment == "crop-flip" else None
         if augment is not None:
+            require_one(dataset.inputs, "augment = 'crop-flip'", 'set augment = "none"')
             augment.check(self.data.x)
         if config.max_grad_norm or config.micro_batch_size or augment:
             self.task = replace(
@@ -257,6 +261,8 @@ class Federation:
         if self.data.generated is not None and self.labels is not None:
             for rows in (self.labels, *self.partition):
                 digest.update(np.ascontiguousarray(rows).data)
+        if self.inputs is not None:
+            digest.update(self.inputs.to_text().encode())
         return digest.hexdigest()[:32]
 
     def majority_share(self) -> float | None:

@@ -58,12 +58,13 @@ def build_model(config: RunConfig, dataset: Dataset) -> nn.Module:
     return models.create(
         component,
         values,
-        dataset.shape,
+        dataset.shape if dataset.inputs is None else dataset.inputs.shape,
         dataset.num_outputs,
         config.seed,
         () if config.task == "multi-label" else dataset.target_shape,
         is_integers(dataset.x_train),
         any_output=any_output,
+        inputs=dataset.inputs,
     )
 
 

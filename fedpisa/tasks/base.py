@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from fedpisa.datasets.inputs import Inputs
 from fedpisa.models.recurrent import Steps
 from fedpisa.rng import mix
 from fedpisa.tasks.augment import CropFlip
@@ -36,7 +37,7 @@ class Samples(NamedTuple):
     Parameters
     ----------
     x
-        Features ``(B, *shape)``.
+        Features ``(B, *shape)``; several ones are packed, see `Task.inputs`.
     y
         Targets ``(B, *target shape)``.
     real_B
@@ -87,6 +88,8 @@ class Task(ABC):
         Number of samples of a mini-batch whose gradient is computed at once; 0 for all.
     augment
         How training samples are changed in each step; ``None`` for not at all.
+    inputs
+        What packed features are: the module takes several, by name or in order. ``None`` if it takes one tensor.
 
     Raises
     ------
@@ -99,6 +102,7 @@ class Task(ABC):
     max_grad_norm: float = field(default=0.0, kw_only=True)
     micro_batch_size: int = field(default=0, kw_only=True)
     augment: CropFlip | None = field(default=None, kw_only=True)
+    inputs: Inputs | None = field(default=None, kw_only=True)
     layout: ParamLayout = field(init=False)
     buffer_layout: BufferLayout = field(init=False)
     _observed: nn.Module = field(init=False, repr=False)
@@ -109,15 +113,15 @@ class Task(ABC):
     def __post_init__(self) -> None:
         object.__setattr__(self, "module", key_dropouts(mask_batchnorms(self.module)))
         object.__setattr__(self, "layout", ParamLayout.of_parameters(self.module))
-        object.__setattr__(self, "buffer_layout", BufferLayout.of(self.module))
-        object.__setattr__(self, "_observed", _Observed(self.module))
-        object.__setattr__(self, "_places", places(self._observed))
-        object.__setattr__(self, "_tensors", Places(self.module))
-        object.__setattr__(self, "_dropouts", keyed_dropouts(self.module))
         if not self.layout.names:
             raise ValueError(
                 "the model has no trainable parameters: give it a layer that learns, or unfreeze one"
             )
+        object.__setattr__(self, "buffer_layout", BufferLayout.of(self.module))
+        object.__setattr__(self, "_observed", _Observed(self.module, self.inputs, self.layout.dtype))
+        object.__setattr__(self, "_places", places(self._observed))
+        object.__setattr__(self, "_tensors", Places(self.module))
+        object.__setattr__(self, "_dropouts", keyed_dropouts(self.module))
 
     @property
     @abstractmethod
@@ -306,12 +310,15 @@ class Task(ABC):
 
 @final
 class _Observed(nn.Module):
-    """A module that also returns its buffers, which a forward pass may replace."""
+    """A module of one tensor that also returns its buffers, which a forward pass may replace."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, inputs: Inputs | None, dtype: torch.dtype) -> None:
         super().__init__()
-        self.module = module
+        self.module, self.inputs, self.dtype = module, inputs, dtype
 
     def forward(self, *inputs: Any) -> tuple[Any, dict[str, Tensor]]:
         """Return the module's outputs and its buffers by name."""
-        return self.module(*inputs), dict(self.module.named_buffers())
+        named: dict[str, Tensor] = {}
+        if self.inputs is not None:
+            inputs, named = self.inputs.arguments(inputs[0], self.dtype)
+        return self.module(*inputs, **named), dict(self.module.named_buffers())

@@ -14,6 +14,7 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor, nn
 
+from fedpisa.datasets.inputs import require_one
 from fedpisa.rng import seeded
 from fedpisa.tasks.base import Pass, Samples, Task
 from fedpisa.tasks.classification import Classification
@@ -35,7 +36,7 @@ class Supervised(Task):
     ----------
     criterion
         The loss and the measures.
-    module, autocast, max_grad_norm, micro_batch_size
+    module, autocast, max_grad_norm, micro_batch_size, augment, inputs
         See `Task`.
 
     Examples
@@ -50,6 +51,7 @@ class Supervised(Task):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.criterion.recurrence is not None:
+            require_one(self.inputs, "a recurrent state that is carried or penalised", "remove these keys")
             self.criterion.recurrence.check(self.module)
 
     @property

@@ -126,7 +126,8 @@ def start(
         model, layout = str(federation.config.model), federation.task.layout.fingerprint
         about = federation.classes, federation.columns, federation.vocabulary is not None
         tokenizer = federation.tokenizer or ""
-        record = RunRecord(run, NO_CLIENT, config.num_clients, model, *about, tokenizer)
+        inputs = "" if federation.inputs is None else federation.inputs.to_text()
+        record = RunRecord(run, NO_CLIENT, config.num_clients, model, *about, tokenizer, inputs)
         wanted = NodeRecord(NO_CLIENT, own_data, 0, federation.shape, federation.num_outputs, layout)
         return NodeGrid.connect(network, record, wanted, timeout=600, pause=lambda seconds: None)
 

@@ -97,6 +97,8 @@ def run_cohort(
     # Frozen weights are multiplied too, and all weights with each token of a sample.
     size = sum(parameter.numel() for parameter in task.module.parameters())
     tokens = 1 if data.x.is_floating_point() else data.x[:1].numel()
+    if task.inputs is not None:
+        tokens = max(1, task.inputs.num_integers)
     multiplications = len(ids_S) * indices.weight_SKCB[0, 0].size * tokens * size
     tasks = (task, *copies)[: len(ids_S)] if multiplications >= WORTH_A_THREAD else (task,)
     parts = _deal_out(indices.steps_S, len(tasks))

@@ -349,7 +349,7 @@ def _channels_last(tensor: Tensor) -> Tensor:
 
 def sequential_gradient(task: Task, x: Tensor) -> SequentialGradient | None:
     """Return the gradient of a task's module, written out, where it is of use for samples such as ``x``."""
-    if task.autocast or task.draws_noise or task.closed_form(1) is None:
+    if task.autocast or task.draws_noise or task.inputs is not None or task.closed_form(1) is None:
         return None
     sequential = SequentialGradient.of(task.module, task.layout)
     return sequential if sequential is not None and sequential.fits(x) else None
