@@ -139,7 +139,8 @@ class RunConfig:
         the Hessian are those of the loss and not clipped.
     augment
         How training images are changed in each step: ``crop-flip`` crops the image at a random place of one with a
-        border of zeros, and flips half of them.
+        border of zeros, and flips half of them. ``resized-crop-flip`` scales a box of 8 to 100 per cent of the image,
+        with a ratio of 3/4 to 4/3, to the image's size, as for ImageNet, and flips half of them.
     crop_padding
         Width of the border of ``augment = "crop-flip"``.
     micro_batch_size
@@ -157,9 +158,10 @@ class RunConfig:
         always evaluated.
     eval_samples
         Number of samples of the test set, and of the validation set if there is one, that evaluations use; 0 takes all.
-        The seed draws them once.
+        The seed draws them once. Not with ``carry-state``, which evaluates texts in their order.
     checkpoint_every
-        Rounds between two checkpoints in the run's directory; 0 writes one only at the end and on an interruption.
+        Rounds between two checkpoints in the run's directory; 0 writes one only at the end and on an interruption. In a
+        simulation, one of more than 64 MiB and at most ``state-memory`` is written from a copy while the rounds go on.
     target_accuracy
         Test accuracy; the run reports the first round that reaches it.
     target
@@ -223,7 +225,7 @@ class RunConfig:
     dtype: Literal["float32", "float64"] = "float32"
     autocast: Literal["none", "bfloat16"] = "none"
     max_grad_norm: NonNegative = 0.0
-    augment: Literal["none", "crop-flip"] = "none"
+    augment: Literal["none", "crop-flip", "resized-crop-flip"] = "none"
     crop_padding: NonNegativeInt = 4
     micro_batch_size: NonNegativeInt = 0
     state_memory: Bytes = 4_000_000_000

@@ -91,6 +91,8 @@ class Dataset:
         Number of classes; ``None`` for regression, whose loss is half the squared error.
     groups
         Natural client of each training sample, ``(n,)`` int64; ``None`` if the data has no natural clients.
+    test_groups
+        The same of each test sample. It says which windows of texts are of one text.
     labels
         Labels of the training samples by which partitioners split, ``(n,)`` int64 from 0, if they are not ``y_train``;
         see `split_labels`. Samples that are generated on demand are split only if their classes are given here.
@@ -110,6 +112,10 @@ class Dataset:
     inputs
         What the columns of the features are if a sample has several, packed into one array ``(n, W)``; see `of`.
         `shape` is then ``(W,)``.
+    generated_test
+        Test samples that are generated on demand, as one client's. ``x_test`` and ``y_test`` then hold a few examples.
+    test_labels
+        Labels of all test samples, ``(n,)`` int64, if they are generated on demand.
     ground_truth
         Quantities known in closed form, such as the optimum of a quadratic.
 
@@ -138,6 +144,7 @@ class Dataset:
     y_test: Targets
     num_classes: int | None
     groups: NDArray[np.int64] | None = None
+    test_groups: NDArray[np.int64] | None = None
     labels: NDArray[np.int64] | None = None
     default_model: str = "logistic"
     classes: tuple[str, ...] | None = None
@@ -146,6 +153,8 @@ class Dataset:
     tokenizer: str | None = None
     generated: Generated | None = None
     inputs: Inputs | None = None
+    generated_test: Generated | None = None
+    test_labels: NDArray[np.int64] | None = None
     ground_truth: Mapping[str, NDArray[np.float64] | float] = field(default_factory=dict)
 
     @classmethod
@@ -195,6 +204,11 @@ class Dataset:
     def num_train(self) -> int:
         """Number of training samples that can be split; that of the examples if clients generate unlabelled samples."""
         return len(self.y_train if self.labels is None else self.labels)
+
+    @property
+    def num_test(self) -> int:
+        """Number of test samples."""
+        return len(self.y_test) if self.generated_test is None else int(self.generated_test.sizes_N.sum())
 
     @property
     def train_targets(self) -> Targets | None:
@@ -268,6 +282,12 @@ class Dataset:
                 raise ValueError(
                     f"{self.name}: {values.size} {what}s for {n} training samples; "
                     f"give one {what} per training sample"
+                )
+        for what, values in (("group", self.test_groups), ("label", self.test_labels)):
+            if values is not None and values.shape != (self.num_test,):
+                raise ValueError(
+                    f"{self.name}: {values.size} {what}s for {self.num_test} test samples; "
+                    f"give one {what} per test sample"
                 )
         if self.labels is not None and (self.labels.dtype != np.int64 or self.labels.min() < 0):
             raise ValueError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Final, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,9 @@ from fedpisa.datasets.base import Generated, is_integers
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+PIECE: Final = 256 * 2**20
+"""Bytes of generated samples that an evaluation holds at once, so that memory does not grow with large images."""
 
 
 @final
@@ -132,6 +135,16 @@ class ClientData:
         dtype = self.y.dtype if self.y.is_floating_point() else self.x.dtype
         x, y = _tensors(*made, dtype, self.x.device)
         return x.view(*index.shape, *x.shape[1:]), y.view(*index.shape, *y.shape[1:])
+
+    def all(self) -> tuple[Tensor, Tensor]:
+        """Return the features and labels of all samples, sorted by client."""
+        return self._range(0, self.num_samples)
+
+    def bounded(self, batch_size: int) -> int:
+        """Return the batch size, lower if so many samples would have to be generated in more than `PIECE` bytes."""
+        if self.generated is None:
+            return batch_size
+        return min(batch_size, max(2, PIECE // (self.x[0].numel() * self.x.element_size())))
 
     def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield all samples, sorted by client, at most ``batch_size`` at a time."""

@@ -23,15 +23,21 @@ _STD: Final = np.array([0.229, 0.224, 0.225], np.float32)[:, None, None]
 
 
 def image_folder(*, data_dir: Path, resize: PositiveInt = 256, crop: PositiveInt = 224) -> Dataset:
-    """Images of your own in ImageNet's layout, a folder for each class; training images are read when needed.
+    """Images of your own in ImageNet's layout, a folder for each class; they are read when needed.
 
     ``data-dir`` has ``train/<class>/`` with a class's training images, and ``val/<class>/``, or ``test/<class>/``, with
     its test images: .jpg, .png and others that Pillow reads. Classes are numbered in the order of their folders' names.
 
     An image becomes RGB. Its shorter side is scaled to ``resize`` pixels, and the square of ``crop`` pixels in the
     middle is kept. Pixels are divided by 255 and normalised with ImageNet's means (0.485, 0.456, 0.406) and standard
-    deviations (0.229, 0.224, 0.225). A step reads only the training images that it needs, so that memory does not grow
-    with their number. The test images are read at once: 0.6 MB each at 224x224.
+    deviations (0.229, 0.224, 0.225). A step reads only the training images that it needs, and an evaluation reads the
+    test images batch by batch, so that memory does not grow with their number. Each evaluation reads them again:
+    ``eval-every`` and ``eval-samples`` bound the time.
+
+    ``augment = "resized-crop-flip"`` cuts its boxes from these samples, which Pillow has already scaled down without
+    aliasing, and enlarges them. torchvision's ``RandomResizedCrop`` cuts them from the file's pixels and scales them
+    down. Boxes are distributed alike, but lack the file's resolution and what lies outside the square in the middle:
+    ``resize = crop`` keeps most of the image.
 
     Parameters
     ----------
@@ -66,13 +72,13 @@ def image_folder(*, data_dir: Path, resize: PositiveInt = 256, crop: PositiveInt
     return Dataset.of(
         "image-folder",
         train.samples(np.zeros(1, np.int64)),
-        test.samples(np.arange(len(test.labels_n))),
+        test.samples(np.zeros(1, np.int64)),
         num_classes=len(classes),
         classes=classes,
         labels=train.labels_n,
-        generated=Generated(
-            np.array([len(train.labels_n)]), lambda client_n, position_n: train.samples(position_n)
-        ),
+        test_labels=test.labels_n,
+        generated=train.generated(),
+        generated_test=test.generated(),
         default_model="resnet18",
     )
 
@@ -92,6 +98,12 @@ class _Images:
         files = [_files(folder / name) for name in classes]
         labels_n = np.repeat(np.arange(len(classes)), [len(part) for part in files])
         return cls([path for part in files for path in part], labels_n, resize, crop)
+
+    def generated(self) -> Generated:
+        """Return the images as samples that are read when they are needed."""
+        return Generated(
+            np.array([len(self.labels_n)]), lambda client_n, position_n: self.samples(position_n)
+        )
 
     def samples(self, position_n: NDArray[np.int64]) -> Samples:
         """Return the images and labels at some positions; a position that is there twice is read once."""

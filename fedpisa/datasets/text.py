@@ -248,6 +248,7 @@ def _of_clients(name: str, texts: Tokenised, window: int, grouped: bool = True) 
         _joined(train),
         _joined(test),
         groups=np.repeat(np.arange(len(sizes)), sizes) if grouped else None,
+        test_groups=np.repeat(np.arange(len(test)), [len(x) for x, _ in test]),
         default_model="lstm",
         **texts.fields,
     )

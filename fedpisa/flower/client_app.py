@@ -91,7 +91,7 @@ def make_client_app(client_of: Callable[[Context], Client], mods: Sequence[Mod] 
 def evaluation_reply(message: Message, client: Client, down: Arrays) -> Message:
     """Return a client's evaluation of a model on its own samples."""
     buffers_Q = down.get(BUFFERS, down["params"].new_zeros(0))
-    metrics = client.task.evaluate(down["params"], buffers_Q, *client.data.client(0))
+    metrics = client.task.evaluate_set(down["params"], buffers_Q, client.data)
     record = MetricRecord({NUM_EXAMPLES: client.data.num_samples, **metrics})
     return Message(RecordDict({METRICS: record}), reply_to=message)
 

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedpisa.datasets.client_data import ClientData
-from fedpisa.rng import seeded
 from fedpisa.runs.run_files import CLIENTS, RunReader
 from fedpisa.tasks.base import Task
 
@@ -47,15 +46,9 @@ def evaluate_clients(
     >>> evaluate_clients(task, data, torch.ones(1), torch.zeros(0))
     {'loss': array([4.5 , 1.25])}
     """
-    parts = []
-    with seeded(0, "evaluation"), torch.no_grad():
-        for x_B, y_B in data.batches(batch_size):
-            with task.holding(params_P, buffers_Q):
-                parts.append(task.sample_scores(x_B, y_B))
     means = {
-        name: np.add.reduceat(torch.cat([part[name] for part in parts]).double().cpu().numpy(), data.begin_N)
-        / data.sizes_N
-        for name in parts[0]
+        name: np.add.reduceat(score_n.double().cpu().numpy(), data.begin_N) / data.sizes_N
+        for name, score_n in task.scores(params_P, buffers_Q, data, batch_size).items()
     }
     means = task.combine(means)
     for name, means_N in means.items():
@@ -64,7 +57,7 @@ def evaluate_clients(
     further = [measure.column for measure in task.measures if measure.column not in means]
     if further:
         clients = range(data.num_clients)
-        found = [task.evaluate(params_P, buffers_Q, *data.client(client_id)) for client_id in clients]
+        found = [task.evaluate_set(params_P, buffers_Q, data.only(client_id)) for client_id in clients]
         means |= {name: np.array([one[name] for one in found]) for name in further}
     return means
 

@@ -35,6 +35,7 @@ from fedpisa.runs.simulation import Simulation
 from fedpisa.runs.tracking import Listener, fan_out
 from fedpisa.storage import checkpoint
 from fedpisa.storage.checkpoint import Checkpoint
+from fedpisa.storage.checkpoint_writer import CheckpointWriter
 from fedpisa.storage.files import locked
 from fedpisa.tasks.modules import state_names
 
@@ -200,6 +201,14 @@ class _Run:
     tables: list[Table] = field(default_factory=list)
     seconds_before: float = 0.0
     begin: float = field(default_factory=time.perf_counter)
+    writer: CheckpointWriter | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        if self.files is not None:
+            # Nodes keep the states of their last two rounds, so the server's checkpoint must not be older.
+            is_simulated = self.simulation.grid.client_states is not None
+            limit = self.simulation.config.state_memory if is_simulated else 0
+            self.writer = CheckpointWriter(self.files.checkpoints, limit)
 
     def train(self) -> Result:
         status: Status = "failed"
@@ -240,7 +249,7 @@ class _Run:
         signals = (
             postponed(lambda signum: self.notify(Stopping(signum))) if postpones else nullcontext(Stop())
         )
-        with signals as stop:
+        with signals as stop, self.writer or nullcontext():
             for row in self.simulation.rows():
                 self.rows.append(row)
                 if self.simulation.config.per_client and "evaluation_seconds" in row:
@@ -249,17 +258,20 @@ class _Run:
                 done, diverged = self.simulation.server_round, self.simulation.diverged
                 ended = done == last or diverged or self.simulation.stopping.is_due
                 signum = stop.signum  # read once: a later signal stops the run after the next round
-                if self.files is not None:
+                if self.files is not None and self.writer is not None:
                     self.files.append(row)
                     due = ended or signum or (every and done % every == 0)
                     # No checkpoint before the first round, and none of a model that is not finite.
                     if due and done > 0 and not diverged:
-                        self._write_checkpoint(self.files)
+                        self._write_checkpoint(self.files, self.writer)
                 self.notify(RoundFinished(row, last))
                 if signum and not ended:
+                    if self.writer is not None:
+                        self.writer.wait()
                     raise Interrupted(signum)
 
-    def _write_checkpoint(self, files: RunDirectory) -> None:
+    def _write_checkpoint(self, files: RunDirectory, writer: CheckpointWriter) -> None:
+        writer.wait()  # before the snapshot, so that there is one copy of the state at a time
         metadata = {
             "config": self.simulation.config.to_mapping(),
             "layout": self.simulation.federation.task.layout.fingerprint,
@@ -267,8 +279,7 @@ class _Run:
             **files.metrics_so_far(),
             "seconds": self._seconds(),
         }
-        state = Checkpoint(self.simulation.server_round, self.simulation.snapshot(), metadata)
-        checkpoint.write(files.checkpoints, state)
+        writer.write(Checkpoint(self.simulation.server_round, self.simulation.snapshot(), metadata))
 
     def _seconds(self) -> float:
         return self.seconds_before + time.perf_counter() - self.begin

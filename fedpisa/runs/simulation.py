@@ -39,9 +39,6 @@ from fedpisa.simulation.stacked.gradient_check import UnstackableError
 from fedpisa.simulation.stacked.grid import VmapGrid
 from fedpisa.tasks.full_objective import FullObjective
 
-Samples = tuple[Tensor, Tensor]
-"""Features and targets."""
-
 
 @final
 class Simulation:
@@ -138,15 +135,18 @@ class Simulation:
         reported = self.strategy.reported if self.server_round else None
         trained = None if reported is None else (reported[0], reported[1]["train-loss"])
         if self.reference == "local":
-            metrics = self._metrics_of_models(data.client)
+            metrics = self._metrics_of_models(data.only)
         else:
             metrics = evaluate_clients(task, data, *self._vectors())
         return table_of(self.server_round, data, metrics, trained)
 
     def snapshot(self) -> dict[str, Tensor]:
-        """Return all state that a round changes, for `restore`; random numbers depend on the seed and round alone."""
+        """Return a copy of all state that a round changes, for `restore`.
+
+        Random numbers depend on the seed and the round alone. Later rounds do not change the copy.
+        """
         parts = {
-            "model": self._tensors(),
+            "model": {name: value.clone() for name, value in self._tensors().items()},
             "strategy": self.strategy.snapshot(),
             "clients": self.grid.snapshot(),
             "stopping": self.stopping.snapshot(),
@@ -233,7 +233,7 @@ class Simulation:
         tensors = self._tensors()
         return tensors["params"], tensors.get(BUFFERS, tensors["params"].new_zeros(0))
 
-    def _metrics_of_models(self, samples_of: Callable[[int], Samples]) -> dict[str, NDArray[np.float64]]:
+    def _metrics_of_models(self, samples_of: Callable[[int], ClientData]) -> dict[str, NDArray[np.float64]]:
         """Return the metrics of each client's own model on some samples, each ``(N,)``."""
         params_P, buffers_Q = self._vectors()
         states = self.grid.client_states
@@ -242,15 +242,15 @@ class Simulation:
         for client_id in range(self.federation.data.num_clients):
             state = states.state(client_id)
             own_P = params_P if state is None else params_P + state["drift"].to(params_P)
-            rows.append(self.federation.task.evaluate(own_P, buffers_Q, *samples_of(client_id)))
+            rows.append(self.federation.task.evaluate_set(own_P, buffers_Q, samples_of(client_id)))
         return {name: np.array([row[name] for row in rows]) for name in rows[0]}
 
     def _metrics(self, data: ClientData) -> dict[str, float]:
         """Return the model's metrics on samples; of clients' own models the weighted means and deviations."""
         sizes_N = self.federation.data.sizes_N
         if self.reference != "local":
-            return self.federation.task.evaluate(*self._vectors(), data.x, data.y)
-        values = self._metrics_of_models(lambda client_id: (data.x, data.y))
+            return self.federation.task.evaluate_set(*self._vectors(), data)
+        values = self._metrics_of_models(lambda client_id: data)
         means = {name: float(np.average(values_N, weights=sizes_N)) for name, values_N in values.items()}
         squares = {name: np.average((values[name] - means[name]) ** 2, weights=sizes_N) for name in values}
         return {**means, **{f"{name}_deviation": float(square**0.5) for name, square in squares.items()}}

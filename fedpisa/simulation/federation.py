@@ -31,22 +31,21 @@ from fedpisa.server.base import cohort_size
 from fedpisa.server.flower_strategy import FlowerStrategy
 from fedpisa.server.reply_filter import ReplyFilter
 from fedpisa.simulation.devices import resolve_device
+from fedpisa.simulation.evaluated import evaluated_sets, examples
 from fedpisa.simulation.faults import Faults
 from fedpisa.simulation.parts import (
+    build_augment,
     build_model,
     chosen,
     client_samples,
-    eval_rows,
     load_dataset,
     split_dataset,
     task_of,
-    validation_samples,
     with_model_of,
 )
 from fedpisa.simulation.privacy import Privacy, build_privacy
 from fedpisa.strategies.base import Algorithm
 from fedpisa.strategies.schedules import factors, schedule_of
-from fedpisa.tasks.augment import CropFlip
 from fedpisa.tasks.base import Task
 from fedpisa.tasks.measures import Measure
 from fedpisa.tasks.modules import in_dtype
@@ -136,17 +135,16 @@ class Federation:
         self.data = client_samples(
             self.config, dataset, parts, self.device, clients_have_data=clients_have_data
         )
-        sets = {"test": (dataset.x_test, dataset.y_test, np.arange(len(dataset.y_test)))}
-        if len(self.validation_rows):
-            sets["validation"] = validation_samples(config, whole, self.validation_rows)
         self.evaluated, self._digested = dict[str, ClientData](), list[ClientData]()
-        for number, (part, (x, y, rows)) in enumerate(sets.items()):
-            some = eval_rows(rows, config.eval_samples, config.seed, number)
-            self.evaluated[part] = ClientData.of(x, y, [some], dtype, self.device)
+        labels_n = whole.test_labels
+        self._test_labels = None if labels_n is None else torch.from_numpy(labels_n)
+        for number, (part, kept) in enumerate(evaluated_sets(whole, self.validation_rows).items()):
+            used = kept.used(config, number, values.get("carry-state", "none"))
+            self.evaluated[part] = kept.data(used, dtype, self.device)
+            is_all = self.evaluated[part].num_samples == len(kept.rows)
             # The digest is that of all samples.
-            is_all = len(some) == len(rows)
             self._digested.append(
-                self.evaluated[part] if is_all else ClientData.of(x, y, [rows], dtype, torch.device("cpu"))
+                self.evaluated[part] if is_all else kept.data([kept.rows], dtype, torch.device("cpu"))
             )
         self.test = self.evaluated["test"]
         labels = None if clients_have_data else dataset.train_targets
@@ -156,7 +154,7 @@ class Federation:
             module,
             num_outputs=dataset.num_outputs,
             labels=labels,
-            test=(self.test.x, self.test.y),
+            test=examples(self.test),
             autocast=config.autocast == "bfloat16",
             inputs=dataset.inputs,
         )
@@ -165,9 +163,9 @@ class Federation:
                 f"micro-batch-size = {config.micro_batch_size}: the model's BatchNorm needs whole mini-batches; set "
                 "micro-batch-size = 0, or take a model without BatchNorm"
             )
-        augment = CropFlip(config.crop_padding) if config.augment == "crop-flip" else None
+        augment = build_augment(config)
         if augment is not None:
-            require_one(dataset.inputs, "augment = 'crop-flip'", 'set augment = "none"')
+            require_one(dataset.inputs, f"augment = {config.augment!r}", 'set augment = "none"')
             augment.check(self.data.x)
         if config.max_grad_norm or config.micro_batch_size or augment:
             self.task = replace(
@@ -263,6 +261,8 @@ class Federation:
                 digest.update(np.ascontiguousarray(rows).data)
         if self.inputs is not None:
             digest.update(self.inputs.to_text().encode())
+        if self._test_labels is not None:
+            digest.update(self._test_labels.numpy().data)
         return digest.hexdigest()[:32]
 
     def majority_share(self) -> float | None:
@@ -270,9 +270,10 @@ class Federation:
 
         A model that always answers with this class has this accuracy.
         """
-        if self.num_classes is None or self.test.y.is_floating_point():
+        y = self.test.y if self.test.generated is None else self._test_labels
+        if self.num_classes is None or y is None or y.is_floating_point():
             return None
-        counts = torch.bincount(self.test.y[self.test.y != IGNORED])
+        counts = torch.bincount(y[y != IGNORED])
         return int(counts.max()) / int(counts.sum())
 
     def split_arrays(self) -> dict[str, NDArray[np.int64]]:

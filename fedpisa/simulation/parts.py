@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from fedpisa import families
 from fedpisa.components.describe import Component
 from fedpisa.config.run import RunConfig
-from fedpisa.datasets.base import Dataset, Features, Generated, Indices, Targets, is_integers
+from fedpisa.datasets.base import Dataset, Generated, Indices, is_integers
 from fedpisa.datasets.client_data import ClientData
 from fedpisa.families import data, models
-from fedpisa.rng import generator
+from fedpisa.tasks.augment import Augmentation, CropFlip, ResizedCropFlip
 
 
 def load_dataset(config: RunConfig) -> Dataset:
@@ -73,6 +72,17 @@ def task_of(config: RunConfig, dataset: Dataset) -> tuple[Component, dict[str, o
     return chosen(config, "task") if config.task else (families.find("task", dataset.default_task), {})
 
 
+def build_augment(config: RunConfig) -> Augmentation | None:
+    """Return how training images are changed; ``None`` for not at all."""
+    match config.augment:
+        case "crop-flip":
+            return CropFlip(config.crop_padding)
+        case "resized-crop-flip":
+            return ResizedCropFlip()
+        case _:
+            return None
+
+
 def with_model_of(config: RunConfig, dataset: Dataset) -> RunConfig:
     """Return the configuration with the data set's default model if it names no model."""
     return config.replace({"model": config.model or dataset.default_model})
@@ -94,19 +104,6 @@ def client_samples(
     if generated is None or clients_have_data:
         return ClientData.of(dataset.x_train, dataset.y_train, parts, dtype, device)
     return ClientData.made_by(generated_samples(config, dataset), dtype, device)
-
-
-def validation_samples(
-    config: RunConfig, dataset: Dataset, rows: Indices
-) -> tuple[Features, Targets, Indices]:
-    """Return samples and which of them, ``rows`` of the training set, are for validation.
-
-    If samples are generated on demand, these are only those that evaluations use.
-    """
-    if dataset.generated is None:
-        return dataset.x_train, dataset.y_train, rows
-    some = eval_rows(rows, config.eval_samples, config.seed, 1)
-    return *dataset.generated.rows(some), np.arange(len(some))
 
 
 def generated_samples(config: RunConfig, dataset: Dataset) -> Generated:
@@ -132,19 +129,3 @@ def chosen(config: RunConfig, key: str) -> tuple[Component, dict[str, Any]]:
 def options_of(config: RunConfig, family: str) -> dict[str, Any]:
     """Return the values of the chosen component's keys by their Python names."""
     return {name.replace("-", "_"): value for name, value in chosen(config, family)[1].items()}
-
-
-def eval_rows(rows: Indices, count: int, seed: int, part: int) -> Indices:
-    """Return the samples that evaluations use: ``count`` of ``rows`` in their order; all for 0, or if there are fewer.
-
-    ``part`` is 0 for the test set and 1 for the validation set.
-
-    Examples
-    --------
-    >>> len(eval_rows(np.arange(9), 4, seed=0, part=0)), len(eval_rows(np.arange(9), 0, seed=0, part=0))
-    (4, 9)
-    """
-    if not 0 < count < len(rows):
-        return rows
-    chosen = generator(seed, "eval-samples", part).choice(len(rows), count, replace=False)
-    return rows[np.sort(chosen)]

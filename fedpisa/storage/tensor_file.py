@@ -34,9 +34,17 @@ def encode(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> byt
     """
     from safetensors.torch import save
 
-    # safetensors accepts neither views nor tensors that share memory.
-    copies = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
-    return save(copies, metadata={"about": json.dumps(description)})
+    # safetensors accepts neither views nor tensors that share memory; only those are copied.
+    owned: dict[str, Tensor] = {}
+    places = set[int]()
+    for name, value in tensors.items():
+        here = value.detach().cpu()
+        is_whole = (
+            here.is_contiguous() and here.untyped_storage().nbytes() == here.numel() * here.element_size()
+        )
+        owned[name] = here if is_whole and here.data_ptr() not in places else here.clone().contiguous()
+        places.add(here.data_ptr())
+    return save(owned, metadata={"about": json.dumps(description)})
 
 
 def decode(content: bytes, file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from fedpisa.datasets.client_data import ClientData
 from fedpisa.datasets.inputs import Inputs
 from fedpisa.models.recurrent import Steps
-from fedpisa.rng import mix
-from fedpisa.tasks.augment import CropFlip
+from fedpisa.rng import mix, seeded
+from fedpisa.tasks.augment import Augmentation
 from fedpisa.tasks.batchnorm import MaskedBatchNorm, mask_batchnorms, real_rows
 from fedpisa.tasks.buffers import BufferLayout
 from fedpisa.tasks.dropout import Keyed, key_dropouts, keyed_dropouts, masks_from
@@ -101,8 +102,8 @@ class Task(ABC):
     autocast: bool = field(default=False, kw_only=True)
     max_grad_norm: float = field(default=0.0, kw_only=True)
     micro_batch_size: int = field(default=0, kw_only=True)
-    augment: CropFlip | None = field(default=None, kw_only=True)
     inputs: Inputs | None = field(default=None, kw_only=True)
+    augment: Augmentation | None = field(default=None, kw_only=True)
     layout: ParamLayout = field(init=False)
     buffer_layout: BufferLayout = field(init=False)
     _observed: nn.Module = field(init=False, repr=False)
@@ -165,6 +166,22 @@ class Task(ABC):
     @abstractmethod
     def evaluate(self, params_P: Tensor, buffers_Q: Tensor, x: Tensor, y: Tensor) -> dict[str, float]:
         """Return the measures on ``n`` samples by column, ``loss`` first; NaN if a measure has no value."""
+
+    def evaluate_set(self, params_P: Tensor, buffers_Q: Tensor, data: ClientData) -> dict[str, float]:
+        """Return the measures on all samples of a set, in whose clients a carried state passes from row to row."""
+        return self.evaluate(params_P, buffers_Q, *data.all())
+
+    @torch.no_grad()
+    def scores(
+        self, params_P: Tensor, buffers_Q: Tensor, data: ClientData, batch_size: int = 8192
+    ) -> dict[str, Tensor]:
+        """Return the scores of all samples of a set, each ``(n,)``; see `sample_scores` and `evaluate_set`."""
+        parts = []
+        with seeded(0, "evaluation"):
+            for x_B, y_B in data.batches(data.bounded(batch_size)):
+                with self.holding(params_P, buffers_Q):
+                    parts.append(self.sample_scores(x_B, y_B))
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     @property
     def carry_state(self) -> Literal["none", "round", "epoch"]:
@@ -278,6 +295,12 @@ class Task(ABC):
         """Return the module's outputs in evaluation mode, with its own parameters and buffers; see `holding`."""
         self.module.eval()
         return self._call(None, torch.zeros(0), x)[0]
+
+    def eval_steps(self, x: Tensor, state_BZ: Tensor) -> Steps:
+        """Return what a recurrent module gives from a state in evaluation mode; see `eval_outputs`."""
+        self.module.eval()
+        steps: Steps = self._called(None, torch.zeros(0), x, state_BZ)[0]
+        return steps
 
     def _precision(self, x: Tensor) -> torch.autocast:
         return torch.autocast(x.device.type, torch.bfloat16, enabled=self.autocast)

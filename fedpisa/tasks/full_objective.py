@@ -45,7 +45,8 @@ class FullObjective:
         sizes_N = torch.from_numpy(self.data.sizes_N).to(weights_N.device)
         weight_n = torch.repeat_interleave(weights_N / sizes_N, sizes_N).to(params_P)
         value, gradient_P = 0.0, torch.zeros_like(params_P)
-        batches, weights = self.data.batches(self.batch_size), torch.split(weight_n, self.batch_size)
+        size = self.data.bounded(self.batch_size)
+        batches, weights = self.data.batches(size), torch.split(weight_n, size)
         for (x_B, y_B), weight_B in zip(batches, weights, strict=True):
             with self.task.holding(params_P, self.buffers_Q) as held:
                 losses_B = self.task.sample_scores(x_B, y_B)["loss"]

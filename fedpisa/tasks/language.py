@@ -43,11 +43,13 @@ def language(
     sample_tokens
         Number of tokens of each text in the run's ``samples.txt``, which the final model writes; 0 for no texts.
     carry_state
-        Where a recurrent model's state goes on in training. ``none``: mini-batches are drawn at random, and each window
+        Where a recurrent model's state goes on. ``none``: mini-batches are drawn at random, and each window
         begins with a state of zero. ``round`` and ``epoch``: each client reads its text in order, see
         `fedpisa.clients.batches.Streams`, and the state that ends a window begins the next one, without a gradient from
         one to the other; the state is zero at the beginning of a round, or of the client's text. A client that was not
-        in the round before begins with zero, too. Evaluation begins each window with zero.
+        in the round before begins with zero, too. Evaluations then pass the state through each text of a set, from zero
+        at its beginning, and wherever a window does not follow the one before it. They take longer, because only
+        different texts are evaluated side by side.
     activation_penalty
         Factor ``a`` of the mean square of the recurrent outputs after dropout, which is added to each loss [1]_.
     slowness_penalty

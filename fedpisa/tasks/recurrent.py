@@ -5,9 +5,12 @@ Shapes: ``B`` sequences of ``T`` tokens, ``Z`` numbers of a sequence's state, ``
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, final
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
 from fedpisa.datasets.client_data import ClientData
@@ -65,14 +68,54 @@ def state_size(module: nn.Module) -> int:
     return size
 
 
-def require_consecutive(data: ClientData) -> None:
-    """Raise a ValueError if clients' windows are not consecutive parts of one text each.
+def texts_side_by_side(data: ClientData, batch_size: int) -> Iterator[tuple[Tensor, bool]]:
+    """Yield the windows ``(B,)`` of each pass over texts, and whether they begin these; otherwise they go on.
 
-    The last target of a window is then the first token of the next one.
+    Row ``b`` goes on with the text of row ``b`` of the pass before. A text begins with a client, and where a window
+    does not follow the one before it.
+
+    Parameters
+    ----------
+    data
+        Windows of texts, those of a client in their order.
+    batch_size
+        Largest number of windows of a pass.
+
+    Examples
+    --------
+    >>> x = torch.tensor([[0, 1], [0, 1], [2, 3], [4, 5]])
+    >>> data = ClientData(x, x + 1, np.array([0, 1]), np.array([1, 3]))
+    >>> [(rows_B.tolist(), begins) for rows_B, begins in texts_side_by_side(data, 2)]
+    [([1, 0], True), ([2], False), ([3], False)]
     """
+    x, y = data.all()
+    begins_n = torch.ones(len(x), dtype=torch.bool)
+    begins_n[1:] = _is_gap(x, y).cpu()
+    begins_n[torch.from_numpy(data.begin_N)] = True
+    begin_R = np.flatnonzero(begins_n.numpy())
+    length_R = np.diff(begin_R, append=len(x))
+    order = np.argsort(
+        -length_R, kind="stable"
+    )  # the longest first, so that those that go on are the first rows
+    for first in range(0, len(order), batch_size):
+        some = order[first : first + batch_size]
+        for number in range(int(length_R[some[0]])):
+            rows_B = begin_R[some[length_R[some] > number]] + number
+            yield torch.from_numpy(rows_B).to(x.device), number == 0
+
+
+def _is_gap(x: Tensor, y: Tensor) -> Tensor:
+    """Return whether each window but the first ``(n - 1,)`` does not follow the one before it.
+
+    The last target of a window is the first token of the next one.
+    """
+    return x[1:, 0] != y[:-1, -1]
+
+
+def require_consecutive(data: ClientData) -> None:
+    """Raise a ValueError if clients' windows are not consecutive parts of one text each."""
     for client_id in range(data.num_clients):
-        x, y = data.client(client_id)
-        gaps = (x[1:, 0] != y[:-1, -1]).nonzero()
+        gaps = _is_gap(*data.client(client_id)).nonzero()
         if len(gaps):
             raise ValueError(
                 f"carry-state: windows {int(gaps[0])} and {int(gaps[0]) + 1} of client {client_id} do not follow each "

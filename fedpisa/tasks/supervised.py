@@ -6,7 +6,7 @@ Shapes: ``P`` parameters, ``Q`` buffer entries, ``B`` samples of a mini-batch, `
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Literal, final
@@ -14,6 +14,7 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor, nn
 
+from fedpisa.datasets.client_data import ClientData
 from fedpisa.datasets.inputs import require_one
 from fedpisa.rng import seeded
 from fedpisa.tasks.base import Pass, Samples, Task
@@ -23,7 +24,7 @@ from fedpisa.tasks.features import FeatureLoss, with_features
 from fedpisa.tasks.losses import Loss
 from fedpisa.tasks.measures import Measure
 from fedpisa.tasks.module_values import own_attributes
-from fedpisa.tasks.recurrent import state_size
+from fedpisa.tasks.recurrent import state_size, texts_side_by_side
 from fedpisa.tasks.regression import Regression
 
 
@@ -134,7 +135,6 @@ class Supervised(Task):
     def _scores_of(self, outputs: Tensor, y: Tensor) -> dict[str, Tensor]:
         return {"loss": self.criterion.loss(outputs, y), **self.criterion.sample_scores(outputs, y)}
 
-    @torch.no_grad()
     def evaluate(
         self, params_P: Tensor, buffers_Q: Tensor, x: Tensor, y: Tensor, batch_size: int = 4096
     ) -> dict[str, float]:
@@ -143,10 +143,47 @@ class Supervised(Task):
         All are NaN but the loss if the loss is not finite.
         """
         batch_size -= len(x) % batch_size == 1  # a single sample has no batch statistics
-        of_set, all_outputs = self.criterion.set_scores(), list[Tensor]()
+        batches = zip(torch.split(x, batch_size), torch.split(y, batch_size), strict=True)
+        return self._measured(params_P, buffers_Q, batches, len(x))
+
+    def evaluate_set(
+        self, params_P: Tensor, buffers_Q: Tensor, data: ClientData, batch_size: int = 4096
+    ) -> dict[str, float]:
+        """Return the measures on all samples of a set; see `Task.evaluate_set`."""
+        if self.carry_state == "none":
+            batch_size = data.bounded(batch_size)
+            batch_size -= data.num_samples % batch_size == 1
+            return self._measured(params_P, buffers_Q, data.batches(batch_size), data.num_samples)
+        scores = self.scores(params_P, buffers_Q, data, batch_size)
+        return self._of_means({name: float(score_n.double().mean()) for name, score_n in scores.items()})
+
+    @torch.no_grad()
+    def scores(
+        self, params_P: Tensor, buffers_Q: Tensor, data: ClientData, batch_size: int = 8192
+    ) -> dict[str, Tensor]:
+        """Return the scores of all samples of a set; see `Task.scores`."""
+        if self.carry_state == "none":
+            return super().scores(params_P, buffers_Q, data, batch_size)
+        (x, y), state_BZ, rows, parts = data.all(), self._no_state(0), list[Tensor](), []
+        with seeded(0, "evaluation"), own_attributes(self.module):
+            for rows_B, begins in texts_side_by_side(data, batch_size):
+                state_BZ = self._no_state(len(rows_B)) if begins else state_BZ[: len(rows_B)]
+                with self.holding(params_P, buffers_Q):
+                    steps = self.eval_steps(x[rows_B], state_BZ)
+                    parts.append(self._scores_of(steps.outputs, y[rows_B]))
+                state_BZ = steps.state_BZ
+                rows.append(rows_B)
+        order_n = torch.cat(rows).argsort()
+        return {name: torch.cat([part[name] for part in parts])[order_n] for name in parts[0]}
+
+    @torch.no_grad()
+    def _measured(
+        self, params_P: Tensor, buffers_Q: Tensor, batches: Iterable[tuple[Tensor, Tensor]], count: int
+    ) -> dict[str, float]:
+        of_set, all_outputs, all_y = self.criterion.set_scores(), list[Tensor](), list[Tensor]()
         totals: dict[str, Tensor] = {}
         with seeded(0, "evaluation"), own_attributes(self.module):
-            for x_B, y_B in zip(torch.split(x, batch_size), torch.split(y, batch_size), strict=True):
+            for x_B, y_B in batches:
                 with self.holding(params_P, buffers_Q):
                     outputs = self.eval_outputs(x_B)
                     scores = self._scores_of(outputs, y_B)
@@ -155,11 +192,19 @@ class Supervised(Task):
                     totals[name] = totals[name] + total if name in totals else total
                 if of_set:
                     all_outputs.append(outputs.cpu())
-        means = self.combine({name: float(total) / len(x) for name, total in totals.items()})
-        further = [measure.column for measure in self.measures if measure.column not in means]
-        if not math.isfinite(means["loss"]):  # outputs that are not finite have no measure
-            return {"loss": means["loss"], **dict.fromkeys([*list(means)[1:], *further], math.nan)}
-        return {**means, **(of_set(torch.cat(all_outputs), y.cpu()) if of_set else {})}
+                    all_y.append(y_B.cpu())
+        measures = self._of_means({name: float(total) / count for name, total in totals.items()})
+        if of_set and math.isfinite(measures["loss"]):
+            measures |= of_set(torch.cat(all_outputs), torch.cat(all_y))
+        return measures
+
+    def _of_means(self, means: Mapping[str, float]) -> dict[str, float]:
+        """Return the measures of the scores' means; all are NaN but the loss if the loss is not finite."""
+        measures = dict(self.combine(means))
+        further = [measure.column for measure in self.measures if measure.column not in measures]
+        if not math.isfinite(measures["loss"]):  # outputs that are not finite have no measure
+            return {"loss": measures["loss"], **dict.fromkeys([*list(measures)[1:], *further], math.nan)}
+        return measures
 
 
 def supervised(module: nn.Module, num_classes: int | None, *, autocast: bool = False) -> Supervised:

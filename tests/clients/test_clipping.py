@@ -19,8 +19,8 @@ from fedpisa.clients.clipping import ClippedGradient, clip_factor, clipped
 from fedpisa.clients.gradients import AutogradGradient
 from fedpisa.config.run import RunConfig
 from fedpisa.rng import generator
+from fedpisa.simulation.evaluated import eval_rows
 from fedpisa.simulation.federation import Federation
-from fedpisa.simulation.parts import eval_rows
 from fedpisa.simulation.stacked.fused_sgd import is_fusible
 from fedpisa.simulation.stacked.gradients import StackedGradient
 from fedpisa.simulation.stacked.grid import VmapGrid, choose_path

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from fedpisa.config.run import RunConfig
-from fedpisa.datasets import image_folder
+from fedpisa.datasets import client_data, image_folder
 from fedpisa.families.data import load, partition
 from fedpisa.runs.runner import run
 from fedpisa.runs.simulation import Simulation
@@ -81,11 +81,12 @@ def keys(folder: Path, **more: object) -> dict[str, object]:
 def test_pixels_follow_the_formula(folder: Path) -> None:
     """An image of one colour is (colour / 255 - mean) / std in each channel, however it is scaled and cut."""
     data = load("image-folder", data_dir=folder, resize=12, crop=8)
-    assert data.x_test.shape == (9, 3, 8, 8)
-    assert data.x_test.dtype == np.float32
+    assert data.generated_test is not None
+    x, _ = data.generated_test.rows(np.arange(9))
+    assert (x.shape, x.dtype) == ((9, 3, 8, 8), np.float32)
     for label, colour in enumerate(COLOURS.values()):
         value_C = (np.array(colour) / 255 - MEAN) / STD
-        assert np.abs(data.x_test[3 * label] - value_C[:, None, None]).max() < 1e-6
+        assert np.abs(x[3 * label] - value_C[:, None, None]).max() < 1e-6
 
 
 @pytest.mark.parametrize(("width", "height"), [(20, 16), (16, 21), (9, 9), (7, 40)])
@@ -137,15 +138,16 @@ def test_labels_are_the_sorted_folders(folder: Path, reads: Counter[str]) -> Non
     assert data.classes == ("ant", "bee", "cat")
     assert data.split_labels is not None
     assert np.bincount(data.split_labels).tolist() == [12, 13, 12]
-    assert data.y_test.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert data.test_labels is not None
+    assert data.test_labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert data.shape == (3, 224, 224)
-    # All test images, and one training image as an example.
-    assert sum(reads.values()) == 10
+    # An example of each part.
+    assert sum(reads.values()) == 2
 
 
 def test_the_folder_test_serves_as_well(folder: Path) -> None:
     (folder / "val").rename(folder / "test")
-    assert len(load("image-folder", data_dir=folder, resize=8, crop=8).y_test) == 9
+    assert load("image-folder", data_dir=folder, resize=8, crop=8).num_test == 9
 
 
 class TestPartition:
@@ -208,14 +210,19 @@ def test_a_run_is_that_of_stored_images(folder: Path, engine: str, monkeypatch: 
     def stored(config: RunConfig) -> Any:
         data = load_dataset(config)
         assert data.generated is not None
+        assert data.generated_test is not None
         x, y = data.generated.rows(np.arange(36))
-        return dataclasses.replace(data, x_train=x, y_train=y, generated=None)
+        data = dataclasses.replace(data, x_train=x, y_train=y, generated=None)
+        x, y = data.generated_test.rows(np.arange(9))
+        return dataclasses.replace(data, x_test=x, y_test=y, generated_test=None, test_labels=None)
 
     monkeypatch.setattr(federation_module, "load_dataset", stored)
     kept = run(keys(folder, engine=engine, validation_fraction=0.25))
     for name, value in kept.parameters.items():
         assert np.array_equal(lazy.parameters[name], value)
-    assert lazy.rows[-1]["validation_loss"] == kept.rows[-1]["validation_loss"]
+    for column in ("validation_loss", "test_loss", "test_accuracy"):
+        assert lazy.history[column].tolist() == kept.history[column].tolist()
+    assert lazy.majority_share == kept.majority_share == 1 / 3
 
 
 @pytest.mark.parametrize("engine", ["vmap", "loop"])
@@ -228,7 +235,7 @@ def test_a_round_reads_what_it_draws(folder: Path, reads: Counter[str], engine: 
         "fraction_train": 0.3,
         "engine": engine,
     }
-    simulation = Simulation(RunConfig.from_mapping(keys(folder, num_server_rounds=1, **more)))
+    simulation = Simulation(RunConfig.from_mapping(keys(folder, eval_every=2, **more)))
     rows = simulation.rows()
     next(rows)
     reads.clear()
@@ -245,8 +252,36 @@ def test_validation_samples_are_set_aside(folder: Path, reads: Counter[str]) -> 
     assert federation.data.num_samples == 27
     used = np.sort(np.concatenate([federation.validation_rows, *federation.partition]))
     assert np.array_equal(used, np.arange(36))
-    # 9 test images, 6 for validation, and an example of the data, of its rest and of the split.
-    assert sum(reads.values()) <= 9 + 6 + 3
+    # Nine examples of the test images for the task; one of each part, of the rest, of the split and of what is used.
+    assert sum(reads.values()) <= 6 + 8
+
+
+def test_an_evaluation_reads_each_image_once(folder: Path, reads: Counter[str]) -> None:
+    """An evaluation of the initial model reads the test and validation images that it uses, batch by batch."""
+    config = RunConfig.from_mapping(keys(folder, validation_fraction=0.25, eval_samples=6))
+    rows = Simulation(config).rows()
+    reads.clear()
+    next(rows)
+    assert list(reads.values()) == [1] * 12
+
+
+def test_the_memory_of_an_evaluation_is_bounded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches of at most four images of 3 kB give the measures of one batch."""
+    federation = Federation(RunConfig.from_mapping(keys(folder, dtype="float64")))
+    task, test, sizes = federation.task, federation.test, list[int]()
+    vectors = task.initial_params(), task.initial_buffers()
+    whole = task.evaluate_set(*vectors, test)
+    monkeypatch.setattr(client_data, "PIECE", 4 * 3 * 16 * 16 * 8)
+    outputs = type(task).eval_outputs
+
+    def noted(task: Any, x: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(x))
+        return outputs(task, x)
+
+    monkeypatch.setattr(type(task), "eval_outputs", noted)
+    assert task.evaluate_set(*vectors, test) == pytest.approx(whole, rel=1e-12)
+    # A last batch of one sample would have no statistics.
+    assert sizes == [3, 3, 3]
 
 
 def test_all_samples_weigh_the_classes(folder: Path) -> None:
@@ -299,7 +334,7 @@ class TestRefusals:
         with pytest.raises(
             ValueError, match=r"bee.01\.png cannot be read as an image .*; replace or remove it$"
         ):
-            load("image-folder", data_dir=folder)
+            run(keys(folder))
 
     def test_an_unreadable_training_image_in_a_round(self, folder: Path) -> None:
         for path in list((folder / "train").glob("*/*.png"))[1:]:

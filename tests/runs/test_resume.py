@@ -112,10 +112,13 @@ def test_a_snapshot_holds_only_clients_that_took_part() -> None:
     assert len(kept["clients/clients"]) == 2
 
 
+@pytest.mark.parametrize("engine", ["vmap", "loop"])
+@pytest.mark.parametrize("memory", [0, 10**9])
 @pytest.mark.parametrize("algorithm", ["pisa", "iiadmm", "scaffold"])
-def test_a_snapshot_stays_as_it_is(algorithm: str) -> None:
-    """Later rounds change the server's memory of its clients, but not the snapshot."""
-    config = runner.load_config({**SMALL, "algorithm": algorithm, "fraction-train": 0.5})
+def test_a_snapshot_stays_as_it_is(algorithm: str, memory: int, engine: str) -> None:
+    """Later rounds change the server's memory of its clients, also in files, but not the snapshot."""
+    keys = {"algorithm": algorithm, "fraction-train": 0.5, "state-memory": memory, "engine": engine}
+    config = runner.load_config({**SMALL, **keys})
     simulation = Simulation(config)
     rows = simulation.rows()
     for _ in range(3):

@@ -15,7 +15,7 @@ from torch.func import vmap
 
 import fedpisa
 from fedpisa.rng import mix, step_keys
-from fedpisa.tasks.augment import CropFlip
+from fedpisa.tasks.augment import CropFlip, ResizedCropFlip, resized_boxes
 from fedpisa.tasks.keyed import below, sample_keys
 
 
@@ -99,8 +99,10 @@ RUNS: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.parametrize("augment", ["crop-flip", "resized-crop-flip"])
 @pytest.mark.parametrize("run", RUNS, ids=str)
-def test_engines_agree(run: dict[str, Any]) -> None:
+def test_engines_agree(run: dict[str, Any], augment: str) -> None:
+    run = {**run, "augment": augment}
     loop, vmap_ = (
         fedpisa.run({**KEYS, **run, "crop-padding": 2, "engine": engine}) for engine in ("loop", "vmap")
     )
@@ -120,6 +122,87 @@ def test_no_border_leaves_flips_alone() -> None:
     assert 10 < int(same.sum()) < 40
 
 
-def test_what_is_no_image_is_refused() -> None:
-    with pytest.raises(ValueError, match="needs images"):
-        fedpisa.run({"dataset": "synthetic", "augment": "crop-flip"})
+@pytest.mark.parametrize("augment", ["crop-flip", "resized-crop-flip"])
+def test_what_is_no_image_is_refused(augment: str) -> None:
+    with pytest.raises(ValueError, match=f"augment = '{augment}' needs images"):
+        fedpisa.run({"dataset": "synthetic", "augment": augment})
+
+
+# --------------------------------------------------------------------------------------- resized crops
+
+
+@pytest.mark.parametrize("antialias", [False, True])
+@pytest.mark.parametrize(("kind", "tolerance"), [(torch.float64, 1e-14), (torch.float32, 1.5e-6)])
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (9, 14), (224, 224)])
+def test_boxes_are_those_of_torchvision(
+    height: int, width: int, kind: torch.dtype, tolerance: float, antialias: bool
+) -> None:
+    """A box is enlarged, so that antialiasing changes nothing; noise is the image whose pixels differ most.
+
+    Places are rounded to the dtype in units of the image, thus to some 1e-7 of its length in float32.
+    """
+    from torchvision.transforms import functional
+
+    count = 40 if height < 100 else 4
+    x = torch.randn(count, 3, height, width, generator=torch.Generator().manual_seed(0), dtype=kind)
+    box_M4, flip_M = ResizedCropFlip().boxes(keys(count), height, width)
+    found = resized_boxes(x, box_M4, flip_M)
+    assert set(flip_M.tolist()) == {0, 1}
+    for image, box, flip, one in zip(x, box_M4.tolist(), flip_M.tolist(), found, strict=True):
+        wanted = functional.resized_crop(image, *box, [height, width], antialias=antialias)
+        torch.testing.assert_close(one, wanted.flip(-1) if flip else wanted, rtol=0, atol=tolerance * width)
+
+
+def test_the_whole_image_as_a_box_is_the_image() -> None:
+    x = torch.randn(2, 3, 5, 7, dtype=torch.float64)
+    box_M4 = torch.tensor([[0, 0, 5, 7]]).expand(2, 4)
+    found = resized_boxes(x, box_M4, torch.tensor([0, 1]))
+    torch.testing.assert_close(found, torch.stack([x[0], x[1].flip(-1)]), rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize(("height", "width"), [(100, 100), (40, 90)])
+def test_boxes_are_distributed_as_those_of_torchvision(height: int, width: int) -> None:
+    """The means and deviations of sides, places, shares and ratios are those of torchvision's draws."""
+    from torchvision.transforms import RandomResizedCrop
+
+    count = 4000
+    box_M4, flip_M = ResizedCropFlip().boxes(keys(count), height, width)
+    image = torch.zeros(1, height, width)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        drawn = [
+            RandomResizedCrop.get_params(image, [0.08, 1.0], [3 / 4, 4 / 3])
+            for _ in range(count)  # top, left, height, width
+        ]
+    assert abs(float(flip_M.double().mean()) - 0.5) < 5 * 0.5 / count**0.5
+    for powers in (1, 2):
+        mine, theirs = (_columns(box).pow(powers) for box in (box_M4, torch.tensor(drawn)))
+        error = (mine.var(0) / count + theirs.var(0) / count).sqrt()
+        assert ((mine.mean(0) - theirs.mean(0)).abs() < 5 * error).all()
+
+
+def _columns(box_M4: torch.Tensor) -> torch.Tensor:
+    box = box_M4.double()
+    return torch.cat([box, box[:, 2:3] * box[:, 3:], box[:, 3:] / box[:, 2:3]], 1)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 30), (30, 1), (16, 16)])
+def test_boxes_lie_in_the_image_and_fit_their_ratio(height: int, width: int) -> None:
+    """If no box fits, the largest one in the middle is taken, as torchvision does."""
+    box_M4, _ = ResizedCropFlip().boxes(keys(500), height, width)
+    assert (box_M4[:, 2:] >= 1).all()
+    assert (box_M4[:, :2] >= 0).all()
+    assert (box_M4[:, :2] + box_M4[:, 2:] <= torch.tensor([height, width])).all()
+    none_fits = ResizedCropFlip(scale=(4.0, 5.0)).boxes(keys(3), height, width)[0]
+    wanted = {(1, 30): [0, 14, 1, 1], (30, 1): [14, 0, 1, 1], (16, 16): [0, 0, 16, 16]}[height, width]
+    assert none_fits.tolist() == [wanted] * 3
+
+
+def test_stacked_boxes_are_those_of_one_client() -> None:
+    """The same bits alone, stacked by vmap, and stacked by hand."""
+    augment, some = ResizedCropFlip(), keys(5)
+    x = torch.randn(5, 2, 3, 1, 8, 8)
+    stacked = vmap(augment)(x, some)
+    assert torch.equal(stacked, augment(x, some))
+    for one, own, key in zip(stacked, x, some, strict=True):
+        assert torch.equal(one, augment(own, key))
