@@ -8,6 +8,8 @@ from fedpisa.clients.batches import BatchSampler, BatchSize, Epochs, Periodic
 from fedpisa.clients.dual import DualUpdate, LagrangianSGD
 from fedpisa.clients.preconditioners.base import Derivatives, Preconditioner
 from fedpisa.clients.sgd import LocalSGDUpdate, SGDSteps, SGDUpdate
+from fedpisa.control.environments import Environment, Environments, Moved
+from fedpisa.control.gymnasium_api import of_gymnasium
 from fedpisa.datasets.base import Dataset, Features, Generated, Indices, Targets, train_test_split
 from fedpisa.rng import generator, hashed, torch_seed
 from fedpisa.strategies.averaging import LocalTraining, ModelAveraging
@@ -41,6 +43,8 @@ __all__ = [
     "Decay",
     "Derivatives",
     "DualUpdate",
+    "Environment",
+    "Environments",
     "Epochs",
     "Factor",
     "Features",
@@ -56,6 +60,7 @@ __all__ = [
     "LocalUpdate",
     "MiniBatches",
     "ModelAveraging",
+    "Moved",
     "NonNegative",
     "NonNegativeInt",
     "NonNegativeInverseStepSize",
@@ -75,6 +80,7 @@ __all__ = [
     "generator",
     "hashed",
     "norm",
+    "of_gymnasium",
     "remember",
     "scalar_like",
     "shares",

@@ -10,7 +10,18 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 ORDER = (
-    *("components", "storage", "datasets", "models", "tasks", "clients", "strategies", "flower", "server"),
+    *(
+        "components",
+        "storage",
+        "control",
+        "datasets",
+        "models",
+        "tasks",
+        "clients",
+        "strategies",
+        "flower",
+        "server",
+    ),
     *("families", "plots", "config", "simulation", "runs", "apps", "deployment", "studies", "tuning"),
     *("report", "bench", "cli"),
 )

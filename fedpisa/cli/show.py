@@ -134,8 +134,8 @@ def plot(
         typer.Option(
             "--against",
             "--x",
-            help="rounds, bytes, gradients, seconds or simulated-seconds; all but rounds are running sums. Of a study "
-            "also several: rounds,gradients.",
+            help="rounds, bytes, gradients, seconds, simulated-seconds or env-steps; all but rounds are running sums. "
+            "Of a study also several: rounds,gradients.",
         ),
     ] = "rounds",
     y: Annotated[

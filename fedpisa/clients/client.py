@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import numpy as np
@@ -15,11 +15,12 @@ from fedpisa.clients.batches import BatchIndices
 from fedpisa.clients.clipping import clipped
 from fedpisa.clients.gradients import AutogradGradient
 from fedpisa.clients.memory import memory_before, sampler_of, with_memory, without_memory
+from fedpisa.clients.rollouts import completed, samples_in, with_samples
 from fedpisa.clients.step_sizes import UNSCHEDULED, StepSizeSchedule
 from fedpisa.datasets.client_data import ClientData
 from fedpisa.rng import seeded, step_keys
 from fedpisa.tasks.augment import augmented
-from fedpisa.tasks.base import Task
+from fedpisa.tasks.base import Rollouts, Task
 from fedpisa.tasks.module_values import own_attributes
 
 BUFFERS = "buffers"
@@ -63,6 +64,8 @@ class Client:
 
         ``indices`` is what the sampler draws for this client, if that is known already.
         """
+        if self.task.rollouts is not None:
+            return self._on_rollouts(self.task.rollouts, server_round, down, state)
         update = self.schedule.scaled(self.update, server_round).at_round(server_round)
         update = update.for_broadcast(down)
         id_1, device = np.array([self.client_id]), self.data.x.device
@@ -106,3 +109,13 @@ class Client:
                 "local-steps": torch.tensor(float(indices.gradients_S[0])),
             },
         )
+
+    def _on_rollouts(self, rollouts: Rollouts, server_round: int, down: Arrays, state: Arrays) -> LocalResult:
+        """Return the round's result on samples that the broadcast model makes; see `fedpisa.clients.rollouts`."""
+        buffers_Q = down.get(BUFFERS, down["params"].new_zeros(0))
+        model = down["params"], buffers_Q
+        current = with_samples(rollouts, self.update, self.client_id, server_round, *model, state)
+        data = samples_in({name: value[None] for name, value in current.items()}, np.zeros(1, np.int64), 1)
+        client = replace(self, task=self.task.without_rollouts(), data=data)
+        result = client.run_round(server_round, down, current)
+        return completed(rollouts, state, current, result, BUFFERS)

@@ -19,9 +19,16 @@ _ROUND: Final = "round"
 """Name of the round after which the memory was kept, a scalar ``()``; 0 before the first."""
 
 
+PERIOD: Final = "period"
+"""Name of the period in which a client has made its samples, a scalar ``()``; 0 before the first."""
+
+
 def initial_state(task: Task, update: LocalUpdate, params_P: Tensor) -> Arrays:
     """Return a client's state before its first round, with the task's memory if that lasts longer than a round."""
     state = update.init(params_P)
+    if task.rollouts is not None:
+        kept = {name: value.to(params_P) for name, value in task.rollouts.no_samples().items()}
+        return {**state, **stored({**kept, PERIOD: params_P.new_zeros(())})}
     if task.carry_state != "epoch":
         return state
     memory = task.initial_memory(num_rows(update.batch_sampler()))
@@ -31,7 +38,7 @@ def initial_state(task: Task, update: LocalUpdate, params_P: Tensor) -> Arrays:
 def with_memory(state: Arrays, memory: Arrays, params_P: Tensor, server_round: int) -> Arrays:
     """Return a client's state with the memory after a round."""
     kept = {**memory, _ROUND: torch.full((), server_round, dtype=params_P.dtype, device=params_P.device)}
-    return {**state, **{f"{_PREFIX}{name}": value for name, value in kept.items()}}
+    return {**state, **stored(kept)}
 
 
 def without_memory(state: Arrays) -> Arrays:
@@ -43,6 +50,22 @@ def without_memory(state: Arrays) -> Arrays:
     ['dual']
     """
     return {name: value for name, value in state.items() if not name.startswith(_PREFIX)}
+
+
+def memory_of(state: Arrays) -> dict[str, Tensor]:
+    """Return the task's part of a client's state, by the names of the task.
+
+    Examples
+    --------
+    >>> sorted(memory_of({"dual": torch.zeros(1), "task/hidden": torch.zeros(2, 3)}))
+    ['hidden']
+    """
+    return {name.removeprefix(_PREFIX): value for name, value in state.items() if name.startswith(_PREFIX)}
+
+
+def stored(memory: Arrays) -> dict[str, Tensor]:
+    """Return the task's part of a client's state under the names that it has there."""
+    return {f"{_PREFIX}{name}": value for name, value in memory.items()}
 
 
 def memory_before(

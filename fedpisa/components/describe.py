@@ -15,7 +15,7 @@ from fedpisa.components.names import kebab, name_of, one_line
 INJECTED: Final = frozenset(
     {
         "seed", "data_dir", "num_clients", "rng", "labels", "groups", "shape", "num_outputs",
-        "rounds_done", "num_rounds", "clients_S", "server_round",
+        "rounds_done", "num_rounds", "clients_S", "server_round", "num_log_stds",
     }
 )  # fmt: skip
 """Parameters that a run passes to a component by name; they are not keys."""

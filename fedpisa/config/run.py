@@ -69,8 +69,8 @@ class RunConfig:
     model
         The model; by default the one that suits the data set.
     task
-        What the model learns: ``classification``, ``regression``, ``multi-label``, ``language``, or ``module:Class``
-        with a loss and metrics of your own; by default the one that suits the data set.
+        What the model learns: ``classification``, ``regression``, ``multi-label``, ``language``, ``ppo``, ``a2c``, or
+        ``module:Class`` with a loss and metrics of your own; by default the one that suits the data set.
     num_clients
         Number of clients.
     partitioner

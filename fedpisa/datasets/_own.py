@@ -7,14 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from fedpisa.datasets.base import Dataset, Features, Targets, train_test_split
+from fedpisa.control.environments import Environments
+from fedpisa.datasets.base import Dataset, Features, Generated, Indices, Samples, Targets, train_test_split
 from fedpisa.datasets.inputs import Several, is_several, rows_of, stacked
 from fedpisa.datasets.labels import known_targets, targets_of
 from fedpisa.rng import generator
 
 
 def as_dataset(name: str, made: object, seed: int) -> Dataset:
-    """Return a Dataset from one of ours, a PyTorch data set, or a (training, test) pair of PyTorch data sets.
+    """Return a Dataset from one of ours, `Environments`, a PyTorch data set, or a (training, test) pair of these.
 
     A single PyTorch data set is split 80/20, stratified and drawn from the seed. Features are used as they
     come; those of a sample may be several, in a dictionary or a tuple, see `Dataset.of`. What the targets are decides
@@ -27,6 +28,8 @@ def as_dataset(name: str, made: object, seed: int) -> Dataset:
     """
     if isinstance(made, Dataset):
         return made
+    if isinstance(made, Environments):
+        return without_samples(name, made)
     if isinstance(made, tuple) and len(made) == 2:
         (x_train, y_train), (x_test, y_test) = (_stack(name, part) for part in made)
     else:
@@ -42,6 +45,31 @@ def as_dataset(name: str, made: object, seed: int) -> Dataset:
         num_classes=None if classes is None else len(classes),
         classes=None if classes is None else tuple(map(str, classes)),
         default_model="linear" if classes is None else "logistic",
+    )
+
+
+def without_samples(name: str, environments: Environments, **fields: Any) -> Dataset:
+    """Return the data set of clients that have an environment: a sample is only the number of its client.
+
+    What a client learns from is made by the model; see `fedpisa.clients.rollouts`. ``fields`` are further fields of
+    the data set.
+    """
+    shape = environments.observation_shape
+
+    def make(client_n: Indices, k_n: Indices) -> Samples:
+        return np.zeros((len(client_n), *shape), np.float32), client_n.astype(np.float64)
+
+    clients = np.arange(environments.num_clients)
+    sizes_N = np.full(environments.num_clients, environments.num_samples)
+    return Dataset.of(
+        name,
+        make(clients[:1], clients[:1]),
+        make(clients, clients),
+        num_classes=None,
+        default_model="actor-critic",
+        generated=Generated(sizes_N, make),
+        environments=environments,
+        **fields,
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any, Final, TypeAlias, final
 import numpy as np
 from numpy.typing import NDArray
 
+from fedpisa.control.environments import Environments
 from fedpisa.datasets.inputs import Inputs, Several, require_one
 
 Features: TypeAlias = NDArray[Any]
@@ -116,6 +117,8 @@ class Dataset:
         Test samples that are generated on demand, as one client's. ``x_test`` and ``y_test`` then hold a few examples.
     test_labels
         Labels of all test samples, ``(n,)`` int64, if they are generated on demand.
+    environments
+        The clients' environments, in which a policy makes the samples; see `fedpisa.datasets.environments`.
     ground_truth
         Quantities known in closed form, such as the optimum of a quadratic.
 
@@ -155,6 +158,7 @@ class Dataset:
     inputs: Inputs | None = None
     generated_test: Generated | None = None
     test_labels: NDArray[np.int64] | None = None
+    environments: Environments | None = None
     ground_truth: Mapping[str, NDArray[np.float64] | float] = field(default_factory=dict)
 
     @classmethod
@@ -234,12 +238,16 @@ class Dataset:
 
     @property
     def num_outputs(self) -> int:
-        """Number of outputs of a model for this data: one per class, or one for regression."""
+        """Number of outputs of a model for this data: one per class, one for regression, or those of a policy."""
+        if self.environments is not None:
+            return self.environments.num_outputs
         return 1 if self.num_classes is None else self.num_classes
 
     @property
     def default_task(self) -> str:
         """Name of the task that a run has if its configuration names none."""
+        if self.environments is not None:
+            return "ppo"
         if self.num_classes is None:
             return "regression"
         return "language" if self.target_shape else "classification"

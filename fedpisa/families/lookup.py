@@ -159,14 +159,14 @@ def _modules(package: str) -> Iterator[ModuleType]:
             yield importlib.import_module(f"{package}.{info.name}")
 
 
-def _functions(family: str, modules: Iterable[ModuleType], returns: str) -> Iterator[Component]:
-    """Yield the public functions that the modules define and whose return annotation is ``returns``."""
+def _functions(family: str, modules: Iterable[ModuleType], *returns: str) -> Iterator[Component]:
+    """Yield the public functions that the modules define and whose return annotation is one of ``returns``."""
     for module in modules:
         for name, function in vars(module).items():
             defined_here = inspect.isfunction(function) and function.__module__ == module.__name__
             if defined_here and not name.startswith("_"):
                 annotation = function.__annotations__.get("return")
-                if returns in (annotation, getattr(annotation, "__name__", None)):
+                if {annotation, getattr(annotation, "__name__", None)} & {*returns}:
                     yield inspect_component(family, kebab(name), function)
 
 
@@ -223,7 +223,7 @@ _FAMILIES: Final[Mapping[str, Callable[[], Iterable[Component]]]] = {
     "dataset": lambda: _functions("dataset", _modules("fedpisa.datasets"), "Dataset"),
     "partitioner": _partitioners,
     "model": lambda: _functions("model", _modules("fedpisa.models"), "nn.Module"),
-    "task": lambda: _functions("task", _modules("fedpisa.tasks"), "Criterion"),
+    "task": lambda: _functions("task", _modules("fedpisa.tasks"), "Criterion", "Objective"),
     "preconditioner": _preconditioners,
     "optimizer": _optimizers,
     "schedule": lambda: _functions(

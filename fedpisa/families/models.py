@@ -83,11 +83,13 @@ def create(
     *,
     any_output: bool = False,
     inputs: Inputs | None = None,
+    num_log_stds: int = 0,
 ) -> nn.Module:
     """Return the model that a component describes; see :func:`build`.
 
     With ``any_output`` the shape of the outputs is not checked: your own loss decides what it takes. With ``inputs`` a
     sample has several features; ``shape`` has the shape of each, by name or in order, and the model must be your own.
+    ``num_log_stds`` is that of `fedpisa.control.environments.Environments`.
     """
     import torch
     from torch import nn
@@ -97,7 +99,13 @@ def create(
 
     with seeded(seed, "initial-weights"):
         try:
-            model = families.build(component, values, shape=shape, num_outputs=num_outputs, seed=seed)
+            injected = {
+                "shape": shape,
+                "num_outputs": num_outputs,
+                "seed": seed,
+                "num_log_stds": num_log_stds,
+            }
+            model = families.build(component, values, **injected)
         except (RuntimeError, MemoryError) as error:  # of torch, such as a layer that is too large
             raise ValueError(
                 f"{component} cannot be built ({printable(one_line(error))}): change its keys or its code"

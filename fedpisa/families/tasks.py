@@ -14,18 +14,20 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
+    from fedpisa.control.environments import Environments
     from fedpisa.datasets.inputs import Inputs
     from fedpisa.tasks.base import Task
     from fedpisa.tasks.criterion import Criterion
+    from fedpisa.tasks.objectives import Objective
 
 __all__ = ["build", "criterion"]
 
 
 def criterion(
     component: Component, values: Mapping[str, object], num_outputs: int, labels: NDArray[np.generic] | None
-) -> Criterion:
-    """Return the criterion of one of the package's tasks."""
-    made: Criterion = families.build(component, values, num_outputs=num_outputs, labels=labels)
+) -> Criterion | Objective:
+    """Return what one of the package's tasks knows beside the model, such as its measures."""
+    made: Criterion | Objective = families.build(component, values, num_outputs=num_outputs, labels=labels)
     return made
 
 
@@ -37,6 +39,8 @@ def build(
     num_outputs: int,
     labels: NDArray[np.generic] | None,
     test: tuple[Tensor, Tensor],
+    environments: Environments | None = None,
+    seed: int = 0,
     autocast: bool = False,
     inputs: Inputs | None = None,
 ) -> Task:
@@ -54,6 +58,10 @@ def build(
         The training labels; ``None`` if clients bring or make their own.
     test
         Features and targets of the test samples. A user's loss and metrics are tried on some of them.
+    environments
+        The clients' environments, if the data set has them.
+    seed
+        The run's seed.
     autocast, inputs
         See `Task`.
 
@@ -65,11 +73,23 @@ def build(
     import torch
 
     from fedpisa.rng import seeded
+    from fedpisa.tasks.control import Control
     from fedpisa.tasks.criterion import Criterion, OwnCriterion, trial_rows
     from fedpisa.tasks.module_values import own_attributes
+    from fedpisa.tasks.objectives import Objective
     from fedpisa.tasks.supervised import Supervised, supervised
 
     made = families.build(component, values, num_outputs=num_outputs, labels=labels)
+    if isinstance(made, Objective):
+        if environments is None:
+            raise ValueError(
+                f"{component} needs environments: take a dataset that has them, such as 'bandit'"
+            )
+        return Control(module, made, environments, seed, autocast=autocast)
+    if environments is not None:
+        raise ValueError(
+            f"{component} needs samples, and the dataset has environments: take task = 'ppo' or 'a2c'"
+        )
     if isinstance(made, Criterion):
         made.check(test[1])
         return Supervised(module, made, autocast=autocast, inputs=inputs)

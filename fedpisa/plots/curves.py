@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Abscissa = Literal["rounds", "bytes", "gradients", "seconds", "simulated-seconds"]
+Abscissa = Literal["rounds", "bytes", "gradients", "seconds", "simulated-seconds", "env-steps"]
 
 # The label of each axis, and the columns of which it shows the running sum.
 _X_AXES = {
@@ -34,6 +34,7 @@ _X_AXES = {
     "gradients": ("local gradient evaluations, all clients", ["local_steps"]),
     "seconds": ("training time (s)", ["seconds"]),
     "simulated-seconds": ("simulated time (s)", ["simulated_seconds"]),
+    "env-steps": ("steps of all environments", ["env_steps"]),
 }
 _OTHER_NAMES = {"round": "rounds", "local-steps": "gradients"}
 _Y_LABELS = {

@@ -90,7 +90,8 @@ def plot_study(
     lines
         Columns whose values divide the runs into lines, the variant's name first.
     x
-        ``rounds``, or the running sum of ``bytes`` (both ways), ``gradients``, ``seconds`` or ``simulated-seconds``.
+        ``rounds``, or the running sum of ``bytes`` (both ways), ``gradients``, ``seconds``,
+        ``simulated-seconds`` or ``env-steps``.
         With several of them, every column is drawn against each.
     y
         Columns to draw; by default the first measure that the runs have on the test set.

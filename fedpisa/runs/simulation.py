@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedpisa.clients.client import BUFFERS
+from fedpisa.clients.rollouts import OF_PLAYING_CLIENTS
 from fedpisa.components import LOG
 from fedpisa.config.run import RunConfig
 from fedpisa.datasets.base import Indices
@@ -37,6 +38,7 @@ from fedpisa.simulation.ray_grid import RayGrid
 from fedpisa.simulation.rounds import Round, rounds
 from fedpisa.simulation.stacked.gradient_check import UnstackableError
 from fedpisa.simulation.stacked.grid import VmapGrid
+from fedpisa.tasks.base import Task
 from fedpisa.tasks.full_objective import FullObjective
 
 
@@ -131,7 +133,7 @@ class Simulation:
 
     def client_table(self) -> Table:
         """Return the model's metrics on each client's samples."""
-        task, data = self.federation.task, self.federation.data
+        task, data = self._task(), self.federation.data
         reported = self.strategy.reported if self.server_round else None
         trained = None if reported is None else (reported[0], reported[1]["train-loss"])
         if self.reference == "local":
@@ -220,7 +222,8 @@ class Simulation:
         if bound is None and (is_real or config.corrupt > 0) and self.privacy is None:
             bound = MAX_UPLOAD_NORM
         sizes_N = self.federation.data.sizes_N if self.grid.sizes_N is None else self.grid.sizes_N
-        return ReplyFilter(bound, config.min_replies, [int(size) for size in sizes_N])
+        further = OF_PLAYING_CLIENTS if self.federation.task.rollouts is not None else frozenset[str]()
+        return ReplyFilter(bound, config.min_replies, [int(size) for size in sizes_N], further)
 
     def _number_clients(self) -> None:
         if self.grid.clients:
@@ -233,6 +236,11 @@ class Simulation:
         tensors = self._tensors()
         return tensors["params"], tensors.get(BUFFERS, tensors["params"].new_zeros(0))
 
+    def _task(self) -> Task:
+        """Return the task, which may evaluate with what clients remember if they are in this process."""
+        task, states = self.federation.task, self.grid.client_states
+        return task if states is None else task.remembering(states.state)
+
     def _metrics_of_models(self, samples_of: Callable[[int], ClientData]) -> dict[str, NDArray[np.float64]]:
         """Return the metrics of each client's own model on some samples, each ``(N,)``."""
         params_P, buffers_Q = self._vectors()
@@ -242,14 +250,14 @@ class Simulation:
         for client_id in range(self.federation.data.num_clients):
             state = states.state(client_id)
             own_P = params_P if state is None else params_P + state["drift"].to(params_P)
-            rows.append(self.federation.task.evaluate_set(own_P, buffers_Q, samples_of(client_id)))
+            rows.append(self._task().evaluate_set(own_P, buffers_Q, samples_of(client_id)))
         return {name: np.array([row[name] for row in rows]) for name in rows[0]}
 
     def _metrics(self, data: ClientData) -> dict[str, float]:
         """Return the model's metrics on samples; of clients' own models the weighted means and deviations."""
         sizes_N = self.federation.data.sizes_N
         if self.reference != "local":
-            return self.federation.task.evaluate_set(*self._vectors(), data)
+            return self._task().evaluate_set(*self._vectors(), data)
         values = self._metrics_of_models(lambda client_id: data)
         means = {name: float(np.average(values_N, weights=sizes_N)) for name, values_N in values.items()}
         squares = {name: np.average((values[name] - means[name]) ** 2, weights=sizes_N) for name in values}

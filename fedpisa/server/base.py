@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fedpisa.clients.base import Arrays
 from fedpisa.clients.client import BUFFERS
+from fedpisa.clients.rollouts import ENV_STEPS
 from fedpisa.clients.step_sizes import UNSCHEDULED, StepSizeSchedule
 from fedpisa.components import LOG, printable
 from fedpisa.flower.compat import payload_bytes, to_record, to_tensors
@@ -216,7 +217,15 @@ class ServerStrategy(Strategy, ABC):
         sizes = reply_filter.sizes_N
         known = {node: sizes[client] for node, client in clients.items() if client < len(sizes)}
         contract = contract_of(
-            update, server_round, down, self._buffers, self.layout, known, clients, self.seed
+            update,
+            server_round,
+            down,
+            self._buffers,
+            self.layout,
+            known,
+            clients,
+            self.seed,
+            reply_filter.further,
         )
         idle_of = None
         if reply_filter.max_upload_norm is not None:
@@ -323,9 +332,10 @@ def sampled(nodes: Sequence[int], fraction: float, seed: int, server_round: int)
 
 
 def averaged(weights_S: Tensor, replies: StackedReplies) -> dict[str, float]:
-    """Return the clients' metrics averaged by weight; ``local-steps`` is the cohort's sum."""
+    """Return the clients' metrics averaged by weight; ``local-steps`` and ``env-steps`` are the cohort's sums."""
     names = list(replies.metrics_S)
     table = torch.stack([replies.metrics_S[name].to(weights_S) for name in names])
     means = dict(zip(names, (table @ weights_S).tolist(), strict=True))
-    means["local-steps"] = float(replies.metrics_S["local-steps"].sum())
+    for name in {"local-steps", ENV_STEPS} & {*names}:
+        means[name] = float(replies.metrics_S[name].sum())
     return means

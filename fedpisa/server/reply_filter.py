@@ -62,6 +62,8 @@ class ReplyFilter:
         Number of valid replies that a round needs.
     sizes_N
         Number of samples of each client, as it was reported before round 1.
+    further
+        Names of metrics in replies that do not depend on the algorithm.
     """
 
     def __init__(
@@ -69,7 +71,9 @@ class ReplyFilter:
         max_upload_norm: float | None = None,
         min_replies: int = 1,
         sizes_N: Sequence[int] = (),
+        further: frozenset[str] = frozenset(),
     ) -> None:
+        self.further = further
         self.max_upload_norm = max_upload_norm
         self.min_replies = min_replies
         self.sizes_N = tuple(map(int, sizes_N))

@@ -105,6 +105,7 @@ def contract_of(
     num_examples: Mapping[int, int],
     clients: Mapping[int, int],
     seed: int,
+    further: frozenset[str] = frozenset(),
 ) -> Contract:
     """Return what every valid reply of a round has.
 
@@ -120,6 +121,8 @@ def contract_of(
         The nodes' clients.
     seed
         The run's seed.
+    further
+        Names of metrics that do not depend on the algorithm.
     """
     spec = reply_spec(update, server_round, down, layout)
     shapes = {**spec.upload, **{name: tuple(value.shape) for name, value in buffers.items()}}
@@ -130,7 +133,7 @@ def contract_of(
             steps[node] = int(indices.gradients_S[0]), int(indices.steps_S[0])
     gradients = {node: gradients for node, (gradients, _) in steps.items()}
     local_steps = {node: count for node, (_, count) in steps.items()}
-    metrics = spec.metrics | OF_EVERY_CLIENT
+    metrics = spec.metrics | OF_EVERY_CLIENT | further
     return Contract(server_round, shapes, metrics, layout.dtype, num_examples, gradients, local_steps)
 
 

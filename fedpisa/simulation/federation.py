@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any, final
 
 import numpy as np
@@ -16,12 +15,12 @@ from numpy.typing import NDArray
 from fedpisa import families
 from fedpisa.clients.client import BUFFERS, Client
 from fedpisa.clients.model_trial import require_batch_statistics, require_trainable
+from fedpisa.clients.rollouts import require_no_samples, trial_data
 from fedpisa.clients.step_sizes import StepSizeSchedule
 from fedpisa.config.run import RunConfig
 from fedpisa.datasets.base import IGNORED, Dataset, Indices
 from fedpisa.datasets.client_data import ClientData
 from fedpisa.datasets.heterogeneity import count_labels
-from fedpisa.datasets.inputs import require_one
 from fedpisa.datasets.validation import hold_out
 from fedpisa.families import tasks
 from fedpisa.families.flower_strategies import combine
@@ -34,7 +33,6 @@ from fedpisa.simulation.devices import resolve_device
 from fedpisa.simulation.evaluated import evaluated_sets, examples
 from fedpisa.simulation.faults import Faults
 from fedpisa.simulation.parts import (
-    build_augment,
     build_model,
     chosen,
     client_samples,
@@ -42,6 +40,7 @@ from fedpisa.simulation.parts import (
     split_dataset,
     task_of,
     with_model_of,
+    with_steps,
 )
 from fedpisa.simulation.privacy import Privacy, build_privacy
 from fedpisa.strategies.base import Algorithm
@@ -155,28 +154,17 @@ class Federation:
             num_outputs=dataset.num_outputs,
             labels=labels,
             test=examples(self.test),
+            environments=dataset.environments,
+            seed=config.seed,
             autocast=config.autocast == "bfloat16",
             inputs=dataset.inputs,
         )
-        if config.micro_batch_size and self.task.mixes_samples:
-            raise ValueError(
-                f"micro-batch-size = {config.micro_batch_size}: the model's BatchNorm needs whole mini-batches; set "
-                "micro-batch-size = 0, or take a model without BatchNorm"
-            )
-        augment = build_augment(config)
-        if augment is not None:
-            require_one(dataset.inputs, f"augment = {config.augment!r}", 'set augment = "none"')
-            augment.check(self.data.x)
-        if config.max_grad_norm or config.micro_batch_size or augment:
-            self.task = replace(
-                self.task,
-                augment=augment,
-                max_grad_norm=config.max_grad_norm,
-                micro_batch_size=config.micro_batch_size,
-            )
-        update, sample = self.algorithm.local_update, self.data.x[:1]
+        self.task = with_steps(config, self.task, self.data.x)
+        update, tried = self.algorithm.local_update, trial_data(self.task, self.data)
+        sample = tried.x[:1]
         update.check(self.task, sample)
-        require_trainable(self.task, sample, self.data.y[:1])
+        require_trainable(self.task, sample, tried.y[:1])
+        require_no_samples(self.task, update, config.exact_diagnostics)
         if not clients_have_data:
             require_batch_statistics(self.task, update, sample, self.data.sizes_N, config.seed)
             if self.task.carry_state != "none":

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedpisa import families
 from fedpisa.components.describe import Component
 from fedpisa.config.run import RunConfig
 from fedpisa.datasets.base import Dataset, Generated, Indices, is_integers
 from fedpisa.datasets.client_data import ClientData
+from fedpisa.datasets.inputs import require_one
 from fedpisa.families import data, models
 from fedpisa.tasks.augment import Augmentation, CropFlip, ResizedCropFlip
+from fedpisa.tasks.base import Task
 
 
 def load_dataset(config: RunConfig) -> Dataset:
@@ -64,6 +67,7 @@ def build_model(config: RunConfig, dataset: Dataset) -> nn.Module:
         is_integers(dataset.x_train),
         any_output=any_output,
         inputs=dataset.inputs,
+        num_log_stds=0 if dataset.environments is None else dataset.environments.num_log_stds,
     )
 
 
@@ -129,3 +133,27 @@ def chosen(config: RunConfig, key: str) -> tuple[Component, dict[str, Any]]:
 def options_of(config: RunConfig, family: str) -> dict[str, Any]:
     """Return the values of the chosen component's keys by their Python names."""
     return {name.replace("-", "_"): value for name, value in chosen(config, family)[1].items()}
+
+
+def with_steps(config: RunConfig, task: Task, x: Tensor) -> Task:
+    """Return the task with how a configuration takes steps: clipped, in pieces, or on augmented samples such as ``x``.
+
+    Raises
+    ------
+    ValueError
+        If the model or the samples do not allow it.
+    """
+    if config.micro_batch_size and task.mixes_samples:
+        raise ValueError(
+            f"micro-batch-size = {config.micro_batch_size}: the model's BatchNorm needs whole mini-batches; set "
+            "micro-batch-size = 0, or take a model without BatchNorm"
+        )
+    augment = build_augment(config)
+    if augment is not None:
+        require_one(task.inputs, f"augment = {config.augment!r}", 'set augment = "none"')
+        augment.check(x)
+    if not (config.max_grad_norm or config.micro_batch_size or augment):
+        return task
+    return replace(
+        task, augment=augment, max_grad_norm=config.max_grad_norm, micro_batch_size=config.micro_batch_size
+    )

@@ -6,11 +6,11 @@ Shapes: ``P`` parameters, ``Q`` buffer entries, ``B`` samples of a mini-batch, `
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple, Self, final
+from typing import Any, Literal, NamedTuple, Protocol, Self, final
 
 import torch
 from torch import Tensor, nn
@@ -70,6 +70,37 @@ class Pass(NamedTuple):
     losses_B: Tensor
     buffers_Q: Tensor
     memory: Mapping[str, Tensor] = MappingProxyType({})
+
+
+class Rollouts(Protocol):
+    """How clients make their samples with the broadcast model; see `fedpisa.clients.rollouts`."""
+
+    @property
+    def restarts(self) -> bool:
+        """Whether a client's algorithm begins anew with new samples."""
+        ...
+
+    def period(self, server_round: int) -> int:
+        """Return which samples a round uses: 1 for the first ones."""
+        ...
+
+    def no_samples(self) -> dict[str, Tensor]:
+        """Return a client's memory before its first round: samples ``x`` and ``y`` and whatever else is kept."""
+        ...
+
+    def collected(
+        self, client_id: int, period: int, params_P: Tensor, buffers_Q: Tensor, memory: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Return a client's memory with new samples, a function of the arguments and the run's seed."""
+        ...
+
+    def sent_buffers(self, buffers: Tensor, memory: Mapping[str, Tensor]) -> Tensor:
+        """Return the buffers ``(Q,)`` that a client uploads, or those of several clients ``(S, Q)``."""
+        ...
+
+    def trial_samples(self) -> tuple[Tensor, Tensor]:
+        """Return a few samples of the right shapes, on which a module can be tried."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -194,6 +225,19 @@ class Task(ABC):
         A client alone has and sees its memory. Each tensor has a row for each sample of a mini-batch.
         """
         return {}
+
+    @property
+    def rollouts(self) -> Rollouts | None:
+        """How clients make their samples; ``None`` if they have them."""
+        return None
+
+    def without_rollouts(self) -> Self:
+        """Return the task of clients that have their samples."""
+        return self
+
+    def remembering(self, state_of: Callable[[int], Mapping[str, Tensor] | None]) -> Self:
+        """Return the task with the clients' states, if its evaluations need them."""
+        return self
 
     @property
     def dtype(self) -> torch.dtype:

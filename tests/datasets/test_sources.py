@@ -32,7 +32,7 @@ def test_importing_is_light() -> None:
 def test_all_names() -> None:
     assert set(available("dataset")) == {
         *("digits", "synthetic", "quadratic", "libsvm", "a9a", "mnist-t10k", "file", "image-folder"),
-        *("tinyshakespeare", "ptb", "text", "recipes"),
+        *("tinyshakespeare", "ptb", "text", "recipes", "bandit", "gymnasium"),
         *("mnist", "fashion-mnist", "emnist", "kmnist", "usps", "svhn", "cifar10", "cifar100"),
     }
 

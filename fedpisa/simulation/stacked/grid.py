@@ -18,8 +18,9 @@ from torch import Tensor
 
 from fedpisa.clients.base import Arrays, LocalResult, LocalUpdate
 from fedpisa.clients.batches import Ints
-from fedpisa.clients.client import Client
+from fedpisa.clients.client import BUFFERS, Client
 from fedpisa.clients.memory import initial_state
+from fedpisa.clients.rollouts import completed, samples_in, trial_data, with_samples_of_cohort
 from fedpisa.clients.step_sizes import UNSCHEDULED, StepSizeSchedule
 from fedpisa.components import LOG, one_line
 from fedpisa.datasets.client_data import ClientData
@@ -94,7 +95,9 @@ class VmapGrid(InProcessGrid):
     ) -> None:
         super().__init__(data.num_clients)
         private()  # its warning is not the model's
-        self.path, self.path_reason = choose_path(task, data)
+        tried, learner = trial_data(task, data), task.without_rollouts()
+        self.path, self.path_reason = choose_path(learner, tried)
+        self.learner = learner
         self.task, self.update, self.data, self.seed = task, update, data, seed
         self.block = block or data.num_clients
         self.state_memory, self.schedule = state_memory, schedule
@@ -102,10 +105,10 @@ class VmapGrid(InProcessGrid):
         on_cpu = data.x.device.type == "cpu"
         # What is drawn while the model runs comes from generators that threads would share.
         # PyTorch's own threads share the products of dense layers.
-        in_one_piece = not on_cpu or self.path == "written-out" or draws(task, data)
+        in_one_piece = not on_cpu or self.path == "written-out" or draws(learner, tried)
         threads = 1 if in_one_piece else torch.get_num_threads()
         self.copies = [
-            task.with_module(copy_of(task.module), autocast=task.autocast) for _ in range(threads - 1)
+            learner.with_module(copy_of(task.module), autocast=task.autocast) for _ in range(threads - 1)
         ]
 
     @property
@@ -219,20 +222,33 @@ class VmapGrid(InProcessGrid):
             self.states.roll_back_unconfirmed(rows_S, torch.tensor(confirmed_S, device=rows_S.device))
         server_round = int(content[CONFIG][SERVER_ROUND])
         own = self.states.read(rows_S)
-        outcome = self._in_blocks(ids_S, server_round, down, own, first)
+        outcome = self._outcome(ids_S, server_round, down, own, first)
         self.states.write(rows_S, outcome.state, server_round)
         sizes_S = torch.from_numpy(self.data.sizes_N[ids_S]).double()
         return StackedReplies(requests, nodes, outcome.upload, sizes_S, outcome.metrics)
 
+    def _outcome(
+        self, ids_S: Ints, server_round: int, down: Arrays, states_S: Arrays, first: int
+    ) -> LocalResult:
+        """Return the clients' outcome, on samples that they make if the task says so."""
+        rollouts = self.task.rollouts
+        if rollouts is None:
+            return self._in_blocks(ids_S, server_round, down, states_S, self.data, first)
+        model = down["params"], down.get(BUFFERS, down["params"].new_zeros(0))
+        own = with_samples_of_cohort(rollouts, self.update, ids_S, server_round, *model, states_S)
+        data = samples_in(own, ids_S, self.num_clients)
+        result = self._in_blocks(ids_S, server_round, down, own, data, first)
+        return completed(rollouts, states_S, own, result, BUFFERS)
+
     def _in_blocks(
-        self, ids_S: Ints, server_round: int, down: Arrays, states_S: Arrays, first: int = 0
+        self, ids_S: Ints, server_round: int, down: Arrays, states_S: Arrays, data: ClientData, first: int
     ) -> LocalResult:
         """Return the clients' outcome, computed for as many clients at a time as fit into memory.
 
         ``first`` clients of the round come before them.
         """
         update = self.schedule.scaled(self.update, server_round)
-        common = (self.task, update, self.data, self.seed)
+        common = (self.learner, update, data, self.seed)
         outcomes: list[LocalResult] = []
         begin = 0
         while begin < len(ids_S):

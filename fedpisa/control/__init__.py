@@ -1,0 +1,1 @@
+"""The mathematics of reinforcement learning, and environments: pure functions of arrays and tensors."""
