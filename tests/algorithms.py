@@ -7,7 +7,7 @@ algorithm is thus in the table, with every choice that its keys offer.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Literal, get_args, get_origin
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from fedpisa import families
 from fedpisa.clients.client import BUFFERS, Client
+from fedpisa.clients.turns import Game
 from fedpisa.datasets.client_data import ClientData
 from fedpisa.flower.client_app import EARLIER_ROUND, STATE, STATE_OF, make_client_app
 from fedpisa.flower.compat import to_record, to_tensors
@@ -26,6 +27,7 @@ from fedpisa.server.algorithm_strategy import AlgorithmStrategy
 from fedpisa.simulation.loop import LoopGrid
 from fedpisa.simulation.rounds import rounds
 from fedpisa.simulation.stacked.grid import VmapGrid
+from fedpisa.strategies._turns import Turns
 from fedpisa.strategies.base import Algorithm
 from fedpisa.strategies.primaldual import PrimalDual
 from fedpisa.tasks.base import Task
@@ -142,10 +144,17 @@ class Federation:
     num_classes: int | None = 3
     fraction: float = 1.0
     seed: int = 0
+    task_of: Callable[[nn.Module], Task] | None = None
+    turns: tuple[str, ...] | None = None
     task: Task = field(init=False)
 
     def __post_init__(self) -> None:
-        self.task = supervised(in_dtype(self.module, self.dtype), self.num_classes)
+        module = in_dtype(self.module, self.dtype)
+        self.task = self.task_of(module) if self.task_of else supervised(module, self.num_classes)
+        if self.task.players:
+            game = Game.of(self.task, {})
+            game = game if self.turns is None else replace(game, turns=self.turns)
+            self.algorithm = Turns(self.algorithm, game, self.task.averages)
         self.data = ClientData.of(self.x, self.y, [np.asarray(p) for p in self.partition], self.dtype)
         update = self.algorithm.local_update
         if self.engine == "vmap":

@@ -19,6 +19,7 @@ from fedpisa.clients.batches import BatchSampler
 from fedpisa.tasks.base import Task
 from fedpisa.tasks.features import FeatureLoss
 from fedpisa.tasks.layout import ParamLayout
+from fedpisa.tasks.players import Player
 
 Arrays = Mapping[str, Tensor]
 """Named tensors: flat vectors ``(P,)`` or scalars ``()``."""
@@ -79,6 +80,13 @@ class Gradient(Protocol):
         """Return the mean loss, the mean gradient and the mean Hessian's products with ``R`` vectors ``(R, P)``."""
         ...
 
+    def of(self, player: Player, params_P: Tensor) -> Gradient:
+        """Return the gradient of a player's loss by its own parameters ``(G,)``, the others' held at ``params_P``.
+
+        It takes the place of this gradient: buffers and memory go on in one of both.
+        """
+        ...
+
 
 class LocalResult(NamedTuple):
     """Result of a client's round: the upload, the client's new state and scalar metrics."""
@@ -118,6 +126,10 @@ class LocalUpdate(ABC):
     def for_broadcast(self, down: Arrays) -> LocalUpdate:
         """Return the update with the hyper-parameters that the broadcast brings: by default none."""
         return self
+
+    def key_round(self, server_round: int) -> int:
+        """Return the round whose keys a round's local steps have: by default its own."""
+        return server_round
 
     def init(self, params_P: Tensor) -> Arrays:
         """Return the client's state before its first round, by default empty."""

@@ -75,7 +75,7 @@ class Client:
         steps = int(indices.steps_S[0])
         index_KCB = torch.from_numpy(indices.index_SKCB[0, :steps]).to(device)
         weight_KCB = torch.from_numpy(indices.weight_SKCB[0, :steps]).to(device, self.task.dtype)
-        key_SK = step_keys(self.seed, id_1, server_round, steps)
+        key_SK = step_keys(self.seed, id_1, update.key_round(server_round), steps)
         key_K = torch.from_numpy(key_SK[0]).to(device)
         down = dict(down)
         buffers_Q = down.pop(BUFFERS, down["params"].new_zeros(0))

@@ -14,6 +14,7 @@ from torch import Tensor
 from fedpisa.clients.base import Gradient, MiniBatches
 from fedpisa.tasks.features import FeatureLoss
 from fedpisa.tasks.layout import ParamLayout
+from fedpisa.tasks.players import Player
 
 
 @final
@@ -61,6 +62,10 @@ class ClippedGradient:
         """Return the mean loss, the clipped gradient, and the loss's Hessian-vector products ``(R, P)``."""
         loss, g_P, products_RP = self.gradient.with_hessian(params_P, batch, vectors_RP)
         return loss, g_P * clip_factor(g_P, self.max_norm), products_RP
+
+    def of(self, player: Player, params_P: Tensor) -> ClippedGradient:
+        """Return the clipped gradient of a player's loss; see `Gradient`."""
+        return ClippedGradient(self.gradient.of(player, params_P), self.max_norm)
 
 
 def clip_factor(g_P: Tensor, max_norm: float) -> Tensor:

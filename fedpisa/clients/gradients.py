@@ -21,6 +21,7 @@ from fedpisa.tasks.base import Samples, Task
 from fedpisa.tasks.features import FeatureLoss
 from fedpisa.tasks.layout import ParamLayout
 from fedpisa.tasks.module_values import Held
+from fedpisa.tasks.players import Player
 
 
 @final
@@ -32,6 +33,8 @@ class AutogradGradient:
     buffers_Q: Tensor
     memory: Arrays = field(default_factory=dict)
     loss: Tensor | None = None
+    player: Player | None = None
+    others_P: Tensor | None = None
     memory_after: Arrays = field(init=False)
 
     def __post_init__(self) -> None:
@@ -40,7 +43,12 @@ class AutogradGradient:
     @property
     def layout(self) -> ParamLayout:
         """Names and shapes of the parameters; see `Gradient`."""
-        return self.task.layout
+        return self.task.layout if self.player is None else self.player.layout
+
+    def of(self, player: Player, params_P: Tensor) -> AutogradGradient:
+        """Become the gradient of a player's loss; see `Gradient`."""
+        self.player, self.others_P = player, params_P
+        return self
 
     def __call__(
         self, params_P: Tensor, batch: MiniBatches, extra: FeatureLoss | None = None
@@ -99,6 +107,9 @@ class AutogradGradient:
         goes from one mini-batch to the next, and each call begins with that of the step.
         """
         total, memory = params_P.new_zeros(()), self.memory
+        player, name = self.player, None
+        if player is not None and self.others_P is not None:
+            params_P, name = player.put(self.others_P, params_P), player.name
         for c, (x, all_y_B, weight_B) in enumerate(zip(*batch.samples, strict=True)):
             real = (weight_B > 0).nonzero().squeeze(1)
             if memory and batch.fresh_C is not None and batch.fresh_C[c]:
@@ -114,9 +125,11 @@ class AutogradGradient:
                 with self.task.holding(params_P, self.buffers_Q) as held:
                     key = self.task.noise_key(batch.key, c, piece)
                     samples = Samples(x_B, y_B, key=key)
-                    losses_B, buffers_Q, after = self.task.losses(None, self.buffers_Q, samples, extra, own)
+                    losses_B, buffers_Q, after = self.task.losses(
+                        None, self.buffers_Q, samples, extra, own, name
+                    )
                     loss = losses_B.mean() * (len(rows) / len(real))
-                    derive(c, loss, held)
+                    derive(c, loss, held if player is None else held.of(player.layout))
                 self.buffers_Q = buffers_Q.detach()
                 memory = {
                     name: value.index_copy(0, rows, after[name].detach()) for name, value in memory.items()

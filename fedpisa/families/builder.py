@@ -183,7 +183,7 @@ def used_elsewhere(name: str, chosen: Iterable[Component]) -> str:
     Examples
     --------
     >>> used_elsewhere("widths", [find("model", "linear")])
-    "key 'widths' is not used by model 'linear' (but by mlp)"
+    "key 'widths' is not used by model 'linear' (but by mlp, mlp-gan)"
     """
     found = owners(name)
     if not found:

@@ -223,7 +223,7 @@ _FAMILIES: Final[Mapping[str, Callable[[], Iterable[Component]]]] = {
     "dataset": lambda: _functions("dataset", _modules("fedpisa.datasets"), "Dataset"),
     "partitioner": _partitioners,
     "model": lambda: _functions("model", _modules("fedpisa.models"), "nn.Module"),
-    "task": lambda: _functions("task", _modules("fedpisa.tasks"), "Criterion", "Objective"),
+    "task": lambda: _functions("task", _modules("fedpisa.tasks"), "Criterion", "Objective", "Adversarial"),
     "preconditioner": _preconditioners,
     "optimizer": _optimizers,
     "schedule": lambda: _functions(

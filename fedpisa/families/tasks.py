@@ -18,16 +18,20 @@ if TYPE_CHECKING:
     from fedpisa.datasets.inputs import Inputs
     from fedpisa.tasks.base import Task
     from fedpisa.tasks.criterion import Criterion
+    from fedpisa.tasks.gan import Adversarial
     from fedpisa.tasks.objectives import Objective
+    from fedpisa.tasks.sample_quality import SampleQuality
 
 __all__ = ["build", "criterion"]
 
 
 def criterion(
     component: Component, values: Mapping[str, object], num_outputs: int, labels: NDArray[np.generic] | None
-) -> Criterion | Objective:
+) -> Criterion | Objective | Adversarial:
     """Return what one of the package's tasks knows beside the model, such as its measures."""
-    made: Criterion | Objective = families.build(component, values, num_outputs=num_outputs, labels=labels)
+    made: Criterion | Objective | Adversarial = families.build(
+        component, values, num_outputs=num_outputs, labels=labels
+    )
     return made
 
 
@@ -39,6 +43,7 @@ def build(
     num_outputs: int,
     labels: NDArray[np.generic] | None,
     test: tuple[Tensor, Tensor],
+    x_train: NDArray[np.generic] | None = None,
     environments: Environments | None = None,
     seed: int = 0,
     autocast: bool = False,
@@ -58,6 +63,8 @@ def build(
         The training labels; ``None`` if clients bring or make their own.
     test
         Features and targets of the test samples. A user's loss and metrics are tried on some of them.
+    x_train
+        The training features; ``None`` if clients bring or make their own.
     environments
         The clients' environments, if the data set has them.
     seed
@@ -75,6 +82,7 @@ def build(
     from fedpisa.rng import seeded
     from fedpisa.tasks.control import Control
     from fedpisa.tasks.criterion import Criterion, OwnCriterion, trial_rows
+    from fedpisa.tasks.gan import Adversarial, Gan
     from fedpisa.tasks.module_values import own_attributes
     from fedpisa.tasks.objectives import Objective
     from fedpisa.tasks.supervised import Supervised, supervised
@@ -90,6 +98,10 @@ def build(
         raise ValueError(
             f"{component} needs samples, and the dataset has environments: take task = 'ppo' or 'a2c'"
         )
+    if isinstance(made, Adversarial):
+        return Gan(
+            module, made, quality=_quality(made, x_train, labels, num_outputs, test[0]), autocast=autocast
+        )
     if isinstance(made, Criterion):
         made.check(test[1])
         return Supervised(module, made, autocast=autocast, inputs=inputs)
@@ -101,3 +113,38 @@ def build(
         outputs = plain.eval_outputs(x)
     own = OwnCriterion.of(made, str(component), outputs.cpu(), y.cpu())
     return Supervised(module, own, autocast=autocast, inputs=inputs)
+
+
+def _quality(
+    rules: Adversarial,
+    x_train: NDArray[np.generic] | None,
+    labels: NDArray[np.generic] | None,
+    num_outputs: int,
+    x_test: Tensor,
+) -> SampleQuality | None:
+    """Return what measures the samples of a generator; ``None`` if nothing does."""
+    import torch
+
+    from fedpisa.tasks.sample_quality import SampleQuality, own_features
+
+    if not rules.fid_samples:
+        return None
+    if rules.fid_features:
+        if x_test.dim() != 4 or x_test.shape[1] not in (1, 3):
+            raise ValueError(
+                f"fid-features is for images of one or three channels, and a sample has shape "
+                f"{tuple(x_test.shape[1:])}: remove fid-features for features of the same data"
+            )
+        from fedpisa.tasks.inception import inception_features
+
+        bounds = x_test.amin((0, 2, 3)), x_test.amax((0, 2, 3))
+        return SampleQuality(
+            rules.fid_samples, False, lambda: inception_features(rules.fid_features, *bounds)
+        )
+    if x_train is None or labels is None or labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise ValueError(
+            f"fid-samples = {rules.fid_samples} needs features, and there are no classes of training samples to learn "
+            "them from: set fid-features to a file of Inception's weights, or fid-samples = 0"
+        )
+    x, y = torch.from_numpy(x_train).float(), torch.from_numpy(labels).long()
+    return SampleQuality(rules.fid_samples, True, lambda: own_features(x, y, num_outputs))

@@ -39,6 +39,18 @@ RESIDUALS: Mapping[str, str] = {
 }
 
 
+def residuals(collection: Collection) -> dict[str, str]:
+    """Return the columns of residuals with their labels; those of players have the player's name in front."""
+    columns = dict.fromkeys(column for run in collection.runs for column in run.result.history)
+    of_players = {
+        str(column): f"{player}: {RESIDUALS[name]}"
+        for column in columns
+        for player, _, name in [str(column).partition("/")]
+        if name in RESIDUALS
+    }
+    return {**RESIDUALS, **of_players}
+
+
 def convergence(collection: Collection) -> dict[str, str]:
     """Return the columns that show convergence, with their labels: the runs' measures first."""
     measures = dict.fromkeys(measure for run in collection.runs for measure in run.result.measures)
@@ -88,7 +100,9 @@ def _series(group: Group, columns: Iterable[str]) -> dict[str, Any] | None:
     for column in columns:
         if not all(column in frame for frame in frames):
             continue
-        measured = np.stack([frame.loc[kept, column].to_numpy(dtype=float) for frame in frames])
+        # A player's column has no value in the rounds of the others.
+        filled = [frame[column].ffill() if "/" in column else frame[column] for frame in frames]
+        measured = np.stack([one.loc[kept].to_numpy(dtype=float) for one in filled])
         measured[~np.isfinite(measured)] = np.nan
         if np.isnan(measured).all():
             continue

@@ -11,7 +11,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from fedpisa import __version__
-from fedpisa.report import curves, summary, tunings
+from fedpisa.report import curves, generated, summary, tunings
 from fedpisa.report.clients import worst
 from fedpisa.report.runs import text_of
 
@@ -62,7 +62,8 @@ def render(
         lstrip_blocks=True,
     )
     collection = found.collection
-    residuals = curves.chart(collection, curves.RESIDUALS)
+    residuals = curves.chart(collection, curves.residuals(collection))
+    made = generated.images(collection)
     heading = _heading(found.by_split)
     answers = summary.answers(found)
     data: dict[str, Any] = {
@@ -86,6 +87,7 @@ def render(
         ("splits", "Labels by client"),
         ("clients-section", f"{heading} by client"),
         *([("residuals", "Residuals")] if residuals["metrics"] else []),
+        *([("generated", "Generated samples")] if made else []),
         ("what", "What was run"),
     ]
     return environment.get_template("page.html").render(
@@ -110,6 +112,7 @@ def render(
         any_clients=any(one.by_seed for one in fairness),
         client_notes=_client_notes(collection, fairness),
         residuals=bool(residuals["metrics"]),
+        generated=made,
         info=[*_info(collection), ("tuning", _tuning(tuned))],
         own_keys=_own_keys(collection),
         common=[(name, text_of(value)) for name, value in collection.common.items()],

@@ -1,4 +1,4 @@
-"""Text that a run's language model writes, ``samples.txt``, and its tokens: vocabulary or tokenizer."""
+"""Text that a run's language model writes, ``samples.txt``, and its tokens; images of a generator, ``samples.png``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Final
 import torch
 
 from fedpisa.datasets.tokens import decode
+from fedpisa.plots.images import image_grid
 from fedpisa.rng import seeded, torch_seed
+from fedpisa.tasks.gan import Gan
 from fedpisa.tasks.generation import continued
 from fedpisa.tasks.language import Language
 from fedpisa.tasks.module_values import own_attributes
@@ -21,6 +23,22 @@ if TYPE_CHECKING:
 
 NUM_PROMPTS: Final = 3
 """Number of texts; each begins with the first half of a window of the test set."""
+NUM_IMAGES: Final = 64
+"""Number of generated images."""
+
+
+def images_file(federation: Federation, params_P: Tensor, buffers_Q: Tensor) -> bytes | None:
+    """Return images that the generator makes, side by side, as a PNG file; ``None`` without a generator of images.
+
+    The seed decides the latent vectors. The darkest and the lightest pixel are those of the test set, by channel.
+    """
+    task, x = federation.task, federation.test.x
+    if not isinstance(task, Gan) or x.dim() != 4:
+        return None
+    key = torch.tensor(torch_seed(federation.config.seed, "generated-images"), device=x.device)
+    images = task.generated(params_P, buffers_Q, NUM_IMAGES, key)
+    low, high = x.amin((0, 2, 3)), x.amax((0, 2, 3))
+    return image_grid(*(part.double().cpu().numpy() for part in (images, low, high)))
 
 
 def vocabulary_file(federation: Federation) -> bytes | None:

@@ -13,6 +13,7 @@ A run's directory contains
   those that are trained, and the folder and its digest in the metadata;
 - ``vocabulary.json`` and ``samples.txt``, for text: its tokens, and texts that the final language model writes;
   ``tokenizer.json`` in place of the tokens if a tokenizer made them;
+- ``samples.png``: images that a final generator makes;
 - ``clients.parquet``, if ``per-client = true``: a file for each evaluated round, a row for each client.
 """
 

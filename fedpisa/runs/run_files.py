@@ -51,6 +51,7 @@ DIGESTED: Final = (
     "vocabulary.json",
     "tokenizer.json",
     "samples.txt",
+    "samples.png",
     f"{CLIENTS}/*.parquet",
 )
 """The files whose digests are in ``run.json``."""

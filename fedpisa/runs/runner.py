@@ -292,6 +292,7 @@ class _Run:
             self.files.write_file("tokenizer.json", tokenizer_file(self.simulation.federation))
             if status == "finished":
                 self.files.write_file("samples.txt", self.simulation.samples())
+                self.files.write_file("samples.png", self.simulation.images())
             digests = self.files.reader().digests()
             stopping, done = self.simulation.stopping, self.simulation.server_round
             more: dict[str, object] = {}

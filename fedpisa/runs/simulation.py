@@ -25,7 +25,7 @@ from fedpisa.flower.engine_grid import EngineGrid
 from fedpisa.models.hugging_face import CausalLM
 from fedpisa.runs.early_stopping import EarlyStopping
 from fedpisa.runs.events import RunStarted
-from fedpisa.runs.generated import samples_file
+from fedpisa.runs.generated import images_file, samples_file
 from fedpisa.runs.per_client import Table, evaluate_clients, table_of
 from fedpisa.runs.run_files import Row
 from fedpisa.server.reply_filter import MAX_UPLOAD_NORM, ReplyFilter
@@ -38,6 +38,7 @@ from fedpisa.simulation.ray_grid import RayGrid
 from fedpisa.simulation.rounds import Round, rounds
 from fedpisa.simulation.stacked.gradient_check import UnstackableError
 from fedpisa.simulation.stacked.grid import VmapGrid
+from fedpisa.strategies._turns import Turns
 from fedpisa.tasks.base import Task
 from fedpisa.tasks.full_objective import FullObjective
 
@@ -196,6 +197,10 @@ class Simulation:
         """Return texts that the global model writes, if it is a language model; see `samples_file`."""
         return None if self.reference == "local" else samples_file(self.federation, *self._vectors())
 
+    def images(self) -> bytes | None:
+        """Return images that the global model's generator makes, if it has one; see `images_file`."""
+        return images_file(self.federation, *self._vectors())
+
     def _checked(self, grid: EngineGrid) -> EngineGrid:
         """Return the Grid if its clients support the configuration."""
         config = self.config
@@ -233,7 +238,9 @@ class Simulation:
         return to_tensors(self.model, self.federation.task.dtype, self.federation.device)
 
     def _vectors(self) -> tuple[Tensor, Tensor]:
-        tensors = self._tensors()
+        tensors, algorithm, server = self._tensors(), self.federation.algorithm, self.strategy.server
+        if isinstance(algorithm, Turns) and algorithm.averages and server is not None:
+            tensors["params"] = algorithm.averaged(server)
         return tensors["params"], tensors.get(BUFFERS, tensors["params"].new_zeros(0))
 
     def _task(self) -> Task:

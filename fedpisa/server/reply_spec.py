@@ -19,6 +19,7 @@ from fedpisa.clients.client import OF_EVERY_CLIENT
 from fedpisa.server.reply_checks import Contract
 from fedpisa.tasks.features import FeatureLoss
 from fedpisa.tasks.layout import ParamLayout
+from fedpisa.tasks.players import Player
 
 MOST_DRAWN: Final = 10**7
 """Number of samples of a client above which the server does not repeat the draw of its mini-batches."""
@@ -192,3 +193,7 @@ class NoGradient:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return zeros."""
         return params_P.new_zeros(()), torch.zeros_like(params_P), torch.zeros_like(vectors_RP)
+
+    def of(self, player: Player, params_P: Tensor) -> NoGradient:
+        """Return zeros of a player's parameters."""
+        return NoGradient(player.layout)

@@ -16,7 +16,7 @@ from fedpisa import families
 from fedpisa.clients.client import BUFFERS, Client
 from fedpisa.clients.model_trial import require_batch_statistics, require_trainable
 from fedpisa.clients.rollouts import require_no_samples, trial_data
-from fedpisa.clients.step_sizes import StepSizeSchedule
+from fedpisa.clients.step_sizes import UNSCHEDULED, StepSizeSchedule
 from fedpisa.config.run import RunConfig
 from fedpisa.datasets.base import IGNORED, Dataset, Indices
 from fedpisa.datasets.client_data import ClientData
@@ -32,6 +32,7 @@ from fedpisa.server.reply_filter import ReplyFilter
 from fedpisa.simulation.devices import resolve_device
 from fedpisa.simulation.evaluated import evaluated_sets, examples
 from fedpisa.simulation.faults import Faults
+from fedpisa.simulation.games import in_turns
 from fedpisa.simulation.parts import (
     build_model,
     chosen,
@@ -154,12 +155,19 @@ class Federation:
             num_outputs=dataset.num_outputs,
             labels=labels,
             test=examples(self.test),
+            x_train=None if labels is None or dataset.generated is not None else dataset.x_train,
             environments=dataset.environments,
             seed=config.seed,
             autocast=config.autocast == "bfloat16",
             inputs=dataset.inputs,
         )
         self.task = with_steps(config, self.task, self.data.x)
+        if self.task.players:
+            single = self.algorithm
+            self.algorithm = in_turns(
+                config, single, self.task, lambda own_rounds: build_schedule(config, single, own_rounds)
+            )
+            self.schedule = UNSCHEDULED  # each player has its own
         update, tried = self.algorithm.local_update, trial_data(self.task, self.data)
         sample = tried.x[:1]
         update.check(self.task, sample)
@@ -320,14 +328,16 @@ _REASONS = {
 }
 
 
-def build_schedule(config: RunConfig, algorithm: Algorithm) -> StepSizeSchedule:
-    """Return the schedule of the algorithm's step sizes."""
+def build_schedule(
+    config: RunConfig, algorithm: Algorithm, num_rounds: int | None = None
+) -> StepSizeSchedule:
+    """Return the schedule of the algorithm's step sizes for a number of rounds, by default the run's."""
     keys = None if config.schedule_keys is None else tuple(config.schedule_keys.replace(",", " ").split())
-    return schedule_of(algorithm, factors_of(config), keys)
+    return schedule_of(algorithm, factors_of(config, num_rounds), keys)
 
 
-def factors_of(config: RunConfig) -> tuple[float, ...]:
-    """Return the schedule's factor for each round.
+def factors_of(config: RunConfig, num_rounds: int | None = None) -> tuple[float, ...]:
+    """Return the schedule's factor for each of a number of rounds, by default the run's.
 
     Examples
     --------
@@ -338,7 +348,7 @@ def factors_of(config: RunConfig) -> tuple[float, ...]:
     rule = families.bind(*chosen(config, "schedule"))
     return factors(
         lambda rounds_done, num_rounds: rule(rounds_done=rounds_done, num_rounds=num_rounds),
-        config.num_server_rounds,
+        config.num_server_rounds if num_rounds is None else num_rounds,
         config.warmup_rounds,
     )
 

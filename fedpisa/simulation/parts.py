@@ -56,7 +56,7 @@ def build_model(config: RunConfig, dataset: Dataset) -> nn.Module:
     """Return the model with its initial weights; see `fedpisa.families.models.build`."""
     component = config.component("model") if config.model else families.find("model", dataset.default_model)
     values = config.values_of(component)
-    any_output = ":" in (config.task or "")
+    any_output = ":" in (config.task or "") or config.task == "gan"
     return models.create(
         component,
         values,

@@ -30,6 +30,7 @@ from fedpisa.tasks.losses import Loss
 from fedpisa.tasks.measures import Measure
 from fedpisa.tasks.module_values import Held, Places, holding
 from fedpisa.tasks.modules import places
+from fedpisa.tasks.players import Player
 
 
 class Samples(NamedTuple):
@@ -176,11 +177,13 @@ class Task(ABC):
         samples: Samples,
         extra: FeatureLoss | None = None,
         memory: Mapping[str, Tensor] = MappingProxyType({}),
+        player: str | None = None,
     ) -> Pass:
         """Return the samples' losses in training mode, and the buffers and the memory after the pass.
 
         ``params = None`` stands for what the module holds; see `holding`. ``extra`` changes only the derivatives of
-        the losses; see `FeatureLoss`. ``memory`` has a row for each sample.
+        the losses; see `FeatureLoss`. ``memory`` has a row for each sample. ``player`` says whose losses these are if
+        the task has `players`; ``None`` stands for the sum over all of them, which nobody minimises.
         """
 
     @abstractmethod
@@ -213,6 +216,30 @@ class Task(ABC):
                 with self.holding(params_P, buffers_Q):
                     parts.append(self.sample_scores(x_B, y_B))
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    @property
+    def players(self) -> tuple[Player, ...]:
+        """The networks that have losses of their own, in the order of the flat vector: by default none."""
+        return ()
+
+    @property
+    def turns(self) -> tuple[str, ...]:
+        """The names of the players whose turns rounds 1, 2, ... are, repeated."""
+        return ()
+
+    @property
+    def same_noise(self) -> bool:
+        """Whether the last of the turns draws the noise of the turn before it."""
+        return False
+
+    @property
+    def averages(self) -> Mapping[str, float]:
+        """By player, the decay of the running mean of its parameters that is evaluated in their place."""
+        return MappingProxyType({})
+
+    def project(self, player: str, params_G: Tensor) -> Tensor:
+        """Return the nearest parameters ``(G,)`` that a player may have: by default these."""
+        return params_G
 
     @property
     def carry_state(self) -> Literal["none", "round", "epoch"]:

@@ -122,6 +122,7 @@ class Control(Task):
         samples: Samples,
         extra: FeatureLoss | None = None,
         memory: Mapping[str, Tensor] = MappingProxyType({}),
+        player: str | None = None,
     ) -> Pass:
         """Return the losses of steps that were taken; see `Task.losses`."""
         if extra is not None:

@@ -75,10 +75,18 @@ class Held:
     def __init__(self, parameters: dict[str, nn.Parameter], layout: ParamLayout) -> None:
         self.layout = layout
         self.parameters = parameters
+        self._inputs: list[Tensor] | None = None
+
+    def of(self, layout: ParamLayout) -> Held:
+        """Return what takes derivatives by some of the parameters."""
+        part = copy(self)
+        part.layout, part.parameters = layout, {name: self.parameters[name] for name in layout.names}
+        part._inputs = list(part.parameters.values())
+        return part
 
     def gradient(self, loss: Tensor) -> Tensor:
         """Return a loss's derivatives as a flat vector ``(P,)``, 0 for parameters that it does not depend on."""
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward(inputs=self._inputs)  # type: ignore[no-untyped-call]
         gradients = {}
         for name, parameter in self.parameters.items():
             found = parameter.grad

@@ -90,6 +90,7 @@ class Supervised(Task):
         samples: Samples,
         extra: FeatureLoss | None = None,
         memory: Mapping[str, Tensor] = MappingProxyType({}),
+        player: str | None = None,
     ) -> Pass:
         """Return the samples' losses in training mode, and buffers and memory after the pass; see `Task.losses`."""
         x, y, mask_B, key = samples

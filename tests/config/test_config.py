@@ -79,6 +79,9 @@ OPTIONS = {
     "model mlp": "widths",
     "model tabular-mlp": "",
     "model simple-cnn": "",
+    "model mlp-gan": "widths latent critic-sigmoid output-range",
+    "model dcgan": "width latent critic-batchnorm critic-sigmoid output-range",
+    "task gan": "objective critic-steps penalty weight-clip same-noise generator-average fid-samples fid-features",
     "model leaf-cnn": "",
     "model cifar-resnet34": "",
     "model cifar-vgg11": "",
@@ -375,8 +378,11 @@ def test_changes_are_checked() -> None:
             "'optimizer-options.eps'",
         ),
         ({"betas": [0.9, 0.9]}, "unknown key 'betas'; did you mean 'beta', 'eta' or 'task'?"),
-        ({"widths": [3]}, "key 'widths' is used by the models mlp: set the key 'model' too"),
-        ({"model": "logistic", "widths": [3]}, "key 'widths' is not used by model 'logistic' (but by mlp)"),
+        ({"widths": [3]}, "key 'widths' is used by the models mlp, mlp-gan: set the key 'model' too"),
+        (
+            {"model": "logistic", "widths": [3]},
+            "key 'widths' is not used by model 'logistic' (but by mlp, mlp-gan)",
+        ),
         (
             {"algorithm": "sica"},
             "unknown algorithm 'sica'; did you mean 'sisa' or 'nsisa'? (available: see",

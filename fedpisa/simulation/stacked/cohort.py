@@ -195,7 +195,7 @@ def _run_stacked(
     batches = Batches(
         torch.from_numpy(indices.index_SKCB + data.begin_N[ids_S, None, None, None]).to(device),
         torch.from_numpy(indices.weight_SKCB).to(device, task.dtype),
-        torch.from_numpy(step_keys(seed, ids_S, server_round, steps)).to(device),
+        torch.from_numpy(step_keys(seed, ids_S, update.key_round(server_round), steps)).to(device),
         torch.from_numpy(
             np.zeros(indices.index_SKCB.shape[:3], np.bool_)
             if indices.fresh_SKC is None

@@ -8,8 +8,8 @@ Shapes: ``P`` parameters, ``Q`` buffer entries, ``C`` mini-batches, ``B`` sample
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, final
 
@@ -23,6 +23,7 @@ from fedpisa.simulation.stacked.sequential import SequentialGradient
 from fedpisa.tasks.base import Samples, Task
 from fedpisa.tasks.features import FeatureLoss
 from fedpisa.tasks.layout import ParamLayout
+from fedpisa.tasks.players import Player
 
 Part = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]
 """Features, targets and weights of some samples, the key of their noise, and whether memory is cleared before them."""
@@ -43,6 +44,8 @@ class StackedGradient:
     sequential: SequentialGradient | None = None
     memory: Arrays = field(default_factory=dict)
     loss: Tensor | None = None
+    player: Player | None = None
+    others: Mapping[str, Tensor] = field(default_factory=dict)
     memory_after: Arrays = field(init=False)
 
     def __post_init__(self) -> None:
@@ -51,7 +54,12 @@ class StackedGradient:
     @property
     def layout(self) -> ParamLayout:
         """How the flat vectors are made up; see `Gradient`."""
-        return self.task.layout
+        return self.task.layout if self.player is None else self.player.layout
+
+    def of(self, player: Player, params_P: Tensor) -> StackedGradient:
+        """Become the gradient of a player's loss; see `Gradient`."""
+        self.player, self.others, self.sequential = player, self.task.layout.unflatten(params_P), None
+        return self
 
     def __call__(
         self, params_P: Tensor, batch: MiniBatches, extra: FeatureLoss | None = None
@@ -69,7 +77,7 @@ class StackedGradient:
         self, params_P: Tensor, batch: MiniBatches, extra: FeatureLoss | None = None
     ) -> tuple[Tensor, Tensor]:
         """Return the same for any module."""
-        params = self.task.layout.unflatten(params_P)
+        params = self.layout.unflatten(params_P)
         self.loss, gradient_P = self._sum(lambda *part: self._derived_of(params, part, extra), batch)
         return self.loss, gradient_P
 
@@ -80,19 +88,17 @@ class StackedGradient:
         derived: Any = grad(self._weighted_loss(*part, extra=extra), has_aux=True)(params)
         gradients, (loss, buffers_Q, memory) = derived
         self._thread(buffers_Q, memory, part)
-        return loss, self.task.layout.flatten(gradients)
+        return loss, self.layout.flatten(gradients)
 
     def each(self, params_P: Tensor, batch: MiniBatches) -> tuple[Tensor, Tensor]:
         """Return the mean loss ``()`` and each mini-batch's gradient ``(C, P)``; see `Gradient`."""
-        params, self.memory_after = self.task.layout.unflatten(params_P), self.memory
+        params, self.memory_after = self.layout.unflatten(params_P), self.memory
         if self._is_one_by_one:
             losses, rows = zip(*(self._derived_of(params, part) for part in self._parts(batch)), strict=True)
             losses_C, gradients_CP = torch.stack(losses), torch.stack(rows)
         else:
             losses_C, gradients_CP = vmap(
-                lambda *part: StackedGradient(self.task, self.buffers_Q)._derived_of(
-                    params, (*part, None, None)
-                ),
+                lambda *part: replace(self)._derived_of(params, (*part, None, None)),
                 randomness="different",
             )(*batch.samples)
         self.loss = losses_C.sum()
@@ -158,9 +164,17 @@ class StackedGradient:
 
         def weighted_loss(params: dict[str, Tensor] | Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Arrays]]:
             if isinstance(params, Tensor):
-                params = self.task.layout.unflatten(params)
+                params = self.layout.unflatten(params)
             samples = Samples(x, y_B, real_B, key)
-            losses_B, buffers_Q, after = self.task.losses(params, self.buffers_Q, samples, extra, memory)
+            whole = {**self.others, **params}
+            losses_B, buffers_Q, after = self.task.losses(
+                whole,
+                self.buffers_Q,
+                samples,
+                extra,
+                memory,
+                None if self.player is None else self.player.name,
+            )
             after = {name: value.detach() for name, value in after.items()}
             # A padded row may have an infinite loss; 0 * inf would spoil the sum.
             loss = torch.where(weight_B > 0, losses_B, 0).mul(weight_B).sum()

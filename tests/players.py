@@ -1,0 +1,145 @@
+"""Small games for tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any, final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedpisa.models.gan import Adversaries
+from fedpisa.tasks.base import Pass, Samples, Task
+from fedpisa.tasks.features import FeatureLoss
+from fedpisa.tasks.gan import Adversarial, Gan
+from fedpisa.tasks.losses import Loss
+from fedpisa.tasks.measures import Measure
+from fedpisa.tasks.players import Player, players_of
+from fedpisa.tasks.supervised import Supervised, supervised
+from tests.algorithms import fill, split
+
+SIZES = (7, 3, 12, 5)
+
+
+def game(**keys: Any) -> Callable[[nn.Module], Task]:
+    """Return the game of some rules, of a module."""
+    return lambda module: Gan(module, Adversarial(**keys))
+
+
+def small(seed: int = 0) -> nn.Module:
+    """Return smooth networks on samples ``(1, 2, 2)``; the generator has BatchNorm."""
+    critic = nn.Sequential(nn.Flatten(), nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 1))
+    normed = nn.BatchNorm1d(6, track_running_stats=False)
+    generator = nn.Sequential(
+        nn.Linear(3, 6, bias=False), normed, nn.Tanh(), nn.Linear(6, 4), nn.Unflatten(1, (1, 2, 2))
+    )
+    return fill(Adversaries(critic, generator, 3), seed)
+
+
+def tracked(seed: int = 0) -> nn.Module:
+    """Return networks with BatchNorms that keep running statistics."""
+    critic = nn.Sequential(
+        nn.Flatten(), nn.Linear(4, 5, bias=False), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 1)
+    )
+    generator = nn.Sequential(
+        nn.Linear(3, 6, bias=False), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 4), nn.Unflatten(1, (1, 2, 2))
+    )
+    return fill(Adversaries(critic, generator, 3), seed)
+
+
+def images(sizes: tuple[int, ...] = SIZES) -> dict[str, Any]:
+    """Return samples ``(1, 2, 2)`` of clients with different means."""
+    rng = np.random.default_rng(4)
+    x = [rng.normal(rng.normal(size=(1, 2, 2)), 1.0, (size, 1, 2, 2)) for size in sizes]
+    return {"x": np.concatenate(x), "y": np.zeros(sum(sizes), np.int64), "partition": split(sizes)}
+
+
+def line(a: float) -> nn.Module:
+    """Return the critic ``D(x) = a x`` and a generator of zeros."""
+    module = Adversaries(nn.Linear(1, 1, bias=False), nn.Linear(1, 1), 1)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.zero_()
+        module.critic.weight.fill_(a)
+    return module
+
+
+def points(means: tuple[float, ...] = (3.0, -1.0, 2.0), sizes: tuple[int, ...] = (4, 7, 5)) -> dict[str, Any]:
+    """Return numbers of clients with different means."""
+    rng = np.random.default_rng(2)
+    x = [rng.normal(mean, 1.0, (size, 1)) for mean, size in zip(means, sizes, strict=True)]
+    return {"x": np.concatenate(x), "y": np.zeros(sum(sizes), np.int64), "partition": split(sizes)}
+
+
+class Net(nn.Module):
+    """A network in a submodule, which no engine takes for a sequence of layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Tanh(), nn.Linear(6, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits."""
+        return self.net(x)
+
+
+@final
+@dataclass(frozen=True)
+class Alone(Task):
+    """A classification as a game of one player."""
+
+    @cached_property
+    def plain(self) -> Supervised:
+        """The same task without players."""
+        return supervised(self.module, 3)
+
+    @property
+    def players(self) -> tuple[Player, ...]:
+        """The whole model."""
+        return players_of(self.module, ["net"])
+
+    @property
+    def turns(self) -> tuple[str, ...]:
+        """The only player's."""
+        return ("net",)
+
+    @property
+    def measures(self) -> tuple[Measure, ...]:
+        """Those of the plain task."""
+        return self.plain.measures
+
+    def with_module(self, module: nn.Module, *, autocast: bool = False) -> Alone:
+        """Return the task of another module."""
+        return replace(self, module=module, autocast=autocast)
+
+    def closed_form(self, num_outputs: int) -> Loss | None:
+        """Return ``None``."""
+        return None
+
+    def losses(
+        self,
+        params: Mapping[str, Tensor] | None,
+        buffers_Q: Tensor,
+        samples: Samples,
+        extra: FeatureLoss | None = None,
+        memory: Mapping[str, Tensor] = MappingProxyType({}),
+        player: str | None = None,
+    ) -> Pass:
+        """Return those of the plain task."""
+        return self.plain.losses(params, buffers_Q, samples, extra, memory)
+
+    def sample_scores(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        """Return those of the plain task."""
+        return self.plain.sample_scores(x, y)
+
+    def combine(self, means: Mapping[str, Any]) -> dict[str, Any]:
+        """Return those of the plain task."""
+        return self.plain.combine(means)
+
+    def evaluate(self, params_P: Tensor, buffers_Q: Tensor, x: Tensor, y: Tensor) -> dict[str, float]:
+        """Return those of the plain task."""
+        return self.plain.evaluate(params_P, buffers_Q, x, y)
