@@ -136,6 +136,11 @@ def test_the_constructor_wants_packed_features() -> None:
         Dataset.of("d", (np.ones((2, 1)), y), (np.ones((2, 1)), y), num_classes=2, inputs=Inputs.of("d", x))
 
 
+def test_a_vocabulary_needs_one_array() -> None:
+    with pytest.raises(ValueError, match="a vocabulary takes one array of features"):
+        of({"ids": np.zeros((20, 2), int)}, vocabulary=("a", "b"))
+
+
 class TestTorchDatasets:
     def test_samples_of_dictionaries(self) -> None:
         x = features(30)

@@ -44,6 +44,23 @@ def images() -> Dataset:
     return Dataset.of("images", image_samples(50, 0), image_samples(20, 1), num_classes=2)
 
 
+def next_tokens() -> Dataset:
+    """Return texts with a target for each token, of which padding does not count."""
+
+    def part(n: int, seed: int) -> tuple[dict[str, NDArray[Any]], NDArray[np.int64]]:
+        x, _ = text_samples(n, seed)
+        return x, np.where(x["attention_mask"], (x["input_ids"] + 1) % TOKENS, -100)
+
+    return Dataset.of("next", part(40, 0), part(20, 1), num_classes=TOKENS)
+
+
+def own_torch_data() -> list[tuple[dict[str, Tensor], int]]:
+    """Return `text_samples` as a PyTorch data set gives them, one by one."""
+    x, y = text_samples(50, 0)
+    columns = {name: torch.from_numpy(values) for name, values in x.items()}
+    return [({name: value[row] for name, value in columns.items()}, int(y[row])) for row in range(50)]
+
+
 def one_label_in_an_array() -> Dataset:
     """Return samples of numbers with labels in a column, which is a mistake."""
     x, y = image_samples(50, 0)
@@ -138,6 +155,23 @@ class ImageAndTableInOneArray(ImageAndTable):
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         image, table, odd = x.split([16, 3, 1], 1)
         return super().forward(image.reshape(-1, 1, 4, 4), table, odd[:, 0].long() + BIG)
+
+
+class EachToken(nn.Module):
+    """Outputs for each token."""
+
+    def __init__(self, num_outputs: int) -> None:
+        super().__init__()
+        self.embedding, self.last = nn.Embedding(TOKENS, 5), nn.Linear(5, num_outputs)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, weight: Tensor) -> Tensor:
+        return self.last(self.embedding(input_ids) * attention_mask[..., None] * weight[:, None, None])
+
+
+class Recurrent(EachToken):
+    """A model that says that it has a state."""
+
+    state_size = 2
 
 
 class Attention(nn.Module):

@@ -91,6 +91,8 @@ def test_the_first_round_is_a_gradient_step_of_plain_pytorch(dataset: str, model
         ("images", "ImageAndTable", {"algorithm": "sisa", "preconditioner": "hutchinson"}),
         ("images", "Noisy", {"max_grad_norm": 0.1, "drop_last": True}),
         ("texts", "Attention", {}),
+        ("next_tokens", "EachToken", {}),
+        ("own_torch_data", "MeanOfTokens", {}),
         ("images", "sized", {"task": "tests.tasks.own_task:CrossEntropy"}),
         ("images", "ImageAndTable", {"algorithm": "moon"}),
     ],
@@ -144,6 +146,12 @@ def test_a_resumed_run_has_the_same_bytes(engine: str, tmp_path: Path) -> None:
             "ImageAndTable",
             {},
             "targets of shape .50, 1.; give one target per sample",
+        ),
+        (
+            "next_tokens",
+            "Recurrent",
+            {"partitioner": "consecutive", "task": "language", "carry_state": "round"},
+            "a recurrent state that is carried or penalised takes one array of features.*: remove these keys",
         ),
         ("texts", "MeanOfTokens", {"augment": "crop-flip"}, 'one array of features.*set augment = "none"'),
         (
