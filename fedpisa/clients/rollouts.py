@@ -52,6 +52,8 @@ def with_samples_of_cohort(
     states_S: Arrays,
 ) -> Arrays:
     """Return several clients' states with the samples of a round, made by one client after the other."""
+    if bool((memory_of(states_S)[PERIOD] == rollouts.period(server_round)).all()):
+        return states_S
     rows: Sequence[Arrays] = [
         with_samples(
             rollouts,
@@ -85,13 +87,20 @@ def trial_data(task: Task, data: ClientData) -> ClientData:
     return ClientData(x.to(data.x.device), y.to(data.x.device), np.zeros(1, np.int64), np.array([len(x)]))
 
 
-def require_no_samples(task: Task, update: LocalUpdate, exact_diagnostics: bool) -> None:
+def require_no_samples(
+    task: Task, update: LocalUpdate, exact_diagnostics: bool, clients_have_data: bool
+) -> None:
     """Raise a ValueError if clients make their samples, and something needs samples or states that last."""
     if task.rollouts is None:
         return
     if exact_diagnostics:
         raise ValueError(
             "exact-diagnostics = true needs all samples of the clients, which a policy makes as it goes: remove the key"
+        )
+    if clients_have_data:
+        raise ValueError(
+            'node-data = "own": clients have environments, which the dataset gives, and no samples: set node-data = '
+            '"partition"'
         )
     if task.rollouts.restarts and update.incremental:
         raise ValueError(

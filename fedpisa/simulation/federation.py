@@ -172,7 +172,7 @@ class Federation:
         sample = tried.x[:1]
         update.check(self.task, sample)
         require_trainable(self.task, sample, tried.y[:1])
-        require_no_samples(self.task, update, config.exact_diagnostics)
+        require_no_samples(self.task, update, config.exact_diagnostics, clients_have_data)
         if not clients_have_data:
             require_batch_statistics(self.task, update, sample, self.data.sizes_N, config.seed)
             if self.task.carry_state != "none":

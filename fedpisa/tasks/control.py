@@ -29,10 +29,9 @@ from fedpisa.tasks.objectives import RETURN, WORST, Objective
 from fedpisa.tasks.playing import Play, episode_return, roll_out
 
 MEAN: Final = "observation_mean"
+"""Name of the buffer with the mean of all clients' observations, if their moments are shared."""
 SQUARE: Final = "observation_square"
-"""Names of the buffers that hold all clients' observations, if they are normalised by these."""
-
-
+"""Name of the buffer with the mean of their squares."""
 StateOf = Callable[[int], Mapping[str, Tensor] | None]
 """Function that returns a client's state, given its number; ``None`` before the client's first round."""
 
@@ -112,7 +111,7 @@ class Control(Task):
         return replace(self, module=module, autocast=autocast)
 
     def closed_form(self, num_outputs: int) -> Loss | None:
-        """Return none."""
+        """Return none: the loss is not one of those whose derivatives are written out."""
         return None
 
     def losses(
@@ -148,7 +147,7 @@ class Control(Task):
     @torch.no_grad()
     def evaluate(self, params_P: Tensor, buffers_Q: Tensor, x: Tensor, y: Tensor) -> dict[str, float]:
         """Return minus the mean return as ``loss``, the mean return and the worst client's; see `Task.evaluate`."""
-        with self._held(params_P, buffers_Q):
+        with seeded(0, "evaluation"), self._held(params_P, buffers_Q):
             returns_n = -self.sample_scores(x, y)["loss"]
         mean, worst = float(returns_n.mean()), float(returns_n.min())
         return {"loss": -mean, RETURN.column: mean, WORST.column: worst}
@@ -178,7 +177,7 @@ class Control(Task):
         if self.play.observation_norm != "shared":
             return None
         mean, square = (
-            cast(Tensor, getattr(self.module, name)).double().cpu().numpy() for name in (MEAN, SQUARE)
+            cast(Tensor, getattr(self.module, name)).cpu().double().numpy() for name in (MEAN, SQUARE)
         )
         return Moments(1.0, mean, np.maximum(square - mean**2, 0.0))
 
@@ -188,10 +187,8 @@ class Control(Task):
 
     @contextmanager
     def _held(self, params_P: Tensor, buffers_Q: Tensor) -> Iterator[None]:
-        with seeded(0, "evaluation"), own_attributes(self.module), self.holding(params_P, buffers_Q):
+        with own_attributes(self.module), self.holding(params_P, buffers_Q):
             yield
-
-    # ------------------------------------------------------------------------------- see `fedpisa.tasks.base.Rollouts`
 
     @property
     def restarts(self) -> bool:
@@ -220,15 +217,16 @@ class Control(Task):
     ) -> dict[str, Tensor]:
         """Return a client's memory with new samples, which a model makes in its environments."""
         known = _moments(memory["observations"]), _moments(memory["returns"])
-        environments, rng = self.environments, generator(self.seed, "rollout", client_id, period)
-        with self._held(params_P, buffers_Q):
+        environments, stream = self.environments, (self.seed, "rollout", client_id, period)
+        # A user's environment may draw from the global generators.
+        with seeded(*stream), self._held(params_P, buffers_Q):
             made = roll_out(
                 self.play,
                 self.policy,
                 self._network,
                 environments.of(client_id),
                 environments.rollout_steps,
-                rng,
+                generator(*stream),
                 known,
                 self._shared(),
             )
@@ -265,5 +263,5 @@ def _tensor(moments: Moments, like: Tensor) -> Tensor:
 
 
 def _moments(values: Tensor) -> Moments:
-    count, mean, variance = values.double().cpu().numpy().transpose(-1, *range(values.dim() - 1))
+    count, mean, variance = values.cpu().double().numpy().transpose(-1, *range(values.dim() - 1))
     return Moments(float(count.flat[0]), mean, variance)

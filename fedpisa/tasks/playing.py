@@ -133,7 +133,7 @@ def roll_out(
     for t in range(num_steps):
         own = own.merged(Moments.of(seen))
         x, outputs = outputs_of(seen)
-        values_TE[t] = outputs[:, -1].double().cpu().numpy()
+        values_TE[t] = outputs[:, -1].cpu().double().numpy()
         noise = torch.from_numpy(_noise(play, policy, rng, count)).to(outputs)
         action = policy.sample(outputs[:, :-1], noise)
         xs.append(torch.from_numpy(x).to(outputs))
@@ -141,18 +141,18 @@ def roll_out(
         log_probs.append(policy.log_prob(outputs[:, :-1], action))
         moves = [
             environment.step(a)
-            for environment, a in zip(environments, action.double().cpu().numpy(), strict=True)
+            for environment, a in zip(environments, action.cpu().double().numpy(), strict=True)
         ]
         seen = np.stack([move.observation for move in moves])
         rewards_TE[t] = [move.reward for move in moves]
         terminated_TE[t] = [move.terminated for move in moves]
         truncated_TE[t] = [move.truncated for move in moves]
         if truncated_TE[t].any():
-            next_values_TE[t] = outputs_of(seen)[1][:, -1].double().cpu().numpy()
+            next_values_TE[t] = outputs_of(seen)[1][:, -1].cpu().double().numpy()
         for e, environment in enumerate(environments):
             if terminated_TE[t, e] or truncated_TE[t, e]:
                 seen[e] = environment.reset(_seed(rng))
-    last_E = outputs_of(seen)[1][:, -1].double().cpu().numpy()
+    last_E = outputs_of(seen)[1][:, -1].cpu().double().numpy()
     ended_TE = terminated_TE | truncated_TE
     next_values_TE = np.where(ended_TE, next_values_TE, [*values_TE[1:], last_E])
 
@@ -190,7 +190,7 @@ def episode_return(
     for _ in range(play.eval_steps):
         outputs = network(normalised(play, *known, seen[None]))
         action = policy.best(outputs[:, :-1])[0]
-        seen, reward, terminated, truncated = environment.step(action.double().cpu().numpy())
+        seen, reward, terminated, truncated = environment.step(action.cpu().double().numpy())
         total += reward
         if terminated or truncated:
             break

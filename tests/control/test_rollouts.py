@@ -18,6 +18,7 @@ from fedpisa.config.run import load_config
 from fedpisa.control.environments import Environment, Floats, Moved
 from fedpisa.control.moments import Moments
 from fedpisa.control.policies import Gaussian
+from fedpisa.plots.curves import abscissa
 from fedpisa.runs.simulation import Simulation
 from fedpisa.simulation.federation import Federation
 from fedpisa.tasks.playing import Play, episode_return, roll_out
@@ -221,8 +222,14 @@ def test_samples_last_for_a_period_and_absent_clients_make_theirs_later() -> Non
     steps = history["env_steps"].dropna()
     assert set(steps) == {0.0, 20.0}
     assert (steps > 0).sum() > 4  # more often than in the first rounds of the four periods
-    full = fedpisa.run(keys()).history["env_steps"].dropna()
-    assert full.tolist() == [60, 0, 0, 60, 0, 0, 60, 0]
+    full = fedpisa.run(keys()).history
+    assert full["env_steps"].dropna().tolist() == [60, 0, 0, 60, 0, 0, 60, 0]
+    assert abscissa(full, "env-steps").tolist() == [0, 60, 60, 60, 120, 120, 120, 180, 180]
+
+
+def test_nodes_have_no_data_of_their_own() -> None:
+    with pytest.raises(ValueError, match='set node-data = "partition"'):
+        Federation(load_config(keys()), clients_have_data=True)
 
 
 def test_duals_begin_anew_with_new_samples_if_asked_to() -> None:
@@ -275,6 +282,12 @@ def test_measures_have_a_direction() -> None:
     own = clients[clients["round"] == clients["round"].max()]["return"]
     assert own.mean() == pytest.approx(last["test_return"])
     assert own.min() == pytest.approx(last["test_return_worst"])
+
+
+def test_policies_of_their_own_are_a_reference() -> None:
+    history = fedpisa.run(keys(algorithm="local", local_epochs=1)).history
+    assert np.isfinite(history["test_return"].dropna()).all()
+    assert (history["test_return_deviation"].dropna().iloc[1:] > 0).all()
 
 
 def test_replies_are_checked_as_others_are() -> None:
