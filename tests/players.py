@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any, final
@@ -92,6 +92,8 @@ class Net(nn.Module):
 class Alone(Task):
     """A classification as a game of one player."""
 
+    within: bool = field(default=False, kw_only=True)
+
     @cached_property
     def plain(self) -> Supervised:
         """The same task without players."""
@@ -106,6 +108,11 @@ class Alone(Task):
     def turns(self) -> tuple[str, ...]:
         """The only player's."""
         return ("net",)
+
+    @property
+    def turns_within(self) -> bool:
+        """Whether the turns are within a round, which makes no difference."""
+        return self.within
 
     @property
     def measures(self) -> tuple[Measure, ...]:

@@ -16,6 +16,7 @@ from fedpisa.clients.base import Arrays, Gradient, LocalResult, LocalUpdate, Min
 from fedpisa.clients.batches import BatchIndices, BatchSampler, BatchSize, CarryState, Ints
 from fedpisa.clients.sgd import SGDSteps
 from fedpisa.clients.step_sizes import UNSCHEDULED, StepSizeSchedule
+from fedpisa.rng import mix
 from fedpisa.tasks.base import Task
 from fedpisa.tasks.players import Player
 
@@ -44,6 +45,8 @@ class Game:
         Factors of each player's step sizes by its own rounds.
     same_noise
         Whether the last turn of a cycle has the random keys of the turn before it.
+    within
+        Whether all players move in each round: each local step is then a cycle of turns.
 
     Examples
     --------
@@ -51,7 +54,7 @@ class Game:
     >>> from fedpisa.tasks.layout import ParamLayout
     >>> a, b = (Player(name, begin, ParamLayout.of([(name, torch.zeros(1))])) for begin, name in enumerate("ab"))
     >>> game = Game((a, b), ("a", "a", "b"))
-    >>> [(turn.player.name, turn.own_round) for turn in map(game.turn, range(1, 7))]
+    >>> [(turn.player.name, turn.own_round) for number in range(1, 7) for turn in game.moving(number)]
     [('a', 1), ('a', 2), ('b', 1), ('a', 3), ('a', 4), ('b', 2)]
     >>> game.own_rounds("a", 8), game.own_rounds("b", 8)
     (6, 2)
@@ -62,6 +65,7 @@ class Game:
     project: Callable[[str, Tensor], Tensor] = lambda player, params_G: params_G
     schedules: Mapping[str, StepSizeSchedule] = field(default_factory=dict)
     same_noise: bool = False
+    within: bool = False
 
     def __post_init__(self) -> None:
         names = [player.name for player in self.players]
@@ -74,24 +78,35 @@ class Game:
     @classmethod
     def of(cls, task: Task, schedules: Mapping[str, StepSizeSchedule]) -> Game:
         """Return the game of a task."""
-        return cls(task.players, task.turns, task.project, schedules, task.same_noise)
+        return cls(task.players, task.turns, task.project, schedules, task.same_noise, task.turns_within)
 
-    def turn(self, server_round: int) -> Turn:
-        """Return the turn of a round 1, 2, ..."""
+    def moving(self, server_round: int) -> tuple[Turn, ...]:
+        """Return the players that move in a round 1, 2, ..., in the order of their first turns."""
+        by_name = {player.name: player for player in self.players}
+        if self.within:
+            return tuple(Turn(by_name[name], server_round) for name in dict.fromkeys(self.turns))
         cycle, place = divmod(server_round - 1, len(self.turns))
         name = self.turns[place]
         own_round = cycle * self.turns.count(name) + self.turns[: place + 1].count(name)
-        return Turn(next(player for player in self.players if player.name == name), own_round)
+        return (Turn(by_name[name], own_round),)
 
     def own_rounds(self, name: str, num_rounds: int) -> int:
-        """Return how many of the first rounds are turns of a player."""
+        """Return in how many of the first rounds a player moves."""
+        if self.within:
+            return num_rounds
         cycles, more = divmod(num_rounds, len(self.turns))
         return cycles * self.turns.count(name) + self.turns[:more].count(name)
 
     def key_round(self, server_round: int) -> int:
         """Return the round whose random keys a round has."""
-        is_last = server_round % len(self.turns) == 0
-        return server_round - 1 if self.same_noise and is_last and len(self.turns) > 1 else server_round
+        if self.within:
+            return server_round
+        place = (server_round - 1) % len(self.turns)
+        return server_round + self.key_place(place) - place
+
+    def key_place(self, place: int) -> int:
+        """Return the place among the turns, 0, 1, ..., whose random keys a turn has."""
+        return place - 1 if self.same_noise and place == len(self.turns) - 1 and place else place
 
     def schedule(self, name: str) -> StepSizeSchedule:
         """Return the schedule of a player."""
@@ -111,18 +126,29 @@ def own_arrays(arrays: Arrays, name: str) -> Arrays:
     return {key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)}
 
 
-def named_for(name: str, arrays: Arrays) -> Arrays:
-    """Return a player's arrays as ``player/name``."""
-    return {f"{name}/{key}": value for key, value in arrays.items()}
+def joined(arrays: Mapping[str, Arrays]) -> Arrays:
+    """Return the arrays of all players as ``player/name``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> joined({"critic": {"dual": torch.zeros(1)}})
+    {'critic/dual': tensor([0.])}
+    """
+    return {f"{name}/{key}": value for name, own in arrays.items() for key, value in own.items()}
 
 
 @final
 @dataclass(frozen=True)
 class TurnUpdate(LocalUpdate):
-    """Any local update, once for each player: a round is the turn of one.
+    """Any local update, once for each player.
 
-    Each player has a state of its own, ``player/name``. A client receives the whole model, because each loss depends on
-    all networks, and sends what the update uploads for the player alone. The update counts the player's own rounds.
+    Each player has a state of its own, ``player/name``. Its uploads and metrics are called so too. A client receives
+    the whole model, because each loss depends on all networks, and sends the uploads of the players that move in the
+    round.
+
+    If a round is the turn of one player, that player takes all local steps. If all move within a round, a local step is
+    a cycle of turns on its mini-batches, and each player's gradient is at the others' local models.
 
     An update of SGD steps is projected after each step; otherwise the server alone does so.
 
@@ -134,12 +160,14 @@ class TurnUpdate(LocalUpdate):
         The players and their turns.
     server_round
         The round, 1, 2, ...
+    chosen
+        By player, the update with the hyper-parameters of a broadcast.
     """
 
     update: LocalUpdate
     game: Game
     server_round: int = 1
-    chosen: LocalUpdate | None = None
+    chosen: Mapping[str, LocalUpdate] = field(default_factory=dict, hash=False)
 
     @property
     def incremental(self) -> bool:  # type: ignore[override]  # of the update, not of the class
@@ -147,20 +175,19 @@ class TurnUpdate(LocalUpdate):
         return self.update.incremental
 
     @cached_property
-    def turn(self) -> Turn:
-        """Whose turn the round is."""
-        return self.game.turn(self.server_round)
-
-    @cached_property
-    def own(self) -> LocalUpdate:
-        """The player's update in the round."""
-        player, own_round = self.turn
-        scaled = self.game.schedule(player.name).scaled(self.update, own_round)
-        return self.chosen or scaled.at_round(own_round)
+    def moving(self) -> dict[str, _Moving]:
+        """The players that move in the round, by name, with their updates."""
+        found = {}
+        for player, own_round in self.game.moving(self.server_round):
+            scaled = self.game.schedule(player.name).scaled(self.update, own_round)
+            update = self.chosen.get(player.name) or scaled.at_round(own_round)
+            found[player.name] = _Moving(player, own_round, update)
+        return found
 
     def batch_sampler(self) -> BatchSampler:
-        """Return the update's rule, for the player's own rounds."""
-        return OwnRounds(self.own.batch_sampler(), self.turn.own_round)
+        """Return the update's rule, for the players' own rounds."""
+        first = next(iter(self.moving.values()))
+        return OwnRounds(first.update.batch_sampler(), first.own_round)
 
     def check(self, task: Task, x: Tensor) -> None:
         """Raise `ValueError` if the update cannot train the module on samples such as ``x``."""
@@ -168,11 +195,12 @@ class TurnUpdate(LocalUpdate):
 
     def at_round(self, server_round: int) -> TurnUpdate:
         """Return the update of a round."""
-        return replace(self, server_round=server_round, chosen=None)
+        return replace(self, server_round=server_round, chosen={})
 
     def for_broadcast(self, down: Arrays) -> TurnUpdate:
         """Return the update with the hyper-parameters that the broadcast brings."""
-        return replace(self, chosen=self.own.for_broadcast(self._down(down)))
+        chosen = {name: one.update.for_broadcast(one.down(down)) for name, one in self.moving.items()}
+        return replace(self, chosen=chosen)
 
     def key_round(self, server_round: int) -> int:
         """Return the round whose keys the local steps have; see `Game`."""
@@ -181,37 +209,88 @@ class TurnUpdate(LocalUpdate):
     def init(self, params_P: Tensor) -> Arrays:
         """Return the initial states of all players."""
         players = self.game.players
-        states = (named_for(one.name, self.update.init(one.of(params_P))) for one in players)
-        return {name: value for state in states for name, value in state.items()}
+        return joined({one.name: self.update.init(one.of(params_P)) for one in players})
 
     def start(self, down: Arrays, state: Arrays) -> Arrays:
-        """Begin as the player's update does."""
-        return self.own.start(self._down(down), self._state(state))
+        """Begin as the update of each moving player does."""
+        return joined(
+            {
+                name: one.update.start(one.down(down), own_arrays(state, name))
+                for name, one in self.moving.items()
+            }
+        )
 
     def step(
         self, gradient: Gradient, down: Arrays, state: Arrays, work: Arrays, batch: MiniBatches
     ) -> Arrays:
-        """Take the player's step."""
-        player = self.turn.player
-        own_gradient = gradient.of(player, down["params"])
-        own_down, own_state = self._down(down), self._state(state)
-        work = self.own.step(own_gradient, own_down, own_state, work, batch)
-        if not isinstance(self.own, SGDSteps):
-            return work
-        v_G = self.own.centre(own_down, own_state) + work["drift"]
-        # Inside the set the difference is zero, and the drift keeps its digits.
-        return {**work, "drift": work["drift"] + (self.game.project(player.name, v_G) - v_G)}
+        """Take the moving player's step, or a cycle of all players' steps."""
+        if not self.game.within:
+            (one,) = self.moving.values()
+            return self._stepped(one, gradient, down["params"], down, state, work, batch)
+        for place, name in enumerate(self.game.turns):
+            key = mix(batch.key, self.game.key_place(place))
+            others_P = self._local(down, state, work)
+            own = batch._replace(key=key)
+            work = self._stepped(self.moving[name], gradient, others_P, down, state, work, own)
+        return work
 
     def finish(self, down: Arrays, state: Arrays, work: Arrays) -> LocalResult:
-        """Return the player's upload, and the states of all players."""
-        result = self.own.finish(self._down(down), self._state(state), work)
-        return result._replace(state={**state, **named_for(self.turn.player.name, result.state)})
+        """Return the moving players' uploads and metrics, and the states of all players."""
+        results = {
+            name: one.update.finish(one.down(down), own_arrays(state, name), own_arrays(work, name))
+            for name, one in self.moving.items()
+        }
+        return LocalResult(
+            joined({name: result.upload for name, result in results.items()}),
+            {**state, **joined({name: result.state for name, result in results.items()})},
+            joined({name: result.metrics for name, result in results.items()}),
+        )
 
-    def _down(self, down: Arrays) -> Arrays:
-        return {**down, "params": self.turn.player.of(down["params"])}
+    def _stepped(
+        self,
+        one: _Moving,
+        gradient: Gradient,
+        others_P: Tensor,
+        down: Arrays,
+        state: Arrays,
+        work: Arrays,
+        batch: MiniBatches,
+    ) -> Arrays:
+        """Return the working variables after one player's step, with the other players at ``others`` ``(P,)``."""
+        name, own_down = one.player.name, one.down(down)
+        own_state, own_work = own_arrays(state, name), own_arrays(work, name)
+        own = one.update.step(gradient.of(one.player, others_P), own_down, own_state, own_work, batch)
+        if isinstance(one.update, SGDSteps):
+            v_G = one.update.centre(own_down, own_state) + own["drift"]
+            # Inside the set the difference is zero, and the drift keeps its digits.
+            own = {**own, "drift": own["drift"] + (self.game.project(name, v_G) - v_G)}
+        others = {key: value for key, value in work.items() if not key.startswith(f"{name}/")}
+        return {**others, **joined({name: own})}
 
-    def _state(self, state: Arrays) -> Arrays:
-        return own_arrays(state, self.turn.player.name)
+    def _local(self, down: Arrays, state: Arrays, work: Arrays) -> Tensor:
+        """Return the model ``(P,)`` in which all players are where their steps have brought them."""
+        whole_P = down["params"]
+        for name, one in self.moving.items():
+            drift_G = own_arrays(work, name).get("drift")
+            if drift_G is not None:
+                own_down, own_state = one.down(down), own_arrays(state, name)
+                centre_G = own_down["params"]
+                if isinstance(one.update, SGDSteps):
+                    centre_G = one.update.centre(own_down, own_state)
+                whole_P = one.player.put(whole_P, centre_G + drift_G)
+        return whole_P
+
+
+class _Moving(NamedTuple):
+    """A player that moves in a round, the round's number among its own, and its update."""
+
+    player: Player
+    own_round: int
+    update: LocalUpdate
+
+    def down(self, down: Arrays) -> Arrays:
+        """Return the player's part of a broadcast."""
+        return {**own_arrays(down, self.player.name), "params": self.player.of(down["params"])}
 
 
 @final

@@ -43,6 +43,9 @@ def in_turns(
         "exact-diagnostics = true: the players minimise different losses, so there is no common objective": (
             config.exact_diagnostics
         ),
+        f"early-stopping = {config.early_stopping}: a player's loss does not tell how good the model is": (
+            config.early_stopping > 0
+        ),
     }
     for cause, is_set in refused.items():
         if is_set:

@@ -13,9 +13,12 @@ from torch import Tensor
 
 from fedpisa.clients.base import Arrays, LocalUpdate
 from fedpisa.clients.client import OF_EVERY_CLIENT
+from fedpisa.clients.gradient import MeanGradient
 from fedpisa.clients.moon import MoonUpdate
+from fedpisa.clients.pisa import PisaUpdate
 from fedpisa.clients.scaffnew import ScaffnewUpdate
-from fedpisa.clients.turns import Game, TurnUpdate, named_for, own_arrays
+from fedpisa.clients.sgd import SGDSteps
+from fedpisa.clients.turns import Game, Turn, TurnUpdate, joined, own_arrays
 from fedpisa.strategies.base import Algorithm, ClientStates, Cohort, Objective, Reference
 from fedpisa.tasks.layout import ParamLayout
 from fedpisa.tasks.players import Player
@@ -31,7 +34,7 @@ AVERAGED: Final = "averaged/"
 @final
 @dataclass(frozen=True)
 class Turns(Algorithm):
-    """Any algorithm, once for each player: a round is the turn of one, and the others' states stay as they are.
+    """Any algorithm, once for each player. A player's state stays as it is in rounds in which it does not move.
 
     Server state: ``params`` of the whole module, and for each player the algorithm's state without its parameters as
     ``player/name``. The algorithm counts the player's own rounds. After its step the player's parameters are projected:
@@ -72,6 +75,20 @@ class Turns(Algorithm):
                 "local cannot be played in turns: each client has models of its own, and the server has none to "
                 "evaluate; take another algorithm"
             )
+        if self.game.within and not isinstance(update, SGDSteps | PisaUpdate | MeanGradient):
+            raise ValueError(
+                f"turns-within = true: {type(self.algorithm).__name__.lower()} does not say where its local steps have "
+                "brought it; set turns-within = false, or take an algorithm of SGD steps, or PISA or SISA"
+            )
+        if (
+            self.game.within
+            and isinstance(update, MeanGradient)
+            and len({*self.game.turns}) < len(self.game.turns)
+        ):
+            raise ValueError(
+                "turns-within = true: no client of this algorithm moves, so all steps of the critic but the last "
+                "would be lost; set critic-steps = 1, or turns-within = false"
+            )
         object.__setattr__(self, "local_update", TurnUpdate(update, self.game))
 
     @property
@@ -99,25 +116,30 @@ class Turns(Algorithm):
         return server
 
     def broadcast(self, server: Arrays) -> Arrays:
-        """Return the whole model, and what else the player's algorithm sends."""
-        player, own_round = self.game.turn(self.server_round)
-        own = self._of(player, own_round).broadcast(_own(server, player))
-        return {**own, "params": server["params"]}
+        """Return the whole model, and what else the algorithm sends to the moving players."""
+        found: Arrays = {"params": server["params"]}
+        for player, own_round in self.game.moving(self.server_round):
+            own = dict(self._of(player, own_round).broadcast(_own(server, player)))
+            del own["params"]
+            found = {**found, **joined({player.name: own})}
+        return found
 
     def weights(self, cohort: Cohort) -> Tensor:
         """Return the algorithm's weights of the cohort ``(S,)``."""
         return self.algorithm.weights(cohort)
 
     def step(self, server: Arrays, uploads_S: Arrays, cohort: Cohort) -> Arrays:
-        """Take the player's step, and project its parameters."""
-        player, own_round, own_cohort = self._turn(cohort)
-        own = self._of(player, own_round).step(_own(server, player), uploads_S, own_cohort)
-        after = self._with(server, player, own)
-        if (decay := self.averages.get(player.name)) is not None:
-            name = AVERAGED + player.name
-            mean_G = decay * server[name] + (1 - decay) * player.of(after["params"])
-            after = {**after, name: mean_G}
-        return after
+        """Take the moving players' steps, and project their parameters."""
+        for turn in self.game.moving(cohort.server_round):
+            player, own_round = turn
+            uploads = own_arrays(uploads_S, player.name)
+            own = self._of(player, own_round).step(_own(server, player), uploads, _own_cohort(cohort, turn))
+            server = self._with(server, player, own)
+            if (decay := self.averages.get(player.name)) is not None:
+                name = AVERAGED + player.name
+                mean_G = decay * server[name] + (1 - decay) * player.of(server["params"])
+                server = {**server, name: mean_G}
+        return server
 
     def forget(self, server: Arrays, ids_S: Tensor) -> Arrays:
         """Return the state without what each player's algorithm keeps of some clients."""
@@ -131,14 +153,23 @@ class Turns(Algorithm):
     def diagnostics(
         self, before: Arrays, after: Arrays, metrics: Mapping[str, float], cohort: Cohort
     ) -> dict[str, float]:
-        """Return the player's diagnostics as ``player/name``, and the metrics of every client also without it."""
-        player, own_round, own_cohort = self._turn(cohort)
-        columns = self._of(player, own_round).diagnostics(
-            _own(before, player), _own(after, player), metrics, own_cohort
-        )
-        plain = {name: columns[name] for name in OF_EVERY_CLIENT if name in columns}
-        own = {f"{player.name}/{name}": value for name, value in columns.items() if name != "local-steps"}
-        return {**plain, **own}
+        """Return the moving players' diagnostics as ``player/name``, and the metrics of every client without it.
+
+        If players move within a round, ``train-loss`` is that of the last one, and no player's.
+        """
+        plain = {name: metrics[name] for name in OF_EVERY_CLIENT}
+        columns = dict(plain)
+        for turn in self.game.moving(cohort.server_round):
+            player, own_round = turn
+            own = {**plain, **_metrics(metrics, player)}
+            found = self._of(player, own_round).diagnostics(
+                _own(before, player), _own(after, player), own, _own_cohort(cohort, turn)
+            )
+            left_out = OF_EVERY_CLIENT if self.game.within else {"local-steps"}
+            columns |= {
+                f"{player.name}/{name}": value for name, value in found.items() if name not in left_out
+            }
+        return columns
 
     def stationarity(self, server: Arrays, states: ClientStates, weights_N: Tensor) -> dict[str, float]:
         """Return each player's as ``player/name``."""
@@ -171,10 +202,6 @@ class Turns(Algorithm):
         scheduled = self.game.schedule(player.name).scaled(self.algorithm, own_round)
         return scheduled.at_round(own_round)
 
-    def _turn(self, cohort: Cohort) -> tuple[Player, int, Cohort]:
-        player, own_round = self.game.turn(cohort.server_round)
-        return player, own_round, replace(cohort, server_round=own_round, layout=player.layout)
-
     def _with(self, server: Arrays, player: Player, own: Arrays) -> Arrays:
         """Return the server's state with another state of one player."""
         others = {name: value for name, value in server.items() if not name.startswith(f"{player.name}/")}
@@ -182,9 +209,20 @@ class Turns(Algorithm):
         kept = {name: value for name, value in own.items() if name != "params"}
         return {
             **others,
-            **named_for(player.name, kept),
+            **joined({player.name: kept}),
             "params": player.put(server["params"], params_G),
         }
+
+
+def _own_cohort(cohort: Cohort, turn: Turn) -> Cohort:
+    """Return the cohort of a player's own round."""
+    return replace(cohort, server_round=turn.own_round, layout=turn.player.layout)
+
+
+def _metrics(metrics: Mapping[str, float], player: Player) -> dict[str, float]:
+    """Return a player's own metrics under their plain names."""
+    prefix = f"{player.name}/"
+    return {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
 
 
 def _own(server: Arrays, player: Player) -> Arrays:

@@ -228,6 +228,11 @@ class Task(ABC):
         return ()
 
     @property
+    def turns_within(self) -> bool:
+        """Whether all players move in each round, and the turns are those within a local step."""
+        return False
+
+    @property
     def same_noise(self) -> bool:
         """Whether the last of the turns draws the noise of the turn before it."""
         return False

@@ -39,6 +39,7 @@ def gan(
     critic_steps: PositiveInt = 1,
     penalty: Positive = 10.0,
     weight_clip: NonNegativeFloat = 0.0,
+    turns_within: bool = False,
     same_noise: bool = False,
     generator_average: Decay = 0.0,
     fid_samples: NonNegativeInt = 0,
@@ -46,13 +47,17 @@ def gan(
 ) -> Adversarial:
     r"""Train a critic ``D`` and a generator ``G`` against each other, in turns.
 
-    A round is the turn of one of them: ``critic-steps`` rounds of the critic, then one of the generator. Each has its
-    own duals, moments and counters, and the schedule counts its own rounds. ``z`` is standard normal.
+    Unless ``turns-within`` is true, a round is the turn of one of them: ``critic-steps`` rounds of the critic, then one
+    of the generator. Each has its own duals, moments and counters, and the schedule counts its own rounds. ``z`` is
+    standard normal.
 
     - ``wgan``: the critic minimises ``D(G(z)) - D(x)`` with all its weights in ``[-c, c]``, the generator
       ``-D(G(z))``;
     - ``wgan-gp``: the critic adds ``penalty (||grad D(u)|| - 1)^2`` at a random point ``u`` between ``x`` and ``G(z)``;
     - ``non-saturating``: ``softplus(-D(x)) + softplus(D(G(z)))`` and ``softplus(-D(G(z)))``.
+
+    A model of your own is a module with the submodules ``critic``, from samples to numbers, and ``generator``, from
+    latent vectors to samples, and the attribute ``latent``, their length. All parameters belong to these submodules.
 
     The column ``loss`` is the critic's loss on the test samples, without the penalty. It says little about the
     generator; ``fid-samples`` adds the Frechet and the kernel distance of generated and real samples.
@@ -68,8 +73,12 @@ def gan(
     weight_clip
         Bound ``c`` on the critic's weights, after each step of the server and each local step of SGD; 0 for none.
         ``wgan`` needs one, such as 0.01.
+    turns_within
+        Whether both networks move in each round, as in FedGAN: each local step then takes ``critic-steps`` steps of the
+        critic and one of the generator on the same samples, and both are sent. The column ``train_loss`` is the
+        generator's. For algorithms whose clients take SGD steps, ``pisa``, ``sisa`` and ``fedsgd``.
     same_noise
-        Whether the generator's round draws the latent vectors of the critic's round before it.
+        Whether the generator draws the latent vectors of the critic's turn before it.
     generator_average
         Decay ``d`` of the running mean ``m <- d m + (1 - d) w`` of the generator's weights, which is evaluated in
         place of the generator; 0 for none.
@@ -85,6 +94,7 @@ def gan(
     Arjovsky, Chintala, Bottou, Wasserstein Generative Adversarial Networks, ICML 2017.
     Gulrajani et al., Improved Training of Wasserstein GANs, NeurIPS 2017.
     Goodfellow et al., Generative Adversarial Nets, NeurIPS 2014.
+    Rasouli, Sun, Rajagopal, FedGAN: Federated Generative Adversarial Networks for Distributed Data, arXiv 2006.07228.
     """
     if objective == "wgan" and not weight_clip:
         raise ValueError(
@@ -99,6 +109,7 @@ def gan(
         critic_steps,
         penalty,
         weight_clip,
+        turns_within,
         same_noise,
         generator_average,
         fid_samples,
@@ -124,6 +135,7 @@ class Adversarial:
     critic_steps: int = 1
     penalty: float = 10.0
     weight_clip: float = 0.0
+    turns_within: bool = False
     same_noise: bool = False
     generator_average: float = 0.0
     fid_samples: int = 0
@@ -235,6 +247,11 @@ class Gan(Task):
     def turns(self) -> tuple[str, ...]:
         """The turns of the rules."""
         return self.rules.turns
+
+    @property
+    def turns_within(self) -> bool:
+        """Whether both networks move in each round."""
+        return self.rules.turns_within
 
     @property
     def same_noise(self) -> bool:

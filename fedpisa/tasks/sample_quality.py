@@ -40,7 +40,7 @@ class SampleQuality:
     ) -> None:
         self.count, self.is_own, self.make_features = count, is_own, make_features
         self._features: Callable[[Tensor], Tensor] | None = None
-        self._real: tuple[Tensor, Tensor] | None = None
+        self._real: list[tuple[Tensor, Tensor]] = []
 
     @property
     def measures(self) -> tuple[Measure, ...]:
@@ -52,9 +52,12 @@ class SampleQuality:
         """Return the distances by column."""
         if self._features is None:
             self._features = self.make_features()
-        if self._real is None or self._real[0] is not real:
-            self._real = real, in_parts(self._features, real)
-        ours, theirs = self._real[1], in_parts(self._features, generated)
+        ours = next((found for x, found in self._real if x is real), None)
+        if ours is None:
+            ours = in_parts(self._features, real)
+            # The same test and validation samples come again in each evaluation, and those of clients do not.
+            self._real = [*self._real, (real, ours)][:2]
+        theirs = in_parts(self._features, generated)
         distances = frechet_distance(ours, theirs), kernel_distance(ours, theirs)
         return {measure.column: value for measure, value in zip(self.measures, distances, strict=True)}
 

@@ -81,7 +81,8 @@ OPTIONS = {
     "model simple-cnn": "",
     "model mlp-gan": "widths latent critic-sigmoid output-range",
     "model dcgan": "width latent critic-batchnorm critic-sigmoid output-range",
-    "task gan": "objective critic-steps penalty weight-clip same-noise generator-average fid-samples fid-features",
+    "task gan": """objective critic-steps penalty weight-clip turns-within same-noise generator-average
+                   fid-samples fid-features""",
     "model leaf-cnn": "",
     "model cifar-resnet34": "",
     "model cifar-vgg11": "",

@@ -17,9 +17,11 @@ from fedpisa.clients.base import MiniBatches
 from fedpisa.clients.batches import Periodic
 from fedpisa.clients.gradients import AutogradGradient
 from fedpisa.clients.turns import Game, OwnRounds, TurnUpdate
-from fedpisa.rng import generator
+from fedpisa.rng import generator, mix, step_keys
 from fedpisa.server.reply_spec import reply_spec
 from fedpisa.strategies._turns import Turns
+from fedpisa.tasks.base import Samples
+from fedpisa.tasks.gan import Adversarial, Gan
 from tests.algorithms import Case, Federation, cases, fill, make, relative
 from tests.players import Alone, Net, game, images, line, points, small, tracked
 from tests.runs.interrupted import assert_same, cut_short
@@ -97,7 +99,7 @@ def test_the_bound_holds_after_each_local_step() -> None:
     batch = MiniBatches(torch.ones(1, 2, 1), torch.zeros(1, 2), torch.full((1, 2), 0.5))
     for _ in range(3):
         work = update.step(AutogradGradient(task, torch.zeros(0)), down, {}, work, batch)
-        assert work["drift"].tolist() == pytest.approx([0.01], rel=1e-6)
+        assert work["critic/drift"].tolist() == pytest.approx([0.01], rel=1e-6)
 
 
 @pytest.mark.parametrize("absent", ["keep", "fresh"])
@@ -119,10 +121,11 @@ def test_lost_replies_do_not_move_the_optimum(absent: str) -> None:
     "case", [*SOME, Case("nsisa", {}), Case("feddyn", {}), Case("sisa", {"gamma": 0.9})], ids=str
 )
 def test_the_turns_of_one_player_are_the_plain_task(case: Case, engine: str) -> None:
-    runs = [
-        make(case.build(), engine, module=lambda: fill(Net()), task_of=task).run(4) for task in (None, Alone)
-    ]
-    plain, played = runs
+    plain, played, within = (
+        make(case.build(), engine, module=lambda: fill(Net()), task_of=task).run(4)
+        for task in (None, Alone, lambda module: Alone(module, within=True))
+    )
+    assert torch.equal(plain.params, within.params)
     assert torch.equal(plain.params, played.params)
     for one, other in zip(plain.states(), played.states(), strict=True):
         assert {f"net/{name}" for name in one} == other.keys()
@@ -138,7 +141,7 @@ def test_a_round_leaves_the_idle_player_alone(case: Case, engine: str) -> None:
     layout = {player.name: player.layout.size for player in game_.players}
     before: tuple[Mapping[str, Tensor], list[Any]] | None = None
     for finished in federation.rounds(6):
-        player = game_.turn(finished.server_round).player
+        player = game_.moving(finished.server_round)[0].player
         idle = next(one for one in game_.players if one is not player)
         server = {name: value.clone() for name, value in federation.strategy.server.items()}
         states = federation.states()
@@ -196,6 +199,46 @@ def test_engines_agree_on_running_statistics() -> None:
             same = torch.allclose(one, other, rtol=1e-14, atol=0)  # the server's mean rounds
             assert same == (not name.startswith(own))
         before = after
+
+
+def test_players_within_a_round_are_fedgan() -> None:
+    """Each client's steps alternate, critic first, and the server averages both networks: written as a script."""
+    rate, data = 0.05, images()
+    rules = Adversarial(
+        "non-saturating", critic_steps=2, turns_within=True
+    )  # no pairs of real and generated samples
+    federation = play(
+        Case("fedavg", {"batch-size": "full", "local-steps": 3}), "vmap", task_of=lambda m: Gan(m, rules)
+    )
+    found = federation.run(1)
+    start_P, sizes = found.task.initial_params(), [len(part) for part in data["partition"]]
+    total_P = torch.zeros_like(start_P)
+    for client, part in enumerate(data["partition"]):
+        local_P, x = start_P.clone(), torch.from_numpy(data["x"][part])
+        weight = torch.full((1, len(x)), 1 / len(x), dtype=torch.float64)
+        for key in step_keys(0, np.array([client]), 1, 3)[0].tolist():
+            for place, name in enumerate(("critic", "critic", "generator")):
+                own = mix(mix(torch.tensor(key), place), 0)
+                player = next(one for one in found.task.players if one.name == name)
+                samples = Samples(x, x, weight[0] * len(x), own)
+                whole_P = local_P.clone().requires_grad_()
+                losses_B = found.task.losses(
+                    found.task.layout.unflatten(whole_P), torch.zeros(0), samples, player=name
+                ).losses_B
+                (g_P,) = torch.autograd.grad(losses_B.mean(), whole_P)
+                local_P = player.put(local_P, player.of(local_P) - rate * player.of(g_P))
+        total_P += sizes[client] / sum(sizes) * local_P
+    assert relative(found.params, total_P) <= 1e-12
+    assert found.history[-1].bytes_up == 8 * len(sizes) * found.task.layout.size
+
+
+@pytest.mark.parametrize("case", [*SOME[:5], Case("fednova", {"local-epochs": 2})], ids=str)
+def test_engines_agree_within_a_round(case: Case) -> None:
+    rules = game(turns_within=True, same_noise=True, objective="non-saturating")
+    runs = [play(case, engine, task_of=rules).run(4) for engine in ("loop", "vmap")]
+    assert relative(*(run.params for run in runs)) <= 1e-11
+    states = [run.states()[0].keys() for run in runs]
+    assert states[0] == states[1]
 
 
 @pytest.mark.parametrize("case", PLAYABLE, ids=str)
@@ -300,6 +343,7 @@ def test_a_run_sends_one_player_and_reports_it() -> None:
         {"algorithm": "sisa", "fraction-train": 0.6, "generator-average": 0.5},
         {"algorithm": "pisa", "absent": "fresh", "dropout": 0.2, "critic-steps": 2},
         {"algorithm": "fedsgd", "optimizer": "adam", "same-noise": True},
+        {"algorithm": "sisa", "turns-within": True, "absent": "fresh", "fraction-train": 0.6},
     ],
     ids=str,
 )
@@ -346,7 +390,8 @@ def test_a_reply_has_the_length_of_its_player() -> None:
     down = {"params": federation.task.initial_params()}
     for server_round in (1, 2, 3):
         spec = reply_spec(turns.local_update, server_round, down, layout)
-        assert spec.upload == {"z": (sizes[(server_round - 1) % 2],)}
+        number = (server_round - 1) % 2
+        assert spec.upload == {f"{PLAYERS[number]}/z": (sizes[number],)}
 
 
 REFUSED: list[tuple[dict[str, object], str]] = [
@@ -357,6 +402,12 @@ REFUSED: list[tuple[dict[str, object], str]] = [
     ({"algorithm": "fedavg", "exact-diagnostics": True}, "no common objective"),
     ({"model": "mlp", "widths": [4]}, "needs a model with the networks critic and generator"),
     ({"objective": "wgan"}, "set weight-clip"),
+    ({"early-stopping": 2, "validation-fraction": 0.2}, "a player's loss does not tell"),
+    ({"algorithm": "fedgia", "turns-within": True}, "fedgia does not say where its local steps"),
+    (
+        {"algorithm": "fedsgd", "turns-within": True, "critic-steps": 2},
+        "steps of the critic but the last",
+    ),
     ({"schedule": "linear", "warmup-rounds": 3}, "leaves no round"),
 ]
 
