@@ -98,6 +98,12 @@ def test_nanogpt(tmp_path: Path) -> None:
     two_rounds("nanogpt-nsisa", {**FEW, "batch-size": 1, **places, "width": 12})
 
 
+@pytest.mark.parametrize("env", ["ant", "humanoid", "halfcheetah", "inverteddoublependulum"])
+def test_mujoco(env: str) -> None:
+    pytest.importorskip("mujoco", reason="the extra control is not installed")
+    two_rounds(f"mujoco-{env}", {**ROUNDS, "rollout-steps": 4, "eval-episodes": 1, "batch-size": 2})
+
+
 def two_rounds(name: str, changes: dict[str, object]) -> None:
     config = load_config(PAPER / f"{name}.toml").to_mapping()
     assert config.keys() >= changes.keys() - {"embed", "hidden"}
