@@ -233,22 +233,28 @@ class VmapGrid(InProcessGrid):
         """Return the clients' outcome, on samples that they make if the task says so."""
         rollouts = self.task.rollouts
         if rollouts is None:
-            return self._in_blocks(ids_S, server_round, down, states_S, self.data, first)
+            return self._in_blocks(ids_S, server_round, down, states_S, first)
         model = down["params"], down.get(BUFFERS, down["params"].new_zeros(0))
         own = with_samples_of_cohort(rollouts, self.update, ids_S, server_round, *model, states_S)
-        data = samples_in(own, ids_S, self.num_clients)
-        result = self._in_blocks(ids_S, server_round, down, own, data, first)
+        made = samples_in(own, ids_S, self.num_clients)
+        result = self._in_blocks(ids_S, server_round, down, own, first, made)
         return completed(rollouts, states_S, own, result, BUFFERS)
 
     def _in_blocks(
-        self, ids_S: Ints, server_round: int, down: Arrays, states_S: Arrays, data: ClientData, first: int
+        self,
+        ids_S: Ints,
+        server_round: int,
+        down: Arrays,
+        states_S: Arrays,
+        first: int = 0,
+        made: ClientData | None = None,
     ) -> LocalResult:
         """Return the clients' outcome, computed for as many clients at a time as fit into memory.
 
-        ``first`` clients of the round come before them.
+        ``first`` clients of the round come before them. ``made`` are samples that they have made.
         """
         update = self.schedule.scaled(self.update, server_round)
-        common = (self.learner, update, data, self.seed)
+        common = (self.learner, update, self.data if made is None else made, self.seed)
         outcomes: list[LocalResult] = []
         begin = 0
         while begin < len(ids_S):
