@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -79,6 +79,7 @@ def build(
     """
     import torch
 
+    from fedpisa.datasets.inputs import require_one
     from fedpisa.rng import seeded
     from fedpisa.tasks.control import Control
     from fedpisa.tasks.criterion import Criterion, OwnCriterion, trial_rows
@@ -99,6 +100,7 @@ def build(
             f"{component} needs samples, and the dataset has environments: take task = 'ppo' or 'a2c'"
         )
     if isinstance(made, Adversarial):
+        require_one(inputs, str(component), "take another task")
         return Gan(
             module, made, quality=_quality(made, x_train, labels, num_outputs, test[0]), autocast=autocast
         )
@@ -137,14 +139,14 @@ def _quality(
             )
         from fedpisa.tasks.inception import inception_features
 
-        bounds = x_test.amin((0, 2, 3)), x_test.amax((0, 2, 3))
-        return SampleQuality(
-            rules.fid_samples, False, lambda: inception_features(rules.fid_features, *bounds)
-        )
+        def features(real: Tensor) -> Callable[[Tensor], Tensor]:
+            return inception_features(rules.fid_features, real.amin((0, 2, 3)), real.amax((0, 2, 3)))
+
+        return SampleQuality(rules.fid_samples, False, features)
     if x_train is None or labels is None or labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise ValueError(
             f"fid-samples = {rules.fid_samples} needs features, and there are no classes of training samples to learn "
             "them from: set fid-features to a file of Inception's weights, or fid-samples = 0"
         )
     x, y = torch.from_numpy(x_train).float(), torch.from_numpy(labels).long()
-    return SampleQuality(rules.fid_samples, True, lambda: own_features(x, y, num_outputs))
+    return SampleQuality(rules.fid_samples, True, lambda real: own_features(x, y, num_outputs))

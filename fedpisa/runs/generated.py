@@ -10,6 +10,7 @@ import torch
 from fedpisa.datasets.tokens import decode
 from fedpisa.plots.images import image_grid
 from fedpisa.rng import seeded, torch_seed
+from fedpisa.simulation.evaluated import examples
 from fedpisa.tasks.gan import Gan
 from fedpisa.tasks.generation import continued
 from fedpisa.tasks.language import Language
@@ -32,8 +33,11 @@ def images_file(federation: Federation, params_P: Tensor, buffers_Q: Tensor) -> 
 
     The seed decides the latent vectors. The darkest and the lightest pixel are those of the test set, by channel.
     """
-    task, x = federation.task, federation.test.x
-    if not isinstance(task, Gan) or x.dim() != 4:
+    task = federation.task
+    if not isinstance(task, Gan):
+        return None
+    x, _ = examples(federation.test)
+    if x.dim() != 4:
         return None
     key = torch.tensor(torch_seed(federation.config.seed, "generated-images"), device=x.device)
     images = task.generated(params_P, buffers_Q, NUM_IMAGES, key)

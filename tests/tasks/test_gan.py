@@ -20,6 +20,7 @@ from torchvision.models.inception import BasicConv2d, InceptionE
 import fedpisa
 from fedpisa.clients.base import MiniBatches
 from fedpisa.clients.gradients import AutogradGradient
+from fedpisa.datasets.base import Dataset
 from fedpisa.families import models
 from fedpisa.models.gan import dcgan
 from fedpisa.plots.images import image_grid
@@ -283,3 +284,43 @@ def test_a_wrong_file_of_weights_is_named(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=reason) as error:
             fedpisa.run({**RUN, **keys})
         assert "\n" not in str(error.value)
+
+
+def two_inputs() -> Dataset:
+    """Return samples of two features each."""
+    x, y = {"a": np.zeros((6, 2)), "b": np.zeros((6, 3))}, np.arange(6) % 2
+    return Dataset.of("two", (x, y), (x, y), num_classes=2)
+
+
+def small_images() -> Dataset:
+    """Return images of 2x2 pixels."""
+    x, y = images()["x"].astype(np.float32), np.arange(27) % 2
+    return Dataset.of("images", (x, y), (x, y), num_classes=2)
+
+
+class TakesAll(nn.Module):
+    """Networks of your own; the critic alone could take any features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.latent, inner = 3, small()
+        self.critic, self.generator = inner.critic, inner.generator
+
+    def forward(self, x: Tensor | None = None, **features: Tensor) -> Tensor:
+        return features["a"][:, :1] if x is None else self.critic(x)
+
+
+def own_networks(shape: Any) -> nn.Module:
+    """Return such networks."""
+    return TakesAll()
+
+
+@pytest.mark.parametrize("dataset", ["two_inputs", "small_images"])
+def test_a_model_of_your_own_takes_one_array(dataset: str) -> None:
+    own = {key: value for key, value in RUN.items() if key not in ("widths", "latent")}
+    keys = {"dataset": f"{__name__}:{dataset}", "model": f"{__name__}:own_networks", "partitioner": "iid"}
+    if dataset == "small_images":
+        assert fedpisa.run({**own, **keys, "num-clients": 2}).status == "finished"
+    else:
+        with pytest.raises(ValueError, match="task 'gan' takes one array of features"):
+            fedpisa.run({**own, **keys, "num-clients": 2})
