@@ -1,4 +1,4 @@
-"""Each file of ``experiments/paper`` is a valid configuration, and related files differ as stated."""
+"""Each file of ``experiments`` is valid, and related files differ as stated."""
 
 from __future__ import annotations
 
@@ -8,17 +8,29 @@ import numpy as np
 import pytest
 
 from fedpisa.config.run import load_config, read_toml
+from fedpisa.studies.study import read_study
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
 
 RUNS = sorted(path for path in EXPERIMENTS.rglob("*.toml") if "base" not in read_toml(path))
 """Files that describe one run; files of studies have a table [base]."""
+STUDIES = sorted(
+    path for path in EXPERIMENTS.rglob("*.toml") if path not in RUNS and path.parent.name != "niid_bench"
+)
+"""Files of studies; those of ``niid_bench`` have their own tests."""
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: str(path.relative_to(EXPERIMENTS)))
 def test_every_run_is_a_configuration(path: Path) -> None:
     assert load_config(path).num_server_rounds > 0
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: str(path.relative_to(EXPERIMENTS)))
+def test_every_study_has_configurations(path: Path) -> None:
+    if "adabelief" in path.read_text():
+        pytest.importorskip("pytorch_optimizer", reason="needs the extra optimizers")
+    assert all(run.config.num_server_rounds > 0 for run in read_study(path).runs())
 
 
 def test_adult_label1_is_the_public_setting_averaged() -> None:

@@ -1,0 +1,72 @@
+"""The studies ``vision`` and ``fine_tuning`` give all variants one budget, and clients have new text."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedpisa.config.run import read_toml
+from fedpisa.datasets import text
+from fedpisa.studies.study import read_study
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+FULL = {"vision/leaf": "vision/full"} | {
+    f"fine_tuning/{name}": f"fine_tuning/full-{name}" for name in ("all-weights", "lora")
+}
+"""The full plan of each study."""
+BASELINES = {f"fedsgd-{name}" for name in ("adam", "adamw", "adabelief", "momentum")} | {"fedavg", "scaffold"}
+
+
+def read(name: str) -> Any:
+    return read_toml(EXPERIMENTS / f"{name}.toml")
+
+
+def searched(values: Any) -> dict[str, Any]:
+    return {variant["name"]: variant["search"] for variant in values["variant"]}
+
+
+@pytest.mark.parametrize("name", [*FULL, *FULL.values(), "vision/finer", "fine_tuning/finer"])
+def test_all_variants_have_as_many_trials_and_gradients(name: str) -> None:
+    values, study = read(name), read_study(EXPERIMENTS / f"{name}.toml")
+    assert values["tune"]["sampler"] == "grid"
+    assert {math.prod(map(len, search.values())) for search in searched(values).values()} == {6}
+    assert not {*values["tune"]["seeds"]} & {*study.seeds}
+    keys: list[Any] = [run.keys for run in study.runs()]
+    assert len({one["num-server-rounds"] * one.get("local-steps", 1) for one in keys}) == 1
+    assert len({one["batch-size"] for one in keys}) == 1
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_a_full_plan_has_more_rounds_seeds_and_variants(name: str) -> None:
+    short, full = read(name), read(FULL[name])
+    for variant, search in searched(short).items():
+        assert searched(full)[variant] == search
+    assert searched(full).keys() == BASELINES | {"sisa", "nsisa"}
+    assert {*short["seeds"]} < {*full["seeds"]}
+    assert full["base"]["num-server-rounds"] == 5 * short["base"]["num-server-rounds"]
+    changed = {key for key in short["base"] if short["base"][key] != full["base"][key]}
+    assert changed == {"num-server-rounds", "eval-every"}
+    assert short["base"].keys() == full["base"].keys()
+
+
+def test_a_model_is_pretrained_on_roles_that_are_not_clients(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four roles with a letter each: the two largest are clients, and the others are pretrained on."""
+    roles = {"A": "a" * 3000, "B": "b" * 2000, "C": "c" * 1500, "D": "d" * 1000}
+    content = "\n\n".join(f"{name}:\n{speech}" for name, speech in roles.items()).encode()
+    (tmp_path / "tinyshakespeare.txt").write_bytes(content)
+    monkeypatch.setattr(text, "_MD5", hashlib.md5(content).hexdigest())
+    monkeypatch.syspath_prepend(str(EXPERIMENTS / "fine_tuning"))
+    data = importlib.import_module("pretrain").smaller_roles(data_dir=tmp_path, largest=2, roles=2)
+    for x in (data.x_train, data.x_test):
+        assert {data.vocabulary[token] for token in np.unique(x)} <= {"c", "d", "\n"}
+    clients = text.tinyshakespeare(data_dir=tmp_path, num_clients=2)
+    assert data.vocabulary == clients.vocabulary
+    assert len(data.x_train) == 1350 // 64 + 900 // 64
