@@ -32,6 +32,9 @@ MEAN: Final = "observation_mean"
 """Name of the buffer with the mean of all clients' observations, if their moments are shared."""
 SQUARE: Final = "observation_square"
 """Name of the buffer with the mean of their squares."""
+_NO_FEATURES: Final = (
+    "the algorithm compares features, which a policy's network does not have: take another algorithm"
+)
 StateOf = Callable[[int], Mapping[str, Tensor] | None]
 """Function that returns a client's state, given its number; ``None`` before the client's first round."""
 
@@ -125,14 +128,18 @@ class Control(Task):
     ) -> Pass:
         """Return the losses of steps that were taken; see `Task.losses`."""
         if extra is not None:
-            raise ValueError(
-                "the algorithm compares features, which a policy's network does not have: take another"
-            )
+            raise ValueError(_NO_FEATURES)
         x, y, mask_B, key = samples
         outputs, buffers = self.outputs(params, buffers_Q, x, mask_B, key)
         if self.buffer_layout.names:
             buffers_Q = self.buffer_layout.flatten(buffers, buffers_Q.dtype)
         return Pass(self.objective.loss(self.policy, outputs, y), buffers_Q, memory)
+
+    def features(
+        self, params_P: Tensor, buffers_Q: Tensor, x: Tensor, mask_B: Tensor | None, *, held: bool = False
+    ) -> Tensor:
+        """Refuse: a policy's network has no features that an algorithm could compare."""
+        raise ValueError(_NO_FEATURES)
 
     def sample_scores(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         """Return minus the mean return in the environment of each sample's client, as ``loss`` ``(B,)``."""

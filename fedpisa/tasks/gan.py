@@ -175,10 +175,12 @@ class _Networks(NamedTuple):
         """Return a network's outputs."""
         prefix, task = f"{name}.", self.task
         own = {key: value for key, value in (self.params or {}).items() if key.startswith(prefix)}
-        # A pass may write into its buffers, so it gets copies.
+        # A pass may write into its input and its buffers, so it gets copies.
         buffers = {key: value.clone() for key, value in self.buffers.items() if key.startswith(prefix)}
-        tensors = {f"module.{key.removeprefix(prefix)}": value for key, value in {**own, **buffers}.items()}
-        outputs, after = functional_call(task.networks[name], tensors, (a,))
+        given = {**own, **buffers}
+        tensors = {place: value for key, value in given.items() for place in task.places(name, key)}
+        # The places resolve ties, see `Task`.
+        outputs, after = functional_call(task.networks[name], tensors, (a.clone(),), tie_weights=False)
         if tracked:
             self.buffers.update({prefix + key: value for key, value in after.items()})
         found: Tensor = outputs.to(task.dtype)
@@ -242,6 +244,11 @@ class Gan(Task):
     def players(self) -> tuple[Player, ...]:
         """Critic and generator."""
         return self._players
+
+    def places(self, player: str, name: str) -> list[str]:
+        """Return the names in the player's entry of ``networks`` of all places that hold one of its tensors."""
+        prefix = f"module.{player}."
+        return [f"module.{place.removeprefix(prefix)}" for place in self._places[f"module.{name}"]]
 
     @property
     def turns(self) -> tuple[str, ...]:

@@ -301,6 +301,7 @@ def test_replies_are_checked_as_others_are() -> None:
         ({"dataset": "digits", "model": "logistic", "partitioner": "iid"}, "needs environments"),
         ({"task": "regression"}, "needs samples, and the dataset has environments"),
         ({"algorithm": "moon"}, "compares features"),
+        ({"algorithm": "moon", "engine": "loop"}, "compares features"),
         ({"algorithm": "centralised"}, "needs all samples in one place"),
         ({"exact-diagnostics": True}, "exact-diagnostics = true needs all samples"),
         ({"algorithm": "scaffold", "restart-duals": True}, "cannot begin anew"),

@@ -31,7 +31,7 @@ from fedpisa.tasks.frechet import frechet_distance, gaussian_distance, kernel_di
 from fedpisa.tasks.gan import Adversarial, Gan
 from fedpisa.tasks.inception import inception, inception_features
 from fedpisa.tasks.sample_quality import own_features
-from tests.algorithms import Case, make, relative
+from tests.algorithms import Case, fill, make, relative
 from tests.players import game, images, small
 from tests.runs.interrupted import cut_short
 
@@ -99,6 +99,57 @@ def test_engines_agree_on_images() -> None:
         for engine in ("loop", "vmap")
     ]
     assert relative(*(run.run(5).params for run in runs)) <= 1e-12
+
+
+class InPlace(nn.Module):
+    """A critic that writes into its input, and has one layer under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flat, self.first, self.last = nn.Flatten(), nn.Linear(4, 4), nn.Linear(4, 1)
+        self.again = self.first
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the outputs."""
+        x.mul_(0.5).sub_(1.0)
+        return self.last(self.again(self.first(self.flat(x)).tanh()).tanh())
+
+
+class OutOfPlace(InPlace):
+    """The same without writing."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the outputs."""
+        return super().forward(x.clone())
+
+
+@pytest.mark.parametrize("objective", ["wgan-gp", "non-saturating"])
+def test_a_critic_may_write_into_its_input_and_share_layers(objective: str) -> None:
+    weight, key = torch.full((1, 6), 1 / 6, dtype=torch.float64), torch.tensor(7)
+    found = []
+    for kind in (OutOfPlace, InPlace):
+        module = small().double()
+        module.critic = fill(kind(), 1).double()
+        task = Gan(module, Adversarial(objective))  # type: ignore[arg-type]
+        x, none_Q = torch.from_numpy(images()["x"][:6]), torch.zeros(0, dtype=torch.float64)
+        before, params_P = x.clone(), task.initial_params()
+        batch = MiniBatches(x[None], torch.zeros(1, 6), weight, key)
+        gradients = [
+            engine(task, none_Q).of(who, params_P)(who.of(params_P), batch)[1]
+            for who in task.players
+            for engine in (AutogradGradient, StackedGradient)
+        ]
+        measures = task.evaluate(params_P, none_Q, x, torch.zeros(6))
+        assert torch.equal(x, before)
+        found.append((torch.cat(gradients), measures))
+    assert relative(found[0][0], found[1][0]) <= 1e-12
+    assert found[0][1] == found[1][1]
+
+
+def test_a_game_in_pieces_runs_on_both_engines() -> None:
+    keys = {**RUN, "fid-samples": 0, "micro-batch-size": 3}
+    one, other = (fedpisa.run({**keys, "engine": engine}).parameters for engine in ("loop", "vmap"))
+    assert all(np.array_equal(one[name], other[name]) for name in one)
 
 
 # ------------------------------------------------------------------------------------------ models

@@ -9,6 +9,7 @@ Shapes: ``S`` clients, ``P`` parameters, ``Q`` buffer entries, ``K`` local steps
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, final
 
 import numpy as np
@@ -298,7 +299,8 @@ def choose_path(task: Task, data: ClientData) -> tuple[Path, str]:
         If stacked clients would not get the gradients of plain autograd, for another cause than a kernel without a
         batching rule.
     """
-    path, reason = _quickest_path(task, data)
+    # The noise of pieces differs from that of a whole mini-batch, which the proof takes.
+    path, reason = _quickest_path(replace(task, micro_batch_size=0), data)
     if task.micro_batch_size and path != "autograd":
         return "autograd", f"micro-batch-size = {task.micro_batch_size}"
     return path, reason
