@@ -191,8 +191,9 @@ class Dataset:
                     f"{name}: the test part has one array of features; give {inputs}, as in training"
                 )
             x_test = inputs.packed(f"{name}: the test part", x_test)
-            if fields.get("generated") is not None:
-                fields["generated"] = fields["generated"].packed(name, inputs)
+            for part in ("generated", "generated_test"):
+                if fields.get(part) is not None:
+                    fields[part] = fields[part].packed(name, inputs)
         if isinstance(x_test, Mapping | tuple):
             raise ValueError(
                 f"{name}: only the test part has several features a sample; give both parts the same"

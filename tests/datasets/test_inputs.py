@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from fedpisa.datasets import Dataset
 from fedpisa.datasets._own import as_dataset
+from fedpisa.datasets.base import Generated
 from fedpisa.datasets.files import read_samples
 from fedpisa.datasets.inputs import Inputs, Several
 from fedpisa.families.data import load
@@ -233,3 +234,19 @@ class TestFiles:
         path = Path(self.save(tmp_path, **{f"x.{name}": x[name] for name in ("ids", "mask")}, y=y))
         with pytest.raises(ValueError, match="are wanted"):
             read_samples(path, ("0", "1"), inputs=inputs)
+
+
+def test_generated_samples_of_both_parts_are_packed() -> None:
+    """A data set may make the training and the test samples on demand."""
+
+    def make(client_n: NDArray[np.int64], k_n: NDArray[np.int64]) -> tuple[Several, NDArray[np.int64]]:
+        return {"a": np.stack([k_n, k_n], 1) + 0.5, "b": k_n[:, None]}, k_n % 2
+
+    both = make(np.zeros(4, np.int64), np.arange(4))
+    made = Generated(np.array([6]), make)
+    data = Dataset.of("made", both, both, num_classes=2, generated=made, generated_test=made)
+    for part in (data.generated, data.generated_test):
+        assert part is not None
+        found = unpacked(data, part.rows(np.arange(6))[0])
+        assert found["a"].tolist() == [[k + 0.5, k + 0.5] for k in range(6)]
+        assert found["b"].tolist() == [[k] for k in range(6)]
