@@ -85,6 +85,11 @@ def warnings(found: Findings) -> list[str]:
             f"early-stopping ended {_count(len(early), 'run')}, after {min(early)} to {max(early)} rounds: their final "
             "values have different budgets, and a mean curve ends with its shortest run"
         )
+    is_game = any(run.result.config.task == "gan" for run in collection.runs)
+    if is_game and any(one.measure.column == "test_loss" for one in found.by_split):
+        lines.append(
+            "the algorithms are ranked by the critic's loss, which a poor generator lowers too: set fid-samples"
+        )
     versions_of = [run.info.get("versions") for run in collection.runs]
     versions = {str(one.get("fedpisa")) for one in versions_of if isinstance(one, dict)}
     if len(versions) > 1:

@@ -43,7 +43,7 @@ def in_turns(
         "exact-diagnostics = true: the players minimise different losses, so there is no common objective": (
             config.exact_diagnostics
         ),
-        f"early-stopping = {config.early_stopping}: a player's loss does not tell how good the model is": (
+        f"early-stopping = {config.early_stopping}: the validation loss is one player's, and the other raises it": (
             config.early_stopping > 0
         ),
     }

@@ -492,6 +492,11 @@ def _metric(subjects: Sequence[Subject], name: str) -> Metric:
             target = config.target_of(measures[0].of("test").column)
             require_known(target[0] if name == ROUNDS and target else name, measures, config.dataset)
             found[source] = Metric.named(name, measures, target[0] if target else "")
+            if config.task == "gan" and found[source].column in ("validation_loss", "test_loss"):
+                raise ValueError(
+                    f"metric = {name!r} is the critic's loss, which a poor generator lowers too: set fid-samples, and "
+                    "metric = 'validation_fid_own'"
+                )
     first, *others = found.values()
     if any(other != first for other in others):
         raise ValueError(f"metric = {name!r} means different things for the variants: give all the same task")

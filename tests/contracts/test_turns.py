@@ -400,6 +400,7 @@ REFUSED: list[tuple[dict[str, object], str]] = [
     ({"algorithm": "local"}, "local cannot be played in turns"),
     ({"algorithm": "fedavg", "server-strategy": "fed-adam"}, "Flower's strategies know one model"),
     ({"algorithm": "fedavg", "exact-diagnostics": True}, "no common objective"),
+    ({"algorithm": "fedavg", "validation-fraction": 0.2, "early-stopping": 2}, "loss is one player's"),
     ({"model": "mlp", "widths": [4]}, "needs a model with the networks critic and generator"),
     ({"objective": "wgan"}, "set weight-clip"),
     ({"early-stopping": 2, "validation-fraction": 0.2}, "a player's loss does not tell"),

@@ -31,6 +31,7 @@ from fedpisa.tasks.frechet import frechet_distance, gaussian_distance, kernel_di
 from fedpisa.tasks.gan import Adversarial, Gan
 from fedpisa.tasks.inception import inception, inception_features
 from fedpisa.tasks.sample_quality import own_features
+from fedpisa.tuning.plan import Plan
 from tests.algorithms import Case, fill, make, relative
 from tests.players import game, images, small
 from tests.runs.interrupted import cut_short
@@ -290,8 +291,27 @@ def test_a_run_and_its_report_show_images(tmp_path: Path) -> None:
     page = (tmp_path / "report.html").read_text()
     assert base64.b64encode(content).decode() in page
     assert "critic: primal residual" in page
+    assert "ranked by the critic&#39;s loss" in page
     fedpisa.run({"model": "logistic", "num-server-rounds": 1}, tmp_path / "other")
     assert not (tmp_path / "other" / "samples.png").exists()
+
+
+@pytest.mark.parametrize("metric", ["validation_loss", "best_test_loss"])
+def test_a_search_does_not_take_the_critics_loss(metric: str) -> None:
+    """The critic's loss is lowest where the generator is poor."""
+    base = {key: value for key, value in RUN.items() if key != "fid-samples"}
+    tables: dict[str, Any] = {
+        "name": "game",
+        "seeds": [0],
+        "tune": {"trials": 1, "metric": metric, "seeds": [2]},
+        "base": base,
+        "search": {"learning-rate": [0.01, 0.1]},
+        "variant": [{"name": "sgd", "algorithm": "fedsgd"}],
+    }
+    with pytest.raises(ValueError, match="is the critic's loss"):
+        Plan.from_mapping(tables)
+    tables |= {"base": RUN, "tune": {**tables["tune"], "metric": "validation_fid_own"}}
+    assert not Plan.from_mapping(tables).metric.higher_is_better
 
 
 def test_a_grid_shows_each_image_in_its_place() -> None:
