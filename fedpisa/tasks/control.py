@@ -30,8 +30,13 @@ from fedpisa.tasks.playing import Play, episode_return, roll_out
 
 MEAN: Final = "observation_mean"
 """Name of the buffer with the mean of all clients' observations, if their moments are shared."""
+CENTRE: Final = "observation_centre"
+"""Name of the buffer with the mean before the last round."""
 SQUARE: Final = "observation_square"
-"""Name of the buffer with the mean of their squares."""
+"""Name of the buffer with the mean of the squares of their distances from `CENTRE`.
+
+From 0, squares of large observations would leave no digits for the variance.
+"""
 _NO_FEATURES: Final = (
     "the algorithm compares features, which a policy's network does not have: take another algorithm"
 )
@@ -77,6 +82,7 @@ class Control(Task):
         if self.play.observation_norm == "shared" and not hasattr(self.module, MEAN):
             zeros = next(self.module.parameters()).detach().new_zeros(self.environments.observation_shape)
             self.module.register_buffer(MEAN, zeros)
+            self.module.register_buffer(CENTRE, zeros.clone())
             self.module.register_buffer(SQUARE, zeros + 1)
         super().__post_init__()
 
@@ -183,10 +189,10 @@ class Control(Task):
         """Return the moments that the module holds, if there are any."""
         if self.play.observation_norm != "shared":
             return None
-        mean, square = (
-            cast(Tensor, getattr(self.module, name)).cpu().double().numpy() for name in (MEAN, SQUARE)
+        mean, centre, square = (
+            cast(Tensor, getattr(self.module, name)).cpu().double().numpy() for name in (MEAN, CENTRE, SQUARE)
         )
-        return Moments(1.0, mean, np.maximum(square - mean**2, 0.0))
+        return Moments(1.0, mean, np.maximum(square - (mean - centre) ** 2, 0.0))
 
     def _network(self, x: NDArray[np.float64]) -> Tensor:
         device = next(self.module.parameters()).device
@@ -249,10 +255,15 @@ class Control(Task):
         """Return the buffers that clients upload, ``(Q,)`` or ``(S, Q)``: shared moments are those of their own."""
         if self.play.observation_norm != "shared":
             return buffers
+        parts = dict(
+            zip(self.buffer_layout.names, torch.split(buffers, self.buffer_layout.sizes, -1), strict=True)
+        )
         _, mean, variance = memory["observations"].unbind(-1)
-        own = {MEAN: mean, SQUARE: variance + mean.square()}
-        parts = zip(self.buffer_layout.names, torch.split(buffers, self.buffer_layout.sizes, -1), strict=True)
-        return torch.cat([own[name].reshape(part.shape) if name in own else part for name, part in parts], -1)
+        centre = parts[MEAN].reshape(mean.shape)  # of the broadcast, so that it is the same for all clients
+        own = {MEAN: mean, CENTRE: centre, SQUARE: variance + (mean - centre).square()}
+        return torch.cat(
+            [own[name].reshape(part.shape) if name in own else part for name, part in parts.items()], -1
+        )
 
     def trial_samples(self) -> tuple[Tensor, Tensor]:
         """Return a few samples of the right shapes, on which a module can be tried."""

@@ -40,6 +40,23 @@ def discrete(*, num_clients: int) -> Environments:
     return Environments(lambda client: Walk(client, True), num_clients, (2,), 3, True, 2, 10)
 
 
+class Far(Walk):
+    """A walk that is seen from far away."""
+
+    def reset(self, seed: int) -> Floats:
+        """Begin."""
+        return super().reset(seed) + 1e4
+
+    def step(self, action: Floats) -> Moved:
+        """Take a step."""
+        moved = super().step(action)
+        return moved._replace(observation=moved.observation + 1e4)
+
+
+def far(*, num_clients: int) -> Environments:
+    return Environments(lambda client: Far(client, False), num_clients, (2,), 1, False, 2, 10)
+
+
 class Deadly(Walk):
     """A walk that kills its process in a step, if the file ``deadly`` says after how many; the file is then gone."""
 
