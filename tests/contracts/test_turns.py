@@ -403,7 +403,6 @@ REFUSED: list[tuple[dict[str, object], str]] = [
     ({"algorithm": "fedavg", "validation-fraction": 0.2, "early-stopping": 2}, "loss is one player's"),
     ({"model": "mlp", "widths": [4]}, "needs a model with the networks critic and generator"),
     ({"objective": "wgan"}, "set weight-clip"),
-    ({"early-stopping": 2, "validation-fraction": 0.2}, "a player's loss does not tell"),
     ({"algorithm": "fedgia", "turns-within": True}, "fedgia does not say where its local steps"),
     (
         {"algorithm": "fedsgd", "turns-within": True, "critic-steps": 2},
