@@ -267,15 +267,22 @@ def _checked(node_id: int, answer: Message, expected: NodeRecord) -> NodeRecord:
         node = NodeRecord.of(answer.content)
     except ValueError as error:
         raise ValueError(f"node {node_id} cannot take part: {error}") from error
+    plays = bool(expected.actions)
+    same = "observations, actions" if plays else "columns, classes"
     for what, of_node, of_server in (
-        ("samples of shape", node.shape, expected.shape),
-        ("outputs for its labels,", node.num_outputs, expected.num_outputs),
+        ("actions of the kind", node.actions or "none", expected.actions or "none"),
+        ("observations of shape" if plays else "samples of shape", node.shape, expected.shape),
+        (
+            f"outputs for its {'actions' if plays else 'labels'},",
+            node.num_outputs,
+            expected.num_outputs,
+        ),
         ("a model with the fingerprint", node.layout, expected.layout),
     ):
         if of_node != of_server:
             raise ValueError(
-                f"node {node_id} has {what} {printable(of_node)}, the server {of_server}: use the same columns, "
-                "classes, model and version of fedpisa on all nodes"
+                f"node {node_id} has {what} {printable(of_node)}, the server {of_server}: use the same {same}, "
+                "model and version of fedpisa on all nodes"
             )
     if not 1 <= node.num_examples <= MOST_EXAMPLES:
         raise ValueError(

@@ -12,6 +12,7 @@ from typing import Any, final
 
 from flwr.app import Context
 
+from fedpisa.apps.environments import PREFIX, actions, own_environments
 from fedpisa.apps.records import NO_CLIENT, NodeRecord, RunRecord
 from fedpisa.apps.states import Owner, StateFile, default_folder
 from fedpisa.clients.client import Client
@@ -68,6 +69,7 @@ class NodeRun:
             shape=self.federation.shape,
             num_outputs=self.federation.num_outputs,
             layout=self.federation.task.layout.fingerprint,
+            actions=actions(self.federation.environments),
         )
 
     def state_file(self, run: str, folder: Path) -> StateFile:
@@ -123,7 +125,7 @@ def _node_run(
             raise ValueError(
                 'node-data = "own", and the node config names no data: --node-config \'data="..."\''
             )
-        data = _own_dataset(Path(os.path.expanduser(str(node["data"]))), config, run, node)
+        data = _own_dataset(str(node["data"]), config, run, node)
         config = config.replace({"model": run.model})
         federation = Federation(config, clients_have_data=True, dataset=data)
         update, samples = federation.algorithm.local_update, federation.data
@@ -158,8 +160,21 @@ def _partition_id(node: Mapping[str, Value], run: RunRecord) -> int | None:
     return client_id
 
 
-def _own_dataset(place: Path, config: RunConfig, run: RunRecord, node: Mapping[str, Value]) -> Dataset:
+def _own_dataset(name: str, config: RunConfig, run: RunRecord, node: Mapping[str, Value]) -> Dataset:
     """Return a node's own samples as a data set. They also fill the test set, which a node never uses."""
+    if run.playing:
+        if not name.startswith(PREFIX):
+            raise ValueError(
+                "the run needs environments, and the node config names samples: --node-config "
+                "'data=\"env:module:callable\"'"
+            )
+        return own_environments(name.removeprefix(PREFIX), run.playing, run.num_clients, config.seed)
+    if name.startswith(PREFIX):
+        raise ValueError(
+            "the run needs samples, and the node config names environments: start the node with the data of a table, "
+            "or run task = 'ppo' or 'a2c' with a dataset that has environments"
+        )
+    place = Path(os.path.expanduser(name))
     if run.is_text:
         return _own_text(place, config, run)
     column = node.get("label-column", config.options.get("label-column", "label"))

@@ -80,6 +80,8 @@ class RunRecord(_Record):
         Content of the ``tokenizer.json`` that makes the tokens; empty for characters and words.
     inputs
         What a sample's features are if they are several, as `fedpisa.datasets.inputs.Inputs.to_text` writes it.
+    playing
+        Number of environments side by side and of steps in each, if the clients have environments.
 
     Examples
     --------
@@ -98,6 +100,7 @@ class RunRecord(_Record):
     is_text: bool = False
     tokenizer: str = ""
     inputs: str = ""
+    playing: tuple[int, ...] = ()
 
 
 @final
@@ -119,6 +122,8 @@ class NodeRecord(_Record):
         The number of outputs of a model for them.
     layout
         Fingerprint of the parameters of the node's model.
+    actions
+        The kind of the actions, ``discrete`` or ``continuous``, if the node has environments.
 
     Examples
     --------
@@ -134,3 +139,4 @@ class NodeRecord(_Record):
     shape: tuple[int, ...]
     num_outputs: int
     layout: str
+    actions: str = ""

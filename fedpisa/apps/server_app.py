@@ -8,6 +8,7 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from fedpisa.apps.environments import actions, playing
 from fedpisa.apps.grid import NodeGrid
 from fedpisa.apps.records import NO_CLIENT, NodeRecord, RunRecord
 from fedpisa.components import escaped
@@ -76,10 +77,10 @@ def _connect(grid: Grid, federation: Federation, run: str, settings: NodeSetting
         federation.vocabulary is not None,
         federation.tokenizer or "",
         federation.inputs.to_text() if federation.inputs is not None else "",
+        playing(federation.environments),
     )
-    expected = NodeRecord(
-        NO_CLIENT, own_data, 0, federation.shape, federation.num_outputs, layout.fingerprint
-    )
+    shapes = federation.shape, federation.num_outputs, layout.fingerprint
+    expected = NodeRecord(NO_CLIENT, own_data, 0, *shapes, actions(federation.environments))
     return NodeGrid.connect(grid, record, expected, settings.connect_timeout)
 
 

@@ -39,7 +39,10 @@ def up(
     ] = 3,
     data: Annotated[
         list[Path] | None,
-        typer.Option(help="A node's table or folder of tables; repeat for each node, instead of --nodes."),
+        typer.Option(
+            help="A node's table or folder of tables, or its environments, env:module:callable; repeat for each "
+            "node, instead of --nodes."
+        ),
     ] = None,
     allow: NodesAllow = None,
     folder: Folder = DEFAULT,
@@ -200,12 +203,19 @@ def _node_configs(nodes: int, data: list[Path] | None, allow: list[str] | None) 
     common: dict[str, int | str] = {"allow-modules": ",".join(allow)} if allow else {}
     if not data:
         return [{"partition-id": node, "num-partitions": nodes, **common} for node in range(nodes)]
-    for place in data:
-        if not place.exists():
-            raise ValueError(
-                f"data {place} does not exist: name a .csv, .npz or .parquet file, or a folder of some"
-            )
     return [
-        {"partition-id": node, "num-partitions": len(data), "data": str(place.absolute()), **common}
+        {"partition-id": node, "num-partitions": len(data), "data": _named(place), **common}
         for node, place in enumerate(data)
     ]
+
+
+def _named(place: Path) -> str:
+    """Return a node's key ``data``."""
+    if str(place).startswith("env:"):
+        return str(place)
+    if not place.exists():
+        raise ValueError(
+            f"data {place} does not exist: name a .csv, .npz or .parquet file, a folder of some, or "
+            "env:module:callable"
+        )
+    return str(place.absolute())

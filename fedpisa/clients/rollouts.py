@@ -87,20 +87,13 @@ def trial_data(task: Task, data: ClientData) -> ClientData:
     return ClientData(x.to(data.x.device), y.to(data.x.device), np.zeros(1, np.int64), np.array([len(x)]))
 
 
-def require_no_samples(
-    task: Task, update: LocalUpdate, exact_diagnostics: bool, clients_have_data: bool
-) -> None:
+def require_no_samples(task: Task, update: LocalUpdate, exact_diagnostics: bool) -> None:
     """Raise a ValueError if clients make their samples, and something needs samples or states that last."""
     if task.rollouts is None:
         return
     if exact_diagnostics:
         raise ValueError(
             "exact-diagnostics = true needs all samples of the clients, which a policy makes as it goes: remove the key"
-        )
-    if clients_have_data:
-        raise ValueError(
-            'node-data = "own": clients have environments, which the dataset gives, and no samples: set node-data = '
-            '"partition"'
         )
     if task.rollouts.restarts and update.incremental:
         raise ValueError(

@@ -129,7 +129,7 @@ class Federation:
         self.classes = dataset.vocabulary or dataset.class_names
         self.columns, self.labels = dataset.columns or (), whole.labels
         self.vocabulary, self.tokenizer = dataset.vocabulary, dataset.tokenizer
-        self.inputs = dataset.inputs
+        self.inputs, self.environments = dataset.inputs, dataset.environments
         module = in_dtype(build_model(self.config, dataset), dtype).to(self.device)
         self.num_classes = dataset.num_classes
         self.data = client_samples(
@@ -172,7 +172,7 @@ class Federation:
         sample = tried.x[:1]
         update.check(self.task, sample)
         require_trainable(self.task, sample, tried.y[:1])
-        require_no_samples(self.task, update, config.exact_diagnostics, clients_have_data)
+        require_no_samples(self.task, update, config.exact_diagnostics)
         if not clients_have_data:
             require_batch_statistics(self.task, update, sample, self.data.sizes_N, config.seed)
             if self.task.carry_state != "none":

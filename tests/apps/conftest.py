@@ -12,6 +12,7 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
 
 from fedpisa.apps.client_app import app
+from fedpisa.apps.environments import actions, playing
 from fedpisa.apps.grid import NodeGrid
 from fedpisa.apps.records import NO_CLIENT, NodeRecord, RunRecord
 from fedpisa.config.flower import NodeSettings, to_run_config
@@ -127,8 +128,10 @@ def start(
         about = federation.classes, federation.columns, federation.vocabulary is not None
         tokenizer = federation.tokenizer or ""
         inputs = "" if federation.inputs is None else federation.inputs.to_text()
-        record = RunRecord(run, NO_CLIENT, config.num_clients, model, *about, tokenizer, inputs)
-        wanted = NodeRecord(NO_CLIENT, own_data, 0, federation.shape, federation.num_outputs, layout)
+        more = tokenizer, inputs, playing(federation.environments)
+        record = RunRecord(run, NO_CLIENT, config.num_clients, model, *about, *more)
+        shapes = federation.shape, federation.num_outputs, layout
+        wanted = NodeRecord(NO_CLIENT, own_data, 0, *shapes, actions(federation.environments))
         return NodeGrid.connect(network, record, wanted, timeout=600, pause=lambda seconds: None)
 
     config = config.replace({"checkpoint-every": 1})

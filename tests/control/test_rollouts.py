@@ -227,11 +227,6 @@ def test_samples_last_for_a_period_and_absent_clients_make_theirs_later() -> Non
     assert abscissa(full, "env-steps").tolist() == [0, 60, 60, 60, 120, 120, 120, 180, 180]
 
 
-def test_nodes_have_no_data_of_their_own() -> None:
-    with pytest.raises(ValueError, match='set node-data = "partition"'):
-        Federation(load_config(keys()), clients_have_data=True)
-
-
 def test_duals_begin_anew_with_new_samples_if_asked_to() -> None:
     kept, anew = (parameters(restart_duals=restart, num_server_rounds=6) for restart in (False, True))
     assert not np.allclose(kept, anew)
