@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import fedpisa
 from fedpisa.runs.simulation import Simulation
@@ -67,6 +68,56 @@ def test_one_configuration_gives_one_model(keys: dict[str, str], address: str) -
             assert found.keys() == wanted.keys()
             for name, state in wanted.items():
                 np.testing.assert_allclose(found[name].numpy(), state.numpy(), rtol=1e-5, atol=1e-6)
+
+
+PLAYED: dict[str, object] = {
+    "partitioner": "natural",
+    "num-clients": 3,
+    "num-server-rounds": 4,
+    "device": "cpu",
+}
+BANDIT: dict[str, object] = {
+    "dataset": "bandit",
+    "model": "actor-critic",
+    "task": "ppo",
+    "algorithm": "sisa",
+    "num-envs": 2,
+}
+GAN: dict[str, object] = {"dataset": "digits", "partitioner": "iid", "task": "gan", "model": "mlp-gan"}
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        BANDIT | {"rollout-steps": 4, "rollout-every": 2, "hidden-widths": [4], "batch-size": 4},
+        GAN | {"algorithm": "sisa", "widths": [8], "latent": 2, "batch-size": 8},
+    ],
+    ids=["ppo", "gan"],
+)
+def test_policies_and_players_are_those_of_the_loop(keys: dict[str, object], address: str) -> None:
+    """Actors take the same actions and draw the same latent vectors, to the bit, and keep states by player."""
+    config = fedpisa.RunConfig.from_mapping({**PLAYED, **keys})
+    on_ray, loop = (
+        Simulation(config.replace({"engine": "ray", "ray-address": address})),
+        Simulation(config.replace({"engine": "loop"})),
+    )
+    for found, wanted in zip(on_ray.rows(), loop.rows(), strict=True):
+        assert found.keys() == wanted.keys()
+        assert all(found[key] == wanted[key] for key in wanted if not key.endswith("seconds"))
+    for name, value in loop.parameters().items():
+        np.testing.assert_array_equal(on_ray.parameters()[name], value)
+    mine, its = on_ray.grid.client_states, loop.grid.client_states
+    assert mine is not None
+    assert its is not None
+    for client in range(3):
+        states = mine.state(client), its.state(client)
+        assert states[0] is not None
+        assert states[1] is not None
+        assert {"task/x", "task/y"} <= states[1].keys() or {"critic/dual", "generator/dual"} <= states[
+            1
+        ].keys()
+        assert states[0].keys() == states[1].keys()
+        assert all(torch.equal(states[0][name], value) for name, value in states[1].items())
 
 
 def test_a_run_goes_on_elsewhere(address: str, tmp_path: Path) -> None:

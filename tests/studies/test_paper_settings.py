@@ -73,6 +73,13 @@ def test_imagenet(tmp_path: Path) -> None:
     two_rounds("imagenet-resnet18", {**FEW, "data-dir": str(tmp_path)})
 
 
+@pytest.mark.usefixtures("cifar")
+@pytest.mark.parametrize("name", ["cifar10-wgan", "cifar10-wgan-gp"])
+def test_gan(name: str) -> None:
+    result = two_rounds(name, {**FEW, "width": 2, "latent": 3, "fid-samples": 20})
+    assert result.history["test_fid_own"].iloc[-1] > 0
+
+
 @pytest.mark.parametrize("layers", [1, 2, 3])
 def test_ptb(tmp_path: Path, layers: int) -> None:
     rng = np.random.default_rng(0)
@@ -101,15 +108,19 @@ def test_nanogpt(tmp_path: Path) -> None:
 @pytest.mark.parametrize("env", ["ant", "humanoid", "halfcheetah", "inverteddoublependulum"])
 def test_mujoco(env: str) -> None:
     pytest.importorskip("mujoco", reason="the extra control is not installed")
-    two_rounds(f"mujoco-{env}", {**ROUNDS, "rollout-steps": 4, "eval-episodes": 1, "batch-size": 2})
+    changes = {**ROUNDS, "rollout-steps": 4, "eval-episodes": 1, "batch-size": 2}
+    result = two_rounds(f"mujoco-{env}", changes)
+    assert result.history["env_steps"].dropna().iloc[0] == 16
+    assert np.isfinite(result.history["test_return"].dropna()).all()
 
 
-def two_rounds(name: str, changes: dict[str, object]) -> None:
+def two_rounds(name: str, changes: dict[str, object]) -> fedpisa.Result:
     config = load_config(PAPER / f"{name}.toml").to_mapping()
     assert config.keys() >= changes.keys() - {"embed", "hidden"}
     result = fedpisa.run({**config, **changes})
     assert len(result.history)
     assert np.isfinite(result.history["train_loss"].dropna()).all()
+    return result
 
 
 def images(folder: Path) -> None:
