@@ -48,7 +48,7 @@ class Play:
         Whether observations are normalised: by the moments of the client's own ones, ``personal``, or of all clients',
         ``shared``. Shared moments travel with the model, as the mean over the clients of a round.
     reward_norm
-        Whether a client's rewards are divided by the standard deviation of its discounted returns.
+        Whether a client's rewards are divided by the standard deviation of its discounted returns, unless that is 0.
     action_noise
         What continuous actions are drawn with: normal numbers, or a ``grid`` over the environments with moments of the
         normal distribution. With the grid, a mean over environments of one step is an expectation.
@@ -160,7 +160,8 @@ def roll_out(
     if play.reward_norm:
         so_far_TE = discounted_so_far(rewards_TE, ended_TE, play.discount)
         returns = returns.merged(Moments.of(so_far_TE.reshape(-1, 1)))
-        rewards_TE = rewards_TE / np.sqrt(returns.variance + _TINY)
+        if float(returns.variance[0]) > _TINY:  # returns that are all equal have no scale
+            rewards_TE = rewards_TE / np.sqrt(returns.variance)
     steps = Steps(rewards_TE, values_TE, next_values_TE, terminated_TE, truncated_TE)
     advantages_TE = gae(steps, play.discount, play.gae_lambda)
     returns_TE = advantages_TE + values_TE

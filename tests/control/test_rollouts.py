@@ -96,6 +96,34 @@ def test_values_at_the_ends_of_episodes_and_of_the_rollout(terminates: bool) -> 
     assert made.mean_reward == 1.0
 
 
+@pytest.mark.parametrize("length", [1, 2])
+def test_rewards_are_divided_by_the_deviation_of_returns(length: int) -> None:
+    """Returns of episodes of one step are all 1, and have no deviation."""
+
+    class Short(Counting):
+        def step(self, action: Floats) -> Moved:
+            moved = super().step(action)
+            return moved._replace(terminated=self.count == length, truncated=False)
+
+    play = Play(
+        observation_norm="none", normalize_advantage=False, reward_norm=True, discount=0.5, gae_lambda=1.0
+    )
+    made = roll_out(
+        play,
+        Gaussian(1),
+        lambda x: 0 * ten_times(x),
+        [Short(True)],
+        4,
+        np.random.default_rng(0),
+        NO_MOMENTS,
+        None,
+    )
+    # Returns so far are 1 and 1 + 1/2.
+    wanted = [1.0] * 4 if length == 1 else [1.5 / 0.25, 1 / 0.25] * 2
+    assert made.y[:, -1].tolist() == pytest.approx(wanted)
+    assert made.mean_reward == 1.0
+
+
 def test_moments_are_those_of_all_observations() -> None:
     play, rng = Play(reward_norm=True, discount=0.5), np.random.default_rng(0)
     environments, known = [Counting(True), Counting(False)], NO_MOMENTS
