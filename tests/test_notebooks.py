@@ -25,6 +25,8 @@ TINY = {
     "4-your-own-algorithm": "rounds = 3",
     "5-what-duals-do": "rounds = rounds_of_few = rounds_of_quadratic = 4; seeds = [0]",
     "6-a-language-model": "rounds = 5",
+    "7-a-federated-gan": "stops = [4, 8]",
+    "8-reinforcement-learning": "rounds_of_bandit, periods = 3, 2",
 }
 """The settings that replace the cell tagged "parameters"."""
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -47,6 +49,8 @@ def test_every_notebook_has_its_tiny_settings() -> None:
 @each
 @pytest.mark.slow
 def test_it_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if path.stem.startswith("8"):
+        pytest.importorskip("mujoco", reason="the extra control is not installed")
     notebook = nbformat.read(path, as_version=4)
     (parameters,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
     parameters.source = TINY[path.stem]
@@ -89,6 +93,12 @@ def test_what_is_stored_beside_the_cells_says_nothing_of_a_machine(path: Path) -
     assert [cell.id for cell in notebook.cells] == [f"cell-{n:02d}" for n in range(len(notebook.cells))]
     assert all(cell.metadata in ({}, {"tags": ["parameters"]}) for cell in notebook.cells)
     assert path.stat().st_size < 300_000
+
+
+def test_pisa_finds_the_best_action_in_the_stored_run() -> None:
+    (control,) = [path for path in NOTEBOOKS if path.stem.startswith("8")]
+    (distance,) = re.findall(r"pisa: action \S+, from the best one (\S+)", texts(code_cells(control)))
+    assert float(distance) < 1e-12
 
 
 def test_the_identities_of_the_anatomy_hold_to_rounding() -> None:
