@@ -155,7 +155,7 @@ class OwnCriterion(Criterion):
             If they are anything else.
         """
         try:
-            losses_B = self.own.loss(outputs, y)
+            losses_B = self.own.loss(outputs, y.clone())  # which it may write into
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # a user's method may fail in any way
@@ -195,7 +195,7 @@ class OwnCriterion(Criterion):
 
     def _metrics(self, outputs: Tensor, y: Tensor) -> dict[str, float]:
         try:
-            found = self.own.metrics(outputs, y)
+            found = self.own.metrics(outputs, y.clone())
             values = {key: math.nan if value is None else float(value) for key, value in found.items()}
         except Exception as error:  # a user's method may fail in any way
             raise ValueError(

@@ -81,7 +81,7 @@ def gan(
         Whether the generator draws the latent vectors of the critic's turn before it.
     generator_average
         Decay ``d`` of the running mean ``m <- d m + (1 - d) w`` of the generator's weights, which is evaluated in
-        place of the generator; 0 for none.
+        place of the generator; 0 for none. The run's model has the generator's own weights.
     fid_samples
         Number of generated samples that each evaluation compares with the test samples; 0 for none.
     fid_features

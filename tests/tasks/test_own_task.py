@@ -46,6 +46,15 @@ def test_engines_agree(algorithm: str) -> None:
         np.testing.assert_allclose(vmap.history[column], loop.history[column], rtol=1e-9)
 
 
+@pytest.mark.parametrize("engine", ["loop", "vmap"])
+def test_a_loss_may_write_into_its_targets(engine: str) -> None:
+    plain, writing = (
+        fedpisa.run({**OWN, "task": f"own_task:{name}", "engine": engine}).history["test_loss"]
+        for name in ("Next", "Writing")
+    )
+    assert writing.tolist() == plain.tolist()
+
+
 def test_ones_own_cross_entropy_is_ours() -> None:
     keys = {**BASE, "dtype": "float64"}
     ours, own = fedpisa.run(keys), fedpisa.run({**keys, "task": "own_task:CrossEntropy"})
