@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# Tune at half of the rounds, then run the chosen values on fresh seeds: bash run.sh OUT
+# Tune at half of the rounds, then run the chosen values on fresh seeds: bash run.sh OUT [STUDY]
+# STUDY is roles, which the README reports, or full.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 out=${1:?name a folder for the results}
-fedpisa tune "$here/roles.toml" --out "$out/tuned" --jobs 2
-sed 's/num-server-rounds = 75/num-server-rounds = 150/' "$out/tuned/best.toml" > "$out/roles.toml"
-fedpisa compare "$out/roles.toml" --out "$out/runs" --jobs 2
+study=${2:-roles}
+fedpisa tune "$here/$study.toml" --out "$out/$study-tuned" --jobs 2
+awk '/^num-server-rounds = /{$3 *= 2} 1' "$out/$study-tuned/best.toml" > "$out/$study.toml"
+fedpisa compare "$out/$study.toml" --out "$out/$study" --jobs 2

@@ -42,9 +42,9 @@ def test_all_variants_have_as_many_trials_and_gradients(name: str) -> None:
     assert len({one["batch-size"] for one in keys}) == 1
 
 
-@pytest.mark.parametrize("name", FULL)
-def test_a_full_plan_has_more_rounds_seeds_and_variants(name: str) -> None:
-    short, full = read(name), read(FULL[name])
+@pytest.mark.parametrize(("name", "whole"), [*FULL.items(), ("language/roles", "language/full")])
+def test_a_full_plan_has_more_rounds_seeds_and_variants(name: str, whole: str) -> None:
+    short, full = read(name), read(whole)
     for variant, search in searched(short).items():
         assert searched(full)[variant] == search
     assert searched(full).keys() == BASELINES | {"sisa", "nsisa"}
