@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache
 from math import prod
 from typing import Final, NamedTuple, final
 
@@ -14,7 +13,10 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 KEPT_CLIENTS: Final = 64
-"""Number of clients whose environments stay in memory."""
+"""Number of clients whose environments stay in memory, those that are asked for first.
+
+The latest ones would never be found again where more clients play in turn.
+"""
 
 
 class Moved(NamedTuple):
@@ -88,8 +90,15 @@ class Environments:
     """Function that returns a client's environments, which others may have used."""
 
     def __post_init__(self) -> None:
-        made = lru_cache(KEPT_CLIENTS)(lambda client: [self.make(client) for _ in range(self.num_envs)])
-        object.__setattr__(self, "of", made)
+        kept: dict[int, list[Environment]] = {}
+
+        def of(client: int) -> list[Environment]:
+            found = kept.get(client) or [self.make(client) for _ in range(self.num_envs)]
+            if len(kept) < KEPT_CLIENTS:
+                kept[client] = found
+            return found
+
+        object.__setattr__(self, "of", of)
         if not prod(self.observation_shape) or not self.observation_shape:
             raise ValueError(
                 f"an observation has shape {self.observation_shape}: give at least one number, as an array"

@@ -15,13 +15,14 @@ import torch
 
 import fedpisa
 from fedpisa.config.run import load_config
-from fedpisa.control.environments import Environment, Floats, Moved
+from fedpisa.control.environments import KEPT_CLIENTS, Environment, Environments, Floats, Moved
 from fedpisa.control.moments import Moments
 from fedpisa.control.policies import Gaussian
 from fedpisa.plots.curves import abscissa
 from fedpisa.runs.simulation import Simulation
 from fedpisa.simulation.federation import Federation
 from fedpisa.tasks.playing import Play, episode_return, roll_out
+from tests.control.walks import Walk
 from tests.runs.interrupted import assert_same, checkpoints, cut_short
 
 SEED_ROUND = 3
@@ -352,3 +353,18 @@ def test_what_does_not_fit_is_refused(options: dict[str, Any], message: str) -> 
         config = {name: value for name, value in config.items() if name not in own}
     with pytest.raises(ValueError, match=message):
         fedpisa.run(config)
+
+
+def test_environments_of_many_clients_are_not_all_made_again() -> None:
+    made: list[int] = []
+
+    def make(client: int) -> Walk:
+        made.append(client)
+        return Walk(client, False)
+
+    count = KEPT_CLIENTS + 6
+    environments = Environments(make, count, (2,), 1, False, 1, 10)
+    first = [environments.of(client)[0] for client in range(count)]
+    again = [environments.of(client)[0] for client in range(count)]
+    assert again[:KEPT_CLIENTS] == first[:KEPT_CLIENTS]
+    assert made == [*range(count), *range(KEPT_CLIENTS, count)]
