@@ -137,7 +137,7 @@ def _quality(
                 f"fid-features is for images of one or three channels, and a sample has shape "
                 f"{tuple(x_test.shape[1:])}: remove fid-features for features of the same data"
             )
-        from fedpisa.tasks.inception import inception_features
+        from fedpisa.tasks._inception import inception_features
 
         def features(real: Tensor) -> Callable[[Tensor], Tensor]:
             return inception_features(rules.fid_features, real.amin((0, 2, 3)), real.amax((0, 2, 3)))

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Final
 import torch
 
 from fedpisa.datasets.tokens import decode
-from fedpisa.plots.images import image_grid
 from fedpisa.rng import seeded, torch_seed
 from fedpisa.simulation.evaluated import examples
 from fedpisa.tasks.gan import Gan
@@ -39,6 +38,8 @@ def images_file(federation: Federation, params_P: Tensor, buffers_Q: Tensor) -> 
     x, _ = examples(federation.test)
     if x.dim() != 4:
         return None
+    from fedpisa.plots.images import image_grid  # loads pandas, which most runs do without
+
     key = torch.tensor(torch_seed(federation.config.seed, "generated-images"), device=x.device)
     images = task.generated(params_P, buffers_Q, NUM_IMAGES, key)
     low, high = x.amin((0, 2, 3)), x.amax((0, 2, 3))

@@ -27,9 +27,9 @@ from fedpisa.plots.images import image_grid
 from fedpisa.report import write_report
 from fedpisa.rng import mix, normal, uniform
 from fedpisa.simulation.stacked.gradients import StackedGradient
+from fedpisa.tasks._inception import inception, inception_features
 from fedpisa.tasks.frechet import frechet_distance, gaussian_distance, kernel_distance
 from fedpisa.tasks.gan import Adversarial, Gan
-from fedpisa.tasks.inception import inception, inception_features
 from fedpisa.tasks.sample_quality import own_features
 from fedpisa.tuning.plan import Plan
 from tests.algorithms import Case, fill, make, relative
