@@ -1,8 +1,8 @@
 """Samples of several features, such as tokens and their mask, packed into one array of integers.
 
-Engines carry one array of features, whatever a model takes. Several features lie in it side by side, and `Inputs` says
-which columns are whose. Integers and truth values keep their value, and floats their bits: nothing is rounded. A model
-gets the features as it expects them.
+Engines carry one array of features, also for a model that takes several. These lie in it side by side, and `Inputs`
+says which columns are whose. Integers and truth values keep their value, and floats their bits: nothing is rounded. A
+model gets the features as it expects them.
 
 Shapes: ``n`` samples, ``W`` columns, and any leading axes ``...`` of tensors.
 """

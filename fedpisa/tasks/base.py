@@ -86,7 +86,7 @@ class Rollouts(Protocol):
         ...
 
     def no_samples(self) -> dict[str, Tensor]:
-        """Return a client's memory before its first round: samples ``x`` and ``y`` and whatever else is kept."""
+        """Return a client's memory before its first round: samples ``x`` and ``y``, and what else is kept."""
         ...
 
     def collected(
@@ -183,7 +183,7 @@ class Task(ABC):
 
         ``params = None`` stands for what the module holds; see `holding`. ``extra`` changes only the derivatives of
         the losses; see `FeatureLoss`. ``memory`` has a row for each sample. ``player`` says whose losses these are if
-        the task has `players`; ``None`` stands for the sum over all of them, which nobody minimises.
+        the task has `players`; ``None`` stands for the sum over all of them, which no algorithm minimises.
         """
 
     @abstractmethod

@@ -87,7 +87,7 @@ def own_features(x: Tensor, y: Tensor, num_classes: int) -> Callable[[Tensor], T
     """Return the features of a small network that was trained to tell classes apart.
 
     It has the same initial weights and mini-batches in every run, so that runs on the same training samples can be
-    compared, whatever their seeds are. It is trained on the processor, in float32.
+    compared, also with different seeds. It is trained on the processor, in float32.
 
     Parameters
     ----------
