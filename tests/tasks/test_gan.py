@@ -30,7 +30,7 @@ from fedpisa.simulation.stacked.gradients import StackedGradient
 from fedpisa.tasks._inception import inception, inception_features
 from fedpisa.tasks.frechet import frechet_distance, gaussian_distance, kernel_distance
 from fedpisa.tasks.gan import Adversarial, Gan
-from fedpisa.tasks.sample_quality import own_features
+from fedpisa.tasks.sample_quality import SampleQuality, own_features
 from fedpisa.tuning.plan import Plan
 from tests.algorithms import Case, fill, make, relative
 from tests.players import game, images, small
@@ -395,3 +395,18 @@ def test_a_model_of_your_own_takes_one_array(dataset: str) -> None:
     else:
         with pytest.raises(ValueError, match="task 'gan' takes one array of features"):
             fedpisa.run({**own, **keys, "num-clients": 2})
+
+
+def test_the_features_of_real_samples_are_computed_once() -> None:
+    sets: list[Tensor] = []
+
+    def features(x: Tensor) -> Tensor:
+        sets.append(x)
+        return x.flatten(1)
+
+    quality = SampleQuality(4, True, lambda real: features)
+    real, other = torch.arange(12.0).view(6, 2), torch.arange(8.0).view(4, 2)
+    values = [quality(real[:], other) for _ in range(3)]
+    assert values[0] == values[1] == values[2]
+    assert [len(x) for x in sets] == [6, 4, 4, 4]
+    assert quality(real[:5], other) != values[0]
