@@ -151,7 +151,7 @@ class Task(ABC):
                 "the model has no trainable parameters: give it a layer that learns, or unfreeze one"
             )
         object.__setattr__(self, "buffer_layout", BufferLayout.of(self.module))
-        object.__setattr__(self, "_observed", _Observed(self.module, self.inputs, self.layout.dtype))
+        object.__setattr__(self, "_observed", Observed(self.module, self.inputs, self.layout.dtype))
         object.__setattr__(self, "_places", places(self._observed))
         object.__setattr__(self, "_tensors", Places(self.module))
         object.__setattr__(self, "_dropouts", keyed_dropouts(self.module))
@@ -408,10 +408,22 @@ class Task(ABC):
 
 
 @final
-class _Observed(nn.Module):
-    """A module of one tensor that also returns its buffers, which a forward pass may replace."""
+class Observed(nn.Module):
+    """A module of one tensor that also returns its buffers, which a forward pass may replace.
 
-    def __init__(self, module: nn.Module, inputs: Inputs | None, dtype: torch.dtype) -> None:
+    Parameters
+    ----------
+    module
+        The module.
+    inputs
+        What packed features are if the module takes several; see `Task.inputs`.
+    dtype
+        The dtype of features that are floats, if they are packed.
+    """
+
+    def __init__(
+        self, module: nn.Module, inputs: Inputs | None = None, dtype: torch.dtype = torch.float32
+    ) -> None:
         super().__init__()
         self.module, self.inputs, self.dtype = module, inputs, dtype
 

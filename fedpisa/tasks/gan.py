@@ -18,7 +18,7 @@ from torch.func import functional_call, grad
 from torch.nn import functional as F
 
 from fedpisa.rng import mix, normal, seeded, stream_key, uniform
-from fedpisa.tasks.base import Pass, Samples, Task
+from fedpisa.tasks.base import Observed, Pass, Samples, Task
 from fedpisa.tasks.features import FeatureLoss
 from fedpisa.tasks.losses import Loss
 from fedpisa.tasks.measures import Measure
@@ -227,7 +227,7 @@ class Gan(Task):
                 f"a {type(self.module).__name__}: take dcgan or mlp-gan"
             )
         object.__setattr__(self, "_players", players_of(self.module, (CRITIC, GENERATOR)))
-        networks = {name: _Observed(self.module.get_submodule(name)) for name in (CRITIC, GENERATOR)}
+        networks = {name: Observed(self.module.get_submodule(name)) for name in (CRITIC, GENERATOR)}
         object.__setattr__(self, "networks", networks)
 
     @property
@@ -398,16 +398,3 @@ def _norms(rows_BD: Tensor) -> Tensor:
 def _evaluation_key(device: torch.device) -> Tensor:
     """Return the key of the noise in evaluations."""
     return torch.tensor(stream_key(0, "evaluation") >> 65, device=device)
-
-
-@final
-class _Observed(nn.Module):
-    """A network that also returns its buffers, which a forward pass may replace."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, a: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the outputs, and the buffers by name."""
-        return self.module(a), dict(self.module.named_buffers())
