@@ -99,8 +99,10 @@ def torch_seeded(seed: int, name: str, *counters: int) -> Iterator[None]:
 
 
 @contextmanager
-def seeded(seed: int, name: str, *counters: int) -> Iterator[None]:
+def seeded(seed: int, name: str, *counters: int, restore: bool = True) -> Iterator[None]:
     """Seed the global generators of torch, NumPy and `random` from a named stream, and restore them afterwards.
+
+    ``restore = False`` is for a block inside another one, which restores them.
 
     Users' models and Flower's strategies draw from these generators; fedpisa itself does not.
 
@@ -113,15 +115,16 @@ def seeded(seed: int, name: str, *counters: int) -> Iterator[None]:
     True
     """
     key = stream_key(seed, name, *counters)
-    before = random.getstate(), np.random.get_state()  # noqa: NPY002
+    before = (random.getstate(), np.random.get_state()) if restore else None  # noqa: NPY002
     random.seed(key)
     np.random.seed([key >> shift & 0xFFFFFFFF for shift in (0, 32, 64, 96)])  # noqa: NPY002
     try:
         with torch_seeded(seed, name, *counters):
             yield
     finally:
-        random.setstate(before[0])
-        np.random.set_state(before[1])  # noqa: NPY002
+        if before is not None:
+            random.setstate(before[0])
+            np.random.set_state(before[1])  # noqa: NPY002
 
 
 def hashed(key: int, *counters: np.ndarray | int) -> np.ndarray:

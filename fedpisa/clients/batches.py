@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple, final
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpisa.rng import hashed, stream_key
+from fedpisa.rng import hashed, step_keys, stream_key
 
 BatchSize = int | Literal["full"]
 """Samples of a mini-batch, or all samples of a client."""
@@ -27,13 +27,15 @@ class BatchIndices(NamedTuple):
 
     ``index_SKCB`` are positions within a client's samples. ``weight_SKCB`` are their weights, 0 for padding; see
     `fedpisa.clients.base.MiniBatches`. ``steps_S`` are the numbers of local steps. ``fresh_SKC`` says before which
-    mini-batches a client's carried state is zero; see `Streams`.
+    mini-batches a client's carried state is zero; see `Streams`. ``key_SK`` are the steps' random bits, see
+    `with_keys`.
     """
 
     index_SKCB: Ints
     weight_SKCB: NDArray[np.float64]
     steps_S: Ints
     fresh_SKC: NDArray[np.bool_] | None = None
+    key_SK: Ints | None = None
 
     @property
     def gradients_S(self) -> Ints:
@@ -43,8 +45,17 @@ class BatchIndices(NamedTuple):
 
     def rows(self, rows_S: Ints) -> BatchIndices:
         """Return the indices of some of the clients."""
-        fresh = None if self.fresh_SKC is None else self.fresh_SKC[rows_S]
-        return BatchIndices(self.index_SKCB[rows_S], self.weight_SKCB[rows_S], self.steps_S[rows_S], fresh)
+        return BatchIndices(
+            self.index_SKCB[rows_S],
+            self.weight_SKCB[rows_S],
+            self.steps_S[rows_S],
+            None if self.fresh_SKC is None else self.fresh_SKC[rows_S],
+            None if self.key_SK is None else self.key_SK[rows_S],
+        )
+
+    def with_keys(self, seed: int, ids_S: Ints, server_round: int) -> BatchIndices:
+        """Return the indices with 64 random bits for each step; see `fedpisa.rng.step_keys`."""
+        return self._replace(key_SK=step_keys(seed, ids_S, server_round, self.index_SKCB.shape[1]))
 
     def client(self, row: int) -> BatchIndices:
         """Return the indices of one client, without the padding that other clients' samples need.
@@ -56,7 +67,11 @@ class BatchIndices(NamedTuple):
         ((2, 2, 1, 2), (1, 1, 1, 1))
         """
         own = self.rows(np.array([row]))
+        if own.weight_SKCB.all():
+            return own
         steps = int(own.steps_S[0])
+        if own.key_SK is not None:
+            own = own._replace(key_SK=own.key_SK[:, :steps])
         if own.fresh_SKC is not None:  # the rows are streams, which keep their numbers
             return own._replace(
                 index_SKCB=own.index_SKCB[:, :steps],

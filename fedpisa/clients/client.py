@@ -18,7 +18,7 @@ from fedpisa.clients.memory import memory_before, sampler_of, with_memory, witho
 from fedpisa.clients.rollouts import completed, samples_in, with_samples
 from fedpisa.clients.step_sizes import UNSCHEDULED, StepSizeSchedule
 from fedpisa.datasets.client_data import ClientData
-from fedpisa.rng import seeded, step_keys
+from fedpisa.rng import seeded
 from fedpisa.tasks.augment import augmented
 from fedpisa.tasks.base import Rollouts, Task
 from fedpisa.tasks.module_values import own_attributes
@@ -62,7 +62,8 @@ class Client:
     ) -> LocalResult:
         """Return the round's result; buffers are in the upload, ``train-loss`` and ``local-steps`` in the metrics.
 
-        ``indices`` is what the sampler draws for this client, if that is known already.
+        ``indices`` is what the sampler draws for this client, with keys, if that is known already. The caller then
+        restores the global generators.
         """
         if self.task.rollouts is not None:
             return self._on_rollouts(self.task.rollouts, server_round, down, state)
@@ -70,13 +71,15 @@ class Client:
         update = update.for_broadcast(down)
         id_1, device = np.array([self.client_id]), self.data.x.device
         sampler = sampler_of(self.task, update)
+        restore = indices is None
         if indices is None:
             indices = sampler.draw(self.data.sizes_N, id_1, server_round, self.seed)
+            indices = indices.with_keys(self.seed, id_1, update.key_round(server_round))
         steps = int(indices.steps_S[0])
         index_KCB = torch.from_numpy(indices.index_SKCB[0, :steps]).to(device)
         weight_KCB = torch.from_numpy(indices.weight_SKCB[0, :steps]).to(device, self.task.dtype)
-        key_SK = step_keys(self.seed, id_1, update.key_round(server_round), steps)
-        key_K = torch.from_numpy(key_SK[0]).to(device)
+        assert indices.key_SK is not None
+        key_K = torch.from_numpy(indices.key_SK[0, :steps]).to(device)
         down = dict(down)
         buffers_Q = down.pop(BUFFERS, down["params"].new_zeros(0))
         memory = memory_before(self.task, sampler, state, down["params"], server_round)
@@ -85,7 +88,8 @@ class Client:
             fresh_KC = torch.from_numpy(indices.fresh_SKC[0, :steps]).to(device)
         has_memory, state = self.task.carry_state == "epoch", without_memory(state)
         work, losses = update.start(down, state), []
-        with seeded(self.seed, "dropout", server_round, self.client_id), own_attributes(self.task.module):
+        stream = (self.seed, "dropout", server_round, self.client_id)
+        with seeded(*stream, restore=restore), own_attributes(self.task.module):
             parts = zip(index_KCB, weight_KCB, key_K, fresh_KC, strict=True)
             for index_CB, weight_CB, key, fresh_C in parts:
                 gradient = AutogradGradient(self.task, buffers_Q, memory)

@@ -41,7 +41,9 @@ class ShareWithExtraSteps(BatchSampler):
 
     def draw(self, sizes_S: Ints, ids_S: Ints, server_round: int, seed: int) -> BatchIndices:
         """Return the round's samples; see `BatchSampler.draw`."""
-        index_S1CB, weight_S1CB, steps_S, fresh_S1C = self.gradient.draw(sizes_S, ids_S, server_round, seed)
+        index_S1CB, weight_S1CB, steps_S, fresh_S1C, _ = self.gradient.draw(
+            sizes_S, ids_S, server_round, seed
+        )
         draw_S = hashed(stream_key(seed, "who-goes-on"), ids_S, server_round, np.zeros_like(ids_S)) / 2.0**64
         steps_S = steps_S + self.extra_steps * (draw_S < self.share)
         padding = ((0, 0), (0, int(steps_S.max()) - 1), (0, 0), (0, 0))

@@ -64,7 +64,7 @@ class AutogradGradient:
         self.loss, num_batches = self._over_batches(params_P, batch, add, extra)
         if total_P is None:
             total_P = torch.zeros_like(params_P)
-        return self.loss, total_P if len(batch.weight_CB) == 1 else total_P / num_batches
+        return self.loss, total_P if num_batches == 1 else total_P / max(num_batches, 1)
 
     def each(self, params_P: Tensor, batch: MiniBatches) -> tuple[Tensor, Tensor]:
         """Return the mean loss ``()`` and each mini-batch's gradient ``(C, P)``; see `Gradient`."""
@@ -100,41 +100,64 @@ class AutogradGradient:
         batch: MiniBatches,
         derive: Callable[[int, Tensor, Held], None],
         extra: FeatureLoss | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, int]:
         """Call ``derive`` with each non-empty mini-batch's index and mean loss; return the mean of these, and how many.
 
         With a `micro_batch_size`, ``derive`` gets one piece's part of a mini-batch's loss after the other. The memory
         goes from one mini-batch to the next, and each call begins with that of the step.
         """
-        total, memory = params_P.new_zeros(()), self.memory
+        total, memory, num_batches = params_P.new_zeros(()), self.memory, 0
         player, name = self.player, None
         if player is not None and self.others_P is not None:
             params_P, name = player.put(self.others_P, params_P), player.name
         for c, (x, all_y_B, weight_B) in enumerate(zip(*batch.samples, strict=True)):
-            real = (weight_B > 0).nonzero().squeeze(1)
             if memory and batch.fresh_C is not None and batch.fresh_C[c]:
                 memory = {name: torch.zeros_like(value) for name, value in memory.items()}
-            # No rows would make one piece without samples.
-            pieces = real.split(self.task.micro_batch_size or len(x)) if len(real) else ()
-            for piece, rows in enumerate(pieces):
+            pieces = _pieces(weight_B, self.task.micro_batch_size)
+            num_batches += len(pieces) > 0
+            for number, (rows, share) in enumerate(pieces):
                 x_B, y_B, own = x, all_y_B, memory
-                if len(rows) < len(x):
+                if rows is not None:
                     x_B, y_B = x[rows], all_y_B[rows]
                     own = {name: value[rows] for name, value in memory.items()}
                 # A backward pass may call the module again, so it belongs inside.
                 with self.task.holding(params_P, self.buffers_Q) as held:
-                    key = self.task.noise_key(batch.key, c, piece)
+                    key = self.task.noise_key(batch.key, c, number)
                     samples = Samples(x_B, y_B, key=key)
                     losses_B, buffers_Q, after = self.task.losses(
                         None, self.buffers_Q, samples, extra, own, name
                     )
-                    loss = losses_B.mean() * (len(rows) / len(real))
+                    loss = losses_B.mean()
+                    if share < 1:
+                        loss = loss * share
                     derive(c, loss, held if player is None else held.of(player.layout))
                 self.buffers_Q = buffers_Q.detach()
-                memory = {
-                    name: value.index_copy(0, rows, after[name].detach()) for name, value in memory.items()
-                }
+                if rows is None:
+                    memory = {name: after[name].detach() for name in memory}
+                else:
+                    memory = {
+                        name: value.index_copy(0, rows, after[name].detach())
+                        for name, value in memory.items()
+                    }
                 total += loss.detach()
         self.memory_after = memory
-        num_batches = batch.num_batches
-        return total / num_batches, num_batches
+        return total if num_batches == 1 else total / num_batches, num_batches
+
+
+def _pieces(weight_B: Tensor, micro_batch_size: int) -> list[tuple[Tensor | None, float]]:
+    """Return the samples of each piece of a mini-batch and their share of it; ``None`` for all rows.
+
+    Examples
+    --------
+    >>> _pieces(torch.tensor([0.5, 0.5]), 0), _pieces(torch.tensor([0.0]), 0)
+    ([(None, 1.0)], [])
+    >>> _pieces(torch.tensor([0.5, 0.5, 0.0]), 1)
+    [(tensor([0]), 0.5), (tensor([1]), 0.5)]
+    """
+    size = micro_batch_size or len(weight_B)
+    if size >= len(weight_B) and bool(weight_B.all()):
+        return [(None, 1.0)]
+    real = weight_B.nonzero().squeeze(1)
+    # No rows would make one piece without samples.
+    pieces = torch.split(real, size) if len(real) else ()
+    return [(rows, len(rows) / len(real)) for rows in pieces]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol, Self, final
@@ -141,6 +141,7 @@ class Task(ABC):
     _observed: nn.Module = field(init=False, repr=False)
     _places: Mapping[str, tuple[str, ...]] = field(init=False, repr=False)
     _tensors: Places = field(init=False, repr=False)
+    _layers: tuple[nn.Module, ...] = field(init=False, repr=False)
     _dropouts: tuple[Keyed, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -154,6 +155,7 @@ class Task(ABC):
         object.__setattr__(self, "_observed", Observed(self.module, self.inputs, self.layout.dtype))
         object.__setattr__(self, "_places", places(self._observed))
         object.__setattr__(self, "_tensors", Places(self.module))
+        object.__setattr__(self, "_layers", tuple(self.module.modules()))
         object.__setattr__(self, "_dropouts", keyed_dropouts(self.module))
 
     @property
@@ -333,7 +335,8 @@ class Task(ABC):
 
     @contextmanager
     def _training(self, x: Tensor, mask_B: Tensor | None, key: Tensor | None) -> Iterator[None]:
-        self.module.train()
+        if not all(layer.training for layer in self._layers):
+            self.module.train()
         with real_rows(mask_B), masks_from(key), self._precision(x):
             yield
 
@@ -378,8 +381,11 @@ class Task(ABC):
         steps: Steps = self._called(None, torch.zeros(0), x, state_BZ)[0]
         return steps
 
-    def _precision(self, x: Tensor) -> torch.autocast:
-        return torch.autocast(x.device.type, torch.bfloat16, enabled=self.autocast)
+    def _precision(self, x: Tensor) -> AbstractContextManager[Any]:
+        device = x.device.type
+        if not self.autocast and not torch.is_autocast_enabled(device):
+            return nullcontext()
+        return torch.autocast(device, torch.bfloat16, enabled=self.autocast)
 
     def features(
         self, params_P: Tensor, buffers_Q: Tensor, x: Tensor, mask_B: Tensor | None, *, held: bool = False
@@ -426,10 +432,11 @@ class Observed(nn.Module):
     ) -> None:
         super().__init__()
         self.module, self.inputs, self.dtype = module, inputs, dtype
+        self.places = Places(module)
 
     def forward(self, *inputs: Any) -> tuple[Any, dict[str, Tensor]]:
         """Return the module's outputs and its buffers by name."""
         named: dict[str, Tensor] = {}
         if self.inputs is not None:
             inputs, named = self.inputs.arguments(inputs[0], self.dtype)
-        return self.module(*inputs, **named), dict(self.module.named_buffers())
+        return self.module(*inputs, **named), self.places.buffers

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy
-from typing import Any, final
+from typing import Any, Final, final
 
 import numpy as np
 import torch
@@ -21,6 +21,10 @@ from torch import Tensor, nn
 
 from fedpisa.tasks.buffers import BufferLayout
 from fedpisa.tasks.layout import ParamLayout
+
+_OF_EVERY_MODULE: Final = frozenset(vars(nn.Module()))
+"""Attributes that PyTorch gives every module."""
+_CONTAINERS: Final = (list, dict, set, np.ndarray)
 
 
 @final
@@ -90,7 +94,9 @@ class Held:
         gradients = {}
         for name, parameter in self.parameters.items():
             found = parameter.grad
-            gradients[name] = torch.zeros_like(parameter) if found is None else found.to_dense()
+            if found is None:
+                found = torch.zeros_like(parameter)
+            gradients[name] = found if found.layout is torch.strided else found.to_dense()
             parameter.grad = None
         return self.layout.flatten(gradients)
 
@@ -126,7 +132,9 @@ def holding(
     tensor([24.])
     """
     held = Held(places.parameters, layout)
-    values = {**layout.unflatten(params_P.detach()), **buffer_layout.unflatten(buffers_Q.detach().clone())}
+    values = layout.unflatten(params_P.detach())
+    if buffer_layout.names:
+        values |= buffer_layout.unflatten(buffers_Q.detach().clone())
     tensors: dict[str, Tensor] = {**held.parameters, **places.buffers}
     # A forward pass may bind another tensor to a buffer's name.
     buffers_by_layer = places.buffers_by_layer
@@ -157,12 +165,11 @@ def own_attributes(module: nn.Module) -> Iterator[None]:
     False
     """
     before = [(layer, dict(vars(layer))) for layer in module.modules()]
-    own = set(vars(nn.Module()))
     containers = [
         (value, copy(value))
         for _, attributes in before
         for name, value in attributes.items()
-        if isinstance(value, list | dict | set | np.ndarray) and name not in own
+        if name not in _OF_EVERY_MODULE and isinstance(value, _CONTAINERS)
     ]
     try:
         yield

@@ -22,13 +22,13 @@ from fedpisa.clients.clipping import clipped
 from fedpisa.clients.memory import memory_before, sampler_of, with_memory, without_memory
 from fedpisa.clients.sgd import SGDSteps
 from fedpisa.datasets.client_data import ClientData
-from fedpisa.rng import seeded, step_keys, torch_seeded
+from fedpisa.rng import seeded, torch_seeded
 from fedpisa.simulation.stacked.compat_torch import of_all_clients
 from fedpisa.simulation.stacked.fused_kernels import run_alone, without_fused_kernels
 from fedpisa.simulation.stacked.fused_sgd import is_fusible, take_fused_steps
 from fedpisa.simulation.stacked.gradients import StackedGradient
 from fedpisa.simulation.stacked.sequential import SequentialGradient, sequential_gradient
-from fedpisa.simulation.stacked.threads import one_thread_each
+from fedpisa.simulation.stacked.threads import Threads
 from fedpisa.tasks.augment import augmented
 from fedpisa.tasks.base import Task
 
@@ -66,6 +66,7 @@ def run_cohort(
     begin: int = 0,
     *,
     path: Path,
+    threads: Threads | None = None,
 ) -> LocalResult:
     """Return the stacked outcome of a cohort's round; for each client what `Client.run_round` returns.
 
@@ -91,9 +92,12 @@ def run_cohort(
         How many clients of the round came before these: what a module draws is not to be drawn again.
     path
         How gradients are computed, which has been proved right for the module.
+    threads
+        A thread for ``task`` and for each of the copies; by default new ones.
     """
-    sampler = sampler_of(task, update.at_round(server_round))
-    indices = sampler.draw(data.sizes_N[ids_S], ids_S, server_round, seed)
+    of_round = update.at_round(server_round)
+    indices = sampler_of(task, of_round).draw(data.sizes_N[ids_S], ids_S, server_round, seed)
+    indices = indices.with_keys(seed, ids_S, of_round.key_round(server_round))
     # Frozen weights are multiplied too, and all weights with each token of a sample.
     size = sum(parameter.numel() for parameter in task.module.parameters())
     tokens = 1 if data.x.is_floating_point() else data.x[:1].numel()
@@ -124,8 +128,7 @@ def run_cohort(
         if len(tasks) == 1:
             outcomes = [run_part(task, parts[0])]
         else:
-            with one_thread_each(len(tasks)) as pool:
-                outcomes = list(pool.map(run_part, tasks, parts))
+            outcomes = (threads or Threads(len(tasks))).map(run_part, tasks, parts)
     back = np.argsort(np.concatenate(parts))
     in_order: LocalResult = map_tensors(lambda value: _rows(value, back), join(outcomes))
     return in_order
@@ -188,14 +191,15 @@ def _run_stacked(
     task: Task, common: Common, ids_S: Ints, states_S: Arrays, indices: BatchIndices
 ) -> LocalResult:
     """Return the stacked outcome of clients that are ordered by their steps, those with most first."""
-    update, data, seed, server_round, down, sequential = common
+    update, data, _, server_round, down, sequential = common
     update, shared = update.at_round(server_round).for_broadcast(down), dict(down)
     common = common._replace(update=update, down=shared)
     device, steps = data.x.device, int(indices.steps_S.max())
+    assert indices.key_SK is not None
     batches = Batches(
         torch.from_numpy(indices.index_SKCB + data.begin_N[ids_S, None, None, None]).to(device),
         torch.from_numpy(indices.weight_SKCB).to(device, task.dtype),
-        torch.from_numpy(step_keys(seed, ids_S, update.key_round(server_round), steps)).to(device),
+        torch.from_numpy(indices.key_SK[:, :steps]).to(device),
         torch.from_numpy(
             np.zeros(indices.index_SKCB.shape[:3], np.bool_)
             if indices.fresh_SKC is None

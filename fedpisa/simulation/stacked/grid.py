@@ -48,6 +48,7 @@ from fedpisa.simulation.stacked.gradient_check import (
     require_stackable,
 )
 from fedpisa.simulation.stacked.sequential import sequential_gradient
+from fedpisa.simulation.stacked.threads import Threads
 from fedpisa.storage.client_rows import UNLIMITED
 from fedpisa.strategies.base import ClientStates
 from fedpisa.tasks.base import Samples, Task
@@ -107,9 +108,10 @@ class VmapGrid(InProcessGrid):
         # What is drawn while the model runs comes from generators that threads would share.
         # PyTorch's own threads share the products of dense layers.
         in_one_piece = not on_cpu or self.path == "written-out" or draws(learner, tried)
-        threads = 1 if in_one_piece else torch.get_num_threads()
+        number = 1 if in_one_piece else torch.get_num_threads()
+        self.threads = Threads(number)
         self.copies = [
-            learner.with_module(copy_of(task.module), autocast=task.autocast) for _ in range(threads - 1)
+            learner.with_module(copy_of(task.module), autocast=task.autocast) for _ in range(number - 1)
         ]
 
     @property
@@ -272,6 +274,7 @@ class VmapGrid(InProcessGrid):
                         self.copies,
                         first + begin,
                         path=self.path,
+                        threads=self.threads,
                     )
                 )
             except torch.OutOfMemoryError as error:

@@ -2,28 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from functools import cached_property
+from typing import Any, TypeVar, final
 
 import torch
 
+T = TypeVar("T")
 
-@contextmanager
-def one_thread_each(threads: int) -> Iterator[ThreadPoolExecutor]:
-    """Yield a pool of threads, each of which runs PyTorch's operations on a single thread.
+
+@final
+class Threads:
+    """Threads, each of which runs PyTorch's operations on a single thread.
+
+    They start at the first call and wait between the calls, because a start takes a millisecond on some systems. They
+    end when the object is deleted.
+
+    Parameters
+    ----------
+    number
+        Number of threads.
 
     Examples
     --------
-    >>> before = torch.get_num_threads()
-    >>> with one_thread_each(2) as pool:
-    ...     list(pool.map(lambda number: torch.get_num_threads(), range(4)))
+    >>> before, threads = torch.get_num_threads(), Threads(2)
+    >>> threads.map(lambda number: torch.get_num_threads(), range(4))
     [1, 1, 1, 1]
     >>> torch.get_num_threads() == before
     True
     """
-    with one_thread(), ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        yield pool
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+
+    @cached_property
+    def _pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(self._number, initializer=torch.set_num_threads, initargs=(1,))
+
+    def map(self, function: Callable[..., T], *arguments: Iterable[Any]) -> list[T]:
+        """Return a function's values, in order; an error is raised when all calls have ended."""
+        with one_thread():
+            calls = [self._pool.submit(function, *these) for these in zip(*arguments, strict=True)]
+            wait(calls)
+        return [call.result() for call in calls]
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from fedpisa.config.run import RunConfig
 from fedpisa.models.language import gpt
 from fedpisa.runs.simulation import Simulation
 from fedpisa.simulation.stacked import cohort
-from fedpisa.simulation.stacked.threads import one_thread_each
+from fedpisa.simulation.stacked.threads import Threads
 
 
 @pytest.fixture
@@ -51,7 +51,10 @@ def test_threads_change_nothing_but_rounding(lab: Any, name: str, three_threads:
 def test_tokens_and_frozen_weights_count_as_work(lab: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three clients have 2 windows of 64 tokens, and of 61,952 weights 64 are trained: too few without the others."""
     asked: list[int] = []
-    monkeypatch.setattr(cohort, "one_thread_each", lambda n: asked.append(n) or one_thread_each(n))
+    map_ = Threads.map
+    monkeypatch.setattr(
+        Threads, "map", lambda own, f, *parts: asked.append(len(parts[0])) or map_(own, f, *parts)
+    )
     keys = {"num-clients": 3, "samples-per-client": 2, "fraction-train": 1.0, "batch-size": 2, "seed": 0}
     texts = {
         "dataset": "fedpisa.bench.workloads:texts",
@@ -118,7 +121,7 @@ def test_a_small_step_is_not_spread(lab: Any, monkeypatch: pytest.MonkeyPatch) -
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        monkeypatch.setattr(cohort, "one_thread_each", None)
+        monkeypatch.setattr(Threads, "map", None)
         module = lambda: nn.Sequential(nn.LayerNorm(4), lab.mlp())  # noqa: E731
         federation = lab.make(lab.Case("fedavg", {}).build(), "vmap", module=module)
         assert federation.grid.copies
@@ -131,6 +134,6 @@ def test_an_error_in_a_thread_is_the_callers_and_threads_are_as_before(three_thr
     def fail(number: int) -> int:
         raise ValueError(f"in thread {number}")
 
-    with pytest.raises(ValueError, match="in thread 0"), one_thread_each(2) as pool:
-        list(pool.map(fail, range(2)))
+    with pytest.raises(ValueError, match="in thread 0"):
+        Threads(2).map(fail, range(2))
     assert torch.get_num_threads() == 3
