@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, final
 
@@ -55,6 +55,15 @@ class Stopping:
 
 @final
 @dataclass(frozen=True)
+class Generated:
+    """The texts or images that the model of the last round ``number`` made, as files by name."""
+
+    number: int
+    files: Mapping[str, bytes]
+
+
+@final
+@dataclass(frozen=True)
 class RunFinished:
     """The run's result, with any status; ``before`` if the run had already ended and did no round."""
 
@@ -62,4 +71,4 @@ class RunFinished:
     before: bool = False
 
 
-Event = RunStarted | RoundFinished | Stopping | RunFinished
+Event = RunStarted | RoundFinished | Stopping | Generated | RunFinished

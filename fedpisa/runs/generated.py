@@ -1,4 +1,4 @@
-"""Text that a run's language model writes, ``samples.txt``, and its tokens; images of a generator, ``samples.png``."""
+"""What a run's model makes for people to look at, texts or images, and a language model's tokens."""
 
 from __future__ import annotations
 
@@ -27,7 +27,19 @@ NUM_IMAGES: Final = 64
 """Number of generated images."""
 
 
-def images_file(federation: Federation, params_P: Tensor, buffers_Q: Tensor) -> bytes | None:
+def generated_files(federation: Federation, params_P: Tensor, buffers_Q: Tensor) -> dict[str, bytes]:
+    """Return what the model makes, as files by name; most tasks make nothing.
+
+    A further kind of samples is a further line here. Trackers show texts and PNG files.
+    """
+    made = {
+        "samples.txt": _texts(federation, params_P, buffers_Q),
+        "samples.png": _images(federation, params_P, buffers_Q),
+    }
+    return {name: content for name, content in made.items() if content is not None}
+
+
+def _images(federation: Federation, params_P: Tensor, buffers_Q: Tensor) -> bytes | None:
     """Return images that the generator makes, side by side, as a PNG file; ``None`` without a generator of images.
 
     The seed decides the latent vectors. The darkest and the lightest pixel are those of the test set, by channel.
@@ -59,7 +71,7 @@ def tokenizer_file(federation: Federation) -> bytes | None:
 
 
 @torch.no_grad()
-def samples_file(federation: Federation, params_P: Tensor, buffers_Q: Tensor) -> bytes | None:
+def _texts(federation: Federation, params_P: Tensor, buffers_Q: Tensor) -> bytes | None:
     """Return texts that the model writes after prompts of the test set; ``None`` if there are none to write.
 
     The seed decides the draws, so the same model writes the same texts.

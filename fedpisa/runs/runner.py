@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fedpisa.config.run import RunConfig, load_config
 from fedpisa.families import Permission, permitted
-from fedpisa.runs.events import RoundFinished, RunFinished, Stopping
+from fedpisa.runs.events import Generated, RoundFinished, RunFinished, Stopping
 from fedpisa.runs.generated import tokenizer_file, vocabulary_file
 from fedpisa.runs.per_client import Table, require_parquet
 from fedpisa.runs.places import require_free
@@ -32,7 +32,7 @@ from fedpisa.runs.resume import (
 from fedpisa.runs.run_files import Row, Status
 from fedpisa.runs.signals import Interrupted, Stop, postponed
 from fedpisa.runs.simulation import Simulation
-from fedpisa.runs.tracking import Listener, fan_out
+from fedpisa.runs.tracking import Listener, Listeners, fan_out
 from fedpisa.storage import checkpoint
 from fedpisa.storage.checkpoint import Checkpoint
 from fedpisa.storage.checkpoint_writer import CheckpointWriter
@@ -64,7 +64,8 @@ def run(
         rounds, also of a finished run; other keys that change the result must stay the same.
     on_event
         One or several listeners, such as those of `fedpisa.runs.tracking`. They are called with `RunStarted`,
-        `RoundFinished` for every row, `Stopping` and `RunFinished`.
+        `RoundFinished` for every row, `Stopping`, `Generated` if the final model makes texts or images, and
+        `RunFinished`.
     allow
         Modules that a TOML file, or the configuration of a resumed run, may name, besides those in its folder and in
         the current one. What a mapping or your own configuration names needs no permission.
@@ -122,7 +123,7 @@ def train(
 def _begin(
     config: RunConfig | Mapping[str, object] | str | os.PathLike[str] | None,
     out: str | os.PathLike[str] | None,
-    notify: Listener,
+    notify: Listeners,
     simulation_of: Callable[..., Simulation],
     allow: Iterable[str],
 ) -> Result:
@@ -143,7 +144,7 @@ def _begin(
 def _resume(
     directory: Path,
     config: RunConfig | Mapping[str, object] | str | os.PathLike[str] | None,
-    notify: Listener,
+    notify: Listeners,
     simulation_of: Callable[..., Simulation],
     allow: Iterable[str],
 ) -> Result:
@@ -195,7 +196,7 @@ class _Run:
     """Runs the rounds of a simulation and writes them to the run's directory."""
 
     simulation: Simulation
-    notify: Listener
+    notify: Listeners
     files: RunDirectory | None = None
     rows: list[Row] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
@@ -212,10 +213,15 @@ class _Run:
 
     def train(self) -> Result:
         status: Status = "failed"
+        generated: Mapping[str, bytes] = {}
         try:
             self.notify(self.simulation.started())
             self._rounds()
-            status = "diverged" if self.simulation.diverged else "finished"
+            if self.simulation.diverged:
+                status = "diverged"
+            else:
+                generated = self._generated()
+                status = "finished"
         except KeyboardInterrupt:
             status = "interrupted"
             raise
@@ -223,7 +229,7 @@ class _Run:
             parameters = self.simulation.parameters()
             # After a failure, such as a full disk, a further error must not hide the first one.
             with suppress(OSError, ValueError) if status == "failed" else nullcontext():
-                self._end(parameters, status)
+                self._end(parameters, status, generated)
         config, partition = self.simulation.config, self.simulation.federation.partition
         directory = None if self.files is None else self.files.path
         result = Result(
@@ -238,8 +244,14 @@ class _Run:
             reference=self.simulation.reference,
             measures=self.simulation.federation.task.measures,
         )
+        if generated:
+            self.notify(Generated(self.simulation.server_round, generated))
         self.notify(RunFinished(result))
         return result
+
+    def _generated(self) -> Mapping[str, bytes]:
+        """Return what the final model makes, unless nobody would see it."""
+        return self.simulation.generated() if self.files is not None or self.notify.listeners else {}
 
     def _rounds(self) -> None:
         last = self.simulation.config.num_server_rounds
@@ -284,15 +296,16 @@ class _Run:
     def _seconds(self) -> float:
         return self.seconds_before + time.perf_counter() - self.begin
 
-    def _end(self, parameters: Mapping[str, NDArray[Any]], status: Status) -> None:
+    def _end(
+        self, parameters: Mapping[str, NDArray[Any]], status: Status, generated: Mapping[str, bytes]
+    ) -> None:
         if self.files is not None:
             names = state_names(self.simulation.federation.task.module)
             self.files.write_model(parameters, names, self.simulation.base)
             self.files.write_file("vocabulary.json", vocabulary_file(self.simulation.federation))
             self.files.write_file("tokenizer.json", tokenizer_file(self.simulation.federation))
-            if status == "finished":
-                self.files.write_file("samples.txt", self.simulation.samples())
-                self.files.write_file("samples.png", self.simulation.images())
+            for name, content in generated.items():
+                self.files.write_file(name, content)
             digests = self.files.reader().digests()
             stopping, done = self.simulation.stopping, self.simulation.server_round
             more: dict[str, object] = {}

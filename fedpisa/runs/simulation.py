@@ -25,7 +25,7 @@ from fedpisa.flower.engine_grid import EngineGrid
 from fedpisa.models.hugging_face import CausalLM
 from fedpisa.runs.early_stopping import EarlyStopping
 from fedpisa.runs.events import RunStarted
-from fedpisa.runs.generated import images_file, samples_file
+from fedpisa.runs.generated import generated_files
 from fedpisa.runs.per_client import Table, evaluate_clients, table_of
 from fedpisa.runs.run_files import Row
 from fedpisa.server.reply_filter import MAX_UPLOAD_NORM, ReplyFilter
@@ -193,13 +193,9 @@ class Simulation:
         tensors = frozen | task.layout.unflatten(params_P) | task.buffer_layout.unflatten(buffers_Q)
         return {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
 
-    def samples(self) -> bytes | None:
-        """Return texts that the global model writes, if it is a language model; see `samples_file`."""
-        return None if self.reference == "local" else samples_file(self.federation, *self._vectors())
-
-    def images(self) -> bytes | None:
-        """Return images that the global model's generator makes, if it has one; see `images_file`."""
-        return images_file(self.federation, *self._vectors())
+    def generated(self) -> dict[str, bytes]:
+        """Return the texts or images that the global model makes, as files by name; see `generated_files`."""
+        return {} if self.reference == "local" else generated_files(self.federation, *self._vectors())
 
     def _checked(self, grid: EngineGrid) -> EngineGrid:
         """Return the Grid if its clients support the configuration."""

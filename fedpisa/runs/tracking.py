@@ -6,20 +6,28 @@ Tracking does not change a run, so it is no key of ``config.toml``: use ``fedpis
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
+import tempfile
+import textwrap
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, final
 
-from fedpisa.runs.events import Event, RoundFinished, RunFinished, RunStarted
+import numpy as np
+
+from fedpisa.runs.events import Event, Generated, RoundFinished, RunFinished, RunStarted
 from fedpisa.storage.files import read_file, refuse_link, replace_file
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from fedpisa.config.run import RunConfig
     from fedpisa.runs.run_files import Row
 
@@ -33,7 +41,20 @@ class TrackerName(StrEnum):
     MLFLOW = "mlflow"
 
 
-def fan_out(listeners: Listener | Iterable[Listener] | None) -> Listener:
+@final
+@dataclass(frozen=True)
+class Listeners:
+    """One listener in the place of several, which it calls in order."""
+
+    listeners: tuple[Listener, ...]
+
+    def __call__(self, event: Event) -> None:
+        """Tell all of them."""
+        for listener in self.listeners:
+            listener(event)
+
+
+def fan_out(listeners: Listener | Iterable[Listener] | None) -> Listeners:
     """Return one listener that calls all listeners in order.
 
     Examples
@@ -43,13 +64,7 @@ def fan_out(listeners: Listener | Iterable[Listener] | None) -> Listener:
     event
     again event
     """
-    callables = (listeners,) if callable(listeners) else tuple(listeners or ())
-
-    def notify(event: Event) -> None:
-        for listener in callables:
-            listener(event)
-
-    return notify
+    return Listeners((listeners,) if callable(listeners) else tuple(listeners or ()))
 
 
 def make_tracker(name: TrackerName, directory: str | Path) -> Tracker:
@@ -66,7 +81,7 @@ def make_tracker(name: TrackerName, directory: str | Path) -> Tracker:
 
 
 class Tracker(ABC):
-    """A listener that logs the metrics of one run; pass it to ``fedpisa.run`` as ``on_event``.
+    """A listener that logs the metrics and samples of one run; pass it to ``fedpisa.run`` as ``on_event``.
 
     As a context manager it also closes the log if the run is interrupted or fails.
     """
@@ -83,6 +98,8 @@ class Tracker(ABC):
             self.start(event.config)
         elif isinstance(event, RoundFinished):
             self.log(int(event.row["round"] or 0), finite_metrics(event.row))
+        elif isinstance(event, Generated):
+            self.show(event.number, event.files)
         elif isinstance(event, RunFinished):
             self.finish(event.result.status)
 
@@ -93,6 +110,10 @@ class Tracker(ABC):
     @abstractmethod
     def log(self, number: int, values: Mapping[str, float]) -> None:
         """Log the values of one round."""
+
+    @abstractmethod
+    def show(self, number: int, files: Mapping[str, bytes]) -> None:
+        """Log what the model made after a round: texts and PNG files, by name."""
 
     @abstractmethod
     def finish(self, status: str) -> None:
@@ -113,7 +134,7 @@ def finite_metrics(row: Row) -> dict[str, float]:
 
 @final
 class TensorBoard(Tracker):
-    """Logs every column as a scalar per round, and the configuration as text.
+    """Logs every column as a scalar per round, the configuration as text, and samples as text and images.
 
     A resumed run adds a file to the same folder; TensorBoard shows repeated rounds once.
 
@@ -144,13 +165,23 @@ class TensorBoard(Tracker):
 
     def log(self, number: int, values: Mapping[str, float]) -> None:
         """Log the values and flush the file."""
-        if self._writer is None:
-            self._writer = self._make(str(self._folder), purge_step=number)
-            if self._config is not None:
-                self._writer.add_text("config", f"```toml\n{self._config.to_toml()}```", number)
+        writer = self._open(number)
         for name, value in values.items():
-            self._writer.add_scalar(name, value, number)
-        self._writer.flush()
+            writer.add_scalar(name, value, number)
+        writer.flush()
+
+    def show(self, number: int, files: Mapping[str, bytes]) -> None:
+        """Log texts as they are, and images, under the names without their ends."""
+        writer = self._open(
+            number + 1
+        )  # after a resumption there may be no further round, and those so far stay
+        for name, content in files.items():
+            tag, _, kind = name.rpartition(".")
+            if kind == "png":
+                writer.add_image(tag, _pixels(content), number, dataformats="HWC")
+            else:  # indented, because TensorBoard reads Markdown
+                writer.add_text(tag, textwrap.indent(content.decode(), "    ", lambda line: True), number)
+        writer.flush()
 
     def finish(self, status: str) -> None:
         """Close the file."""
@@ -158,10 +189,20 @@ class TensorBoard(Tracker):
             self._writer.close()
             self._writer = None
 
+    def _open(self, first: int) -> Any:
+        """Return the writer; a new one hides what earlier files have of round ``first`` and later ones."""
+        if self._writer is None:
+            self._writer = self._make(str(self._folder), purge_step=first)
+            if self._config is not None:
+                self._writer.add_text("config", f"```toml\n{self._config.to_toml()}```", first)
+        return self._writer
+
 
 @final
 class MLflow(Tracker):
     """Logs the resolved configuration as parameters and every column as a metric, with the round as step.
+
+    Samples are artifacts, under their names in the run's directory.
 
     The store is the one set by ``MLFLOW_TRACKING_URI`` or ``mlflow.set_tracking_uri``, and otherwise the database
     ``mlruns/mlflow.db`` in the run's directory. The experiment's name is ``MLFLOW_EXPERIMENT_NAME``, by default
@@ -217,6 +258,14 @@ class MLflow(Tracker):
         metrics = [Metric(name, value, now, number) for name, value in values.items()]
         self._client.log_batch(self._run_id, metrics=metrics)
 
+    def show(self, number: int, files: Mapping[str, bytes]) -> None:
+        """Log the files as artifacts."""
+        with tempfile.TemporaryDirectory() as folder:
+            for name, content in files.items():
+                file = Path(folder) / name
+                file.write_bytes(content)
+                self._client.log_artifact(self._run_id, str(file))
+
     def finish(self, status: str) -> None:
         """Set the final status of the MLflow run."""
         if self._client is not None:
@@ -243,6 +292,13 @@ class MLflow(Tracker):
             run_id, params=[Param(key, str(value)) for key, value in config.to_mapping().items()]
         )
         return str(run_id)
+
+
+def _pixels(content: bytes) -> NDArray[np.uint8]:
+    """Return the pixels of a PNG file ``(height, width, channels)``."""
+    from matplotlib.image import imread
+
+    return np.round(255 * imread(io.BytesIO(content), format="png")).astype(np.uint8)
 
 
 def _note(content: bytes) -> dict[str, str]:

@@ -3,20 +3,50 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from matplotlib.image import imread
 
 import fedpisa
 from fedpisa.cli.main import main
-from fedpisa.runs.events import Event, RoundFinished, RunFinished, RunStarted
+from fedpisa.runs.events import Event, Generated, RoundFinished, RunFinished, RunStarted
 from fedpisa.runs.tracking import MLflow, TensorBoard, Tracker, finite_metrics
 
 KEYS = {"algorithm": "pisa", "model": "logistic", "num-server-rounds": 3, "eval-every": 2, "num-clients": 4}
+
+
+IMAGES = {
+    "task": "gan",
+    "model": "mlp-gan",
+    "widths": [4],
+    "latent": 2,
+    "num-server-rounds": 2,
+    "num-clients": 2,
+}
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> dict[str, object]:
+    """Return the keys of a run whose model writes texts; it knows a letter that Markdown reads as code."""
+    file = tmp_path / "texts.txt"
+    file.write_text("`` ab\nba # ```\n" * 20)
+    data = {"dataset": "text", "data-file": str(file), "window": 4, "sample-tokens": 30, "partitioner": "iid"}
+    return {
+        **data,
+        "task": "language",
+        "model": "lstm",
+        "hidden": 4,
+        "num-server-rounds": 2,
+        "num-clients": 2,
+    }
 
 
 def needs(package: str) -> pytest.MarkDecorator:
@@ -42,6 +72,20 @@ def test_several_listeners_hear_everything_in_order() -> None:
     fedpisa.run({**KEYS, "num-server-rounds": 1}, on_event=listeners)
     kinds = [RunStarted, RoundFinished, RoundFinished, RunFinished]
     assert heard == [(who, kind) for kind in kinds for who in "ab"]
+
+
+@pytest.mark.parametrize("kind", ["images", "texts"])
+def test_listeners_get_the_files_that_the_run_has(
+    kind: str, texts: dict[str, object], tmp_path: Path
+) -> None:
+    """A run without a directory makes the same samples, and a round before the last one makes none."""
+    keys, name = (IMAGES, "samples.png") if kind == "images" else (texts, "samples.txt")
+    heard: list[Event] = []
+    fedpisa.run(keys, tmp_path / "run")
+    fedpisa.run(keys, on_event=heard.append)
+    (found,) = (event for event in heard if isinstance(event, Generated))
+    assert heard.index(found) == len(heard) - 2
+    assert found == Generated(2, {name: (tmp_path / "run" / name).read_bytes()})
 
 
 def test_a_listener_that_refuses_leaves_a_failed_run(tmp_path: Path) -> None:
@@ -109,6 +153,54 @@ def test_tensorboard_shows_a_repeated_round_once(tmp_path: Path) -> None:
     check(scalars(tmp_path), result)
 
 
+def events_of(folder: Path) -> Any:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0, "tensors": 0})
+    events.Reload()
+    return events
+
+
+@needs("tensorboard")
+def test_tensorboard_shows_generated_images(tmp_path: Path) -> None:
+    fedpisa.run(IMAGES, tmp_path / "run", on_event=TensorBoard(tmp_path / "log"))
+    events = events_of(tmp_path / "log")
+    assert events.Tags()["images"] == ["samples"]
+    (shown,) = events.Images("samples")
+    assert shown.step == 2
+    written = (tmp_path / "run" / "samples.png").read_bytes()
+    pixels = (imread(io.BytesIO(png), format="png") for png in (shown.encoded_image_string, written))
+    assert np.array_equal(*pixels)
+
+
+@needs("tensorboard")
+def test_tensorboard_shows_generated_texts(texts: dict[str, object], tmp_path: Path) -> None:
+    """TensorBoard reads Markdown, in which an indented text is shown as it is."""
+    fedpisa.run(texts, tmp_path / "run", on_event=TensorBoard(tmp_path / "log"))
+    (shown,) = events_of(tmp_path / "log").Tensors("samples/text_summary")
+    assert shown.step == 2
+    (text,) = shown.tensor_proto.string_val
+    assert text.decode() == textwrap.indent(
+        (tmp_path / "run" / "samples.txt").read_text(), "    ", lambda line: True
+    )
+
+
+@needs("tensorboard")
+def test_samples_hide_no_round_of_an_earlier_file(tmp_path: Path) -> None:
+    """A run that was killed after its last round resumes with no further round."""
+    result = fedpisa.run(KEYS)
+    for rows, files in ((result.rows, {}), ([], {"samples.txt": b"a"})):
+        tracker = TensorBoard(tmp_path)
+        tracker(RunStarted(result.config, 0, 0, 0, "vmap", "cpu"))
+        for row in rows:
+            tracker(RoundFinished(row, 3))
+        if files:
+            tracker(Generated(3, files))
+        tracker.finish("failed")
+    check(scalars(tmp_path), result)
+    assert [event.step for event in events_of(tmp_path).Tensors("samples/text_summary")] == [3]
+
+
 # ---------------------------------------------------------------------------------------------------- MLflow
 
 
@@ -142,6 +234,20 @@ def test_mlflow_holds_every_row_and_key(store: str, tmp_path: Path, monkeypatch:
     assert run.data.params == {key: str(value) for key, value in result.config.to_mapping().items()}
     check(metrics, result)
     assert not (tmp_path / "run" / "mlruns").exists()
+
+
+@needs("mlflow")
+def test_mlflow_keeps_samples_as_artifacts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import mlflow
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+    fedpisa.run(IMAGES, tmp_path / "run", on_event=MLflow(tmp_path / "run"))
+    note = json.loads((tmp_path / "run" / "mlflow.json").read_bytes())
+    client = mlflow.MlflowClient(tracking_uri=note["tracking_uri"])
+    found = client.download_artifacts(note["run_id"], "samples.png", str(tmp_path))
+    assert Path(found).read_bytes() == (tmp_path / "run" / "samples.png").read_bytes()
+    assert not (tmp_path / "mlruns").exists()
 
 
 @needs("mlflow")
