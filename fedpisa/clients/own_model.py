@@ -27,7 +27,7 @@ class OwnModelUpdate(SGDUpdate):
         if names := task.buffer_layout.names:
             raise ValueError(
                 f"algorithm local: the model's {names[0]!r} would be averaged over the clients, whose models are their "
-                "own: use a model without buffers, such as one without BatchNorm"
+                f"own: {task.without(names[0])}"
             )
 
     def init(self, params_P: Tensor) -> Arrays:

@@ -43,6 +43,7 @@ def build(
     num_outputs: int,
     labels: NDArray[np.generic] | None,
     test: tuple[Tensor, Tensor],
+    pixel_range: Callable[[], tuple[Tensor, Tensor]],
     x_train: NDArray[np.generic] | None = None,
     environments: Environments | None = None,
     seed: int = 0,
@@ -63,6 +64,8 @@ def build(
         The training labels; ``None`` if clients bring or make their own.
     test
         Features and targets of the test samples. A user's loss and metrics are tried on some of them.
+    pixel_range
+        Function that returns the values of a black and of a white pixel by channel, if the test samples are images.
     x_train
         The training features; ``None`` if clients bring or make their own.
     environments
@@ -101,9 +104,8 @@ def build(
         )
     if isinstance(made, Adversarial):
         require_one(inputs, str(component), "take another task")
-        return Gan(
-            module, made, quality=_quality(made, x_train, labels, num_outputs, test[0]), autocast=autocast
-        )
+        quality = _quality(made, x_train, labels, num_outputs, test[0], pixel_range)
+        return Gan(module, made, quality=quality, autocast=autocast)
     if isinstance(made, Criterion):
         made.check(test[1])
         return Supervised(module, made, autocast=autocast, inputs=inputs)
@@ -123,6 +125,7 @@ def _quality(
     labels: NDArray[np.generic] | None,
     num_outputs: int,
     x_test: Tensor,
+    pixel_range: Callable[[], tuple[Tensor, Tensor]],
 ) -> SampleQuality | None:
     """Return what measures the samples of a generator; ``None`` if nothing does."""
     import torch
@@ -139,14 +142,14 @@ def _quality(
             )
         from fedpisa.tasks._inception import inception_features
 
-        def features(real: Tensor) -> Callable[[Tensor], Tensor]:
-            return inception_features(rules.fid_features, real.amin((0, 2, 3)), real.amax((0, 2, 3)))
-
-        return SampleQuality(rules.fid_samples, False, features)
+        # All sets share the range, whichever is compared first.
+        return SampleQuality(
+            rules.fid_samples, False, lambda: inception_features(rules.fid_features, *pixel_range())
+        )
     if x_train is None or labels is None or labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise ValueError(
             f"fid-samples = {rules.fid_samples} needs features, and there are no classes of training samples to learn "
             "them from: set fid-features to a file of Inception's weights, or fid-samples = 0"
         )
     x, y = torch.from_numpy(x_train).float(), torch.from_numpy(labels).long()
-    return SampleQuality(rules.fid_samples, True, lambda real: own_features(x, y, num_outputs))
+    return SampleQuality(rules.fid_samples, True, lambda: own_features(x, y, num_outputs))

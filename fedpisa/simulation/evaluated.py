@@ -70,6 +70,21 @@ def examples(data: ClientData) -> tuple[Tensor, Tensor]:
     return data.samples(torch.from_numpy(trial_rows(data.num_samples, 16)))
 
 
+def pixel_range(data: ClientData) -> tuple[Tensor, Tensor]:
+    """Return the least and the greatest value ``(channels,)`` of each channel in all images of a set.
+
+    Examples
+    --------
+    >>> images = np.array([[[[1.0, 2.0]]], [[[0.5, 1.5]]]])
+    >>> data = ClientData.of(images, np.zeros(2, np.int64), [np.array([0]), np.array([1])], torch.float32)
+    >>> pixel_range(data)
+    (tensor([0.5000]), tensor([2.]))
+    """
+    bounds = [(x.amin((0, 2, 3)), x.amax((0, 2, 3))) for x, _ in data.batches(data.bounded(8192))]
+    lows, highs = zip(*bounds, strict=True)
+    return torch.stack(lows).amin(0), torch.stack(highs).amax(0)
+
+
 def eval_rows(rows: Indices, count: int, seed: int, part: int) -> Indices:
     """Return the samples that evaluations use: ``count`` of ``rows`` in their order; all for 0, or if there are fewer.
 

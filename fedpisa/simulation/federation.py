@@ -30,7 +30,7 @@ from fedpisa.server.base import cohort_size
 from fedpisa.server.flower_strategy import FlowerStrategy
 from fedpisa.server.reply_filter import ReplyFilter
 from fedpisa.simulation.devices import resolve_device
-from fedpisa.simulation.evaluated import evaluated_sets, examples
+from fedpisa.simulation.evaluated import evaluated_sets, examples, pixel_range
 from fedpisa.simulation.faults import Faults
 from fedpisa.simulation.games import in_turns
 from fedpisa.simulation.parts import (
@@ -155,6 +155,7 @@ class Federation:
             num_outputs=dataset.num_outputs,
             labels=labels,
             test=examples(self.test),
+            pixel_range=lambda: pixel_range(self.test),
             x_train=None if labels is None or dataset.generated is not None else dataset.x_train,
             environments=dataset.environments,
             seed=config.seed,
@@ -203,10 +204,10 @@ class Federation:
     def privacy(self, *, deployed: bool = False) -> Privacy | None:
         """Return the run's differential privacy, ``None`` without; see `build_privacy`."""
         privacy = build_privacy(self.config, self.algorithm, deployed=deployed)
-        if privacy is not None and self.task.buffer_layout.names:
+        if privacy is not None and (names := self.task.buffer_layout.names):
             raise ValueError(
-                f"differential-privacy: the model's {self.task.buffer_layout.names[0]!r}, a running statistic of the "
-                "clients' samples, would be sent without noise; use a model without BatchNorm"
+                f"differential-privacy: the model's {names[0]!r}, a running statistic of the clients' samples, would "
+                f"be sent without noise; {self.task.without(names[0])}"
             )
         return privacy
 

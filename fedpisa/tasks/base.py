@@ -285,6 +285,10 @@ class Task(ABC):
             isinstance(layer, MaskedBatchNorm) for layer in self.module.modules()
         )
 
+    def without(self, buffer: str) -> str:
+        """Return how to do without a buffer of the module's, as the end of the text of a refusal."""
+        return "use a model without buffers, such as one without BatchNorm"
+
     @property
     def draws_noise(self) -> bool:
         """Whether the losses depend on the samples' key. Each mini-batch then has a pass and a key of its own."""

@@ -141,6 +141,11 @@ class Control(Task):
             buffers_Q = self.buffer_layout.flatten(buffers, buffers_Q.dtype)
         return Pass(self.objective.loss(self.policy, outputs, y), buffers_Q, memory)
 
+    def without(self, buffer: str) -> str:
+        """Return how to do without a buffer; shared moments are the task's own."""
+        is_moment = buffer in (MEAN, CENTRE, SQUARE)
+        return 'set observation-norm = "personal" or "none"' if is_moment else super().without(buffer)
+
     def features(
         self, params_P: Tensor, buffers_Q: Tensor, x: Tensor, mask_B: Tensor | None, *, held: bool = False
     ) -> Tensor:
@@ -198,6 +203,11 @@ class Control(Task):
         device = next(self.module.parameters()).device
         return self.eval_outputs(torch.from_numpy(x).to(device, self.dtype))
 
+    def _acting(self, x: NDArray[np.float64]) -> Tensor:
+        """Return the outputs in the precision of training: a ratio to the probabilities of acting then begins at 1."""
+        with self._precision(next(self.module.parameters())):
+            return self._network(x).to(self.dtype)
+
     @contextmanager
     def _held(self, params_P: Tensor, buffers_Q: Tensor) -> Iterator[None]:
         with own_attributes(self.module), self.holding(params_P, buffers_Q):
@@ -236,7 +246,7 @@ class Control(Task):
             made = roll_out(
                 self.play,
                 self.policy,
-                self._network,
+                self._acting,
                 environments.of(client_id),
                 environments.rollout_steps,
                 generator(*stream),

@@ -32,12 +32,12 @@ class SampleQuality:
         Whether the features are those of a small classifier of the same data. The columns are then ``fid_own`` and
         ``kid_own``, because their numbers are not comparable with those of Inception.
     make_features
-        Function that makes the features' network, a function from samples to ``(n, D)``; called once, with the first
-        real samples that are compared.
+        Function that makes the features' network, a function from samples to ``(n, D)``; called once, when samples
+        are first compared.
     """
 
     def __init__(
-        self, count: int, is_own: bool, make_features: Callable[[Tensor], Callable[[Tensor], Tensor]]
+        self, count: int, is_own: bool, make_features: Callable[[], Callable[[Tensor], Tensor]]
     ) -> None:
         self.count, self.is_own, self.make_features = count, is_own, make_features
         self._features: Callable[[Tensor], Tensor] | None = None
@@ -52,7 +52,7 @@ class SampleQuality:
     def __call__(self, real: Tensor, generated: Tensor) -> dict[str, float]:
         """Return the distances by column."""
         if self._features is None:
-            self._features = self.make_features(real)
+            self._features = self.make_features()
         # Each evaluation has views of the same memory, which the kept ones hold on to.
         ours = next(
             (found for x, found in self._real if x.data_ptr() == real.data_ptr() and x.shape == real.shape),

@@ -26,6 +26,12 @@ from tests.control.walks import Walk
 from tests.runs.interrupted import assert_same, checkpoints, cut_short
 
 SEED_ROUND = 3
+PRIVATE = {
+    "differential-privacy": "central",
+    "clipping-norm": 0.5,
+    "noise-multiplier": 0.8,
+    "weighting": "uniform",
+}
 NO_MOMENTS = Moments.none((1,)), Moments.none((1,))
 
 
@@ -325,6 +331,22 @@ def test_policies_of_their_own_are_a_reference() -> None:
     assert (history["test_return_deviation"].dropna().iloc[1:] > 0).all()
 
 
+@pytest.mark.parametrize("autocast", ["none", "bfloat16"])
+@pytest.mark.parametrize("kind", ["continuous", "discrete"])
+def test_the_policy_that_acted_has_the_ratio_one(kind: str, autocast: str) -> None:
+    """PPO compares the probabilities of one network at two points, not those of two precisions."""
+    task = Federation(load_config(keys(kind, hidden_widths=[64, 64], autocast=autocast))).task
+    params_P, buffers_Q = task.initial_params(), task.initial_buffers()
+    params_P = params_P + 0.3 * torch.randn(params_P.shape, generator=torch.Generator().manual_seed(0))
+    made = task.rollouts.collected(0, 1, params_P, buffers_Q, task.rollouts.no_samples())
+    outputs, _ = task.outputs(task.layout.unflatten(params_P), buffers_Q, made["x"], None)
+    log_prob_B = task.policy.log_prob(outputs[:, :-1], made["y"][:, :-3])
+    assert float((log_prob_B - made["y"][:, -3]).abs().max()) <= 1e-5
+    with torch.no_grad(), task.holding(params_P, buffers_Q):
+        is_rounded = not torch.allclose(task.eval_outputs(made["x"]), outputs, rtol=1e-5)
+    assert is_rounded == (autocast == "bfloat16")
+
+
 def test_replies_are_checked_as_others_are() -> None:
     history = fedpisa.run(keys(dropout=0.2, nan=0.1, num_server_rounds=6, observation_norm="shared")).history
     assert np.isfinite(history["train_loss"].dropna()).all()
@@ -343,6 +365,11 @@ def test_replies_are_checked_as_others_are() -> None:
         ({"partitioner": "iid"}, 'set partitioner = "natural"'),
         ({"validation-fraction": 0.2}, "set validation-fraction = 0"),
         ({"kind": "discrete", "action-noise": "grid"}, "needs one continuous action"),
+        ({"observation-norm": "shared", **PRIVATE}, '; set observation-norm = "personal" or "none"$'),
+        (
+            {"observation-norm": "shared", "algorithm": "local"},
+            'own: set observation-norm = "personal" or "none"$',
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(options: dict[str, Any], message: str) -> None:

@@ -20,12 +20,14 @@ from torchvision.models.inception import BasicConv2d, InceptionE
 import fedpisa
 from fedpisa.clients.base import MiniBatches
 from fedpisa.clients.gradients import AutogradGradient
+from fedpisa.config.run import RunConfig
 from fedpisa.datasets.base import Dataset
 from fedpisa.families import models
 from fedpisa.models.gan import dcgan
 from fedpisa.plots.images import image_grid
 from fedpisa.report import write_report
 from fedpisa.rng import mix, normal, uniform
+from fedpisa.simulation.federation import Federation
 from fedpisa.simulation.stacked.gradients import StackedGradient
 from fedpisa.tasks._inception import inception, inception_features
 from fedpisa.tasks.frechet import frechet_distance, gaussian_distance, kernel_distance
@@ -343,6 +345,31 @@ def test_inception_is_that_of_tensorflow(tmp_path: Path) -> None:
     assert not torch.equal(features(image), features(1 - image))
 
 
+def test_the_range_of_pixels_is_that_of_all_test_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which set is compared first, such as one client's images, changes nothing."""
+    ranges: list[tuple[Tensor, Tensor]] = []
+
+    def features(path: str, low_C: Tensor, high_C: Tensor) -> Any:
+        ranges.append((low_C, high_C))
+        return lambda x: ((x - low_C[:, None, None]) / (high_C - low_C)[:, None, None]).clamp(0, 1).flatten(1)
+
+    monkeypatch.setattr("fedpisa.tasks._inception.inception_features", features)
+    found = []
+    for first in (0, 1):
+        federation = Federation(RunConfig.from_mapping({**RUN, "fid-features": "inception.safetensors"}))
+        task, x = federation.task, federation.test.x
+        dark = x[x.amax((1, 2, 3)) < x.max()][:20]
+        sets = {0: x, 1: dark}
+        values = {k: task.quality(sets[k], x[:8] / 2) for k in (first, 1 - first)}
+        found.append([values[0], values[1]])
+    assert found[0] == found[1]
+    wanted = x.min(), x.max()
+    assert all(
+        float(bound) == float(one) for bounds in ranges for bound, one in zip(bounds, wanted, strict=True)
+    )
+    assert len(ranges) == 2
+
+
 def test_a_wrong_file_of_weights_is_named(tmp_path: Path) -> None:
     save_file({"weight": torch.zeros(1)}, tmp_path / "other.safetensors")
     reasons = {
@@ -404,7 +431,7 @@ def test_the_features_of_real_samples_are_computed_once() -> None:
         sets.append(x)
         return x.flatten(1)
 
-    quality = SampleQuality(4, True, lambda real: features)
+    quality = SampleQuality(4, True, lambda: features)
     real, other = torch.arange(12.0).view(6, 2), torch.arange(8.0).view(4, 2)
     values = [quality(real[:], other) for _ in range(3)]
     assert values[0] == values[1] == values[2]
