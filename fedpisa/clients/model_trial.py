@@ -69,17 +69,22 @@ _WRITES: Final = (
 
 
 def _require_kept_tensors(task: Task, x: Tensor) -> None:
-    """Refuse a forward pass that puts other parameters, or buffers of other shapes, in the module."""
+    """Refuse a forward pass that puts other parameters, or buffers of other names or shapes, in the module."""
     params_P, buffers_Q = task.initial_params().to(x.device), task.initial_buffers().to(x.device)
     with torch.no_grad(), task.holding(params_P, buffers_Q):
         before = {name: (id(p), p.data_ptr()) for name, p in task.module.named_parameters()}
         _, buffers = task.outputs(None, buffers_Q, x, None)
+        new = [name for name, _ in task.module.named_parameters() if name not in before]
+        if new:
+            raise ValueError(f"the model's forward pass adds parameter {new[0]!r}: make it in __init__")
         if before != {name: (id(p), p.data_ptr()) for name, p in task.module.named_parameters()}:
             raise ValueError(_WRITES)
     wanted = dict(zip(task.buffer_layout.names, task.buffer_layout.shapes, strict=True))
     found = {name: tuple(buffer.shape) for name, buffer in buffers.items()}
     for name in {**wanted, **found}:
-        if wanted.get(name) != found.get(name):
+        if name not in wanted:
+            raise ValueError(f"the model's forward pass registers buffer {name!r}: register it in __init__")
+        if wanted[name] != found.get(name):
             raise ValueError(
                 f"the model's forward pass changes buffer {name!r} from shape {wanted.get(name)} to {found.get(name)}: "
                 "register it in the shape that it keeps"

@@ -154,17 +154,24 @@ def holding(
 
 @contextmanager
 def own_attributes(module: nn.Module) -> Iterator[None]:
-    """Restore the plain attributes of a module's layers at the end of the block, such as a count or a list of calls.
+    """Restore what a module's layers have at the end of the block, but no tensor's values.
+
+    These are plain attributes, such as a count or a list of calls, and the layers, parameters and buffers themselves.
 
     Examples
     --------
-    >>> module = nn.Identity()
+    >>> module = nn.Sequential(nn.Tanh())
     >>> with own_attributes(module):
-    ...     module.calls = 1
-    >>> hasattr(module, "calls")
-    False
+    ...     module.calls, module[0] = 1, nn.ReLU()
+    >>> hasattr(module, "calls"), module[0]
+    (False, Tanh())
     """
     before = [(layer, dict(vars(layer))) for layer in module.modules()]
+    tables: list[tuple[dict[str, Any], dict[str, Any]]] = [
+        (table, dict(table))
+        for layer, _ in before
+        for table in (layer._parameters, layer._buffers, layer._modules)
+    ]
     containers = [
         (value, copy(value))
         for _, attributes in before
@@ -181,6 +188,9 @@ def own_attributes(module: nn.Module) -> Iterator[None]:
             else:
                 container.clear()
                 container.extend(content) if isinstance(container, list) else container.update(content)
+        for table, content in tables:
+            table.clear()
+            table.update(content)
         for layer, attributes in before:
             attributes["training"] = layer.training
             vars(layer).clear()

@@ -128,6 +128,33 @@ class CountsInAnArray(Net):
         return h * (1 + float(self.seen[1000]) / 10)
 
 
+class BufferAfterAStep(Net):
+    """Registers a buffer where there was none; another client begins without it."""
+
+    def start(self) -> None:
+        self.calls, self.scale = 0, nn.Identity()
+
+    def change(self, h: Tensor) -> Tensor:
+        self.calls += 1
+        if self.calls == 2:
+            self.scale.register_buffer("late", h.new_tensor(0.5))
+        return h * getattr(self.scale, "late", 1.0)
+
+
+class LayerAfterAStep(Net):
+    """Puts another layer in the place of one."""
+
+    def start(self) -> None:
+        self.calls, self.last_but_one = 0, nn.Identity()
+
+    def change(self, h: Tensor) -> Tensor:
+        self.calls += 1
+        if self.calls == 2:
+            self.last_but_one = nn.ReLU()
+        result: Tensor = self.last_but_one(h)
+        return result
+
+
 def model(num_outputs: int, kind: str) -> nn.Module:
     return KINDS[kind](num_outputs)
 
@@ -195,12 +222,23 @@ class OtherParameter(nn.Linear):
         return super().forward(x)
 
 
+class LateParameter(nn.Linear):
+    def __init__(self, num_outputs: int) -> None:
+        super().__init__(6, num_outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and not hasattr(self, "scale"):
+            self.scale = nn.Parameter(x.new_ones(()))
+        return super().forward(x)
+
+
 @pytest.mark.parametrize("engine", ["loop", "auto"])
 @pytest.mark.parametrize(
     ("name", "cause"),
     [
         ("GrowingBuffer", r"changes buffer 'seen' from shape \(0,\) to \(2,\)"),
-        ("LateBuffer", r"changes buffer 'seen' from shape None to \(6,\)"),
+        ("LateBuffer", "registers buffer 'seen': register it in __init__"),
+        ("LateParameter", "adds parameter 'scale': make it in __init__"),
         ("StartedByData", "writes into its parameters"),
         ("OtherParameter", "writes into its parameters"),
     ],
