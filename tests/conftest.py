@@ -73,7 +73,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Parametrize each test by the cases, dtypes and engines that it requests and does not list."""
-    listed = {str(mark.args[0]) for mark in metafunc.definition.iter_markers("parametrize")}
+    marked = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
+    listed = {name for names in marked for name in (names.split(",") if isinstance(names, str) else names)}
     names = set(metafunc.fixturenames) - listed
     kinds: dict[str, list[Callable[[algorithms.Case], bool]]] = {
         "case": [],

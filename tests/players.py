@@ -1,8 +1,8 @@
-"""Small games for tests."""
+"""Small games for tests, and the toys on which tests of any task run: one of one player, and one of two."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
@@ -20,9 +20,11 @@ from fedpisa.tasks.losses import Loss
 from fedpisa.tasks.measures import Measure
 from fedpisa.tasks.players import Player, players_of
 from fedpisa.tasks.supervised import Supervised, supervised
-from tests.algorithms import fill, split
+from tests.algorithms import Case, Federation, fill, make, split
 
 SIZES = (7, 3, 12, 5)
+UNPLAYABLE = ("scaffnew", "moon", "local")
+"""Algorithms that cannot be played in turns."""
 
 
 def game(**keys: Any) -> Callable[[nn.Module], Task]:
@@ -73,6 +75,69 @@ def points(means: tuple[float, ...] = (3.0, -1.0, 2.0), sizes: tuple[int, ...] =
     rng = np.random.default_rng(2)
     x = [rng.normal(mean, 1.0, (size, 1)) for mean, size in zip(means, sizes, strict=True)]
     return {"x": np.concatenate(x), "y": np.zeros(sum(sizes), np.int64), "partition": split(sizes)}
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Toy:
+    """A small problem on which a test runs.
+
+    Parameters
+    ----------
+    name
+        Its name in the test's.
+    given
+        Arguments of `tests.algorithms.make`.
+    keys
+        Keys of a run's configuration: the task and the model.
+    turns
+        The players whose turns rounds 1, 2, ... are, repeated; none if the model is trained as one.
+    """
+
+    name: str
+    given: Mapping[str, Any]
+    keys: Mapping[str, object]
+    turns: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return self.name
+
+    def make(self, algorithm: Any, engine: str, **more: Any) -> Federation:
+        """Return a federation of six clients."""
+        return make(algorithm, engine, **{**self.given, **more})
+
+    def of(self, name: str, server_round: int = 1) -> str:
+        """Return the name of an array or metric of those that move in a round."""
+        return f"{self.turns[(server_round - 1) % len(self.turns)]}/{name}" if self.turns else name
+
+    def plays(self, name: str) -> bool:
+        """Whether an algorithm trains it."""
+        return not self.turns or name not in UNPLAYABLE
+
+
+ONE = Toy("one-player", {}, {"model": "logistic"})
+TWO = Toy(
+    "two-players",
+    {"module": small, "task_of": game(), "num_classes": None, **images((7, 3, 50, 2, 5, 12))},
+    {"task": "gan", "objective": "non-saturating", "model": "mlp-gan", "widths": [4], "latent": 2},
+    ("critic", "generator"),
+)
+TOYS = (ONE, TWO)
+
+
+def on_toys(cases: Iterable[Any], two: Iterable[str] | None = None) -> list[tuple[Any, ...]]:
+    """Return the toys with each case, which is a name, or begins with one, or is a `Case`.
+
+    ``two`` are the names that the toy of two players takes, by default all that can be played.
+    """
+    found = []
+    for toy in TOYS:
+        for case in cases:
+            parts = case if isinstance(case, tuple) else (case,)
+            name = parts[0].name if isinstance(parts[0], Case) else parts[0]
+            if toy is ONE or (toy.plays(name) and (two is None or name in two)):
+                found.append((toy, *parts))
+    return found
 
 
 class Net(nn.Module):

@@ -15,6 +15,7 @@ from fedpisa.flower.client_app import EARLIER_ROUND, EARLIER_STATE, STATE, STATE
 from fedpisa.flower.compat import encode, to_record
 from fedpisa.flower.messages import CONFIG, CONFIRMED_ROUND, SERVER_ROUND, STATE_LOST
 from fedpisa.storage.tensor_file import DamagedFileError
+from tests.players import Toy, on_toys
 
 OWNER = Owner("7", "sisa", "abc", 0)
 
@@ -112,9 +113,9 @@ def test_runs_and_algorithms_do_not_meet(tmp_path: Path) -> None:
     assert not StateFile(tmp_path, Owner("7", "pisa", "abc", 0)).read_into(RecordDict())
 
 
-@pytest.mark.parametrize("name", ["sisa", "scaffold", "iiadmm", "fedavg"])
-def test_a_repeated_message_gets_the_same_reply(lab: Any, name: str) -> None:
-    federation = lab.make(lab.Case(name, {}).build(), "loop")
+@pytest.mark.parametrize(("toy", "name"), on_toys(["sisa", "scaffold", "iiadmm", "fedavg"]), ids=str)
+def test_a_repeated_message_gets_the_same_reply(lab: Any, toy: Toy, name: str) -> None:
+    federation = toy.make(lab.Case(name, {}).build(), "loop")
     deliver, twice = federation.grid.exchange, []
 
     def exchange(requests: Any) -> Any:
@@ -127,7 +128,7 @@ def test_a_repeated_message_gets_the_same_reply(lab: Any, name: str) -> None:
     assert len(twice) == 4 * federation.data.num_clients
     for first, second in twice:
         assert encode(first.content) == encode(second.content)
-    once = lab.make(lab.Case(name, {}).build(), "loop").run(4)
+    once = toy.make(lab.Case(name, {}).build(), "loop").run(4)
     assert torch.equal(repeated.params, once.params)
 
 
@@ -148,18 +149,20 @@ def forget(federation: Any, client: int, at: int) -> list[Message]:
 
 
 @pytest.mark.parametrize(
-    ("name", "keys"),
-    [
-        *((name, {}) for name in ("scaffold", "feddyn", "fedadmm", "feddr", "iiadmm")),
-        *((name, {"absent": "fresh"}) for name in ("pisa", "sisa", "nsisa")),
-    ],
+    ("toy", "name", "keys"),
+    on_toys(
+        [
+            *((name, {}) for name in ("scaffold", "feddyn", "fedadmm", "feddr", "iiadmm")),
+            *((name, {"absent": "fresh"}) for name in ("pisa", "sisa", "nsisa")),
+        ]
+    ),
     ids=str,
 )
 def test_increments_begin_anew_when_a_client_lost_its_state(
-    lab: Any, name: str, keys: dict[str, object]
+    lab: Any, toy: Toy, name: str, keys: dict[str, object]
 ) -> None:
     """The server then restarts the algorithm from the current model and confirms no earlier round."""
-    federation = lab.make(lab.Case(name, keys).build(), "loop")
+    federation = toy.make(lab.Case(name, keys).build(), "loop")
     said = forget(federation, client=1, at=4)
     outcome = federation.run(4)
     assert [reply.error.code for reply in said] == [STATE_LOST]
@@ -170,9 +173,9 @@ def test_increments_begin_anew_when_a_client_lost_its_state(
     assert request.content[CONFIG][CONFIRMED_ROUND] == 0
 
 
-@pytest.mark.parametrize("name", ["sisa", "fedpd"])
-def test_absolute_uploads_go_on_with_a_zero_dual(lab: Any, name: str) -> None:
-    federation = lab.make(lab.Case(name, {}).build(), "loop")
+@pytest.mark.parametrize(("toy", "name"), on_toys(["sisa", "fedpd"]), ids=str)
+def test_absolute_uploads_go_on_with_a_zero_dual(lab: Any, toy: Toy, name: str) -> None:
+    federation = toy.make(lab.Case(name, {}).build(), "loop")
     said = forget(federation, client=1, at=4)
     federation.run(8)
     assert not said

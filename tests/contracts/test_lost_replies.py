@@ -12,6 +12,7 @@ from fedpisa import families
 from fedpisa.flower.messages import CONFIG, CONFIRMED_ROUND, SERVER_ROUND
 from fedpisa.rng import generator
 from tests.algorithms import FEDERATED
+from tests.players import TOYS, Toy, on_toys
 
 ROUNDS = 8
 LOST = {1: {0, 3}, 2: {0}, 4: {2, 3}, 5: {1}, 7: {4}}
@@ -57,9 +58,11 @@ FRESH = [
 """PISA's family with increments, with each memory that a preconditioner keeps."""
 
 
-@pytest.mark.parametrize(("name", "keys"), [*((name, {}) for name in INCREMENTAL), *FRESH], ids=str)
+@pytest.mark.parametrize(
+    ("toy", "name", "keys"), on_toys([*((name, {}) for name in INCREMENTAL), *FRESH]), ids=str
+)
 def test_a_lost_reply_is_like_a_lost_request(
-    lab: Any, name: str, keys: dict[str, object], engine: str
+    lab: Any, toy: Toy, name: str, keys: dict[str, object], engine: str
 ) -> None:
     """With incremental uploads, losing the reply and losing the request give the same model and states.
 
@@ -67,7 +70,7 @@ def test_a_lost_reply_is_like_a_lost_request(
     """
     case = lab.Case(name, keys)
     reply, request = (
-        lose(lab.make(case.build(), engine, fraction=0.9), what).run(ROUNDS)
+        lose(toy.make(case.build(), engine, fraction=0.9), what).run(ROUNDS)
         for what in ("replies", "requests")
     )
     assert lab.relative(reply.params, request.params) <= 1e-12
@@ -76,20 +79,23 @@ def test_a_lost_reply_is_like_a_lost_request(
         assert all(lab.relative(mine[name], other[name]) <= 1e-12 for name in mine)
 
 
+@pytest.mark.parametrize("toy", TOYS, ids=str)
 def test_without_confirmation_a_lost_reply_would_matter(
-    lab: Any, engine: str, monkeypatch: pytest.MonkeyPatch
+    lab: Any, toy: Toy, engine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SCAFFOLD ends elsewhere if a client keeps the state of a lost reply: the test above can fail."""
     algorithm = lab.Case("scaffold", {}).build()
-    request = lose(lab.make(algorithm, engine), "requests").run(ROUNDS)
+    request = lose(toy.make(algorithm, engine), "requests").run(ROUNDS)
     monkeypatch.setattr(type(algorithm.local_update), "incremental", False)
-    reply = lose(lab.make(algorithm, engine), "replies").run(ROUNDS)
+    reply = lose(toy.make(algorithm, engine), "replies").run(ROUNDS)
     assert lab.relative(reply.params, request.params) > 1e-3
 
 
-@pytest.mark.parametrize(("name", "keys"), [*((name, {}) for name in NAMES), *FRESH], ids=str)
-def test_only_those_who_need_it_are_told_what_arrived(lab: Any, name: str, keys: dict[str, object]) -> None:
-    federation = lab.make(lab.Case(name, keys).build(), "loop")
+@pytest.mark.parametrize(("toy", "name", "keys"), on_toys([*((name, {}) for name in NAMES), *FRESH]), ids=str)
+def test_only_those_who_need_it_are_told_what_arrived(
+    lab: Any, toy: Toy, name: str, keys: dict[str, object]
+) -> None:
+    federation = toy.make(lab.Case(name, keys).build(), "loop")
     seen: list[Any] = []
     deliver = federation.grid.exchange
 

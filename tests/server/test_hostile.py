@@ -22,6 +22,7 @@ from fedpisa.runs.simulation import Simulation
 from fedpisa.server.limited_log import LimitedLog
 from fedpisa.simulation.faults import CORRUPTIONS
 from fedpisa.simulation.federation import Federation
+from tests.players import ONE, TOYS, TWO, Toy, on_toys
 
 
 def script() -> Any:
@@ -36,14 +37,15 @@ def script() -> Any:
 
 LIES = script()
 ALGORITHMS = ("sisa", "fedavg", "scaffold")
+SUBJECTS = [*((ONE, name) for name in ALGORITHMS), (TWO, "sisa")]
 ROUNDS = 3
 Change = Callable[[Message], Message | None]
 
 
-def config(algorithm: str, **keys: Any) -> RunConfig:
+def config(algorithm: str, toy: Toy = ONE, **keys: Any) -> RunConfig:
     return RunConfig.from_mapping(
         {
-            "algorithm": algorithm, "dataset": "synthetic", "num-clients": 3, "num-server-rounds": ROUNDS,
+            **toy.keys, "algorithm": algorithm, "dataset": "synthetic", "num-clients": 3, "num-server-rounds": ROUNDS,
             "local-steps": 2, "dtype": "float64", "device": "cpu", "eval-every": 99, **keys,
         }
     )  # fmt: skip
@@ -53,19 +55,29 @@ class Run:
     """A run in which one node changes its replies in the given rounds."""
 
     def __init__(
-        self, algorithm: str, change: Change, when: Sequence[int] = range(1, ROUNDS + 1), **keys: Any
+        self,
+        algorithm: str,
+        change: Change,
+        when: Sequence[int] = range(1, ROUNDS + 1),
+        toy: Toy = ONE,
+        **keys: Any,
     ):
         def lie(request: Message, reply: Message, others: Sequence[Message]) -> Message | None:
             return change(reply) if LIES.round_of(request) in when else reply
 
-        self.simulation = Simulation(config(algorithm, **keys), lambda f: LIES.LyingGrid(f, lie))
+        self.simulation = Simulation(config(algorithm, toy, **keys), lambda f: LIES.LyingGrid(f, lie))
         self.rows = list(self.simulation.rows())[1:]
         self.params = to_tensors(self.simulation.model, torch.float64)["params"]
 
 
 @cache
-def lost(algorithm: str, when: tuple[int, ...], **keys: Any) -> torch.Tensor:
-    return Run(algorithm, lambda reply: None, when, **keys).params
+def lost(algorithm: str, when: tuple[int, ...], toy: Toy = ONE, **keys: Any) -> torch.Tensor:
+    return Run(algorithm, lambda reply: None, when, toy, **keys).params
+
+
+@cache
+def honest(algorithm: str, toy: Toy) -> Run:
+    return Run(algorithm, lambda reply: reply, toy=toy)
 
 
 def array(name: str, value: Callable[[Any], Any]) -> Change:
@@ -172,18 +184,18 @@ TABLE: dict[str, Change] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize(("toy", "algorithm"), SUBJECTS, ids=str)
 @pytest.mark.parametrize("name", TABLE)
 def test_a_reply_that_breaks_the_contract_is_a_lost_reply(
-    name: str, algorithm: str, caplog: pytest.LogCaptureFixture
+    name: str, toy: Toy, algorithm: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A wrong field, type or size gives one log line with the client, and the model without that reply."""
     when = (1, 3)
     with caplog.at_level(logging.WARNING):
-        run = Run(algorithm, TABLE[name], when)
-    assert torch.equal(run.params, lost(algorithm, when))
+        run = Run(algorithm, TABLE[name], when, toy)
+    assert torch.equal(run.params, lost(algorithm, when, toy))
     assert [(row["replies"], row["dropped_replies"]) for row in run.rows] == [(2, 1), (3, 0), (2, 1)]
-    assert run.rows[0]["bytes_up"] == run.rows[1]["bytes_up"] / 3 * 2
+    assert run.rows[0]["bytes_up"] == honest(algorithm, toy).rows[0]["bytes_up"] / 3 * 2
     lines = [record.getMessage() for record in caplog.records]
     if name != f"error {STATE_LOST}":
         assert len(lines) == len(when)
@@ -194,8 +206,8 @@ def test_a_reply_that_breaks_the_contract_is_a_lost_reply(
         assert len(line) < 450
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_metadata_and_strangers(algorithm: str, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(("toy", "algorithm"), on_toys(ALGORITHMS), ids=str)
+def test_metadata_and_strangers(toy: Toy, algorithm: str, caplog: pytest.LogCaptureFixture) -> None:
     """A reply with another node's number or without one has the effect of a lost reply."""
     for source in (999, -1, None, "4", [4]):
 
@@ -203,8 +215,8 @@ def test_metadata_and_strangers(algorithm: str, caplog: pytest.LogCaptureFixture
             reply.metadata.__dict__["_src_node_id"] = source
             return reply
 
-        run = Run(algorithm, disguised, (1, 3))
-        assert torch.equal(run.params, lost(algorithm, (1, 3)))
+        run = Run(algorithm, disguised, (1, 3), toy)
+        assert torch.equal(run.params, lost(algorithm, (1, 3), toy))
 
 
 def test_no_norm_lets_the_model_go_faster_every_round() -> None:
@@ -222,20 +234,22 @@ def test_no_norm_lets_the_model_go_faster_every_round() -> None:
     assert steps[-1] < 3 * steps[0]
 
 
-def test_what_was_kept_of_a_node_goes_after_three_refusals() -> None:
+@pytest.mark.parametrize("toy", TOYS, ids=str)
+def test_what_was_kept_of_a_node_goes_after_three_refusals(toy: Toy) -> None:
     """With ``absent = "keep"`` the node's last vector counts for two more rounds, and then no longer."""
     keys = {"num-server-rounds": 8}
     wrong = entry(METRICS, NUM_EXAMPLES, 10**9)
     later = tuple(range(3, 9))
-    refused = Run("sisa", wrong, later, **keys)
+    refused = Run("sisa", wrong, later, toy, **keys)
     server = refused.simulation.strategy.server
     assert server is not None
-    assert server["num-examples"].tolist()[2] == 0
-    assert (server["num-examples"][:2] > 0).all()
+    for kept in {toy.of("num-examples", server_round) for server_round in later}:
+        assert server[kept].tolist()[2] == 0
+        assert (server[kept][:2] > 0).all()
     for rounds in (3, 4):  # until then the refused replies have the effect of lost ones
         short = {"num-server-rounds": rounds}
-        assert torch.equal(Run("sisa", wrong, later, **short).params, lost("sisa", later, **short))
-    assert not torch.equal(refused.params, lost("sisa", later, **keys))
+        assert torch.equal(Run("sisa", wrong, later, toy, **short).params, lost("sisa", later, toy, **short))
+    assert not torch.equal(refused.params, lost("sisa", later, toy, **keys))
 
 
 SUMS: list[tuple[str, dict[str, Any]]] = [
@@ -245,21 +259,25 @@ SUMS: list[tuple[str, dict[str, Any]]] = [
 """Algorithms whose servers keep sums over clients, and nothing of a single one."""
 
 
-@pytest.mark.parametrize(("algorithm", "keys"), SUMS, ids=str)
-def test_a_sum_keeps_the_share_of_a_node_after_three_refusals(algorithm: str, keys: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("toy", "algorithm", "keys"), on_toys(SUMS), ids=str)
+def test_a_sum_keeps_the_share_of_a_node_after_three_refusals(
+    toy: Toy, algorithm: str, keys: dict[str, Any]
+) -> None:
     """The node goes on from its last confirmed state, and its refused replies have the effect of lost ones."""
     keys = {**keys, "num-server-rounds": 9}
     wrong, when = entry(METRICS, NUM_EXAMPLES, 10**9), (3, 4, 5, 6)
-    assert torch.equal(Run(algorithm, wrong, when, **keys).params, lost(algorithm, when, **keys))
+    refused = Run(algorithm, wrong, when, toy, **keys)
+    assert torch.equal(refused.params, lost(algorithm, when, toy, **keys))
 
 
-@pytest.mark.parametrize(("algorithm", "keys"), [*SUMS, ("iiadmm", {})], ids=str)
+@pytest.mark.parametrize(("toy", "algorithm", "keys"), on_toys([*SUMS, ("iiadmm", {})]), ids=str)
 def test_a_client_can_lose_its_state_once(
-    algorithm: str, keys: dict[str, Any], caplog: pytest.LogCaptureFixture
+    toy: Toy, algorithm: str, keys: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     """The first report restarts all clients; later reports have the effect of lost replies."""
     with caplog.at_level(logging.WARNING):
-        run = Run(algorithm, error(STATE_LOST, "lost"), (2, 4, 6, 8), **{"num-server-rounds": 9, **keys})
+        wrong = error(STATE_LOST, "lost")
+        run = Run(algorithm, wrong, (2, 4, 6, 8), toy, **{"num-server-rounds": 9, **keys})
     assert caplog.text.count("all clients begin anew") == 1
     assert [row["replies"] for row in run.rows] == [3, 2, 3, 2, 3, 2, 3, 2, 3]
 
@@ -273,10 +291,11 @@ def test_the_log_does_not_fill(caplog: pytest.LogCaptureFixture) -> None:
     assert len(caplog.records) == 200 + 4
 
 
+@pytest.mark.parametrize("toy", TOYS, ids=str)
 @pytest.mark.parametrize("absent", ["keep", "drop"])
-def test_the_claimed_size_is_the_reported_one(absent: str) -> None:
+def test_the_claimed_size_is_the_reported_one(toy: Toy, absent: str) -> None:
     """A plausible size is refused if it differs from the size reported before round 1."""
     federation = Federation(config("sisa"))
     size = int(federation.data.sizes_N[LIES.LIAR])
-    run = Run("sisa", entry(METRICS, NUM_EXAMPLES, size + 1), (1, 3), absent=absent)
-    assert torch.equal(run.params, lost("sisa", (1, 3), absent=absent))
+    run = Run("sisa", entry(METRICS, NUM_EXAMPLES, size + 1), (1, 3), toy, absent=absent)
+    assert torch.equal(run.params, lost("sisa", (1, 3), toy, absent=absent))

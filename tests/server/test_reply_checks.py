@@ -18,6 +18,8 @@ from fedpisa.server.reply_checks import Contract, RefusedError
 from fedpisa.server.reply_filter import ReplyFilter
 from fedpisa.server.reply_spec import reply_spec
 from fedpisa.simulation.contexts import transport
+from tests.algorithms import Case, cases
+from tests.players import TOYS, Toy, on_toys, tracked
 
 NAMES = tuple(families.available("algorithm"))
 LENGTH = 5
@@ -178,28 +180,35 @@ def test_a_reply_with_an_error_or_without_content(lab: Any) -> None:
         CONTRACT.check(failed)
 
 
-def test_the_outline_is_what_clients_send(lab: Any, case: Any) -> None:
-    """Names, shapes and metrics, derived without data, equal those of a real round."""
-    federation = lab.make(case.build(), "vmap")
+OUTLINED = [(toy, case) for toy, case in on_toys(cases()) if not (toy.turns and case.values)]
+
+
+@pytest.mark.parametrize(("toy", "case"), OUTLINED, ids=str)
+def test_the_outline_is_what_clients_send(toy: Toy, case: Case) -> None:
+    """Names, shapes and metrics, derived without data, equal those of a real round of each player."""
+    federation = toy.make(case.build(), "vmap")
     server = federation.algorithm.init(federation.task.initial_params(), federation.task.layout)
-    found = reply_spec(
-        federation.algorithm.local_update, 1, federation.algorithm.broadcast(server), federation.task.layout
-    )
-    federation.strategy.start_from(federation.initial)
-    requests = federation.strategy.configure_train(1, federation.initial, ConfigRecord(), federation.grid)
-    replies = federation.grid.send_and_receive(requests)
-    assert found.upload == {name: tuple(value.shape[1:]) for name, value in replies.uploads_S.items()}
-    assert found.metrics == set(replies.metrics_S) - {"train-loss", "local-steps"}
+    model = federation.strategy.start_from(federation.initial)
+    for server_round in range(1, 1 + max(1, len(toy.turns))):
+        down = federation.algorithm.at_round(server_round).broadcast(server)
+        found = reply_spec(federation.algorithm.local_update, server_round, down, federation.task.layout)
+        requests = federation.strategy.configure_train(server_round, model, ConfigRecord(), federation.grid)
+        replies = federation.grid.send_and_receive(requests)
+        assert found.upload == {name: tuple(value.shape[1:]) for name, value in replies.uploads_S.items()}
+        assert found.metrics == set(replies.metrics_S) - {"train-loss", "local-steps"}
+        assert all(name.startswith(toy.of("", server_round)) for name in found.upload)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_screening_changes_nothing_where_all_is_well(lab: Any, name: str, engine: str) -> None:
+@pytest.mark.parametrize(
+    ("toy", "name"), on_toys(NAMES, ("pisa", "sisa", "fedavg", "scaffold", "fedsgd")), ids=str
+)
+def test_screening_changes_nothing_where_all_is_well(lab: Any, toy: Toy, name: str, engine: str) -> None:
     """Valid replies give the same model bit for bit with and without screening.
 
     The uploads include BatchNorm's buffers.
     """
-    module = lambda: torch.nn.Sequential(torch.nn.BatchNorm1d(4), lab.mlp())  # noqa: E731
-    trusting, wary = (lab.make(lab.Case(name, {}).build(), engine, module=module) for _ in range(2))
+    module = tracked if toy.turns else lambda: torch.nn.Sequential(torch.nn.BatchNorm1d(4), lab.mlp())
+    trusting, wary = (toy.make(lab.Case(name, {}).build(), engine, module=module) for _ in range(2))
     wary.strategy = screening(wary)
     assert torch.equal(trusting.run(3).params, wary.run(3).params)
     clients = wary.data.num_clients
@@ -214,20 +223,22 @@ def screening(federation: Any, **options: Any) -> AlgorithmStrategy:
     )
 
 
+@pytest.mark.parametrize("toy", TOYS, ids=str)
 def test_bad_replies_are_dropped_by_name_and_the_round_goes_on(
-    lab: Any, engine: str, caplog: pytest.LogCaptureFixture
+    lab: Any, toy: Toy, engine: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The model is that of the valid replies.
 
     A second reply and a stranger's reply are dropped too.
     """
-    bad, good = (lab.make(lab.Case("sisa", {}).build(), engine) for _ in range(2))
+    bad, good = (toy.make(lab.Case("sisa", {}).build(), engine) for _ in range(2))
+    z = toy.of("z")
     bad.strategy, good.strategy = screening(bad), screening(good)
     deliver = bad.grid.exchange
 
     def spoil(requests: Any) -> list[Message]:
         replies = list(deliver(requests))
-        replies[2].content[ARRAYS]["z"] = Array(np.full(3, np.nan))
+        replies[2].content[ARRAYS][z] = Array(np.full(3, np.nan))
         replies[0].metadata.__dict__["_src_node_id"] = 999
         return [*replies, replies[1]]
 
@@ -241,15 +252,16 @@ def test_bad_replies_are_dropped_by_name_and_the_round_goes_on(
     clients = bad.data.num_clients
     metrics = bad.history[0].train_metrics
     assert (metrics["replies"], metrics["dropped-replies"]) == (clients - 2, 3)
-    assert "round 1: reply of client 2 refused: z is float64 of shape (3,), not" in caplog.text
+    assert f"round 1: reply of client 2 refused: {z} is float64 of shape (3,), not" in caplog.text
     assert "reply of node 999 refused: it was not asked" in caplog.text
     assert "reply of client 1 refused: it has replied already" in caplog.text
 
 
+@pytest.mark.parametrize("toy", TOYS, ids=str)
 def test_with_too_few_replies_the_model_stays(
-    lab: Any, engine: str, caplog: pytest.LogCaptureFixture
+    lab: Any, toy: Toy, engine: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    federation = lab.make(lab.Case("scaffold", {}).build(), engine)
+    federation = toy.make(lab.Case("scaffold", {}).build(), engine)
     federation.strategy = screening(federation, min_replies=4)
     deliver = federation.grid.exchange
     federation.grid.exchange = lambda requests: list(deliver(requests))[:3]
@@ -260,7 +272,8 @@ def test_with_too_few_replies_the_model_stays(
     assert "round 2: 3 replies, and min-replies is 4: the model stays as it is" in caplog.text
 
 
-def test_the_bound_on_norms_is_the_users(lab: Any) -> None:
-    federation = lab.make(lab.Case("fedavg", {}).build(), "loop")
+@pytest.mark.parametrize("toy", TOYS, ids=str)
+def test_the_bound_on_norms_is_the_users(lab: Any, toy: Toy) -> None:
+    federation = toy.make(lab.Case("fedavg", {}).build(), "loop")
     federation.strategy = screening(federation, max_upload_norm=1e-6)
     assert federation.run(1).history[0].train_metrics["replies"] < federation.data.num_clients

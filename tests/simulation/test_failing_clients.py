@@ -12,6 +12,7 @@ from fedpisa.clients.client import Client
 from fedpisa.simulation.stacked.client_states import StackedStates
 from fedpisa.simulation.stacked.grid import VmapGrid
 from tests.contracts.test_lost_replies import lose
+from tests.players import TOYS, Toy, on_toys
 
 FAILURES = {2: {1}, 4: {0, 3}}
 
@@ -34,14 +35,19 @@ def fail(monkeypatch: pytest.MonkeyPatch, failures: dict[int, set[int]]) -> None
     monkeypatch.setattr(VmapGrid, "_in_blocks", together)
 
 
-@pytest.mark.parametrize("name", ["sisa", "fedavg", "scaffold"])
+@pytest.mark.parametrize(("toy", "name"), on_toys(["sisa", "fedavg", "scaffold"]), ids=str)
 def test_it_is_as_if_the_client_had_not_been_asked(
-    lab: Any, engine: str, name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    lab: Any,
+    engine: str,
+    toy: Toy,
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A failure has the effect of a lost request. It is counted and logged in one line."""
-    absent = lose(lab.make(lab.Case(name, {}).build(), engine), "requests", FAILURES).run(5)
+    absent = lose(toy.make(lab.Case(name, {}).build(), engine), "requests", FAILURES).run(5)
     fail(monkeypatch, FAILURES)
-    failing = lab.make(lab.Case(name, {}).build(), engine)
+    failing = toy.make(lab.Case(name, {}).build(), engine)
     with caplog.at_level(logging.WARNING, "fedpisa"):
         failing.run(5)
     assert lab.relative(failing.params, absent.params) <= 1e-12
@@ -55,24 +61,26 @@ def test_it_is_as_if_the_client_had_not_been_asked(
     ]
 
 
-def test_all_may_fail_later(lab: Any, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("toy", TOYS, ids=str)
+def test_all_may_fail_later(lab: Any, toy: Toy, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """If all clients fail in a later round, the model does not change in that round."""
     fail(monkeypatch, {2: set(range(len(lab.SIZES)))})
     models = [
         finished.arrays["params"].numpy()
-        for finished in lab.make(lab.Case("sisa", {}).build(), engine).rounds(3)
+        for finished in toy.make(lab.Case("sisa", {}).build(), engine).rounds(3)
     ]
     assert (models[1] == models[0]).all()
     assert not (models[2] == models[1]).all()
 
 
+@pytest.mark.parametrize("toy", TOYS, ids=str)
 def test_if_all_fail_from_the_start_the_cause_is_raised(
-    lab: Any, engine: str, monkeypatch: pytest.MonkeyPatch
+    lab: Any, toy: Toy, engine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If all clients fail from the first round on, the run ends with the cause of the failure."""
     fail(monkeypatch, {t: set(range(len(lab.SIZES))) for t in range(1, 9)})
     with pytest.raises((RuntimeError, ArithmeticError), match="no step"):
-        lab.make(lab.Case("sisa", {}).build(), engine).run(8)
+        toy.make(lab.Case("sisa", {}).build(), engine).run(8)
     assert torch.is_grad_enabled()
 
 
