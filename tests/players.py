@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from abc import ABC
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any, final
+from typing import Any, Self, final
 
 import numpy as np
 import torch
@@ -152,9 +153,103 @@ class Net(nn.Module):
         return self.net(x)
 
 
+class ToyTask(Task, ABC):
+    """A task of a test."""
+
+    def with_module(self, module: nn.Module, *, autocast: bool = False) -> Self:
+        """Return the task of another module."""
+        return replace(self, module=module, autocast=autocast)
+
+    def closed_form(self, num_outputs: int) -> Loss | None:
+        """Return ``None``."""
+        return None
+
+
+class Pull(nn.Module):
+    """Two vectors ``a`` and ``b`` of 4 numbers; a sample is a curvature ``h`` and the vectors ``p`` and ``q``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = (nn.Linear(4, 1, bias=False) for _ in range(2))
+        for layer in (self.left, self.right):
+            nn.init.zeros_(layer.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``h ||a - p||^2 / 2``, ``h ||b - q||^2 / 2`` and ``a'b`` of each sample."""
+        a, b = self.left.weight, self.right.weight
+        own = [0.5 * x[:, 0] * (w - wanted).square().sum(1) for w, wanted in ((a, x[:, 1:5]), (b, x[:, 5:]))]
+        return torch.stack([*own, (a * b).sum().expand(len(x))], 1)
+
+
 @final
 @dataclass(frozen=True)
-class Alone(Task):
+class Tug(ToyTask):
+    """A game with one equilibrium: ``left`` adds ``c a'b`` to its term of `Pull`, and ``right`` subtracts it."""
+
+    c: float = field(default=0.5, kw_only=True)
+
+    @property
+    def players(self) -> tuple[Player, ...]:
+        """Both vectors."""
+        return players_of(self.module, self.turns)
+
+    @property
+    def turns(self) -> tuple[str, ...]:
+        """One after the other."""
+        return ("left", "right")
+
+    @property
+    def measures(self) -> tuple[Measure, ...]:
+        """None."""
+        return ()
+
+    def losses(
+        self,
+        params: Mapping[str, Tensor] | None,
+        buffers_Q: Tensor,
+        samples: Samples,
+        extra: FeatureLoss | None = None,
+        memory: Mapping[str, Tensor] = MappingProxyType({}),
+        player: str | None = None,
+    ) -> Pass:
+        """Return a player's losses, or the sum of both."""
+        left_B, right_B, coupling_B = self.outputs(params, buffers_Q, samples.x, samples.real_B)[0].unbind(1)
+        of = {"left": left_B + self.c * coupling_B, "right": right_B - self.c * coupling_B}
+        return Pass(of[player] if player else left_B + right_B, buffers_Q, memory)
+
+    def sample_scores(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        """Return the sums of both losses."""
+        return {"loss": self.losses(None, x.new_zeros(0), Samples(x, y)).losses_B}
+
+    def combine(self, means: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the means."""
+        return dict(means)
+
+    def evaluate(self, params_P: Tensor, buffers_Q: Tensor, x: Tensor, y: Tensor) -> dict[str, float]:
+        """Return the mean of both losses."""
+        with self.holding(params_P, buffers_Q):
+            return {"loss": float(self.sample_scores(x, y)["loss"].mean())}
+
+
+def tug(num_clients: int = 6) -> tuple[dict[str, Any], np.ndarray]:
+    """Return the arguments of `make` for `Tug` with clients of different samples, and its equilibrium.
+
+    With means over all samples, ``h a + c b = hp`` and ``h b - c a = hq``.
+    """
+    rng, sizes = np.random.default_rng(3), np.arange(3, 3 + num_clients)
+    centres = np.repeat(rng.normal(size=(num_clients, 8)), sizes, 0)
+    h = rng.uniform(0.5, 1.5, (sizes.sum(), 1))
+    x = np.hstack([h, centres + rng.normal(size=centres.shape)])
+    c, (p, q) = Tug(Pull()).c, (h * x[:, 1:]).mean(0).reshape(2, 4)
+    pair = np.array([[h.mean(), c], [-c, h.mean()]])
+    given = {"module": Pull, "task_of": Tug, "num_classes": None}
+    data = {"x": x, "y": np.zeros(len(x), np.int64), "partition": split(sizes.tolist())}
+    return {**given, **data}, np.linalg.solve(pair, np.stack([p, q])).ravel()
+
+
+@final
+@dataclass(frozen=True)
+class Alone(ToyTask):
     """A classification as a game of one player."""
 
     within: bool = field(default=False, kw_only=True)
@@ -183,14 +278,6 @@ class Alone(Task):
     def measures(self) -> tuple[Measure, ...]:
         """Those of the plain task."""
         return self.plain.measures
-
-    def with_module(self, module: nn.Module, *, autocast: bool = False) -> Alone:
-        """Return the task of another module."""
-        return replace(self, module=module, autocast=autocast)
-
-    def closed_form(self, num_outputs: int) -> Loss | None:
-        """Return ``None``."""
-        return None
 
     def losses(
         self,

@@ -22,6 +22,7 @@ from fedpisa.runs.results import load_result
 from fedpisa.runs.runner import Simulation, run
 from fedpisa.runs.signals import SIGNALS, Interrupted, ignore_second_signal, postponed
 from fedpisa.storage import files
+from tests.players import TWO
 from tests.runs.interrupted import SMALL, assert_same, checkpoints, cut_short, rows
 
 # -------------------------------------------------------------------------------------------- signals
@@ -248,11 +249,12 @@ KILLED: list[dict[str, object]] = [
     {"algorithm": "feddyn", "engine": "loop"},
     {"algorithm": "sisa", "engine": "vmap", "absent": "fresh"},
     {"algorithm": "pisa", "engine": "loop", "preconditioner": "adam", "checkpoint-every": 2},
+    {**TWO.keys, "algorithm": "sisa", "engine": "loop", "absent": "fresh"},
 ]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", KILLED, ids=lambda config: f"{config['algorithm']}-{config['engine']}")
+@pytest.mark.parametrize("config", KILLED, ids=lambda config: "-".join(map(str, config.values())))
 def test_killed_at_random_moments(
     config: Mapping[str, object], tmp_path: Path, in_child: Any, ended: Any
 ) -> None:

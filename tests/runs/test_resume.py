@@ -20,6 +20,7 @@ from fedpisa.runs.results import Result
 from fedpisa.runs.runner import Simulation, run
 from fedpisa.storage import checkpoint, files
 from fedpisa.storage.checkpoint import Checkpoint
+from tests.players import ONE, TWO, Toy, on_toys
 from tests.runs.interrupted import (
     SMALL,
     KilledError,
@@ -33,10 +34,27 @@ from tests.runs.interrupted import (
 # ------------------------------------------------------------------------------------------ bit by bit
 
 
-@pytest.mark.parametrize("engine", ["vmap", "loop"])
-@pytest.mark.parametrize("algorithm", list(families.available("algorithm")))
-def test_every_algorithm_goes_on_bit_by_bit(algorithm: str, engine: str, tmp_path: Path) -> None:
-    config = {**SMALL, "algorithm": algorithm, "engine": engine}
+def small(toy: Toy) -> dict[str, object]:
+    """Return the keys of a small run on a toy."""
+    return {**{key: value for key, value in SMALL.items() if key != "model"}, **toy.keys}
+
+
+ALGORITHMS = families.available("algorithm")
+STATEFUL = ("pisa", "sisa", "fedavg", "scaffold", "fedsgd", "feddyn", "fedpd", "iiadmm")
+"""One algorithm for each kind of state."""
+
+
+@pytest.mark.parametrize(
+    ("toy", "algorithm", "engine"),
+    [
+        (toy, name, engine)
+        for toy, name in on_toys(ALGORITHMS, STATEFUL)
+        for engine in ("vmap", "loop")[: 1 if toy.turns else 2]
+    ],
+    ids=str,
+)
+def test_every_algorithm_goes_on_bit_by_bit(toy: Toy, algorithm: str, engine: str, tmp_path: Path) -> None:
+    config = {**small(toy), "algorithm": algorithm, "engine": engine}
     run(config, tmp_path / "whole")
     rng = random.Random(f"{algorithm} {engine}")
     directory = cut_short(config, tmp_path / "cut", rng.randrange(0, 7))
@@ -62,6 +80,10 @@ def test_every_algorithm_goes_on_bit_by_bit(algorithm: str, engine: str, tmp_pat
         {"algorithm": "fedavg", "momentum": 0.9, "fraction-train": 1.0},
         {"algorithm": "sisa", "model": "test_resume_model:normalised"},
         {"algorithm": "scaffold", "model": "test_resume_model:dropping", "exact-diagnostics": True},
+        {**TWO.keys, "algorithm": "sisa", "fraction-train": 0.6, "generator-average": 0.5},
+        {**TWO.keys, "algorithm": "pisa", "absent": "fresh", "dropout": 0.2, "critic-steps": 2},
+        {**TWO.keys, "algorithm": "fedsgd", "optimizer": "adam", "same-noise": True},
+        {**TWO.keys, "algorithm": "sisa", "turns-within": True, "absent": "fresh"},
     ],
     ids=lambda config: "-".join(map(str, config.values())),
 )
@@ -114,11 +136,15 @@ def test_a_snapshot_holds_only_clients_that_took_part() -> None:
 
 @pytest.mark.parametrize("engine", ["vmap", "loop"])
 @pytest.mark.parametrize("memory", [0, 10**9])
-@pytest.mark.parametrize("algorithm", ["pisa", "iiadmm", "scaffold"])
-def test_a_snapshot_stays_as_it_is(algorithm: str, memory: int, engine: str) -> None:
+@pytest.mark.parametrize(
+    ("toy", "algorithm"),
+    [*((ONE, name) for name in ("pisa", "iiadmm", "scaffold")), (TWO, "iiadmm")],
+    ids=str,
+)
+def test_a_snapshot_stays_as_it_is(toy: Toy, algorithm: str, memory: int, engine: str) -> None:
     """Later rounds change the server's memory of its clients, also in files, but not the snapshot."""
     keys = {"algorithm": algorithm, "fraction-train": 0.5, "state-memory": memory, "engine": engine}
-    config = runner.load_config({**SMALL, **keys})
+    config = runner.load_config({**small(toy), **keys})
     simulation = Simulation(config)
     rows = simulation.rows()
     for _ in range(3):

@@ -17,6 +17,7 @@ from fedpisa.flower.messages import METRICS
 from fedpisa.server.algorithm_strategy import AlgorithmStrategy
 from fedpisa.server.reply_filter import MAX_UPLOAD_NORM, ReplyFilter
 from fedpisa.simulation.faults import CORRUPTIONS, Faults, FaultyGrid
+from tests.players import TOYS, Toy, on_toys
 
 RATES = ("dropout", "crash", "late", "nan", "corrupt")
 
@@ -40,9 +41,9 @@ def only(monkeypatch: pytest.MonkeyPatch, **clients: set[int]) -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["sisa", "scaffold", "fedavg"])
-def test_without_faults_it_is_as_if_nothing_stood_between(lab: Any, name: str, engine: str) -> None:
-    plain, wrapped = (lab.make(lab.Case(name, {}).build(), engine) for _ in range(2))
+@pytest.mark.parametrize(("toy", "name"), on_toys(["sisa", "scaffold", "fedavg"]), ids=str)
+def test_without_faults_it_is_as_if_nothing_stood_between(lab: Any, toy: Toy, name: str, engine: str) -> None:
+    plain, wrapped = (toy.make(lab.Case(name, {}).build(), engine) for _ in range(2))
     assert torch.equal(faulty(wrapped, Faults()).run(4).params, plain.run(4).params)
 
 
@@ -65,30 +66,32 @@ def test_each_happens_as_often_as_asked_and_by_itself(what: str) -> None:
     ("what", "moves", "counted"),
     [("dropout", False, 0), ("crash", False, 1), ("late", True, 0), ("nan", True, 1), ("corrupt", True, 1)],
 )
+@pytest.mark.parametrize("toy", TOYS, ids=str)
 def test_what_they_do_to_client_and_server(
-    lab: Any, engine: str, monkeypatch: pytest.MonkeyPatch, what: str, moves: bool, counted: int
+    lab: Any, toy: Toy, engine: str, monkeypatch: pytest.MonkeyPatch, what: str, moves: bool, counted: int
 ) -> None:
     """The server gets no valid reply of client 2, and the other clients are unaffected.
 
     The kind of fault decides whether client 2's state changes.
     """
     only(monkeypatch, **{what: {2}})
-    federation = faulty(lab.make(lab.Case("sisa", {}).build(), engine), Faults())
+    federation = faulty(toy.make(lab.Case("sisa", {}).build(), engine), Faults())
     federation.run(1)
     metrics = federation.history[0].train_metrics
     assert (metrics["replies"], metrics["dropped-replies"]) == (federation.data.num_clients - 1, counted)
     assert [bool(state) for state in federation.states()] == [i != 2 or moves for i in range(6)]
-    assert federation.strategy.server["num-examples"][2] == 0
+    assert federation.strategy.server[toy.of("num-examples")][2] == 0
 
-    without = lab.make(lab.Case("sisa", {}).build(), engine)
+    without = toy.make(lab.Case("sisa", {}).build(), engine)
     deliver = without.grid.exchange
     without.grid.exchange = lambda requests: [r for i, r in enumerate(deliver(requests)) if i != 2]
     assert torch.equal(without.run(1).params, federation.params)
 
 
 @pytest.mark.parametrize("corruption", CORRUPTIONS, ids=lambda corruption: corruption.__name__.strip("_"))
-def test_every_corruption_is_noticed(lab: Any, engine: str, corruption: Any) -> None:
-    federation = faulty(lab.make(lab.Case("scaffold", {}).build(), engine), Faults())
+@pytest.mark.parametrize("toy", TOYS, ids=str)
+def test_every_corruption_is_noticed(lab: Any, toy: Toy, engine: str, corruption: Any) -> None:
+    federation = faulty(toy.make(lab.Case("scaffold", {}).build(), engine), Faults())
     federation.strategy.start_from(federation.initial)
     requests = federation.strategy.configure_train(1, federation.initial, ConfigRecord(), federation.grid)
     replies = list(federation.grid.send_and_receive(requests))
@@ -98,18 +101,21 @@ def test_every_corruption_is_noticed(lab: Any, engine: str, corruption: Any) -> 
 
 
 @pytest.mark.parametrize("what", ["nan", "corrupt"])
-@pytest.mark.parametrize("algorithm", available("algorithm"))
-def test_a_run_of_any_algorithm_survives_faulty_replies_alone(algorithm: str, what: str) -> None:
+@pytest.mark.parametrize(
+    ("toy", "algorithm"), on_toys(available("algorithm"), ("sisa", "fedavg", "scaffold", "fedsgd")), ids=str
+)
+def test_a_run_of_any_algorithm_survives_faulty_replies_alone(toy: Toy, algorithm: str, what: str) -> None:
     """No reply counts. That of a reference may have no arrays to damage."""
-    keys = {"model": "logistic", "num-clients": 3, "num-server-rounds": 6, "algorithm": algorithm, what: 1.0}
+    keys = {**toy.keys, "num-clients": 3, "num-server-rounds": 6, "algorithm": algorithm, what: 1.0}
     result = fedpisa.run(keys)
     assert result.status == "finished"
     if what == "corrupt":
         assert (result.history["replies"].iloc[1:] == 0).all()
 
 
+@pytest.mark.parametrize("toy", TOYS, ids=str)
 def test_a_late_reply_of_an_increment_is_taken_back(
-    lab: Any, engine: str, monkeypatch: pytest.MonkeyPatch
+    lab: Any, toy: Toy, engine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A late reply has the same effect as a lost request."""
     runs = []
@@ -120,7 +126,7 @@ def test_a_late_reply_of_an_increment_is_taken_back(
                 "happens",
                 lambda self, kind, ids_S, t, what=what: (ids_S + t) % 4 == 0 if kind == what else ids_S < 0,
             )
-            runs.append(faulty(lab.make(lab.Case("scaffold", {}).build(), engine), Faults()).run(9).params)
+            runs.append(faulty(toy.make(lab.Case("scaffold", {}).build(), engine), Faults()).run(9).params)
     assert lab.relative(*runs) <= 1e-12
 
 
@@ -181,22 +187,26 @@ def test_a_tenth_dropped_and_a_twentieth_corrupt_cost_less_than_two_points(
     assert accuracy[1] > accuracy[0] - 0.02
 
 
-def test_both_engines_meet_the_same_faults() -> None:
-    keys = {"algorithm": "scaffold", "model": "logistic", "num-server-rounds": 8, "dtype": "float64"}
+@pytest.mark.parametrize("toy", TOYS, ids=str)
+def test_both_engines_meet_the_same_faults(toy: Toy) -> None:
+    keys = {"algorithm": "scaffold", **toy.keys, "num-server-rounds": 8, "dtype": "float64"}
     rates = dict.fromkeys(RATES, 0.1)
     loop, vmap = (fedpisa.run({**keys, **rates, "engine": engine}) for engine in ("loop", "vmap"))
     for name, value in loop.parameters.items():
         assert np.abs(value - vmap.parameters[name]).max() <= 1e-12
     assert loop.history["dropped_replies"].equals(vmap.history["dropped_replies"])
+    replies = loop.history["replies"].dropna()
+    assert 1 <= replies.min() < replies.mean() < 10
 
 
-def test_a_run_with_faults_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("toy", TOYS, ids=str)
+def test_a_run_with_faults_goes_on_to_the_same_bytes(toy: Toy, tmp_path: Path) -> None:
     def stop(event: object) -> None:
         if getattr(event, "row", {}).get("round") == 5:
             raise KeyboardInterrupt
 
     config = RunConfig.from_mapping(
-        {"algorithm": "feddyn", "model": "logistic", "num-server-rounds": 9, "checkpoint-every": 2}
+        {"algorithm": "feddyn", **toy.keys, "num-server-rounds": 9, "checkpoint-every": 2}
         | dict.fromkeys(RATES, 0.15)
     )
     fedpisa.run(config, tmp_path / "whole")
