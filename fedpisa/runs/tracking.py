@@ -202,12 +202,11 @@ class TensorBoard(Tracker):
 class MLflow(Tracker):
     """Logs the resolved configuration as parameters and every column as a metric, with the round as step.
 
-    Samples are artifacts, under their names in the run's directory.
-
     The store is the one set by ``MLFLOW_TRACKING_URI`` or ``mlflow.set_tracking_uri``, and otherwise the database
     ``mlruns/mlflow.db`` in the run's directory. The experiment's name is ``MLFLOW_EXPERIMENT_NAME``, by default
     ``fedpisa``. ``mlflow.json`` in the run's directory holds the id of the MLflow run, so that a resumed run continues
-    it. If the store fails, the run ends with status ``failed`` and keeps its rounds.
+    it. If the store fails, the run ends with status ``failed`` and keeps its rounds. Samples are artifacts, under their
+    names in the run's directory; those of a run in the database lie beside it.
 
     Parameters
     ----------
@@ -286,7 +285,13 @@ class MLflow(Tracker):
 
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or "fedpisa"
         known = client.get_experiment_by_name(name)
-        experiment = known.experiment_id if known else client.create_experiment(name)
+        # By default the artifacts of a database lie in the current directory.
+        place = (
+            None
+            if self._mlflow.is_tracking_uri_set()
+            else (self._directory / "mlruns" / "artifacts").as_uri()
+        )
+        experiment = known.experiment_id if known else client.create_experiment(name, place)
         run_id = client.create_run(experiment, run_name=self._directory.name).info.run_id
         client.log_batch(
             run_id, params=[Param(key, str(value)) for key, value in config.to_mapping().items()]
