@@ -73,7 +73,8 @@ def _require_kept_tensors(task: Task, x: Tensor) -> None:
     params_P, buffers_Q = task.initial_params().to(x.device), task.initial_buffers().to(x.device)
     with torch.no_grad(), task.holding(params_P, buffers_Q):
         before = {name: (id(p), p.data_ptr()) for name, p in task.module.named_parameters()}
-        _, buffers = task.outputs(None, buffers_Q, x, None)
+        task.outputs(None, buffers_Q, x, None)
+        buffers = dict(task.module.named_buffers())
         new = [name for name, _ in task.module.named_parameters() if name not in before]
         if new:
             raise ValueError(f"the model's forward pass adds parameter {new[0]!r}: make it in __init__")
