@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import os
-import tomllib
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from typing import Any, Final, Literal, Self, cast, final
 
 from fedpisa import components, families
 from fedpisa.components import Component, Key
+from fedpisa.config.flat_keys import flatten, key_error, nest, read_toml
 from fedpisa.config.flat_options import flat_names, in_tables, option_of
 from fedpisa.config.overrides import parse_overrides
 from fedpisa.families import Permission, permitted
@@ -31,6 +31,17 @@ from fedpisa.typing import (
     PositiveInt,
     Probability,
 )
+
+__all__ = [
+    "RunConfig",
+    "flatten",
+    "load_config",
+    "nest",
+    "other_names",
+    "override",
+    "read_toml",
+    "run_keys",
+]
 
 _CHOICES: Final = (
     "algorithm",
@@ -390,7 +401,7 @@ class RunConfig:
             if name not in valid and any(map(families.is_unread, parts)):
                 resolved[name] = components.plain(value)
             elif name not in valid or name in run_keys():
-                raise ValueError(_key_error(name, value, sorted(valid), parts))
+                raise ValueError(key_error(name, value, sorted(valid), parts))
         for component in chosen:
             for name, value in families.resolve(component, _values_of(component, values)).items():
                 if resolved.setdefault(name, value) != value:
@@ -441,83 +452,8 @@ def _require_float32(chosen: Iterable[Component], resolved: Mapping[str, object]
             )
 
 
-def _key_error(name: str, value: object, valid: list[str], chosen: list[Component]) -> str:
-    """Return the error message for a key that is not valid among the options."""
-    if isinstance(value, Mapping) and not families.owners(name):
-        return f"[{name}] is a table, and keys are flat: write its keys without it"
-    if name in valid:
-        return f"key {name!r} belongs to the run and is among the options too: remove it from the options"
-    table, dot, option = name.partition(".")
-    if options := [option_of(key) for key in valid if key.startswith(f"{table}.")]:
-        if not dot:
-            return f"key {name!r} = {components.show(value)}: must be a table of {', '.join(options)}"
-        fix = (
-            f"; it is a key: write it without {table}"
-            if option in valid
-            else components.nearest(option, options)
-        )
-        return f"unknown option {option!r} of {table}{fix} (options: {', '.join(options)})"
-    users = families.owners(table)
-    if not users:
-        meant = components.SYNONYMS.get(components.kebab(table), ())
-        if not {*meant} & {*valid} and (
-            elsewhere := "".join(families.used_elsewhere(k, chosen) for k in meant[:1])
-        ):
-            return f"unknown key {table!r}: {elsewhere}"
-        return f"unknown key {table!r}{components.nearest(table, valid)} (all keys: fedpisa list)"
-    for family in ("model", "task"):
-        if list(users) == [family] and all(part.family != family for part in chosen):
-            names = f"{family}s {', '.join(users[family])}"
-            return f"key {table!r} is used by the {names}: set the key {family!r} too"
-    return families.used_elsewhere(table, chosen)
-
-
 def _snake(name: str) -> str:
     return name.replace("-", "_")
-
-
-def flatten(values: Mapping[str, object], table: str = "") -> dict[str, object]:
-    """Return the keys in kebab-case, with the options of a table as ``table.option``.
-
-    Raises
-    ------
-    ValueError
-        If a key is given twice, or is not a string.
-
-    Examples
-    --------
-    >>> flatten({"num_clients": 3, "optimizer-options": {"betas": [0.5, 0.999]}})
-    {'num-clients': 3, 'optimizer-options.betas': [0.5, 0.999]}
-    """
-    result: dict[str, object] = {}
-    for name, value in values.items():
-        if not isinstance(name, str):
-            raise ValueError(f"key {name!r} is not a string: write the name of a key")
-        key = table + name.rstrip("_").replace("_", "-")
-        is_table = isinstance(value, Mapping) and key.endswith("-options") and not table
-        for flat_key, item in (flatten(cast(Any, value), f"{key}.") if is_table else {key: value}).items():
-            if flat_key in result:
-                raise ValueError(f"key {flat_key!r} is given twice: give it once")
-            result[flat_key] = item
-    return result
-
-
-def nest(values: Mapping[str, object]) -> dict[str, Any]:
-    """Return the keys with their options in tables, the reverse of `flatten`.
-
-    Examples
-    --------
-    >>> nest({"num-clients": 3, "optimizer-options.eps": 1e-8, "optimizer-options.betas": [0.5, 0.999]})
-    {'num-clients': 3, 'optimizer-options': {'eps': 1e-08, 'betas': [0.5, 0.999]}}
-    """
-    result: dict[str, Any] = {}
-    for name, value in values.items():
-        table, dot, option = name.partition(".")
-        if dot:
-            result.setdefault(table, {})[option] = value
-        else:
-            result[name] = value
-    return result
 
 
 def override(values: Mapping[str, object], *changes: Mapping[str, object]) -> dict[str, object]:
@@ -598,21 +534,3 @@ def load_config(
         return RunConfig.from_mapping(override(flatten(source or {}), changes))
     with permitted(Permission.of_file(source, allow, changes)):
         return RunConfig.from_mapping(override(flatten(read_toml(source)), changes))
-
-
-def read_toml(path: str | os.PathLike[str]) -> dict[str, object]:
-    """Return the keys of a TOML file.
-
-    Raises
-    ------
-    ValueError
-        If the file cannot be read or is not TOML.
-    """
-    try:
-        with open(path, "rb") as file:
-            return tomllib.load(file)
-    except OSError as error:
-        reason = error.strerror or components.one_line(error)
-        raise ValueError(f"cannot read the configuration {os.fspath(path)!r}: {reason}") from error
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{os.fspath(path)!r} is not TOML: {components.one_line(error)}") from error
