@@ -11,8 +11,8 @@ from typing import Final, Literal, final
 
 import numpy as np
 
-from fedpisa.tuning.plan import Subject
 from fedpisa.tuning.space import Choices, Range, Space
+from fedpisa.tuning.subject import Subject
 
 Side = Literal["low", "high"]
 EDGE: Final = 0.05

@@ -14,8 +14,9 @@ from fedpisa.storage.csv_file import to_csv
 from fedpisa.storage.files import inside, refuse_link, replace_file
 from fedpisa.studies.study import Study
 from fedpisa.tuning.picture import plot_trials
-from fedpisa.tuning.plan import Plan, Subject
+from fedpisa.tuning.plan import Plan
 from fedpisa.tuning.standing import Standing, is_complete
+from fedpisa.tuning.subject import Subject
 from fedpisa.tuning.trial import Trial
 
 if TYPE_CHECKING:

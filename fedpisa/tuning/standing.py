@@ -10,7 +10,8 @@ from statistics import median
 from typing import Final, final
 
 from fedpisa.tuning.extension import Edge, edges
-from fedpisa.tuning.plan import Plan, Subject
+from fedpisa.tuning.plan import Plan
+from fedpisa.tuning.subject import Subject
 from fedpisa.tuning.trial import State, Trial, best_of
 
 SWAPPED: Final = 0.25

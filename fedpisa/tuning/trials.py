@@ -24,8 +24,9 @@ from fedpisa.config.run import run_keys
 from fedpisa.rng import stream_key
 from fedpisa.storage.files import LOCK, InUseError, locked, refuse_link
 from fedpisa.tuning.database import DATABASE, connect, database_errors
-from fedpisa.tuning.plan import Plan, Subject
+from fedpisa.tuning.plan import Plan
 from fedpisa.tuning.space import Space, read_stored_space, stored_space
+from fedpisa.tuning.subject import Subject
 from fedpisa.tuning.trial import Claimed, Ended, State, Trial
 
 if TYPE_CHECKING:
