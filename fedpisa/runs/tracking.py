@@ -172,9 +172,8 @@ class TensorBoard(Tracker):
 
     def show(self, number: int, files: Mapping[str, bytes]) -> None:
         """Log texts as they are, and images, under the names without their ends."""
-        writer = self._open(
-            number + 1
-        )  # after a resumption there may be no further round, and those so far stay
+        # After a resumption there may be no further round, and those so far stay.
+        writer = self._open(number + 1)
         for name, content in files.items():
             tag, _, kind = name.rpartition(".")
             if kind == "png":
