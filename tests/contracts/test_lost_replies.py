@@ -59,7 +59,9 @@ FRESH = [
 
 
 @pytest.mark.parametrize(
-    ("toy", "name", "keys"), on_toys([*((name, {}) for name in INCREMENTAL), *FRESH]), ids=str
+    ("toy", "name", "keys"),
+    on_toys([*((name, {}) for name in INCREMENTAL), *FRESH], ("scaffold", "fedadmm", "sisa")),
+    ids=str,
 )
 def test_a_lost_reply_is_like_a_lost_request(
     lab: Any, toy: Toy, name: str, keys: dict[str, object], engine: str

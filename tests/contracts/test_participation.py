@@ -31,7 +31,8 @@ def test_three_of_ten_clients_with_few_labels_each(toy: Toy, name: str, keys: di
     result = fedpisa.run(
         {
             **keys, **toy.keys, "algorithm": name, "num-clients": 10, "fraction-train": 0.3,
-            "partitioner": "label-dirichlet", "dirichlet-alpha": 0.3, "num-server-rounds": 15, "eval-every": 15,
+            "partitioner": "label-dirichlet", "dirichlet-alpha": 0.3, "eval-every": 15,
+            "num-server-rounds": 6 if toy.turns else 15,
         }
     )  # fmt: skip
     assert result.status == "finished"

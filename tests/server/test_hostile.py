@@ -184,8 +184,17 @@ TABLE: dict[str, Change] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("toy", "algorithm"), SUBJECTS, ids=str)
-@pytest.mark.parametrize("name", TABLE)
+ONE_FIELD = ("dtype", "shape", "stype", "round", "local-steps", "train-loss")
+"""Fields of an array or a number, which are checked alike whatever the array is."""
+LIES_TOLD = [
+    (name, toy, algorithm)
+    for name in TABLE
+    for toy, algorithm in SUBJECTS
+    if not (toy.turns and name.startswith(ONE_FIELD))
+]
+
+
+@pytest.mark.parametrize(("name", "toy", "algorithm"), LIES_TOLD, ids=str)
 def test_a_reply_that_breaks_the_contract_is_a_lost_reply(
     name: str, toy: Toy, algorithm: str, caplog: pytest.LogCaptureFixture
 ) -> None:
