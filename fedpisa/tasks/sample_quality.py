@@ -5,6 +5,7 @@ Shapes: ``n`` samples, ``D`` features.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from typing import Final, final
 
@@ -18,6 +19,9 @@ from fedpisa.tasks.measures import Measure
 
 NUM_FEATURES: Final = 64
 _EPOCHS, _BATCH_SIZE, _RATE = 5, 128, 1e-3
+_MOST_KEPT: Final = 8
+_KEPT: Final[dict[tuple[str, int, int], nn.Module]] = {}
+"""Networks that were trained before, by samples, number of classes and number of threads, for the runs of a study."""
 
 
 @final
@@ -91,7 +95,8 @@ def own_features(x: Tensor, y: Tensor, num_classes: int) -> Callable[[Tensor], T
     """Return the features of a small network that was trained to tell classes apart.
 
     It has the same initial weights and mini-batches in every run, so that runs on the same training samples can be
-    compared, also with different seeds. It is trained on the processor, in float32.
+    compared, also with different seeds. It is trained on the processor, in float32, and kept for further runs of this
+    process on the same samples.
 
     Parameters
     ----------
@@ -106,6 +111,21 @@ def own_features(x: Tensor, y: Tensor, num_classes: int) -> Callable[[Tensor], T
     >>> own_features(x, torch.arange(8) % 2, 2)(x).shape
     torch.Size([8, 64])
     """
+    key = _digest(x, y), num_classes, torch.get_num_threads()
+    if key not in _KEPT:
+        if len(_KEPT) == _MOST_KEPT:
+            del _KEPT[next(iter(_KEPT))]
+        _KEPT[key] = _trained(x, y, num_classes)
+    body = _KEPT[key]
+
+    def features(samples: Tensor) -> Tensor:
+        found: Tensor = body(samples.to("cpu", torch.float32))
+        return found
+
+    return features
+
+
+def _trained(x: Tensor, y: Tensor, num_classes: int) -> nn.Module:
     with seeded(0, "fid-features"), torch.enable_grad():
         body = _network(tuple(x.shape[1:]))
         model = nn.Sequential(body, nn.Linear(NUM_FEATURES, num_classes))
@@ -116,13 +136,16 @@ def own_features(x: Tensor, y: Tensor, num_classes: int) -> Callable[[Tensor], T
                 loss = F.cross_entropy(model(x[rows]), y[rows])
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
-    body.eval().requires_grad_(False)
+    return body.eval().requires_grad_(False)
 
-    def features(samples: Tensor) -> Tensor:
-        found: Tensor = body(samples.to("cpu", torch.float32))
-        return found
 
-    return features
+def _digest(*tensors: Tensor) -> str:
+    """Return a digest of shapes, types and values."""
+    found = hashlib.sha256()
+    for tensor in tensors:
+        found.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
+        found.update(tensor.contiguous().numpy().tobytes())
+    return found.hexdigest()
 
 
 def _network(shape: tuple[int, ...]) -> nn.Module:

@@ -1,4 +1,4 @@
-"""The studies ``vision`` and ``fine_tuning`` give all variants one budget, and clients have new text."""
+"""The studies of images, of fine-tuning and of a GAN give all variants one budget, and clients have new text."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def searched(values: Any) -> dict[str, Any]:
     return {variant["name"]: variant["search"] for variant in values["variant"]}
 
 
-@pytest.mark.parametrize("name", [*FULL, *FULL.values(), "vision/finer", "fine_tuning/finer"])
+@pytest.mark.parametrize("name", [*FULL, *FULL.values(), "vision/finer", "fine_tuning/finer", "gan/digits"])
 def test_all_variants_have_as_many_trials_and_gradients(name: str) -> None:
     values, study = read(name), read_study(EXPERIMENTS / f"{name}.toml")
     assert values["tune"]["sampler"] == "grid"
@@ -53,6 +53,27 @@ def test_a_full_plan_has_more_rounds_seeds_and_variants(name: str, whole: str) -
     changed = {key for key in short["base"] if short["base"][key] != full["base"][key]}
     assert changed == {"num-server-rounds", "eval-every"}
     assert short["base"].keys() == full["base"].keys()
+
+
+def test_the_full_plan_of_a_gan_has_more_trials_rounds_seeds_and_variants() -> None:
+    short, full, study = read("gan/digits"), read("gan/full"), read_study(EXPERIMENTS / "gan" / "full.toml")
+    for variant, search in searched(short).items():
+        for key, values in search.items():
+            assert {*values} < {*searched(full)[variant][key]}
+    assert {math.prod(map(len, search.values())) for search in searched(full).values()} == {12}
+    assert {*searched(short)} < {*searched(full)}
+    assert {*short["seeds"]} < {*full["seeds"]}
+    assert not {*full["tune"]["seeds"]} & {*full["seeds"]}
+    assert {key for key in full["base"] if short["base"].get(key) != full["base"][key]} == {
+        "num-server-rounds",
+        "eval-every",
+    }
+    keys: list[Any] = [run.keys for run in study.runs()]
+    gradients = {
+        one["num-server-rounds"] * one.get("local-steps", 1) * (2 if one.get("turns-within") else 1)
+        for one in keys
+    }
+    assert gradients == {5 * short["base"]["num-server-rounds"]}
 
 
 def test_a_model_is_pretrained_on_roles_that_are_not_clients(

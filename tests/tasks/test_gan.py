@@ -29,6 +29,7 @@ from fedpisa.report import write_report
 from fedpisa.rng import mix, normal, uniform
 from fedpisa.simulation.federation import Federation
 from fedpisa.simulation.stacked.gradients import StackedGradient
+from fedpisa.tasks import sample_quality
 from fedpisa.tasks._inception import inception, inception_features
 from fedpisa.tasks.frechet import frechet_distance, gaussian_distance, kernel_distance
 from fedpisa.tasks.gan import Adversarial, Gan
@@ -236,6 +237,8 @@ def test_own_features_tell_real_samples_from_noise() -> None:
     features = own_features(x, y, 10)
     assert torch.equal(before, torch.get_rng_state())
     assert torch.equal(features(x[:9]), own_features(x, y, 10)(x[:9]))
+    sample_quality._KEPT.clear()  # what is kept has the same numbers as what is trained again
+    assert torch.equal(features(x[:9]), own_features(x, y, 10)(x[:9]))
     test = torch.from_numpy(digits.x_test)
     near, far = (
         frechet_distance(features(test), features(other))
@@ -253,6 +256,29 @@ RUN: dict[str, object] = {
     "num-server-rounds": 2,
     "fid-samples": 50,
 }
+
+
+def test_features_are_trained_once_for_the_same_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A changed pixel or class is another data set; the oldest of too many is forgotten."""
+    trained: list[tuple[Tensor, Tensor]] = []
+
+    def train(x: Tensor, y: Tensor, num_classes: int) -> torch.nn.Module:
+        trained.append((x, y))
+        return torch.nn.Flatten()
+
+    monkeypatch.setattr(sample_quality, "_KEPT", {})
+    monkeypatch.setattr(sample_quality, "_trained", train)
+    x, y = torch.zeros(4, 1, 8, 8), torch.arange(4)
+    for pixel in [0.0, 0.0, 1.0, 0.0]:
+        own_features(x + pixel * torch.eye(8), y, 4)
+    assert len(trained) == 2
+    own_features(x, y.flip(0), 4)
+    assert len(trained) == 3
+    for pixel in range(2, 9):
+        own_features(x + pixel, y, 4)
+    assert len(sample_quality._KEPT) == 8
+    own_features(x, y, 4)
+    assert len(trained) == 11
 
 
 def test_a_run_reports_own_distances_by_their_name() -> None:
