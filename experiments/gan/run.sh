@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Tune at half of the rounds, then run the chosen values on fresh seeds: bash run.sh OUT [STUDY]
-# STUDY is digits, which the README reports, or full. FEDPISA_DATA is an absolute path.
+# STUDY is digits or finer, which the README reports, or full. FEDPISA_DATA is an absolute path.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 out=${1:?name a folder for the results}

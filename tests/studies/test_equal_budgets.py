@@ -31,7 +31,9 @@ def searched(values: Any) -> dict[str, Any]:
     return {variant["name"]: variant["search"] for variant in values["variant"]}
 
 
-@pytest.mark.parametrize("name", [*FULL, *FULL.values(), "vision/finer", "fine_tuning/finer", "gan/digits"])
+@pytest.mark.parametrize(
+    "name", [*FULL, *FULL.values(), "vision/finer", "fine_tuning/finer", "gan/digits", "gan/finer"]
+)
 def test_all_variants_have_as_many_trials_and_gradients(name: str) -> None:
     values, study = read(name), read_study(EXPERIMENTS / f"{name}.toml")
     assert values["tune"]["sampler"] == "grid"
