@@ -2,9 +2,9 @@
 
 python chosen.py RESULTS OUT.png
 
-RESULTS is the folder that run.sh wrote for the studies ``digits`` and ``finer``. A variant's value at a split is the
-one with the lower validation distance. A row of the picture is a split, and a column a variant with the first seed that
-finished; the variants of a seed have the same latent vectors.
+RESULTS is the folder that run.sh wrote for the studies ``digits``, ``finer`` and ``again``. The value of a variant at a
+split is that of the first two studies with the lower mean validation distance in the third. A row of the picture is a
+split, and a column a variant with the first seed that finished; the variants of a seed have the same latent vectors.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Iterator, Sequence
+from math import inf
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -33,17 +34,23 @@ SPLITS = {"iid": "mixed", "labels-per-client": "two digits a client"}
 def results(folder: Path) -> Iterator[tuple[str, str, dict[str, Sequence[fedpisa.Result]]]]:
     """Yield each split and variant with its results by study, the chosen study first."""
     runs: dict[tuple[str, str], dict[str, list[fedpisa.Result]]] = {}
-    lowest: dict[tuple[str, str, str], float] = {}
+    tuned: dict[tuple[str, str, str], float] = {}
     for study in STUDIES:
-        if not (folder / study).exists():
-            continue
         for row in pd.read_csv(folder / f"{study}-tuned" / "summary.csv").to_dict("records"):
-            lowest[row["partitioner"], row["variant"], study] = row["validation_fid_own"]
+            tuned[row["partitioner"], row["variant"], study] = row["validation_fid_own"]
         for run in fedpisa.load_study(folder / study):
             of_variant = runs.setdefault((str(run.point["partitioner"]), run.variant), {})
             of_variant.setdefault(study, []).append(run.result)
+    again: dict[tuple[str, str, str], list[float]] = {}
+    for run in fedpisa.load_study(folder / "again"):
+        variant, study = run.variant.rsplit("-", 1)
+        value = run.result.last("validation_fid_own") if run.result.status == "finished" else inf
+        again.setdefault((str(run.point["partitioner"]), variant, study), []).append(value)
     for (split, variant), found in sorted(runs.items(), key=lambda one: one[0][0]):
-        order = sorted(found, key=lambda study: lowest[split, variant, study])
+        keys = {study: (split, variant, study) for study in found}
+        for key in keys.values():
+            print(*key, f"trials {tuned[key]:.0f}, again {mean(again[key]):.0f} of {len(again[key])}")
+        order = sorted(found, key=lambda study: (mean(again[keys[study]]), tuned[keys[study]]))
         yield split, variant, {study: found[study] for study in order}
 
 

@@ -78,6 +78,25 @@ def test_the_full_plan_of_a_gan_has_more_trials_rounds_seeds_and_variants() -> N
     assert gradients == {5 * short["base"]["num-server-rounds"]}
 
 
+def test_two_values_of_each_variant_of_a_gan_run_again_on_other_seeds() -> None:
+    """All other keys are those of the reported runs, which have twice the rounds of the trials."""
+    first, study = read("gan/digits"), read_study(EXPERIMENTS / "gan" / "again.toml")
+    assert {*study.variants} == {f"{name}-{of}" for name in searched(first) for of in ("digits", "finer")}
+    assert not {*study.seeds} & {*first["seeds"], *first["tune"]["seeds"]}
+    for run in read_study(EXPERIMENTS / "gan" / "digits.toml").runs():
+        for of in ("digits", "finer"):
+            again = next(
+                one.keys
+                for one in study.runs()
+                if one.variant == f"{run.variant}-{of}" and one.point == run.point
+            )
+            changed = {key for key in run.keys if run.keys[key] != again[key]}
+            assert changed == {"seed", "num-server-rounds", "eval-every"}
+            assert again["num-server-rounds"] == 2 * int(str(run.keys["num-server-rounds"]))
+            own = {*searched(first)[run.variant], "validation-fraction"}
+            assert {*again} - {*run.keys} == own
+
+
 def test_a_model_is_pretrained_on_roles_that_are_not_clients(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
