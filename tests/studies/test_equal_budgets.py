@@ -1,4 +1,4 @@
-"""The studies of images, of fine-tuning and of a GAN give all variants one budget, and clients have new text."""
+"""The studies of images, fine-tuning, GANs and control give all variants one budget, and clients have new text."""
 
 from __future__ import annotations
 
@@ -31,13 +31,18 @@ def searched(values: Any) -> dict[str, Any]:
     return {variant["name"]: variant["search"] for variant in values["variant"]}
 
 
-@pytest.mark.parametrize(
-    "name", [*FULL, *FULL.values(), "vision/finer", "fine_tuning/finer", "gan/digits", "gan/finer"]
-)
+GAN = ("gan/digits", "gan/finer")
+FINER = ("vision/finer", "fine_tuning/finer", "control/finer")
+CONTROL = ("control/pendulum", "control/full")
+
+
+@pytest.mark.parametrize("name", [*FULL, *FULL.values(), *FINER, *GAN, *CONTROL])
 def test_all_variants_have_as_many_trials_and_gradients(name: str) -> None:
     values, study = read(name), read_study(EXPERIMENTS / f"{name}.toml")
     assert values["tune"]["sampler"] == "grid"
-    assert {math.prod(map(len, search.values())) for search in searched(values).values()} == {6}
+    assert {math.prod(map(len, search.values())) for search in searched(values).values()} == {
+        values["tune"]["trials"]
+    }
     assert not {*values["tune"]["seeds"]} & {*study.seeds}
     keys: list[Any] = [run.keys for run in study.runs()]
     assert len({one["num-server-rounds"] * one.get("local-steps", 1) for one in keys}) == 1
@@ -95,6 +100,23 @@ def test_two_values_of_each_variant_of_a_gan_run_again_on_other_seeds() -> None:
             assert again["num-server-rounds"] == 2 * int(str(run.keys["num-server-rounds"]))
             own = {*searched(first)[run.variant], "validation-fraction"}
             assert {*again} - {*run.keys} == own
+
+
+@pytest.mark.parametrize("name", CONTROL)
+def test_all_variants_take_as_many_steps_in_environments(name: str) -> None:
+    keys: list[Any] = [run.keys for run in read_study(EXPERIMENTS / f"{name}.toml").runs()]
+    assert len({one["num-server-rounds"] / one["rollout-every"] for one in keys}) == 1
+    assert len({one["num-server-rounds"] / one["eval-every"] for one in keys}) == 1
+
+
+def test_the_full_plan_of_control_has_more_of_all() -> None:
+    short, full = (read(name) for name in CONTROL)
+    for variant, search in searched(short).items():
+        for key, values in search.items():
+            assert {*values} <= {*searched(full)[variant][key]}
+    assert {*short["seeds"]} < {*full["seeds"]}
+    assert {*short["sweep"]["gravity-spread"]} < {*full["sweep"]["gravity-spread"]}
+    assert full["base"]["num-server-rounds"] == 4 * short["base"]["num-server-rounds"]
 
 
 def test_a_model_is_pretrained_on_roles_that_are_not_clients(
