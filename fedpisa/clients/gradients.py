@@ -116,7 +116,8 @@ class AutogradGradient:
             pieces = _pieces(weight_B, self.task.micro_batch_size)
             num_batches += len(pieces) > 0
             for number, (rows, share) in enumerate(pieces):
-                x_B, y_B, own = x, all_y_B, memory
+                # The memory has rows for as many samples as a mini-batch may have.
+                x_B, y_B, own = x, all_y_B, {name: value[: len(x)] for name, value in memory.items()}
                 if rows is not None:
                     x_B, y_B = x[rows], all_y_B[rows]
                     own = {name: value[rows] for name, value in memory.items()}
@@ -132,13 +133,12 @@ class AutogradGradient:
                         loss = loss * share
                     derive(c, loss, held if player is None else held.of(player.layout))
                 self.buffers_Q = buffers_Q.detach()
-                if rows is None:
-                    memory = {name: after[name].detach() for name in memory}
-                else:
-                    memory = {
-                        name: value.index_copy(0, rows, after[name].detach())
-                        for name, value in memory.items()
-                    }
+                memory = {
+                    name: torch.cat([after[name].detach(), value[len(x) :]])
+                    if rows is None
+                    else value.index_copy(0, rows, after[name].detach())
+                    for name, value in memory.items()
+                }
                 total += loss.detach()
         self.memory_after = memory
         return total if num_batches == 1 else total / num_batches, num_batches

@@ -214,6 +214,31 @@ def test_engines_agree(options: dict[str, object], carry: CarryState, model: str
     )
 
 
+@pytest.mark.parametrize("carry", ["epoch", "round"])
+@pytest.mark.parametrize("model", ["lstm", f"{__name__}:own_rnn"])
+@pytest.mark.parametrize("size", [3, 5, 9])
+def test_engines_agree_where_a_text_has_fewer_streams_than_a_batch(
+    size: int, model: str, carry: CarryState
+) -> None:
+    """The clients have 7, 4 and 10 windows, and so, with 3 streams at most, 3, 2 and 3 of them."""
+    own = {} if model == "lstm" else {"model": model, "embed": None, "hidden": None}
+    given = keys(algorithm="fedavg", local_steps=3, carry_state=carry, **own, **{"batch-size": size})
+    config = {k: v for k, v in given.items() if v is not None}
+    loop, vmap = (fedpisa.run({**config, "engine": engine}).parameters for engine in ("loop", "vmap"))
+    for name, value in loop.items():
+        np.testing.assert_allclose(vmap[name], value, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("engine", ["loop", "vmap"])
+def test_streams_of_one_window_are_full_batches_without_a_state(engine: str) -> None:
+    """With room for all windows side by side, each stream begins anew in each step."""
+    common = keys(algorithm="fedavg", local_steps=3, engine=engine)
+    streams = fedpisa.run({**common, "batch-size": 12}).parameters
+    full = fedpisa.run({**common, "batch-size": "full", "carry-state": "none"}).parameters
+    for name, value in full.items():
+        np.testing.assert_allclose(streams[name], value, rtol=1e-12, atol=1e-14)
+
+
 def test_a_carried_state_changes_the_run() -> None:
     found = [
         fedpisa.run(keys(algorithm="fedavg", local_steps=2, carry_state=carry))
