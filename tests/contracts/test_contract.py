@@ -118,8 +118,9 @@ def test_the_order_of_the_clients_does_not_matter(
     here.
     """
     keys = rng.step_keys
-    for place in ("fedpisa.clients.client", "fedpisa.simulation.stacked.cohort"):
-        monkeypatch.setattr(f"{place}.step_keys", lambda seed, ids, *rest: keys(seed, 0 * ids, *rest))
+    monkeypatch.setattr(
+        "fedpisa.clients.batches.step_keys", lambda seed, ids, *rest: keys(seed, 0 * ids, *rest)
+    )
     algorithm = case.build(batch_size="full", admm_share=1.0)
     data = lab.blobs()
     order = [3, 0, 5, 1, 4, 2]
