@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from fedpisa import families
 from fedpisa.clients.client import BUFFERS, Client
+from fedpisa.clients.memory import sampler_of
 from fedpisa.clients.model_trial import require_batch_statistics, require_trainable
 from fedpisa.clients.rollouts import require_no_samples, trial_data
 from fedpisa.clients.step_sizes import UNSCHEDULED, StepSizeSchedule
@@ -172,6 +173,7 @@ class Federation:
         update, tried = self.algorithm.local_update, trial_data(self.task, self.data)
         sample = tried.x[:1]
         update.check(self.task, sample)
+        sampler_of(self.task, update.at_round(1))  # refuses a state that cannot be carried
         require_trainable(self.task, sample, tried.y[:1])
         require_no_samples(self.task, update, config.exact_diagnostics)
         if not clients_have_data:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any, Literal, final
+from typing import Any, Final, Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,11 @@ from fedpisa.tasks.measures import Measure
 from fedpisa.tasks.module_values import own_attributes
 from fedpisa.tasks.recurrent import state_size, texts_side_by_side
 from fedpisa.tasks.regression import Regression
+
+_NO_FEATURES: Final = (
+    "the algorithm compares features, which carry-state and the penalties on a recurrent state change: "
+    'set carry-state = "none" and both penalties to 0, or take another algorithm'
+)
 
 
 @final
@@ -96,10 +101,7 @@ class Supervised(Task):
         x, y, mask_B, key = samples
         recurrence, penalties_B = self.criterion.recurrence, None
         if recurrence is not None and extra is not None:
-            raise ValueError(
-                "the algorithm compares features, which carry-state and the penalties on a recurrent state change: "
-                'set carry-state = "none" and both penalties to 0, or take another algorithm'
-            )
+            raise ValueError(_NO_FEATURES)
         if recurrence is not None:
             state_BZ = memory["hidden"] if memory else self._no_state(len(x))
             # PyTorch adds into the state, which must be stacked if the input of stacked clients is.
@@ -124,6 +126,14 @@ class Supervised(Task):
         if self.buffer_layout.names:
             buffers_Q = self.buffer_layout.flatten(buffers, buffers_Q.dtype)
         return Pass(losses_B, buffers_Q, memory)
+
+    def features(
+        self, params_P: Tensor, buffers_Q: Tensor, x: Tensor, mask_B: Tensor | None, *, held: bool = False
+    ) -> Tensor:
+        """Return the samples' features; refuse them if a state is carried or penalised. See `Task.features`."""
+        if self.criterion.recurrence is not None:
+            raise ValueError(_NO_FEATURES)
+        return super().features(params_P, buffers_Q, x, mask_B, held=held)
 
     def sample_scores(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         """Return the samples' losses and the criterion's scores, all ``(B,)``; see `Task.sample_scores`."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fedpisa
+from fedpisa import RunConfig
 from fedpisa.clients.base import MiniBatches
 from fedpisa.clients.batches import CarryState, Epochs, Periodic, Streams
 from fedpisa.clients.gradients import AutogradGradient
@@ -21,6 +22,7 @@ from fedpisa.datasets.base import Dataset
 from fedpisa.datasets.text import windows
 from fedpisa.models.language import lstm
 from fedpisa.models.recurrent import Steps, awd_lstm
+from fedpisa.runs.simulation import Simulation
 from fedpisa.simulation.stacked.gradients import StackedGradient
 from fedpisa.tasks.base import Samples
 from fedpisa.tasks.language import language
@@ -269,10 +271,11 @@ def test_a_resumed_run_has_the_same_bytes(tmp_path: Path, engine: str) -> None:
         ({"algorithm": "scaffnew"}, "different numbers of steps"),
     ],
 )
-def test_what_cannot_be_carried_is_refused(options: dict[str, object], message: str) -> None:
-    config = keys(algorithm="fedavg") | options
+@pytest.mark.parametrize("engine", ["loop", "vmap"])
+def test_what_cannot_be_carried_is_refused(options: dict[str, object], message: str, engine: str) -> None:
+    config = keys(algorithm="fedavg", engine=engine) | options
     with pytest.raises(ValueError, match=message):
-        fedpisa.run({k: v for k, v in config.items() if v is not None})
+        Simulation(RunConfig.from_mapping({k: v for k, v in config.items() if v is not None}))
 
 
 def test_validation_windows_are_the_last_ones() -> None:
