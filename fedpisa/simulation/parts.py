@@ -144,9 +144,12 @@ def with_steps(config: RunConfig, task: Task, x: Tensor) -> Task:
         If the model or the samples do not allow it.
     """
     if config.micro_batch_size and task.mixes_samples:
+        names = task.buffer_layout.names
+        part = repr(names[0]) if names else "BatchNorm"
+        fix = task.without(names[0]) if names else "use a model without BatchNorm"
         raise ValueError(
-            f"micro-batch-size = {config.micro_batch_size}: the model's BatchNorm needs whole mini-batches; set "
-            "micro-batch-size = 0, or take a model without BatchNorm"
+            f"micro-batch-size = {config.micro_batch_size}: the model's {part} needs whole mini-batches; set "
+            f"micro-batch-size = 0, or {fix}"
         )
     augment = build_augment(config)
     if augment is not None:

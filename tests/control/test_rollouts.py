@@ -367,6 +367,10 @@ def test_replies_are_checked_as_others_are() -> None:
         ({"kind": "discrete", "action-noise": "grid"}, "needs one continuous action"),
         ({"observation-norm": "shared", **PRIVATE}, '; set observation-norm = "personal" or "none"$'),
         (
+            {"observation-norm": "shared", "micro-batch-size": 2},
+            'set micro-batch-size = 0, or set observation-norm = "personal" or "none"$',
+        ),
+        (
             {"observation-norm": "shared", "algorithm": "local"},
             'own: set observation-norm = "personal" or "none"$',
         ),
