@@ -250,7 +250,7 @@ class _Run:
         return result
 
     def _generated(self) -> Mapping[str, bytes]:
-        """Return what the final model makes, unless nobody would see it."""
+        """Return what the final model makes, if there is a directory or a listener for it."""
         return self.simulation.generated() if self.files is not None or self.notify.listeners else {}
 
     def _rounds(self) -> None:
