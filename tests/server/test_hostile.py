@@ -185,7 +185,7 @@ TABLE: dict[str, Change] = {
 
 
 ONE_FIELD = ("dtype", "shape", "stype", "round", "local-steps", "train-loss")
-"""Fields of an array or a number, which are checked alike whatever the array is."""
+"""Fields of an array or a number. The checks are the same for every array."""
 LIES_TOLD = [
     (name, toy, algorithm)
     for name in TABLE

@@ -42,11 +42,13 @@ class Threads:
         return ThreadPoolExecutor(self._number, initializer=torch.set_num_threads, initargs=(1,))
 
     def map(self, function: Callable[..., T], *arguments: Iterable[Any]) -> list[T]:
-        """Return a function's values, in order; an error is raised when all calls have ended."""
+        """Return a function's values, in order; after an error or an interruption, too, all calls have ended."""
         with one_thread():
             calls = [self._pool.submit(function, *these) for these in zip(*arguments, strict=True)]
-            wait(calls)
-        return [call.result() for call in calls]
+            try:
+                return [call.result() for call in calls]
+            finally:
+                wait(calls)
 
 
 @contextmanager
