@@ -5,6 +5,4 @@ set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 out=${1:?name a folder for the results}
 study=${2:-pendulum}
-fedpisa tune "$here/$study.toml" --out "$out/$study-tuned"
-awk '/^num-server-rounds = /{$3 *= 2} 1' "$out/$study-tuned/best.toml" > "$out/$study.toml"
-fedpisa compare "$out/$study.toml" --out "$out/$study"
+bash "$here/../tune_then_run.sh" "$here/$study.toml" "$out"

@@ -10,7 +10,5 @@ shift
 [ -e pretrained ] || python "$here/pretrain.py" .
 [ $# -gt 0 ] || set -- all-weights lora
 for study in "$@"; do
-    fedpisa tune "$here/$study.toml" --out "$study-tuned"
-    awk '/^num-server-rounds = /{$3 *= 2} 1' "$study-tuned/best.toml" > "$study.toml"
-    fedpisa compare "$study.toml" --out "$study"
+    bash "$here/../tune_then_run.sh" "$here/$study.toml" .
 done

@@ -9,6 +9,4 @@ study=${2:-digits}
 if [ "$study" = again ]; then
     exec fedpisa compare "$here/again.toml" --out "$out/again"
 fi
-fedpisa tune "$here/$study.toml" --out "$out/$study-tuned"
-awk '/^num-server-rounds = /{$3 *= 2} 1' "$out/$study-tuned/best.toml" > "$out/$study.toml"
-fedpisa compare "$out/$study.toml" --out "$out/$study"
+bash "$here/../tune_then_run.sh" "$here/$study.toml" "$out"
